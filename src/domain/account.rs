@@ -1,0 +1,94 @@
+//! A patient's billing account. The ledger will be its events; so far an account is opened and stays.
+
+use std::sync::Arc;
+
+use super::ids::{AccountId, PatientId};
+use super::time::Timestamp;
+
+/// An account as it stands.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Account {
+    /// The account's own id.
+    pub id: AccountId,
+    /// Whose account it is. Unique: a patient has at most one.
+    pub patient_id: PatientId,
+    /// The holder's name when the account was opened.
+    pub name: Box<str>,
+    /// The holder's e-mail address when the account was opened.
+    pub email: Box<str>,
+    /// Whether it may be charged.
+    pub status: AccountStatus,
+    /// When it was opened.
+    pub opened_at: Timestamp,
+}
+
+/// Never prints the holder's name and address.
+impl std::fmt::Debug for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Account")
+            .field("id", &self.id)
+            .field("patient_id", &self.patient_id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether an account may be charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountStatus {
+    /// Open.
+    Active,
+}
+
+impl AccountStatus {
+    /// The published name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            AccountStatus::Active => "ACTIVE",
+        }
+    }
+
+    /// The status of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        (name == "ACTIVE").then_some(AccountStatus::Active)
+    }
+}
+
+/// What a caller wants done.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OpenAccount {
+    /// The id the account gets if it is new.
+    pub account_id: AccountId,
+    /// The holder's name.
+    pub name: Box<str>,
+    /// The holder's e-mail address.
+    pub email: Box<str>,
+}
+
+impl std::fmt::Debug for OpenAccount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenAccount").field("account_id", &self.account_id).finish_non_exhaustive()
+    }
+}
+
+/// Opening an account that exists is no error and changes nothing: `Err` holds the account as it is.
+///
+/// # Errors
+/// The account that exists already.
+pub fn decide(
+    patient_id: PatientId,
+    state: Option<&Arc<Account>>,
+    command: &OpenAccount,
+    now: Timestamp,
+) -> Result<Arc<Account>, Arc<Account>> {
+    if let Some(account) = state {
+        return Err(Arc::clone(account));
+    }
+    Ok(Arc::new(Account {
+        id: command.account_id,
+        patient_id,
+        name: command.name.clone(),
+        email: command.email.clone(),
+        status: AccountStatus::Active,
+        opened_at: now,
+    }))
+}

@@ -1,0 +1,115 @@
+//! An event with everything that is recorded of it: the row of the journal, the outbox and the history.
+
+use std::sync::Arc;
+
+use super::ids::{CommandId, EventId, PatientId, ShardNo, Version};
+use super::patient::{Patient, PatientEvent};
+use super::time::Timestamp;
+
+/// An event of a patient, as it is committed and as it is read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordedEvent {
+    /// Unique over all events; drawn when the event was decided.
+    pub event_id: EventId,
+    /// The intention it carries out.
+    pub command_id: CommandId,
+    /// What happened.
+    pub event: PatientEvent,
+    /// When it was decided.
+    pub at: Timestamp,
+    /// Who caused it.
+    pub subject: Arc<str>,
+    /// The W3C `traceparent` of the request that caused it.
+    pub traceparent: Box<str>,
+}
+
+impl RecordedEvent {
+    /// The patient concerned.
+    pub fn patient_id(&self) -> PatientId {
+        self.event.patient().id
+    }
+
+    /// The version the patient has after it.
+    pub fn version(&self) -> Version {
+        self.event.version()
+    }
+
+    /// The type as the outside knows it.
+    pub fn event_type(&self) -> EventType {
+        EventType::of(&self.event)
+    }
+}
+
+/// An event that waits in the outbox, with its place in the order of commits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxEvent {
+    /// Rises with the versions of one patient. An order, never a cursor: a smaller number may be
+    /// committed later than a larger one of another patient.
+    pub seq: i64,
+    /// The patient's shard.
+    pub shard: ShardNo,
+    /// The event.
+    pub recorded: RecordedEvent,
+}
+
+/// The type of an event, as published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EventType {
+    /// `PATIENT_CREATED`
+    Created,
+    /// `PATIENT_UPDATED`
+    Updated,
+    /// `PATIENT_DELETED`
+    Deleted,
+}
+
+impl EventType {
+    /// All types, in the order of a life.
+    pub const ALL: [EventType; 3] = [EventType::Created, EventType::Updated, EventType::Deleted];
+
+    /// The type of `event`.
+    pub fn of(event: &PatientEvent) -> Self {
+        match event {
+            PatientEvent::Registered(_) => EventType::Created,
+            PatientEvent::Updated(_) => EventType::Updated,
+            PatientEvent::Deleted(_) => EventType::Deleted,
+        }
+    }
+
+    /// The event of this type that carries `patient`.
+    pub fn event(self, patient: Arc<Patient>) -> PatientEvent {
+        match self {
+            EventType::Created => PatientEvent::Registered(patient),
+            EventType::Updated => PatientEvent::Updated(patient),
+            EventType::Deleted => PatientEvent::Deleted(patient),
+        }
+    }
+
+    /// The published name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            EventType::Created => "PATIENT_CREATED",
+            EventType::Updated => "PATIENT_UPDATED",
+            EventType::Deleted => "PATIENT_DELETED",
+        }
+    }
+
+    /// The type of that published name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.as_str() == name)
+    }
+
+    /// The number in the database. Never changes.
+    pub const fn code(self) -> i16 {
+        match self {
+            EventType::Created => 1,
+            EventType::Updated => 2,
+            EventType::Deleted => 3,
+        }
+    }
+
+    /// The type of that number.
+    pub fn from_code(code: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|t| t.code() == code)
+    }
+}

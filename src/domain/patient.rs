@@ -1,0 +1,186 @@
+//! A patient's record: what may be done to it and what it is afterwards.
+
+use std::sync::Arc;
+
+use ::time::Date;
+
+use super::ids::{PatientId, Version};
+use super::time::Timestamp;
+
+/// A living record, as of `version`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patient {
+    /// Who this is.
+    pub id: PatientId,
+    /// 1 after registration, one more after each change.
+    pub version: Version,
+    /// When the record was made: the order of lists.
+    pub created_at: Timestamp,
+    /// What the clinic knows.
+    pub details: PatientDetails,
+}
+
+/// What the clinic knows of a patient. Valid by construction: see `validate`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PatientDetails {
+    /// Full name, 1 to 100 characters.
+    pub name: Box<str>,
+    /// E-mail address as given. Unique over living patients without regard to case.
+    pub email: Box<str>,
+    /// Postal address.
+    pub address: Box<str>,
+    /// Not in the future when it was given.
+    pub date_of_birth: Date,
+    /// The day the clinic took the patient on, as the clinic says it.
+    pub registered_date: Date,
+}
+
+/// Never prints what it holds: a record may end up in an error or an assertion of a caller.
+impl std::fmt::Debug for PatientDetails {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PatientDetails(..)")
+    }
+}
+
+impl PatientDetails {
+    /// The form of the e-mail address under which it is unique.
+    pub fn email_key(&self) -> String {
+        email_key(&self.email)
+    }
+}
+
+/// The form of an e-mail address under which it is unique: lower case.
+pub fn email_key(email: &str) -> String {
+    email.to_lowercase()
+}
+
+/// A change of the details; `registered_date` stays as it is if it is not given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatientChange {
+    /// The new name.
+    pub name: Box<str>,
+    /// The new e-mail address.
+    pub email: Box<str>,
+    /// The new address.
+    pub address: Box<str>,
+    /// The new date of birth.
+    pub date_of_birth: Date,
+    /// The new registered date, if it changes.
+    pub registered_date: Option<Date>,
+}
+
+/// What a caller wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatientCommand {
+    /// Make the record.
+    Register(PatientDetails),
+    /// Replace the details.
+    Update(PatientChange),
+    /// End the record. Its id is never used again; its e-mail address is free again.
+    Delete,
+}
+
+/// What happened. Each event carries the record as it is after it (for a deletion: as it was before),
+/// so that any version can be shown without replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatientEvent {
+    /// The record was made.
+    Registered(Arc<Patient>),
+    /// The details were replaced.
+    Updated(Arc<Patient>),
+    /// The record was ended; `version` of the patient is that of the deletion.
+    Deleted(Arc<Patient>),
+}
+
+impl PatientEvent {
+    /// The record the event carries.
+    pub fn patient(&self) -> &Arc<Patient> {
+        match self {
+            PatientEvent::Registered(p) | PatientEvent::Updated(p) | PatientEvent::Deleted(p) => p,
+        }
+    }
+
+    /// The version the patient has after this event.
+    pub fn version(&self) -> Version {
+        self.patient().version
+    }
+}
+
+/// What is known of an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatientState {
+    /// Nothing was ever registered under it.
+    Absent,
+    /// A living record.
+    Active(Arc<Patient>),
+    /// There was a record; it ended at this version.
+    Deleted(Version),
+}
+
+/// Why a command was refused by the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No living record has this id.
+    NotFound,
+    /// The id is taken, by a living or an ended record.
+    AlreadyExists,
+}
+
+/// What `command` does to `state` at `now`, or why it may not. That the e-mail address is free is
+/// decided by the store at commit, since it concerns all patients.
+///
+/// # Errors
+/// The refusal of the rules; nothing has happened then.
+pub fn decide(
+    id: PatientId,
+    state: &PatientState,
+    command: &PatientCommand,
+    now: Timestamp,
+) -> Result<PatientEvent, Refusal> {
+    match (command, state) {
+        (PatientCommand::Register(details), PatientState::Absent) => {
+            Ok(PatientEvent::Registered(Arc::new(Patient {
+                id,
+                version: 1,
+                created_at: now,
+                details: details.clone(),
+            })))
+        }
+        (PatientCommand::Register(_), _) => Err(Refusal::AlreadyExists),
+        (PatientCommand::Update(change), PatientState::Active(patient)) => {
+            Ok(PatientEvent::Updated(Arc::new(Patient {
+                version: patient.version + 1,
+                details: changed(&patient.details, change),
+                ..**patient
+            })))
+        }
+        (PatientCommand::Delete, PatientState::Active(patient)) => {
+            Ok(PatientEvent::Deleted(Arc::new(Patient {
+                version: patient.version + 1,
+                details: patient.details.clone(),
+                ..**patient
+            })))
+        }
+        (PatientCommand::Update(_) | PatientCommand::Delete, _) => Err(Refusal::NotFound),
+    }
+}
+
+fn changed(old: &PatientDetails, change: &PatientChange) -> PatientDetails {
+    PatientDetails {
+        name: change.name.clone(),
+        email: change.email.clone(),
+        address: change.address.clone(),
+        date_of_birth: change.date_of_birth,
+        registered_date: change.registered_date.unwrap_or(old.registered_date),
+    }
+}
+
+/// The state after `event`.
+pub fn evolve(event: &PatientEvent) -> PatientState {
+    match event {
+        PatientEvent::Registered(patient) | PatientEvent::Updated(patient) => {
+            PatientState::Active(Arc::clone(patient))
+        }
+        PatientEvent::Deleted(patient) => PatientState::Deleted(patient.version),
+    }
+}

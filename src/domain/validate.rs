@@ -1,0 +1,286 @@
+//! Turning what a caller typed into details that hold: every rule of a field, with the message a
+//! caller is shown.
+
+use std::collections::BTreeMap;
+
+use ::time::Date;
+use ::time::macros::format_description;
+use validator::ValidateEmail;
+
+use super::patient::{PatientChange, PatientDetails};
+
+/// The most characters a name may have.
+pub const NAME_MAX_CHARS: usize = 100;
+/// The most characters an e-mail address may have (RFC 5321, 4.5.3.1.3: a path of 256 octets with
+/// its angle brackets).
+pub const EMAIL_MAX_CHARS: usize = 254;
+/// The most characters an address may have.
+pub const ADDRESS_MAX_CHARS: usize = 500;
+
+/// What is wrong, by the field's name as the caller knows it.
+pub type FieldErrors = BTreeMap<&'static str, &'static str>;
+
+/// The fields as a caller gave them; a missing one is `None`.
+#[derive(Clone, Default)]
+pub struct PatientInput<'a> {
+    /// `name`
+    pub name: Option<&'a str>,
+    /// `email`
+    pub email: Option<&'a str>,
+    /// `address`
+    pub address: Option<&'a str>,
+    /// `dateOfBirth`, `YYYY-MM-DD`
+    pub date_of_birth: Option<&'a str>,
+    /// `registeredDate`, `YYYY-MM-DD`
+    pub registered_date: Option<&'a str>,
+}
+
+/// The details of a patient to register, on the day `today`.
+///
+/// # Errors
+/// Every field that does not hold, with its message.
+pub fn registration(input: &PatientInput<'_>, today: Date) -> Result<PatientDetails, FieldErrors> {
+    let mut errors = FieldErrors::new();
+    let common = common(input, today, &mut errors);
+    let registered = date(
+        input.registered_date,
+        "registeredDate",
+        "Registered date is required",
+        REGISTERED_FORM,
+        &mut errors,
+    );
+    match (common, registered) {
+        (Some(c), Some(registered_date)) if errors.is_empty() => Ok(PatientDetails {
+            name: c.name,
+            email: c.email,
+            address: c.address,
+            date_of_birth: c.date_of_birth,
+            registered_date,
+        }),
+        _ => Err(errors),
+    }
+}
+
+/// The change of a patient, on the day `today`; the registered date may be left out.
+///
+/// # Errors
+/// Every field that does not hold, with its message.
+pub fn change(input: &PatientInput<'_>, today: Date) -> Result<PatientChange, FieldErrors> {
+    let mut errors = FieldErrors::new();
+    let common = common(input, today, &mut errors);
+    let registered_date = input.registered_date.and_then(|text| {
+        date(Some(text), "registeredDate", "Registered date is required", REGISTERED_FORM, &mut errors)
+    });
+    match common {
+        Some(c) if errors.is_empty() => Ok(PatientChange {
+            name: c.name,
+            email: c.email,
+            address: c.address,
+            date_of_birth: c.date_of_birth,
+            registered_date,
+        }),
+        _ => Err(errors),
+    }
+}
+
+const REGISTERED_FORM: &str = "Registered date must be a date of the form YYYY-MM-DD";
+const BIRTH_FORM: &str = "Date of birth must be a date of the form YYYY-MM-DD";
+const BIRTH_FUTURE: &str = "Date of birth cannot be in the future";
+const BIRTH_EARLIEST_YEAR: i32 = 1850;
+const BIRTH_TOO_EARLY: &str = "Date of birth cannot be before 1850";
+
+struct Common {
+    name: Box<str>,
+    email: Box<str>,
+    address: Box<str>,
+    date_of_birth: Date,
+}
+
+fn common(input: &PatientInput<'_>, today: Date, errors: &mut FieldErrors) -> Option<Common> {
+    let name = text(
+        input.name,
+        (
+            "name",
+            "Name is required",
+            "Name cannot exceed 100 characters",
+            "Name cannot contain control characters",
+        ),
+        NAME_MAX_CHARS,
+        errors,
+    );
+    let address = text(
+        input.address,
+        (
+            "address",
+            "Address is required",
+            "Address cannot exceed 500 characters",
+            "Address cannot contain control characters",
+        ),
+        ADDRESS_MAX_CHARS,
+        errors,
+    );
+    let email = email(input.email, errors);
+    let date_of_birth = birth(input.date_of_birth, today, errors);
+    Some(Common { name: name?, email: email?, address: address?, date_of_birth: date_of_birth? })
+}
+
+/// A text that is neither blank nor too long nor holds control characters (PostgreSQL has no NUL in a
+/// text, and no terminal should be steered by a name); a line break is fine in an address alone.
+fn text(
+    value: Option<&str>,
+    (field, required, too_long, control): (&'static str, &'static str, &'static str, &'static str),
+    max_chars: usize,
+    errors: &mut FieldErrors,
+) -> Option<Box<str>> {
+    let value = value.unwrap_or_default().trim();
+    let bad_char = |c: char| c.is_control() && !(field == "address" && c == '\n');
+    let message = if value.is_empty() {
+        required
+    } else if value.chars().count() > max_chars {
+        too_long
+    } else if value.contains(bad_char) {
+        control
+    } else {
+        return Some(value.into());
+    };
+    errors.insert(field, message);
+    None
+}
+
+fn email(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
+    let value = value.unwrap_or_default().trim();
+    let message = if value.is_empty() {
+        "Email is required"
+    } else if value.chars().count() > EMAIL_MAX_CHARS || !value.validate_email() {
+        "Email should be valid"
+    } else {
+        return Some(value.into());
+    };
+    errors.insert("email", message);
+    None
+}
+
+fn birth(value: Option<&str>, today: Date, errors: &mut FieldErrors) -> Option<Date> {
+    let birth = date(value, "dateOfBirth", "Date of birth is required", BIRTH_FORM, errors)?;
+    let message = if birth > today {
+        BIRTH_FUTURE
+    } else if birth.year() < BIRTH_EARLIEST_YEAR {
+        BIRTH_TOO_EARLY
+    } else {
+        return Some(birth);
+    };
+    errors.insert("dateOfBirth", message);
+    None
+}
+
+fn date(
+    value: Option<&str>,
+    field: &'static str,
+    required: &'static str,
+    form: &'static str,
+    errors: &mut FieldErrors,
+) -> Option<Date> {
+    let value = value.unwrap_or_default().trim();
+    if value.is_empty() {
+        errors.insert(field, required);
+        return None;
+    }
+    let parsed = parse_date(value);
+    if parsed.is_none() {
+        errors.insert(field, form);
+    }
+    parsed
+}
+
+/// A calendar date of the form `YYYY-MM-DD` (RFC 3339 `full-date`), and nothing else.
+pub fn parse_date(text: &str) -> Option<Date> {
+    (text.len() == 10).then(|| Date::parse(text, format_description!("[year]-[month]-[day]")).ok()).flatten()
+}
+
+/// `date` as `YYYY-MM-DD`.
+pub fn format_date(date: Date) -> String {
+    format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
+}
+
+#[cfg(test)]
+mod tests {
+    use ::time::macros::date;
+
+    use super::*;
+
+    const TODAY: Date = date!(2026 - 03 - 31);
+
+    fn valid() -> PatientInput<'static> {
+        PatientInput {
+            name: Some("Ada Lovelace"),
+            email: Some("Ada@Example.com"),
+            address: Some("12 St James's Square\nLondon"),
+            date_of_birth: Some("1915-12-10"),
+            registered_date: Some("2026-01-02"),
+        }
+    }
+
+    #[test]
+    fn valid_input_is_taken_as_given() {
+        let details = registration(&valid(), TODAY).expect("valid");
+        assert_eq!(&*details.email, "Ada@Example.com");
+        assert_eq!(details.email_key(), "ada@example.com");
+        assert_eq!(details.date_of_birth, date!(1915 - 12 - 10));
+    }
+
+    #[test]
+    fn everything_missing_is_said_at_once() {
+        let errors = registration(&PatientInput::default(), TODAY).expect_err("empty");
+        let said: Vec<_> = errors.into_iter().collect();
+        assert_eq!(
+            said,
+            [
+                ("address", "Address is required"),
+                ("dateOfBirth", "Date of birth is required"),
+                ("email", "Email is required"),
+                ("name", "Name is required"),
+                ("registeredDate", "Registered date is required"),
+            ]
+        );
+    }
+
+    #[test]
+    fn each_rule_has_its_message() {
+        let long_name = "x".repeat(101);
+        let long_address = "x".repeat(501);
+        let long_email = format!("{}@example.com", "x".repeat(250));
+        type Edit<'a> = Box<dyn Fn(&mut PatientInput<'a>) + 'a>;
+        let cases: Vec<(Edit<'_>, &str, &str)> = vec![
+            (Box::new(|i| i.name = Some("   ")), "name", "Name is required"),
+            (Box::new(|i| i.name = Some(&long_name)), "name", "Name cannot exceed 100 characters"),
+            (Box::new(|i| i.name = Some("a\0b")), "name", "Name cannot contain control characters"),
+            (Box::new(|i| i.email = Some("not-an-address")), "email", "Email should be valid"),
+            (Box::new(|i| i.email = Some(&long_email)), "email", "Email should be valid"),
+            (
+                Box::new(|i| i.address = Some(&long_address)),
+                "address",
+                "Address cannot exceed 500 characters",
+            ),
+            (Box::new(|i| i.date_of_birth = Some("10.12.1815")), "dateOfBirth", BIRTH_FORM),
+            (Box::new(|i| i.date_of_birth = Some("2026-02-30")), "dateOfBirth", BIRTH_FORM),
+            (Box::new(|i| i.date_of_birth = Some("2026-04-01")), "dateOfBirth", BIRTH_FUTURE),
+            (Box::new(|i| i.date_of_birth = Some("0001-01-01")), "dateOfBirth", BIRTH_TOO_EARLY),
+            (Box::new(|i| i.registered_date = Some("soon")), "registeredDate", REGISTERED_FORM),
+        ];
+        for (edit, field, message) in cases {
+            let mut input = valid();
+            edit(&mut input);
+            let errors = registration(&input, TODAY).expect_err(message);
+            assert_eq!(errors.into_iter().collect::<Vec<_>>(), [(field, message)]);
+        }
+    }
+
+    #[test]
+    fn a_change_may_leave_the_registered_date_out_but_not_spoil_it() {
+        let mut input = valid();
+        input.registered_date = None;
+        assert_eq!(change(&input, TODAY).expect("valid").registered_date, None);
+        input.registered_date = Some("x");
+        assert!(change(&input, TODAY).is_err());
+    }
+}

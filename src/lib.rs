@@ -1,0 +1,10 @@
+//! Hygeia.
+pub mod actors;
+pub mod clock;
+pub mod context;
+pub mod domain;
+pub mod error;
+pub mod health;
+pub mod kafka;
+pub mod proto;
+pub mod store;

@@ -1,0 +1,7 @@
+//! Code generated from `proto/`.
+#![allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
+
+include!(concat!(env!("OUT_DIR"), "/protos.rs"));
+
+/// The descriptors of all services, for reflection.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

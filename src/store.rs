@@ -1,0 +1,319 @@
+//! What is durable, as narrow traits by concern, and the two databases behind them: PostgreSQL for
+//! clusters, SQLite as the embedded default of one process. `contract` is the suite both pass.
+//!
+//! Invariants that callers rely on:
+//! - A commit writes state and event in one transaction, and only under the epoch that the lease row
+//!   holds; the row stays locked against a taker until the transaction has ended.
+//! - `patients.version` is the version of the newest event of that patient.
+//! - What failed with `Error::Unavailable` did not happen and will not; what failed with
+//!   `Error::Unknown` may have happened or may still.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use time::Date;
+
+use crate::domain::account::Account;
+use crate::domain::analytics::{Counts, Observation};
+use crate::domain::event::{OutboxEvent, RecordedEvent};
+use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
+use crate::domain::patient::{Patient, PatientState};
+use crate::domain::time::Timestamp;
+
+/// Why the database did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// It did not happen and will not: refused, aborted, or never sent. Trying again may help.
+    #[error("the database is unavailable: {0}")]
+    Unavailable(String),
+    /// It may have happened, or may still: the answer is missing.
+    #[error("the outcome in the database is unknown: {0}")]
+    Unknown(String),
+    /// It did not happen, and trying again will not help: a bug, a corrupt file, a missing migration.
+    #[error("the database refused: {0}")]
+    Broken(String),
+}
+
+/// The result of a store call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One change of one patient, decided under a lease.
+#[derive(Clone, Debug)]
+pub struct PatientAppend {
+    /// The shard that decided it.
+    pub shard: ShardNo,
+    /// The epoch it decided under.
+    pub epoch: Epoch,
+    /// The event, whose version is one more than that of the state it was decided on.
+    pub recorded: RecordedEvent,
+    /// The e-mail address in its unique form that the patient had before, if the event frees one:
+    /// a deletion, or an update that changes it.
+    pub released_email_key: Option<String>,
+}
+
+/// One opening of an account, decided under a lease.
+#[derive(Clone, Debug)]
+pub struct AccountAppend {
+    /// The shard that decided it.
+    pub shard: ShardNo,
+    /// The epoch it decided under.
+    pub epoch: Epoch,
+    /// The account as it will be.
+    pub account: Arc<Account>,
+}
+
+/// What became of one row of a batch. Rows do not hurt each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// It is durable.
+    Committed,
+    /// Refused: a living patient has the e-mail address.
+    EmailTaken,
+    /// Refused: the lease row holds another epoch.
+    Fenced,
+    /// Refused: the database knows a version that the decision did not, or the command was carried
+    /// out already. The state has to be loaded again.
+    Conflict,
+}
+
+/// A patient as loaded, with what became of the command one asks for.
+#[derive(Clone, Debug)]
+pub struct LoadedPatient {
+    /// The state now.
+    pub state: PatientState,
+    /// The event of the command asked for, if it was carried out.
+    pub applied: Option<RecordedEvent>,
+}
+
+/// A place in the list of living patients: after the one with this time and id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListPosition {
+    /// `Patient::created_at`
+    pub created_at: Timestamp,
+    /// `Patient::id`
+    pub id: PatientId,
+}
+
+/// Patients and their events.
+#[async_trait]
+pub trait PatientStore: Send + Sync {
+    /// Commits the batch in one transaction; the outcomes are in the order of the batch. A batch holds
+    /// at most one row per patient.
+    ///
+    /// # Errors
+    /// `Unavailable`: no row was committed. `Unknown`: any may have been.
+    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>>;
+
+    /// The state of `id`, and what became of `command` if one is given.
+    async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient>;
+
+    /// Living patients in the order `(created_at, id)`, after `after`, at most `limit_rows`.
+    async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>>;
+
+    /// The events of `id` in the order of versions, at most `limit_rows`.
+    async fn history(&self, id: PatientId, limit_rows: u32) -> Result<Vec<RecordedEvent>>;
+
+    /// Whether no patient was ever registered.
+    async fn is_empty(&self) -> Result<bool>;
+}
+
+/// A lease just taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TakenLease {
+    /// Which shard.
+    pub shard: ShardNo,
+    /// The new epoch, larger than any before.
+    pub epoch: Epoch,
+}
+
+/// A lease row as it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// Which shard.
+    pub shard: ShardNo,
+    /// Who holds or held it: `node-name#boot-id`.
+    pub owner: String,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Whether it has run out, by the database's clock.
+    pub expired: bool,
+}
+
+/// Who may serve a shard. Expiry is judged by the database's clock.
+#[async_trait]
+pub trait LeaseStore: Send + Sync {
+    /// The number of shards per kind: `proposed` if the cluster is born by this call, else what it was
+    /// born with.
+    async fn shard_count(&self, proposed: u16) -> Result<u16>;
+
+    /// Takes each of `shards` that is free, expired, released, or already the owner's own, under a new epoch.
+    /// Waits for commits in flight under the old epoch. Shards that another owner holds are left out
+    /// of the answer.
+    async fn acquire(
+        &self,
+        kind: Kind,
+        shards: &[ShardNo],
+        owner: &str,
+        ttl: Duration,
+    ) -> Result<Vec<TakenLease>>;
+
+    /// Prolongs `held`, by one statement; answers with the shards whose row still held that owner and
+    /// epoch, run out or not: nobody else has had them.
+    async fn renew(
+        &self,
+        kind: Kind,
+        held: &[TakenLease],
+        owner: &str,
+        ttl: Duration,
+    ) -> Result<Vec<ShardNo>>;
+
+    /// Gives up `held`: anyone may take them at once.
+    async fn release(&self, kind: Kind, held: &[TakenLease], owner: &str) -> Result<()>;
+
+    /// All lease rows of a kind.
+    async fn leases(&self, kind: Kind) -> Result<Vec<LeaseRow>>;
+}
+
+/// The event table as an outbox: what the world has not been told yet.
+#[async_trait]
+pub trait OutboxStore: Send + Sync {
+    /// Events not yet published, in the order of `seq`, at most `limit_rows`: for each patient a
+    /// prefix of what is unpublished.
+    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+
+    /// Notes that the broker incarnation `broker` took the events.
+    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()>;
+
+    /// Puts back what other incarnations than `broker` took and analytics has not applied, since
+    /// those brokers may have forgotten it. Answers with how many.
+    async fn republish_forgotten(&self, broker: &str) -> Result<u64>;
+
+    /// How many events wait, and since when the oldest does.
+    async fn outbox_depth(&self) -> Result<OutboxDepth>;
+
+    /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`.
+    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+
+    /// Notes that the patients of these events have their accounts.
+    async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;
+}
+
+/// How full the outbox is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OutboxDepth {
+    /// Events that wait for Kafka.
+    pub unpublished_rows: u64,
+    /// When the oldest of them was decided.
+    pub oldest_at: Option<Timestamp>,
+    /// Registrations that wait for an account.
+    pub unbilled_rows: u64,
+}
+
+/// Where a consumer group goes on reading one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionOffset {
+    /// The partition.
+    pub partition: i32,
+    /// The next offset to read.
+    pub next_offset: i64,
+}
+
+/// Which log the offsets belong to: a broker that forgot its messages starts another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProjectionSource {
+    /// Consumer group.
+    pub group: String,
+    /// The broker's incarnation (`kafka::Incarnation`).
+    pub broker: String,
+    /// Topic.
+    pub topic: String,
+}
+
+/// What a batch changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Observations that counted.
+    pub counted: u64,
+    /// Observations known already, without effect.
+    pub repeated: u64,
+}
+
+/// The analytics projection: results and offsets, always in one transaction.
+#[async_trait]
+pub trait ProjectionStore: Send + Sync {
+    /// Where to go on. Partitions never read are left out.
+    async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>>;
+
+    /// Counts what is new of `observations` (each patient's in the order of versions) and moves the offsets (never back), in one transaction.
+    async fn apply(
+        &self,
+        source: &ProjectionSource,
+        offsets: &[PartitionOffset],
+        observations: &[Observation],
+    ) -> Result<Applied>;
+
+    /// The counts, with registrations from `first_day` on.
+    async fn counts(&self, first_day: Date) -> Result<Counts>;
+}
+
+/// Billing accounts.
+#[async_trait]
+pub trait AccountStore: Send + Sync {
+    /// As `PatientStore::commit_patients`; an account that its patient has already is a `Conflict`.
+    async fn commit_accounts(&self, batch: &[AccountAppend]) -> Result<Vec<AppendOutcome>>;
+
+    /// The account of `patient`.
+    async fn load_account(&self, patient: PatientId) -> Result<Option<Arc<Account>>>;
+}
+
+/// A user as stored.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UserRow {
+    /// The e-mail address, in lower case: the name one logs in with and the subject of tokens.
+    pub email: String,
+    /// `$2b$…`
+    pub password_hash: String,
+    /// `Role::as_str`
+    pub role: String,
+    /// A disabled user cannot log in, and tokens already given no longer hold.
+    pub disabled: bool,
+    /// When the user was made.
+    pub created_at: Timestamp,
+}
+
+/// Never prints the hash.
+impl std::fmt::Debug for UserRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UserRow")
+            .field("role", &self.role)
+            .field("disabled", &self.disabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Users.
+#[async_trait]
+pub trait UserStore: Send + Sync {
+    /// The user who logs in with `email` (lower case).
+    async fn find_user(&self, email: &str) -> Result<Option<UserRow>>;
+    /// Adds a user; false if the e-mail address is taken.
+    async fn add_user(&self, user: &UserRow) -> Result<bool>;
+    /// Sets the password's hash; false if there is no such user.
+    async fn set_password_hash(&self, email: &str, password_hash: &str) -> Result<bool>;
+    /// Disables or enables; false if there is no such user.
+    async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool>;
+    /// Users in the order of e-mail addresses, after `after`, at most `limit_rows`.
+    async fn list_users(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>>;
+}
+
+/// The whole database, for the composition root.
+#[async_trait]
+pub trait Store:
+    PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + UserStore
+{
+    /// Answers if the database can be read and written.
+    async fn ping(&self) -> Result<()>;
+    /// Closes all connections, after what is in flight.
+    async fn close(&self);
+}
