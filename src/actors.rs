@@ -12,4 +12,7 @@ pub mod journal;
 pub mod patients;
 pub mod region;
 pub mod restart;
+pub mod settings;
 pub mod shard;
+pub mod supervisor;
+pub mod system;

@@ -539,3 +539,6 @@ async fn limited<T>(limit: Duration, statement: impl Future<Output = store::Resu
         .await
         .unwrap_or_else(|_| Err(store::Error::Unknown("the statement took too long".into())))
 }
+
+#[cfg(test)]
+mod tests;

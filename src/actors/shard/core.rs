@@ -133,11 +133,6 @@ impl<E: Entity, T> Core<E, T> {
         self.active.is_empty()
     }
 
-    /// How many entities are in memory without anything under way.
-    pub(super) fn hot_entities(&self) -> usize {
-        self.hot.len()
-    }
-
     /// A request arrives.
     pub(super) fn request(&mut self, request: Request<E, T>, world: &impl World) {
         if !self.serving {

@@ -366,7 +366,7 @@ impl Sim {
                 Effect::Lost => {}
             }
         }
-        assert!(self.core.hot_entities() <= LIMITS.hot_entities_max);
+        assert!(self.core.hot.len() <= LIMITS.hot_entities_max);
     }
 
     fn check(&self) -> Result<(), String> {
