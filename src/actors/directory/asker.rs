@@ -126,7 +126,9 @@ impl<E: Entity> Asker<E> {
             sent_at: self.clock.mono(),
             reply: RpcReplyPort::from(reply),
         };
-        self.directory.cast(DirectoryMessage::Ask(Box::new(ask)));
+        if !self.directory.cast(DirectoryMessage::Ask(Box::new(ask))) {
+            return Err(Miss::Failed(Failure::NotServing));
+        }
         self.wait(ctx, answer).await
     }
 
@@ -159,10 +161,11 @@ impl<E: Entity> Asker<E> {
                 sent_at: self.clock.mono(),
                 reply: RpcReplyPort::from(reply),
             };
-            self.directory.cast(DirectoryMessage::Query(Box::new(ask)));
+            let sent = self.directory.cast(DirectoryMessage::Query(Box::new(ask)));
             let miss = match self.wait(ctx, answer).await {
                 Ok(answer) => return Ok(answer),
-                Err(miss) => miss,
+                Err(miss) if sent => miss,
+                Err(_) => Miss::Failed(Failure::NotServing),
             };
             if let Some(error) = verdict(&miss, false) {
                 return Err(error);

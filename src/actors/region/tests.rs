@@ -48,6 +48,7 @@ struct SumStore {
     /// Commits wait for `go`.
     hold: AtomicBool,
     go: Notify,
+    held: AtomicU32,
     commits: AtomicU32,
     next_epoch: AtomicI64,
 }
@@ -101,6 +102,7 @@ impl Entity for Sum {
     async fn commit(store: &SumStore, batch: &[SumAppend]) -> store::Result<Vec<AppendOutcome>> {
         assert!(!store.panic.swap(false, Ordering::SeqCst), "as asked");
         if store.hold.load(Ordering::SeqCst) {
+            store.held.fetch_add(1, Ordering::SeqCst);
             store.go.notified().await;
         }
         store.commits.fetch_add(1, Ordering::SeqCst);
@@ -353,6 +355,34 @@ async fn full_queues_are_said_to_be_full() {
     while let Some(answer) = answers.next().await {
         assert!(answer.expect("no panic").is_ok());
     }
+}
+
+#[tokio::test]
+async fn a_full_journal_turns_away_and_what_waits_too_long_in_it_is_not_begun() {
+    let rig = rig(ROOMY, 1).await;
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(0));
+    rig.store.hold.store(true, Ordering::SeqCst);
+    let ask = |n: u128, budget_ms| {
+        let asker = rig.asker.clone();
+        tokio::spawn(
+            async move { asker.write(&ctx(budget_ms), Uuid::from_u128(n), 1).await.map_err(|e| e.code) },
+        )
+    };
+    let first = ask(1, 5_000);
+    while rig.store.held.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // One is being committed; of the next two, one fills the queue and the other is turned away.
+    let mut two: FuturesUnordered<_> = [ask(2, 300), ask(3, 300)].into_iter().collect();
+    assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::Unavailable));
+    assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::OutcomeUnknown));
+    rig.store.hold.store(false, Ordering::SeqCst);
+    rig.store.go.notify_waiters();
+    assert_eq!(first.await.expect("no panic"), Ok(1));
+    // The one that waited too long was never begun.
+    assert_eq!(rig.asker.read(&ctx(5_000), Uuid::from_u128(2)).await, Ok(0));
+    assert_eq!(rig.asker.read(&ctx(5_000), Uuid::from_u128(3)).await, Ok(0));
+    assert_eq!(rig.store.commits.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
