@@ -1,5 +1,6 @@
 //! Hygeia.
 pub mod actors;
+pub mod auth;
 pub mod clock;
 pub mod context;
 pub mod domain;
