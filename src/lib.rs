@@ -6,6 +6,7 @@ pub mod context;
 pub mod domain;
 pub mod error;
 pub mod health;
+pub mod http;
 pub mod kafka;
 pub mod proto;
 pub mod store;
