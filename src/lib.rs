@@ -1,5 +1,6 @@
 //! Hygeia.
 pub mod actors;
+pub mod auth;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -7,6 +8,7 @@ pub mod context;
 pub mod domain;
 pub mod error;
 pub mod health;
+pub mod http;
 pub mod kafka;
 pub mod node;
 pub mod proto;
