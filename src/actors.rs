@@ -2,4 +2,6 @@
 
 pub mod analytics;
 pub mod billing;
+pub mod billing_relay;
+pub mod open_accounts;
 pub mod patients;
