@@ -107,6 +107,7 @@ pub struct Args {
 }
 
 /// The relay.
+#[derive(Default)]
 pub struct BillingRelay;
 
 /// What the relay keeps while it lives.
