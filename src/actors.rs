@@ -6,9 +6,11 @@
 pub mod address;
 pub mod analytics;
 pub mod billing;
+pub mod billing_relay;
 pub mod directory;
 pub mod entity;
 pub mod journal;
+pub mod open_accounts;
 pub mod patients;
 pub mod region;
 pub mod restart;
