@@ -5,11 +5,15 @@
 
 pub mod address;
 pub mod analytics;
+mod background;
 pub mod billing;
 pub mod billing_relay;
 pub mod directory;
 pub mod entity;
+#[cfg(test)]
+mod fake_store;
 pub mod journal;
+pub mod kafka_bridge;
 pub mod open_accounts;
 pub mod patients;
 pub mod region;

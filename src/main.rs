@@ -1,1 +1,9 @@
-fn main() {}
+//! The program `hygeia`: everything is in the library.
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> std::process::ExitCode {
+    hygeia::cli::main()
+}

@@ -1,0 +1,153 @@
+//! The command line: arguments, configuration, telemetry, one command, exit code.
+//!
+//! Standard output is the result of a command (for `serve`: the log), standard error says what went
+//! wrong. A secret is never an argument, as every process can read those.
+
+mod backend;
+mod failure;
+mod healthcheck;
+mod password;
+mod serve;
+mod settings;
+mod user;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use self::failure::{Exit, Failure};
+use self::settings::SettingArgs;
+use crate::config::Loaded;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+   1  failed; standard error says why
+  64  the arguments are wrong
+  69  the database, the broker or the node is away
+  78  the configuration is wrong";
+
+/// A patient-management back end made of supervised actors.
+#[derive(Debug, Parser)]
+#[command(name = "hygeia", version, after_help = EXIT_CODES, args_conflicts_with_subcommands = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: SettingArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the node (what happens without a command)
+    Serve(SettingArgs),
+    /// Bring the database's tables up to date
+    Migrate(SettingArgs),
+    /// Manage who may log in
+    #[command(subcommand)]
+    User(user::Command),
+    /// Print the OpenAPI document
+    Openapi,
+    /// Check the configuration and print what a node would use, secrets hidden
+    Check(SettingArgs),
+    /// Ask the running node whether it is ready
+    Healthcheck(SettingArgs),
+}
+
+/// Runs the program with the arguments and the environment of the process.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+    let exit = match Args::try_parse_from(arguments) {
+        Ok(args) => match run(args, environment) {
+            Ok(()) => Exit::Done,
+            Err(failure) => {
+                failure.tell(&mut std::io::stderr());
+                failure.exit
+            }
+        },
+        Err(usage) => {
+            // Nothing is left to do if even that cannot be printed.
+            let _ = usage.print();
+            if usage.use_stderr() { Exit::Usage } else { Exit::Done }
+        }
+    };
+    ExitCode::from(exit.code())
+}
+
+fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure> {
+    let mut out = std::io::stdout();
+    let load = |settings: SettingArgs| settings.load(environment);
+    match args.command.unwrap_or(Command::Serve(args.serve)) {
+        Command::Serve(settings) => serve::run(load(settings)?),
+        Command::Migrate(settings) => {
+            let config = load(settings)?.config;
+            with_tool(&config, backend::migrate(&config))
+        }
+        Command::User(command) => {
+            let (settings, action) = command.into_parts();
+            let config = load(settings)?.config;
+            with_tool(&config, async {
+                let users = backend::open_users(&config).await?;
+                user::run(&action, users.as_ref(), &password::read, &mut out).await
+            })
+        }
+        Command::Openapi => Ok(writeln!(out, "{}", backend::openapi()?)?),
+        Command::Check(settings) => check(&load(settings)?, &mut out),
+        Command::Healthcheck(settings) => {
+            let config = load(settings)?.config;
+            let answer = with_runtime(healthcheck::ask(&config))?;
+            Ok(writeln!(out, "{answer}")?)
+        }
+    }
+}
+
+fn check(loaded: &Loaded, out: &mut dyn Write) -> Result<(), Failure> {
+    loaded.check()?;
+    Ok(out.write_all(loaded.effective().as_bytes())?)
+}
+
+/// Runs a command that is soon done, with its log on standard error.
+fn with_tool<T>(
+    config: &crate::config::Config,
+    command: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    use crate::telemetry::{self, Output, Settings};
+    let quiet = config.telemetry.filter == Settings::default().filter;
+    let filter = if quiet { "warn".to_owned() } else { config.telemetry.filter.clone() };
+    let settings = Settings { filter, ..config.telemetry.clone() };
+    let (_telemetry, _guard) = telemetry::init(&settings, &config.node.name, Output::Stderr)?;
+    with_runtime(command)
+}
+
+fn with_runtime<T>(command: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_defined_and_the_codes_are_told() {
+        Args::command().debug_assert();
+        for exit in Exit::ALL {
+            assert!(EXIT_CODES.contains(&format!("{:>4}  ", exit.code())), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn no_command_is_serve_and_settings_stand_behind_the_command() {
+        let parse = |line: &str| Args::try_parse_from(line.split(' '));
+        assert!(parse("hygeia --http-listen 127.0.0.1:0").unwrap().command.is_none());
+        assert!(parse("hygeia serve --http-listen 127.0.0.1:0 --set a.b=c --set d=e").is_ok());
+        assert!(parse("hygeia --set a.b=c serve").is_err(), "it would be lost in silence");
+        assert!(parse("hygeia user add a@b.c hunter2").is_err(), "a password is no argument");
+        assert!(parse("hygeia user add a@b.c --role NURSE").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! The arguments that set settings, the same for every command that reads a configuration.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::failure::{Exit, Failure};
+use crate::config::{self, Argument, Inputs, Loaded};
+
+/// Names the file, if no argument does.
+const FILE_VARIABLE: &str = "HYGEIA_CONFIG";
+
+/// Settings. Each key of cluster.toml can also be set by a variable, HYGEIA__SECTION__KEY.
+#[derive(Clone, Debug, Default, Args)]
+#[command(
+    next_help_heading = "Settings (any other: a variable HYGEIA__SECTION__KEY; cluster.toml lists them)"
+)]
+pub(super) struct SettingArgs {
+    /// Read this file, written as cluster.toml is [env: HYGEIA_CONFIG]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set any key; may be given more than once
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    set: Vec<String>,
+    /// Where the node keeps its files (data_dir)
+    #[arg(long, value_name = "DIRECTORY")]
+    data_dir: Option<String>,
+    /// Where HTTP listens (http.listen)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    http_listen: Option<String>,
+    /// Where gRPC listens (grpc.listen)
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    grpc_listen: Option<String>,
+    /// The database, without a password (store.url)
+    #[arg(long, value_name = "URL")]
+    store_url: Option<String>,
+    /// The brokers (kafka.brokers)
+    #[arg(long, value_name = "HOST:PORT,…")]
+    kafka_brokers: Option<String>,
+    /// The node's name (node.name)
+    #[arg(long, value_name = "NAME")]
+    node_name: Option<String>,
+}
+
+impl SettingArgs {
+    /// Reads the configuration.
+    pub(super) fn load(self, environment: Vec<(OsString, OsString)>) -> Result<Loaded, Failure> {
+        let from_variable = || {
+            let named = environment.iter().find(|(name, _)| name == FILE_VARIABLE);
+            named.filter(|(_, path)| !path.is_empty()).map(|(_, path)| PathBuf::from(path))
+        };
+        let file = self.config.clone().or_else(from_variable);
+        let inputs = Inputs { file, arguments: self.arguments()?, environment };
+        Ok(config::load(&inputs)?)
+    }
+
+    fn arguments(self) -> Result<Vec<Argument>, Failure> {
+        let mut arguments = Vec::new();
+        for set in self.set {
+            // The text is not repeated: it may be a secret.
+            let Some((key, value)) = set.split_once('=') else {
+                return Err(Failure::new(Exit::Usage, "--set: the form is --set section.key=value"));
+            };
+            let (key, value) = (key.trim().to_owned(), value.to_owned());
+            arguments.push(Argument { name: "--set".to_owned(), key, value });
+        }
+        let short = [
+            ("--data-dir", "data_dir", self.data_dir),
+            ("--http-listen", "http.listen", self.http_listen),
+            ("--grpc-listen", "grpc.listen", self.grpc_listen),
+            ("--store-url", "store.url", self.store_url),
+            ("--kafka-brokers", "kafka.brokers", self.kafka_brokers),
+            ("--node-name", "node.name", self.node_name),
+        ];
+        for (name, key, value) in short {
+            if let Some(value) = value {
+                arguments.push(Argument { name: name.to_owned(), key: key.to_owned(), value });
+            }
+        }
+        Ok(arguments)
+    }
+}

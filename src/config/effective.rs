@@ -1,0 +1,62 @@
+//! Which keys there are, and what each is set to: for `hygeia check`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use super::de::Sections;
+use super::problem::shown;
+use super::tree::{Node, Source, Value};
+use super::{layers, read};
+
+/// Every key with its default, as text: a test keeps it so.
+pub(super) const DEFAULTS: &str = include_str!("../../cluster.toml");
+
+/// Every key there is. The structs are asked: a section says which keys it has when it is read.
+pub(super) fn keys() -> Vec<String> {
+    let sections = Sections::default();
+    let mut open = vec![String::new()];
+    let mut keys = Vec::new();
+    let nowhere = || Node::empty(Source::Argument(String::new()));
+    while let Some(section) = open.pop() {
+        let mut tree = nowhere();
+        if !section.is_empty() {
+            tree.set(&section, nowhere());
+        }
+        // Whether `section` is one shows in whether it was noted; a plain value refuses to be one.
+        let _ = read(&tree, Some(&sections));
+        match sections.borrow().get(&section) {
+            Some(names) if section.is_empty() => open.extend(names.iter().map(|n| (*n).to_owned())),
+            Some(names) => open.extend(names.iter().map(|n| format!("{section}.{n}"))),
+            None => keys.push(section),
+        }
+    }
+    // First the keys without a section, as a file must have them.
+    keys.sort_unstable_by_key(|key| (key.contains('.'), key.clone()));
+    keys
+}
+
+/// The defaults, as `DEFAULTS` has them.
+pub(super) fn defaults() -> BTreeMap<String, Value> {
+    let tree = layers::parse(Path::new("cluster.toml"), DEFAULTS);
+    let leaves = tree.iter().flat_map(Node::leaves);
+    leaves.map(|(key, node)| (key, node.value.clone())).collect()
+}
+
+/// See `Loaded::effective`.
+pub(super) fn render(tree: &Node) -> String {
+    let defaults = defaults();
+    let mut text = String::new();
+    for key in keys() {
+        let (value, origin) = match (tree.get(&key), defaults.get(&key)) {
+            (Some(node), _) => (shown(&key, &node.value), node.source.to_string()),
+            (None, Some(value)) => (shown(&key, value), "default".to_owned()),
+            (None, None) => {
+                let _ = writeln!(text, "# {key} is not set");
+                continue;
+            }
+        };
+        let _ = writeln!(text, "{key} = {value}  # {origin}");
+    }
+    text
+}

@@ -1,0 +1,215 @@
+//! The layers: a file, the environment, arguments. Each becomes a tree; later ones go on top.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Problem, holds_password, is_secret, is_secret_url};
+use super::tree::{Node, Source, Value};
+
+/// The most that a configuration file may hold.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// The most that a file with a secret may hold.
+const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// What the names of variables that set a key begin with.
+const PREFIX: &str = "HYGEIA__";
+
+/// The filter for log lines has a short name of its own, as one sets it often.
+const LOG_VARIABLE: (&str, &str) = ("HYGEIA_LOG", "telemetry.filter");
+
+/// Everything that settings are read from. Nothing else of the process is looked at.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The file, if one is named.
+    pub file: Option<PathBuf>,
+    /// The whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// The arguments that set a key.
+    pub arguments: Vec<Argument>,
+}
+
+/// An argument that sets a key.
+#[derive(Clone, Debug)]
+pub struct Argument {
+    /// As it was given, such as `--http-listen`.
+    pub name: String,
+    /// `section.key`
+    pub key: String,
+    /// The text.
+    pub value: String,
+}
+
+/// The tree of all layers.
+pub(super) fn merged(inputs: &Inputs) -> Result<Node, Problem> {
+    let mut tree = Node::empty(Source::Argument("(none)".to_owned()));
+    if let Some(path) = &inputs.file {
+        tree.overlay(contents_resolved(file(path)?)?);
+    }
+    tree.overlay(contents_resolved(environment(&inputs.environment)?)?);
+    tree.overlay(contents_resolved(arguments(&inputs.arguments)?)?);
+    Ok(tree)
+}
+
+fn file(path: &Path) -> Result<Node, Problem> {
+    let text = read_text(path, FILE_BYTES_MAX).map_err(|reason| {
+        Problem::general(None, format!("the configuration file {} cannot be read: {reason}", path.display()))
+    })?;
+    parse(path, &text)
+}
+
+/// The tree of `text`, which stands in the file `path`.
+pub(super) fn parse(path: &Path, text: &str) -> Result<Node, Problem> {
+    let source_at = |offset: usize| Source::File { path: path.to_owned(), line: line_of(text, offset) };
+    let table = DeTable::parse(text).map_err(|error| {
+        // The message alone: the whole error would repeat the line, which may hold a secret.
+        let source = source_at(error.span().map_or(0, |span| span.start));
+        Problem::general(Some(source), format!("not TOML: {}", error.message()))
+    })?;
+    let mut root = Node::empty(source_at(0));
+    root.value = of_table(table.get_ref(), &source_at)?;
+    Ok(root)
+}
+
+fn of_table(table: &DeTable<'_>, source_at: &dyn Fn(usize) -> Source) -> Result<Value, Problem> {
+    let mut nodes = BTreeMap::new();
+    for (key, value) in table {
+        let source = source_at(key.span().start);
+        let name = key.get_ref();
+        let value = of_value(value.get_ref(), source_at).map_err(|problem| Problem {
+            key: if problem.key.is_empty() { name.to_string() } else { format!("{name}.{}", problem.key) },
+            source: problem.source.or_else(|| Some(source.clone())),
+            ..problem
+        })?;
+        nodes.insert(key.get_ref().to_string(), Node { value, source });
+    }
+    Ok(Value::Table(nodes))
+}
+
+fn of_value(value: &DeValue<'_>, source_at: &dyn Fn(usize) -> Source) -> Result<Value, Problem> {
+    let unfit = |what: &str| Problem::general(None, format!("{what} does not fit any setting"));
+    Ok(match value {
+        DeValue::String(text) => Value::Text(text.to_string()),
+        DeValue::Boolean(b) => Value::Bool(*b),
+        DeValue::Integer(n) => {
+            let parsed = i64::from_str_radix(n.as_str(), n.radix());
+            Value::Integer(parsed.map_err(|_| unfit("so large a number"))?)
+        }
+        DeValue::Float(n) => Value::Float(n.as_str().parse().map_err(|_| unfit("this number"))?),
+        DeValue::Datetime(at) => Value::Text(at.to_string()),
+        DeValue::Array(items) => Value::List(
+            items
+                .iter()
+                .map(|item| {
+                    let source = source_at(item.span().start);
+                    of_value(item.get_ref(), source_at).map(|value| Node { value, source })
+                })
+                .collect::<Result<_, _>>()?,
+        ),
+        DeValue::Table(table) => of_table(table, source_at)?,
+    })
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.as_bytes().iter().take(offset).filter(|b| **b == b'\n').count()
+}
+
+fn environment(variables: &[(OsString, OsString)]) -> Result<Node, Problem> {
+    let mut tree = Node::empty(Source::Environment(PREFIX.to_owned()));
+    let mut variables: Vec<_> =
+        variables.iter().filter_map(|(name, value)| Some((name.to_str()?, value))).collect();
+    variables.sort_unstable();
+    for (name, value) in variables {
+        let source = Source::Environment(name.to_owned());
+        let key = match name.strip_prefix(PREFIX) {
+            Some(key) => key.split("__").map(str::to_ascii_lowercase).collect::<Vec<_>>().join("."),
+            None if name == LOG_VARIABLE.0 => LOG_VARIABLE.1.to_owned(),
+            // With one underscore after HYGEIA it would be passed over in silence. Others that begin so
+            // are left alone: orchestrators set variables named after a service (HYGEIA_PORT).
+            None if name.starts_with("HYGEIA_") && name.contains("__") => {
+                let meant = name.replacen("HYGEIA_", PREFIX, 1);
+                return Err(Problem::general(Some(source), format!("no such setting; is {meant} meant?")));
+            }
+            None => continue,
+        };
+        let Some(value) = value.to_str() else {
+            return Err(Problem { key, ..Problem::general(Some(source), "the value is not UTF-8") });
+        };
+        if key.split('.').any(str::is_empty) {
+            let reason = "no such setting; the form is HYGEIA__SECTION__KEY";
+            return Err(Problem::general(Some(source), reason));
+        }
+        if let Some(other) = tree.get(&key) {
+            let reason = format!("set twice, also by {}", other.source);
+            return Err(Problem { key, ..Problem::general(Some(source), reason) });
+        }
+        tree.set(&key, Node { value: Value::Untyped(value.to_owned()), source });
+    }
+    Ok(tree)
+}
+
+fn arguments(arguments: &[Argument]) -> Result<Node, Problem> {
+    let mut tree = Node::empty(Source::Argument("(none)".to_owned()));
+    for argument in arguments {
+        let source = Source::Argument(argument.name.clone());
+        if argument.key.split('.').any(str::is_empty) {
+            return Err(Problem::general(Some(source), "the form is --set section.key=value"));
+        }
+        let node = Node { value: Value::Untyped(argument.value.clone()), source };
+        if is_secret(&argument.key) || holds_password(&argument.key, &node.value) {
+            let variable = argument.key.to_ascii_uppercase().replace('.', "__");
+            let reason = format!(
+                "every process can read a command line; use the variable {PREFIX}{variable} or {PREFIX}{variable}_FILE"
+            );
+            return Err(Problem { key: argument.key.clone(), ..Problem::general(Some(node.source), reason) });
+        }
+        tree.set(&argument.key, node);
+    }
+    Ok(tree)
+}
+
+/// Puts the content of the named file in the place of each `<key>_file` whose key is a secret.
+fn contents_resolved(mut tree: Node) -> Result<Node, Problem> {
+    let named: Vec<String> = tree
+        .leaves()
+        .into_iter()
+        .filter_map(|(key, _)| key.strip_suffix("_file").map(str::to_owned))
+        .filter(|key| is_secret(key) || is_secret_url(key))
+        .collect();
+    for key in named {
+        let file_key = format!("{key}_file");
+        let Some(named) = tree.remove(&file_key) else { continue };
+        if let Some(other) = tree.get(&key) {
+            let reason = format!("{key} is set as well, by {}: set one of them", other.source);
+            return Err(Problem::of(&file_key, &named, reason));
+        }
+        let (Value::Text(path) | Value::Untyped(path)) = &named.value else {
+            return Err(Problem::of(&file_key, &named, "expected the path of a file"));
+        };
+        let path = PathBuf::from(path);
+        let content = read_text(&path, SECRET_FILE_BYTES_MAX)
+            .map_err(|reason| Problem::of(&file_key, &named, format!("the file cannot be read: {reason}")))?;
+        let content = content.trim_end_matches(['\r', '\n']);
+        if content.is_empty() {
+            return Err(Problem::of(&file_key, &named, "the file is empty"));
+        }
+        let source = Source::Content { path, named_by: Box::new(named.source) };
+        tree.set(&key, Node { value: Value::Untyped(content.to_owned()), source });
+    }
+    Ok(tree)
+}
+
+/// The text of a file of at most `bytes_max`.
+fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
+    let mut bytes = Vec::new();
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(format!("it is larger than {bytes_max} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())
+}

@@ -1,0 +1,73 @@
+//! The section `node`: who the node is and which parts it runs.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+
+/// Who the node is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Node {
+    /// The same over restarts, and no other node's: leases and log lines carry it. Small letters,
+    /// digits and hyphens, 1 to 63 of them, as in a host name (RFC 1123).
+    pub name: String,
+    /// What the node runs; at least one.
+    pub roles: BTreeSet<Role>,
+}
+
+impl Default for Node {
+    fn default() -> Self {
+        Node { name: "node-1".to_owned(), roles: Role::ALL.into_iter().collect() }
+    }
+}
+
+impl Node {
+    /// The longest name, in bytes.
+    pub const NAME_BYTES_MAX: usize = 63;
+
+    /// Whether the node runs everything, and so can do without others.
+    pub fn is_alone(&self) -> bool {
+        Role::ALL.iter().all(|role| self.roles.contains(role))
+    }
+
+    /// Whether `name` is one that a node may have.
+    pub(super) fn is_name(name: &str) -> bool {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        (1..=Self::NAME_BYTES_MAX).contains(&name.len())
+            && name.bytes().all(inner)
+            && !name.starts_with('-')
+            && !name.ends_with('-')
+    }
+}
+
+/// A part of the system that a node may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// HTTP, and the way into the cluster.
+    Front,
+    /// Patients.
+    Patient,
+    /// Billing accounts, and gRPC.
+    Billing,
+    /// From the outbox to Kafka.
+    Bridge,
+    /// From Kafka to the counts.
+    Analytics,
+}
+
+impl Role {
+    /// All roles.
+    pub const ALL: [Role; 5] = [Role::Front, Role::Patient, Role::Billing, Role::Bridge, Role::Analytics];
+
+    /// The name in settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Role::Front => "front",
+            Role::Patient => "patient",
+            Role::Billing => "billing",
+            Role::Bridge => "bridge",
+            Role::Analytics => "analytics",
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The rules that a type alone cannot hold.
+
+use super::Loaded;
+use super::node::{Node, Role};
+use super::problem::{Error, Problem};
+
+/// HS256 wants a key at least as long as its hash (RFC 7518, section 3.2).
+const JWT_SECRET_BYTES_MIN: usize = 32;
+
+/// Rules of single values, for every command.
+pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
+    let config = &loaded.config;
+    let mut problems = Vec::new();
+    if config.data_dir.as_os_str().is_empty() {
+        problems.push(loaded.problem("data_dir", "expected the path of a directory"));
+    }
+    if !Node::is_name(&config.node.name) {
+        let reason = format!(
+            "allowed: 1 to {} small letters, digits and hyphens, no hyphen first or last",
+            Node::NAME_BYTES_MAX
+        );
+        problems.push(loaded.problem("node.name", reason));
+    }
+    if config.node.roles.is_empty() {
+        let all: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
+        problems.push(loaded.problem("node.roles", format!("at least one of: {}", all.join(", "))));
+    }
+    for (key, reason) in config.telemetry.problems() {
+        problems.push(loaded.problem(&format!("telemetry.{key}"), reason));
+    }
+    refuse(problems)
+}
+
+/// Rules between sections, for a node that serves.
+pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
+    let config = &loaded.config;
+    let mut problems = Vec::new();
+    let checks_tokens = [Role::Front, Role::Billing].iter().any(|role| config.node.roles.contains(role));
+    match &config.auth.jwt_secret {
+        Some(secret) if secret.reveal().len() < JWT_SECRET_BYTES_MIN => {
+            let reason = format!(
+                "at least {JWT_SECRET_BYTES_MIN} bytes are needed; `openssl rand -base64 48` makes some"
+            );
+            problems.push(loaded.problem("auth.jwt_secret", reason));
+        }
+        None if checks_tokens && !config.is_embedded_demo() => problems.push(loaded.problem(
+            "auth.jwt_secret",
+            "not set; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE to a file that holds it \
+             (only a node with the embedded database and broker on loopback makes its own)",
+        )),
+        _ => {}
+    }
+    if !config.grpc.require_token && !config.grpc.listen.ip().is_loopback() {
+        let reason =
+            format!("allowed only if grpc.listen is a loopback address, and it is {}", config.grpc.listen);
+        problems.push(loaded.problem("grpc.require_token", reason));
+    }
+    if !config.node.is_alone() {
+        let why = "is for one node that has every role, and node.roles leaves some to others";
+        if config.store.url.starts_with("sqlite:") {
+            problems.push(loaded.problem("store.url", format!("SQLite {why}; use postgres://…")));
+        }
+        if config.kafka.brokers == "embedded" {
+            let reason = format!("the embedded broker {why}; name brokers as host:port");
+            problems.push(loaded.problem("kafka.brokers", reason));
+        }
+    }
+    refuse(problems)
+}
+
+fn refuse(problems: Vec<Problem>) -> Result<(), Error> {
+    if problems.is_empty() { Ok(()) } else { Err(Error { problems }) }
+}

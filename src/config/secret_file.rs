@@ -1,0 +1,124 @@
+//! The secret that an embedded demo node makes for itself.
+//!
+//! Invariants: the file appears whole or not at all, only its owner may read it, and of two
+//! processes that make it at the same time both use the same.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::problem::Problem;
+
+/// The file's name within the data directory.
+const NAME: &str = "jwt-secret";
+
+/// How much randomness goes in.
+const RANDOM_BYTES: usize = 48;
+
+/// The most that is read of the file.
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// The secret in `data_dir`, made if there is none.
+pub(super) fn read_or_make(data_dir: &Path) -> Result<String, Problem> {
+    let path = data_dir.join(NAME);
+    let fail = |reason: String| {
+        let reason = format!("the secret for tokens in {} cannot be used: {reason}", path.display());
+        Problem { key: "auth.jwt_secret".to_owned(), ..Problem::general(None, reason) }
+    };
+    match read(&path) {
+        Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => {
+            make(data_dir, &path).map_err(|e| fail(e.to_string()))?;
+            read(&path).map_err(|refusal| fail(refusal.to_string()))
+        }
+        other => other.map_err(|refusal| fail(refusal.to_string())),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("others than its owner may read it (mode {0:o}); `chmod 600` it, or delete it to have a new one")]
+    Mode(u32),
+    #[error("it does not hold what was written; delete it to have a new one")]
+    Content,
+}
+
+fn read(path: &Path) -> Result<String, Refusal> {
+    let file = File::open(path)?;
+    let mode = file.metadata()?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(Refusal::Mode(mode));
+    }
+    let mut text = String::new();
+    file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    match URL_SAFE_NO_PAD.decode(text.trim_end()) {
+        Ok(bytes) if bytes.len() == RANDOM_BYTES => Ok(text.trim_end().to_owned()),
+        _ => Err(Refusal::Content),
+    }
+}
+
+fn make(data_dir: &Path, path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
+    let mut random = [0; RANDOM_BYTES];
+    getrandom::fill(&mut random).map_err(io::Error::from)?;
+    let draft = data_dir.join(format!("{NAME}.{:016x}.tmp", fastrand::u64(..)));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+    writeln!(file, "{}", URL_SAFE_NO_PAD.encode(random))?;
+    file.sync_all()?;
+    // A link, unlike a rename, does not replace what another process has put there meanwhile.
+    let linked = std::fs::hard_link(&draft, path);
+    std::fs::remove_file(&draft)?;
+    match linked {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => File::open(data_dir)?.sync_all(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_and_only_for_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("deep/data");
+        let made = read_or_make(&data_dir).unwrap();
+        assert!(made.len() >= 64, "{} bytes", made.len());
+        assert_eq!(read_or_make(&data_dir).unwrap(), made);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&data_dir.join(NAME)), 0o600);
+        assert_eq!(mode(&data_dir), 0o700);
+        assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 1, "no draft is left");
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(read_or_make(other.path()).unwrap(), made);
+    }
+
+    #[test]
+    fn one_that_others_may_read_or_that_was_changed_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = read_or_make(dir.path()).unwrap();
+        let path = dir.path().join(NAME);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let refusal = read_or_make(dir.path()).unwrap_err().to_string();
+        assert!(refusal.contains("mode 640") && !refusal.contains(&made), "{refusal}");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(&path, "short").unwrap();
+        let refusal = read_or_make(dir.path()).unwrap_err().to_string();
+        assert!(refusal.contains("delete it") && !refusal.contains("short"), "{refusal}");
+    }
+
+    #[test]
+    fn many_at_once_get_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let secrets: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| read_or_make(dir.path()).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(secrets.iter().all(|secret| *secret == secrets[0]));
+    }
+}

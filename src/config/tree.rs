@@ -1,0 +1,160 @@
+//! Settings before they have types: a tree of values, each of which knows where it came from.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// Where a value came from, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A line of a file.
+    File {
+        /// As it was named.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Environment(String),
+    /// A command-line argument, such as `--http-listen`.
+    Argument(String),
+    /// The content of a file that another value named.
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Who named it.
+        named_by: Box<Source>,
+    },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Source::Environment(name) => write!(f, "environment variable {name}"),
+            Source::Argument(name) => write!(f, "argument {name}"),
+            Source::Content { path, named_by } => write!(f, "{} (named by {named_by})", path.display()),
+        }
+    }
+}
+
+/// A value without its final type.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    /// Text of an environment variable or argument: what type it has is for its reader to say.
+    Untyped(String),
+    /// A string of a file.
+    Text(String),
+    /// A whole number.
+    Integer(i64),
+    /// A number with a fraction.
+    Float(f64),
+    /// `true` or `false`.
+    Bool(bool),
+    /// A list.
+    List(Vec<Node>),
+    /// A section.
+    Table(BTreeMap<String, Node>),
+}
+
+impl Value {
+    /// What it is, for messages.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Value::Untyped(_) | Value::Text(_) => "text",
+            Value::Integer(_) => "a whole number",
+            Value::Float(_) => "a number",
+            Value::Bool(_) => "true or false",
+            Value::List(_) => "a list",
+            Value::Table(_) => "a section",
+        }
+    }
+}
+
+/// A value with its origin.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Node {
+    pub(super) value: Value,
+    pub(super) source: Source,
+}
+
+impl Node {
+    /// A section without keys.
+    pub(super) fn empty(source: Source) -> Self {
+        Node { value: Value::Table(BTreeMap::new()), source }
+    }
+
+    /// The node at `key` (`section.key`), if it is set.
+    pub(super) fn get(&self, key: &str) -> Option<&Node> {
+        key.split('.').try_fold(self, |node, part| match &node.value {
+            Value::Table(table) => table.get(part),
+            _ => None,
+        })
+    }
+
+    /// Sets `key` (`section.key`), making sections on the way. What is already there and no section
+    /// stays, for its reader to refuse.
+    pub(super) fn set(&mut self, key: &str, leaf: Node) {
+        let (first, rest) = match key.split_once('.') {
+            Some((first, rest)) => (first, Some(rest)),
+            None => (key, None),
+        };
+        let Value::Table(table) = &mut self.value else { return };
+        match rest {
+            None => {
+                table.insert(first.to_owned(), leaf);
+            }
+            Some(rest) => {
+                let source = leaf.source.clone();
+                table.entry(first.to_owned()).or_insert_with(|| Node::empty(source)).set(rest, leaf);
+            }
+        }
+    }
+
+    /// Takes `key` out.
+    pub(super) fn remove(&mut self, key: &str) -> Option<Node> {
+        let Value::Table(table) = &mut self.value else { return None };
+        match key.split_once('.') {
+            None => table.remove(key),
+            Some((first, rest)) => table.get_mut(first)?.remove(rest),
+        }
+    }
+
+    /// Lays `over` on top: sections are merged, anything else is replaced.
+    pub(super) fn overlay(&mut self, over: Node) {
+        match (&mut self.value, over.value) {
+            (Value::Table(below), Value::Table(above)) => {
+                for (key, node) in above {
+                    match below.get_mut(&key) {
+                        Some(present) => present.overlay(node),
+                        None => {
+                            below.insert(key, node);
+                        }
+                    }
+                }
+            }
+            (below, above) => {
+                *below = above;
+                self.source = over.source;
+            }
+        }
+    }
+
+    /// Every value that is no section, with its key.
+    pub(super) fn leaves(&self) -> Vec<(String, &Node)> {
+        let mut found = Vec::new();
+        self.collect("", &mut found);
+        found
+    }
+
+    fn collect<'a>(&'a self, prefix: &str, found: &mut Vec<(String, &'a Node)>) {
+        let Value::Table(table) = &self.value else { return };
+        for (name, node) in table {
+            let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            match node.value {
+                Value::Table(_) => node.collect(&key, found),
+                _ => found.push((key, node)),
+            }
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Which lines are written.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+/// What holds unless the filter says otherwise. `ractor_cluster` prints the payloads of messages at
+/// `debug`, which are patients: only who names it gets more.
+const BUILT_IN: &str = "info,ractor=warn,ractor_cluster=warn,rdkafka=warn,librdkafka=warn,sqlx=warn,hyper=warn,hyper_util=warn,h2=warn,\
+     tonic=warn,tower=warn,rustls=warn";
+
+/// The filter of these directives (the syntax of `tracing_subscriber::EnvFilter`).
+pub(super) fn parse(directives: &str) -> Result<EnvFilter, String> {
+    let silent = directives
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+        .filter_map(|directive| directive.parse::<LevelFilter>().ok())
+        .any(|level| level < LevelFilter::WARN);
+    // Who wants errors alone, or nothing, does not get the warnings of libraries.
+    let all = if silent { directives.to_owned() } else { format!("{BUILT_IN},{directives}") };
+    EnvFilter::builder().with_regex(false).parse(all).map_err(|e| {
+        format!("{e}; allowed: target=level after commas, or a level (off, error, warn, info, debug, trace)")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::level_filters::LevelFilter;
+    use tracing::subscriber::with_default;
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::parse;
+
+    /// The most talkative level that `target` may use.
+    macro_rules! level_of {
+        ($filter:expr, $target:literal) => {
+            with_default(tracing_subscriber::registry().with(parse($filter).unwrap()), || {
+                if tracing::enabled!(target: $target, tracing::Level::TRACE) {
+                    LevelFilter::TRACE
+                } else if tracing::enabled!(target: $target, tracing::Level::DEBUG) {
+                    LevelFilter::DEBUG
+                } else if tracing::enabled!(target: $target, tracing::Level::INFO) {
+                    LevelFilter::INFO
+                } else if tracing::enabled!(target: $target, tracing::Level::WARN) {
+                    LevelFilter::WARN
+                } else if tracing::enabled!(target: $target, tracing::Level::ERROR) {
+                    LevelFilter::ERROR
+                } else {
+                    LevelFilter::OFF
+                }
+            })
+        };
+    }
+
+    #[test]
+    fn chatty_libraries_stay_at_warn_unless_named() {
+        assert_eq!(level_of!("info", "hygeia::message"), LevelFilter::INFO);
+        assert_eq!(level_of!("info", "ractor_cluster::node"), LevelFilter::WARN);
+        assert_eq!(level_of!("trace", "hygeia::message"), LevelFilter::TRACE);
+        assert_eq!(level_of!("trace", "ractor_cluster::node"), LevelFilter::WARN);
+        assert_eq!(level_of!("trace,ractor=debug", "ractor::actor"), LevelFilter::DEBUG);
+        assert_eq!(level_of!("trace,ractor=debug", "ractor_cluster::node"), LevelFilter::WARN);
+        assert_eq!(level_of!("ractor_cluster=debug", "ractor_cluster::node"), LevelFilter::DEBUG);
+    }
+
+    #[test]
+    fn one_target_can_be_set_apart() {
+        assert_eq!(level_of!("hygeia::message=off", "hygeia::message"), LevelFilter::OFF);
+        assert_eq!(level_of!("hygeia::message=off", "hygeia::http"), LevelFilter::INFO);
+        assert_eq!(level_of!("error", "sqlx::query"), LevelFilter::ERROR);
+        assert_eq!(level_of!("off", "sqlx::query"), LevelFilter::OFF);
+        assert_eq!(level_of!("", "hygeia::http"), LevelFilter::INFO);
+    }
+
+    #[test]
+    fn what_does_not_parse_is_refused() {
+        for bad in ["hygeia=loud", "=", "a=b=c", "[{"] {
+            let reason = parse(bad).map(|_| ()).expect_err(bad);
+            assert!(reason.contains("allowed:"), "{reason}");
+        }
+    }
+}

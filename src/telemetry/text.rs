@@ -1,0 +1,188 @@
+//! Text on its way into a line: escaped, and never more than the line may hold.
+
+use std::fmt;
+use std::io::Write;
+
+use time::OffsetDateTime;
+
+use crate::domain::time::Timestamp;
+
+/// Which bytes are escaped.
+type Table = [bool; 256];
+
+/// What could end a line or make a terminal act.
+const CONTROLS: Table = {
+    let mut escaped = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        escaped[byte] = true;
+        byte += 1;
+    }
+    escaped[0x7f] = true;
+    escaped
+};
+
+/// That, and what must not stand in a JSON string as it is (RFC 8259, section 7).
+const JSON: Table = {
+    let mut escaped = CONTROLS;
+    escaped[b'"' as usize] = true;
+    escaped[b'\\' as usize] = true;
+    escaped
+};
+
+/// The longest escape, that of a control character.
+const ESCAPE_BYTES_MAX: usize = 6;
+
+/// Writes text into a line, escaped, until the line has `max_bytes`.
+pub(super) struct Escaping<'a> {
+    pub(super) out: &'a mut Vec<u8>,
+    pub(super) max_bytes: usize,
+    /// Whether something did not fit.
+    pub(super) cut: bool,
+    table: &'static Table,
+}
+
+impl<'a> Escaping<'a> {
+    /// As within a JSON string.
+    pub(super) fn of_json(out: &'a mut Vec<u8>, max_bytes: usize) -> Self {
+        Escaping { out, max_bytes, cut: false, table: &JSON }
+    }
+
+    /// Control characters only.
+    pub(super) fn of_text(out: &'a mut Vec<u8>, max_bytes: usize) -> Self {
+        Escaping { out, max_bytes, cut: false, table: &CONTROLS }
+    }
+}
+
+impl Escaping<'_> {
+    /// Appends `text`, as far as it fits.
+    pub(super) fn push(&mut self, text: &str) {
+        let mut rest = text;
+        loop {
+            let bytes = rest.as_bytes();
+            let plain = bytes.iter().position(|b| self.table[usize::from(*b)]).unwrap_or(bytes.len());
+            let room = self.max_bytes.saturating_sub(self.out.len());
+            if plain > room {
+                self.out.extend_from_slice(&bytes[..rest.floor_char_boundary(room)]);
+                self.cut = true;
+                return;
+            }
+            self.out.extend_from_slice(&bytes[..plain]);
+            let Some(byte) = bytes.get(plain) else { return };
+            if room - plain < ESCAPE_BYTES_MAX {
+                self.cut = true;
+                return;
+            }
+            escape(self.out, *byte);
+            rest = &rest[plain + 1..];
+        }
+    }
+}
+
+impl fmt::Write for Escaping<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.push(text);
+        if self.cut { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
+fn escape(out: &mut Vec<u8>, byte: u8) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    match byte {
+        b'"' => out.extend_from_slice(b"\\\""),
+        b'\\' => out.extend_from_slice(b"\\\\"),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        other => {
+            out.extend_from_slice(b"\\u00");
+            out.push(HEX[usize::from(other >> 4)]);
+            out.push(HEX[usize::from(other & 0xf)]);
+        }
+    }
+}
+
+/// Writes moments as RFC 3339 in UTC with microseconds. The seconds are kept, as the next line mostly
+/// falls within the same one.
+#[derive(Default)]
+pub(super) struct Stamp {
+    second: Option<i64>,
+    text: Vec<u8>,
+}
+
+impl Stamp {
+    /// Appends `at`.
+    pub(super) fn push(&mut self, out: &mut Vec<u8>, at: Timestamp) {
+        let (second, micros) = (at.0.div_euclid(1_000_000), at.0.rem_euclid(1_000_000));
+        if self.second != Some(second) {
+            let moment = OffsetDateTime::from_unix_timestamp(second).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+            let (year, month, day) = moment.to_calendar_date();
+            let (hour, minute, sec) = moment.to_hms();
+            self.text.clear();
+            let month = u8::from(month);
+            // Writing to a vector does not fail.
+            let _ = write!(self.text, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{sec:02}.");
+            self.second = Some(second);
+        }
+        out.extend_from_slice(&self.text);
+        let mut digits = *b"000000Z";
+        let mut rest = micros.unsigned_abs();
+        for digit in digits[..6].iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
+        out.extend_from_slice(&digits);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use time::format_description::well_known::Rfc3339;
+
+    use super::*;
+
+    fn escaped(text: &str, max_bytes: usize) -> (String, bool) {
+        let mut out = Vec::new();
+        let mut sink = Escaping::of_json(&mut out, max_bytes);
+        sink.push(text);
+        let cut = sink.cut;
+        (String::from_utf8(out).unwrap(), cut)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_escaped_reads_back(text in any::<String>()) {
+            let (inner, cut) = escaped(&text, usize::MAX);
+            prop_assert!(!cut && !inner.contains(|c: char| c.is_ascii_control()));
+            prop_assert_eq!(serde_json::from_str::<String>(&format!("\"{inner}\"")).unwrap(), text);
+        }
+
+        #[test]
+        fn what_is_cut_is_a_beginning_and_bounded(text in any::<String>(), max in 0usize..64) {
+            let (inner, cut) = escaped(&text, max);
+            let read = serde_json::from_str::<String>(&format!("\"{inner}\"")).unwrap();
+            prop_assert!(text.starts_with(&read) && cut == (read != text));
+            prop_assert!(inner.len() <= max, "{} bytes of {max}", inner.len());
+        }
+
+        #[test]
+        fn a_stamp_is_rfc_3339(micros in -62_135_596_800_000_000i64..253_402_300_800_000_000) {
+            let mut out = Vec::new();
+            let mut stamp = Stamp::default();
+            stamp.push(&mut out, Timestamp(micros));
+            let text = String::from_utf8(out).unwrap();
+            prop_assert_eq!(text.len(), 27);
+            let read = OffsetDateTime::parse(&text, &Rfc3339).unwrap();
+            prop_assert_eq!(read.unix_timestamp_nanos(), i128::from(micros) * 1_000);
+        }
+    }
+
+    #[test]
+    fn every_escape() {
+        assert_eq!(
+            escaped("a\"b\\c\nd\re\tf\u{0}g\u{1b}h\u{7f}i\u{2028}ü", 1_000).0,
+            "a\\\"b\\\\c\\nd\\re\\tf\\u0000g\\u001bh\\u007fi\u{2028}ü"
+        );
+    }
+}
