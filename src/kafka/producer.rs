@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::client::{ClientEvents, LinkState, making};
 use super::gate::Gate;
-use super::{Delivery, Outgoing, Publisher, Settings};
+use super::{Delivery, Outgoing, Publisher, Result, Settings};
 
 /// How long to wait before asking a full queue again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
@@ -134,29 +134,36 @@ pub(super) struct KafkaPublisher {
 }
 
 impl KafkaPublisher {
-    /// A publisher; the producer itself is made at the first use.
+    /// A publisher, with its first producer: that one gets its id from the broker while there is nothing to
+    /// publish yet, which takes half a second.
+    ///
+    /// # Errors
+    /// `Settings`
     pub(super) fn new(
         settings: &Settings,
         config: ClientConfig,
         link: LinkState,
         gate: Option<(Arc<str>, Arc<Gate>)>,
-    ) -> Self {
+    ) -> Result<Self> {
         // librdkafka reports every message by its delivery timeout, then it checks its queues once a second.
         let report_timeout = Duration::from_millis(settings.delivery_timeout_ms) + Duration::from_secs(5);
-        KafkaPublisher { config, link, gate, report_timeout, current: Mutex::new(None) }
+        let publisher = KafkaPublisher { config, link, gate, report_timeout, current: Mutex::new(None) };
+        publisher.current()?;
+        Ok(publisher)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Native>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self) -> Result<Arc<Native>, KafkaError> {
+    fn current(&self) -> Result<Arc<Native>> {
         let mut current = self.lock();
         if let Some(producer) = &*current {
             return Ok(Arc::clone(producer));
         }
         let events = ProducerEvents(ClientEvents::new("producer", self.link.clone()));
-        let made = Arc::new(Native::from_config_and_context(&self.config, events)?);
+        let made = Native::from_config_and_context(&self.config, events).map_err(|e| making(&e))?;
+        let made = Arc::new(made);
         *current = Some(Arc::clone(&made));
         Ok(made)
     }
@@ -206,7 +213,7 @@ impl Publisher for KafkaPublisher {
         let reservation = self.reserve(batch).await;
         let producer = match self.current() {
             Ok(producer) => producer,
-            Err(error) => return vec![Delivery::Failed(making(&error).to_string()); batch.len()],
+            Err(error) => return vec![Delivery::Failed(error.to_string()); batch.len()],
         };
         let report = BatchReport::new(batch.len());
         self.enqueue(&producer, batch, &report).await;

@@ -247,3 +247,14 @@ async fn a_broker_that_is_away_at_the_start_is_asked_again_later() {
     assert!(matches!(kafka.incarnation().await, Err(Error::Away(_))));
     assert!(matches!(kafka.incarnation().await, Err(Error::Away(_))));
 }
+
+#[tokio::test]
+async fn what_librdkafka_refuses_is_said_at_once_and_without_its_value() {
+    let mut settings = embedded("refuses");
+    settings.properties.0.insert("acks".into(), "canary".into());
+    let Err(error) = Kafka::connect(&settings) else { panic!("acks=canary") };
+    assert!(
+        matches!(&error, Error::Settings(what) if what.contains("acks") && !what.contains("canary")),
+        "{error}"
+    );
+}

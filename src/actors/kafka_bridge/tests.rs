@@ -240,7 +240,8 @@ async fn with_an_unruly_producer_crashes_and_two_bridges_the_order_holds() {
     for n in 0..6 {
         let settings = Settings { lease_ttl_ms: 30, poll_ms: 10, ..quick() };
         bridges.push(Bridge::start(&store, Arc::new(Arc::clone(&unruly)), &format!("b{n}"), settings).await);
-        tokio::time::sleep(Duration::from_millis(rng.u64(20..80))).await;
+        let goal = store.unpublished_count().saturating_sub(rng.usize(1..60));
+        until("some progress", || store.unpublished_count() <= goal).await;
         if rng.bool() {
             bridges.swap_remove(rng.usize(..bridges.len())).kill().await;
         }
