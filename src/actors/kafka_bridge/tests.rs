@@ -148,8 +148,9 @@ async fn refusals_of_broker_and_store_change_no_order_and_lose_nothing() {
     let mut rng = fastrand::Rng::with_seed(seed);
     let kafka = Kafka::connect(&embedded("refusals")).expect("connect");
     let store = Arc::new(FakeStore::default());
-    let retriable = [Refusal::NotEnoughReplicas, Refusal::NotLeader, Refusal::Disconnect];
-    let refusals: Vec<_> = (0..12).map(|_| retriable[rng.usize(..3)]).collect();
+    let kinds =
+        [Refusal::NotEnoughReplicas, Refusal::NotLeader, Refusal::Disconnect, Refusal::Desynchronized];
+    let refusals: Vec<_> = (0..12).map(|_| kinds[rng.usize(..4)]).collect();
     let faults = [Fault::Unavailable, Fault::UnknownDone, Fault::UnknownNotDone, Fault::Panic];
     for call in ["unpublished", "mark_published", "republish_forgotten", "acquire", "renew"] {
         let ordered: Vec<_> = (0..4).map(|_| faults[rng.usize(..4)]).collect();
