@@ -1,5 +1,24 @@
 //! The actors, and the handles through which the edges speak to them.
+//!
+//! The way of a request: a handle (`patients`, `billing`) asks by its `directory`, which sends the
+//! question to the `region` that serves its shard; the `shard` decides and has the `journal` commit.
 
+pub mod address;
 pub mod analytics;
+mod background;
 pub mod billing;
+pub mod billing_relay;
+pub mod directory;
+pub mod entity;
+#[cfg(test)]
+mod fake_store;
+pub mod journal;
+pub mod kafka_bridge;
+pub mod open_accounts;
 pub mod patients;
+pub mod region;
+pub mod restart;
+pub mod settings;
+pub mod shard;
+pub mod supervisor;
+pub mod system;

@@ -1,19 +1,32 @@
-//! Patients, as the edges see them.
+//! Patients: the handle the edges speak to, and what the sharded core needs to know of them.
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
+use super::directory::Asker;
+use super::entity::{Decision, Entity, Loaded, Refused, Stamp, Write};
 use crate::context::RequestContext;
-use crate::domain::ids::PatientId;
-use crate::domain::patient::{Patient, PatientChange, PatientDetails};
+use crate::domain::event::{EventType, RecordedEvent};
+use crate::domain::ids::{CommandId, Kind, PatientId};
+use crate::domain::patient::{
+    self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientState, Refusal,
+};
 use crate::error::Result;
-use crate::store::ListPosition;
+use crate::store::{self, AppendOutcome, ListPosition, PatientAppend, PatientStore};
 
 /// Speaks to the patients of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
-pub struct PatientHandle {}
+pub struct PatientHandle {
+    asker: Asker<Patients>,
+}
 
-#[allow(unused_variables, clippy::unused_async, reason = "skeleton")]
 impl PatientHandle {
+    /// Asks by `asker`.
+    pub fn new(asker: Asker<Patients>) -> Self {
+        PatientHandle { asker }
+    }
+
     /// Registers a patient under `id`.
     ///
     /// # Errors
@@ -25,7 +38,7 @@ impl PatientHandle {
         id: PatientId,
         details: PatientDetails,
     ) -> Result<Arc<Patient>> {
-        unimplemented!("skeleton")
+        self.asker.write(ctx, id.0, PatientCommand::Register(details)).await
     }
 
     /// Replaces the details.
@@ -38,7 +51,7 @@ impl PatientHandle {
         id: PatientId,
         change: PatientChange,
     ) -> Result<Arc<Patient>> {
-        unimplemented!("skeleton")
+        self.asker.write(ctx, id.0, PatientCommand::Update(change)).await
     }
 
     /// Ends the record.
@@ -46,7 +59,7 @@ impl PatientHandle {
     /// # Errors
     /// `NotFound`; else as `register`.
     pub async fn delete(&self, ctx: &RequestContext, id: PatientId) -> Result<()> {
-        unimplemented!("skeleton")
+        self.asker.write(ctx, id.0, PatientCommand::Delete).await.map(drop)
     }
 
     /// The record as of now: never older than any answer given before this call.
@@ -54,7 +67,7 @@ impl PatientHandle {
     /// # Errors
     /// `NotFound`; else as `register`, without `OutcomeUnknown`.
     pub async fn get(&self, ctx: &RequestContext, id: PatientId) -> Result<Arc<Patient>> {
-        unimplemented!("skeleton")
+        self.asker.read(ctx, id.0).await
     }
 
     /// Living patients, oldest record first, after `after`.
@@ -67,6 +80,98 @@ impl PatientHandle {
         after: Option<ListPosition>,
         limit_rows: u32,
     ) -> Result<Vec<Patient>> {
-        unimplemented!("skeleton")
+        self.asker.query(ctx, || PatientList { after, limit_rows }).await
     }
+}
+
+/// The kind.
+pub struct Patients;
+
+/// A page of the list of living patients.
+#[derive(Clone, Copy, Debug)]
+pub struct PatientList {
+    /// Where the page begins.
+    pub after: Option<ListPosition>,
+    /// The most rows.
+    pub limit_rows: u32,
+}
+
+impl Entity for Patients {
+    const KIND: Kind = Kind::Patient;
+    type State = PatientState;
+    type Command = PatientCommand;
+    type Answer = Arc<Patient>;
+    type Append = PatientAppend;
+    type Query = PatientList;
+    type QueryAnswer = Vec<Patient>;
+    type Store = dyn PatientStore;
+
+    fn read(state: &PatientState) -> std::result::Result<Arc<Patient>, Refused> {
+        match state {
+            PatientState::Active(patient) => Ok(Arc::clone(patient)),
+            PatientState::Absent | PatientState::Deleted(_) => Err(Refused::NotFound),
+        }
+    }
+
+    fn decide(id: Uuid, state: &PatientState, write: &Write<Self>, stamp: &Stamp) -> Decision<Self> {
+        match patient::decide(PatientId(id), state, &write.command, stamp.now) {
+            Ok(event) => Decision::Append(PatientAppend {
+                shard: stamp.shard,
+                epoch: stamp.epoch,
+                released_email_key: released_email_key(state, &event),
+                recorded: RecordedEvent {
+                    event_id: stamp.event_id,
+                    command_id: write.command_id,
+                    event,
+                    at: stamp.now,
+                    subject: Arc::clone(&write.subject),
+                    traceparent: write.traceparent.clone(),
+                },
+            }),
+            Err(Refusal::NotFound) => Decision::Refuse(Refused::NotFound),
+            Err(Refusal::AlreadyExists) => Decision::Refuse(Refused::IdTaken),
+        }
+    }
+
+    fn committed(append: &PatientAppend) -> (PatientState, Arc<Patient>) {
+        let event = &append.recorded.event;
+        (patient::evolve(event), Arc::clone(event.patient()))
+    }
+
+    fn worth_keeping(state: &PatientState) -> bool {
+        matches!(state, PatientState::Active(_))
+    }
+
+    async fn load(
+        store: &(dyn PatientStore + 'static),
+        id: Uuid,
+        command: Option<CommandId>,
+    ) -> store::Result<Loaded<Self>> {
+        let loaded = store.load_patient(PatientId(id), command).await?;
+        let applied = loaded.applied.map(|recorded| Arc::clone(recorded.event.patient()));
+        Ok(Loaded { state: loaded.state, applied })
+    }
+
+    async fn commit(
+        store: &(dyn PatientStore + 'static),
+        batch: &[PatientAppend],
+    ) -> store::Result<Vec<AppendOutcome>> {
+        store.commit_patients(batch).await
+    }
+
+    async fn query(store: &(dyn PatientStore + 'static), query: &PatientList) -> store::Result<Vec<Patient>> {
+        store.list_patients(query.after, query.limit_rows).await
+    }
+}
+
+/// The unique form of the address that `event` frees, if it frees one.
+fn released_email_key(before: &PatientState, event: &PatientEvent) -> Option<String> {
+    let PatientState::Active(patient) = before else { return None };
+    let old = patient.details.email_key();
+    let freed = match EventType::of(event) {
+        EventType::Created => false,
+        EventType::Updated => event.patient().details.email_key() != old,
+        EventType::Deleted => true,
+    };
+    freed.then_some(old)
 }

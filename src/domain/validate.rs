@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use ::time::Date;
 use ::time::macros::format_description;
+use uuid::Uuid;
 use validator::ValidateEmail;
 
+use super::ids::PatientId;
 use super::patient::{PatientChange, PatientDetails};
 
 /// The most characters a name may have.
@@ -83,6 +85,64 @@ pub fn change(input: &PatientInput<'_>, today: Date) -> Result<PatientChange, Fi
     }
 }
 
+/// What a caller gave to open an account; what it left out is empty.
+#[derive(Clone, Copy)]
+pub struct AccountInput<'a> {
+    /// `patientId`
+    pub patient_id: &'a str,
+    /// `name`
+    pub name: &'a str,
+    /// `email`
+    pub email: &'a str,
+}
+
+/// The holder of an account to open. Valid by construction.
+#[derive(Clone, PartialEq, Eq)]
+pub struct AccountHolder {
+    /// Whose account it will be.
+    pub patient_id: PatientId,
+    /// 1 to `NAME_MAX_CHARS` characters.
+    pub name: Box<str>,
+    /// An e-mail address.
+    pub email: Box<str>,
+}
+
+/// Never prints what it holds.
+impl std::fmt::Debug for AccountHolder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("AccountHolder(..)")
+    }
+}
+
+/// The holder of an account to open.
+///
+/// # Errors
+/// Every field that does not hold, with its message.
+pub fn account(input: &AccountInput<'_>) -> Result<AccountHolder, FieldErrors> {
+    let mut errors = FieldErrors::new();
+    let patient_id = uuid(input.patient_id, &mut errors);
+    let name = name(Some(input.name), &mut errors);
+    let email = email(Some(input.email), &mut errors);
+    match (patient_id, name, email) {
+        (Some(patient_id), Some(name), Some(email)) => Ok(AccountHolder { patient_id, name, email }),
+        _ => Err(errors),
+    }
+}
+
+/// A UUID in its usual form of 36 characters (RFC 9562, section 4).
+fn uuid(value: &str, errors: &mut FieldErrors) -> Option<PatientId> {
+    let value = value.trim();
+    let parsed = (value.len() == 36).then(|| Uuid::try_parse(value).ok()).flatten();
+    if parsed.is_none() {
+        let missing = value.is_empty();
+        errors.insert(
+            "patientId",
+            if missing { "Patient id is required" } else { "Patient id should be a UUID" },
+        );
+    }
+    parsed.map(PatientId)
+}
+
 const REGISTERED_FORM: &str = "Registered date must be a date of the form YYYY-MM-DD";
 const BIRTH_FORM: &str = "Date of birth must be a date of the form YYYY-MM-DD";
 const BIRTH_FUTURE: &str = "Date of birth cannot be in the future";
@@ -97,17 +157,7 @@ struct Common {
 }
 
 fn common(input: &PatientInput<'_>, today: Date, errors: &mut FieldErrors) -> Option<Common> {
-    let name = text(
-        input.name,
-        (
-            "name",
-            "Name is required",
-            "Name cannot exceed 100 characters",
-            "Name cannot contain control characters",
-        ),
-        NAME_MAX_CHARS,
-        errors,
-    );
+    let name = name(input.name, errors);
     let address = text(
         input.address,
         (
@@ -122,6 +172,20 @@ fn common(input: &PatientInput<'_>, today: Date, errors: &mut FieldErrors) -> Op
     let email = email(input.email, errors);
     let date_of_birth = birth(input.date_of_birth, today, errors);
     Some(Common { name: name?, email: email?, address: address?, date_of_birth: date_of_birth? })
+}
+
+fn name(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
+    text(
+        value,
+        (
+            "name",
+            "Name is required",
+            "Name cannot exceed 100 characters",
+            "Name cannot contain control characters",
+        ),
+        NAME_MAX_CHARS,
+        errors,
+    )
 }
 
 /// A text that is neither blank nor too long nor holds control characters (PostgreSQL has no NUL in a
@@ -272,6 +336,29 @@ mod tests {
             edit(&mut input);
             let errors = registration(&input, TODAY).expect_err(message);
             assert_eq!(errors.into_iter().collect::<Vec<_>>(), [(field, message)]);
+        }
+    }
+
+    #[test]
+    fn the_holder_of_an_account_has_the_rules_of_a_patient() {
+        let input = AccountInput {
+            patient_id: "123e4567-e89b-12d3-a456-426614174000",
+            name: "Ada Lovelace",
+            email: "ada@example.com",
+        };
+        let holder = account(&input).expect("valid");
+        assert_eq!(holder.patient_id.to_string(), input.patient_id);
+        let errors = account(&AccountInput { patient_id: "", name: " ", email: "ada" }).expect_err("invalid");
+        assert_eq!(
+            errors.into_iter().collect::<Vec<_>>(),
+            [
+                ("email", "Email should be valid"),
+                ("name", "Name is required"),
+                ("patientId", "Patient id is required")
+            ]
+        );
+        for bad in ["7", "123e4567e89b12d3a456426614174000", "{123e4567-e89b-12d3-a456-42661417400}"] {
+            assert!(account(&AccountInput { patient_id: bad, ..input }).is_err(), "{bad}");
         }
     }
 

@@ -1,0 +1,98 @@
+//! `make bench`: Hygeia beside its yardsticks, in one run on one machine.
+//!
+//! `cargo bench --bench hygeia` runs every scenario and writes `docs/BENCHMARKS.md`; with names of
+//! scenarios (`-- get post`) it runs those and only prints. Ours is always the release binary as a
+//! process of its own; load, yardsticks and the broker are processes too: this binary again, in a role.
+//! Each pair is measured in rounds, ours and the yardstick's by turns, and told by its medians.
+//!
+//! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (5, per measurement) make it shorter or longer.
+
+mod ask;
+mod broker;
+mod load;
+mod memory;
+mod node;
+mod patients;
+mod pg;
+mod relay;
+mod report;
+mod role;
+mod stats;
+mod yardstick;
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::report::Report;
+
+/// What went wrong, for whoever runs the benchmark.
+pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// How long and how often everything is measured.
+#[derive(Clone, Copy)]
+pub(crate) struct Effort {
+    /// How often each side of a pair is measured.
+    pub(crate) rounds: usize,
+    /// How long each measurement takes.
+    pub(crate) measured: Duration,
+}
+
+const SCENARIOS: [&str; 6] = ["get", "post", "ask", "relay", "memory", "start"];
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
+    let outcome = if arguments.first().is_some_and(|first| first == role::FLAG) {
+        arguments.drain(..1);
+        role::run(&arguments)
+    } else {
+        bench(&arguments)
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("failed: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A line for whoever watches.
+pub(crate) fn say(line: &str) {
+    // There is nobody to tell that nobody listens.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn bench(chosen: &[String]) -> Result<()> {
+    if let Some(unknown) = chosen.iter().find(|name| !SCENARIOS.contains(&name.as_str())) {
+        return Err(format!("no scenario {unknown}; there are {}", SCENARIOS.join(", ")).into());
+    }
+    let number = |name: &str, default: u64| -> Result<u64> {
+        std::env::var(name).map_or(Ok(default), |text| Ok(text.parse()?))
+    };
+    let effort = Effort {
+        rounds: usize::try_from(number("BENCH_ROUNDS", 5)?)?.max(1),
+        measured: Duration::from_secs(number("BENCH_SECONDS", 5)?.max(1)),
+    };
+    let runtime = tokio::runtime::Runtime::new()?;
+    let mut report = Report::new(effort);
+    for name in SCENARIOS.iter().filter(|name| chosen.is_empty() || chosen.iter().any(|c| c == *name)) {
+        say(&format!("== {name}"));
+        runtime.block_on(scenario(name, effort, &mut report))?;
+    }
+    report.print()?;
+    if chosen.is_empty() { report.write() } else { Ok(()) }
+}
+
+async fn scenario(name: &str, effort: Effort, report: &mut Report) -> Result<()> {
+    match name {
+        "get" => patients::get(effort, report).await,
+        "post" => patients::post(effort, report).await,
+        "ask" => ask::run(effort, report).await,
+        "relay" => relay::run(effort, report).await,
+        "memory" => memory::hot(report).await,
+        "start" => memory::start(effort, report).await,
+        other => Err(format!("no scenario {other}").into()),
+    }
+}

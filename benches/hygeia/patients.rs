@@ -1,0 +1,162 @@
+//! Patients over HTTP: reads beside a bare axum handler, registrations beside pgbench.
+
+use std::time::Duration;
+
+use crate::load::{self, Outcome, Task, Work};
+use crate::node::{Node, Site};
+use crate::report::{Report, Row};
+use crate::stats::median;
+use crate::yardstick::{self, PatientView};
+use crate::{Effort, Result, broker, pg, say};
+
+const READERS: usize = 64;
+const WRITERS: usize = 64;
+const PGBENCH_CLIENTS: usize = 32;
+const HOT_PATIENTS: usize = 1_000;
+
+/// `GET` by id of patients that are in memory, as it is by default and with the log at `warn`.
+pub(crate) async fn get(effort: Effort, report: &mut Report) -> Result<()> {
+    for (what, log) in [("GET by id, hot", None), ("the same, log at `warn`", Some("warn"))] {
+        let mut site = Site::embedded()?;
+        if let Some(filter) = log {
+            site = site.with("HYGEIA_LOG", filter);
+        }
+        let node = site.start().await?;
+        let token = node.token().await?;
+        load::run(post_task(&node, &token, 16, "hot", HOT_PATIENTS, None)).await?;
+        node.quiet().await?;
+        let patients: Vec<PatientView> = node.patients(&token, HOT_PATIENTS).await?;
+        let sample = patients.last().ok_or("no patients")?.clone();
+        let yardstick = yardstick::start(sample).await?;
+        let paths: Vec<String> = patients.iter().map(|p| format!("/api/patients/{}", p.id)).collect();
+        let measure = |address, measured: Duration| {
+            load::run(Task {
+                address,
+                token: token.clone(),
+                connections: READERS,
+                measured_ms: u64::try_from(measured.as_millis()).ok(),
+                work: Work::Get { paths: paths.clone() },
+            })
+        };
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for address in [node.http, yardstick.address] {
+            measure(address, Duration::from_secs(1)).await?;
+        }
+        for _ in 0..effort.rounds {
+            theirs.push(measure(yardstick.address, effort.measured).await?);
+            ours.push(measure(node.http, effort.measured).await?);
+            say(&format!("axum {:.0}/s, ours {:.0}/s", last(&theirs).rate(), last(&ours).rate()));
+        }
+        let (our_rate, their_rate) = (rate(&ours), rate(&theirs));
+        report.add(Row {
+            what: format!("{what} ({READERS} connections)"),
+            beside: "bare axum, same token check, same JSON".into(),
+            ours: format!("{our_rate:.0}/s, {}", latencies(&ours)),
+            yardstick: format!("{their_rate:.0}/s, {}", latencies(&theirs)),
+            ratio: our_rate / their_rate,
+            reach: log.is_none().then_some(crate::report::Reach::AtLeast(0.5)),
+        });
+        node.stop().await?;
+    }
+    Ok(())
+}
+
+/// Registrations over PostgreSQL: a node with all its roles, with the roles that a registration needs,
+/// and pgbench, on one server.
+pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
+    let server = pg::Postgres::shared();
+    let broker = broker::start().await?;
+    let yard = pg::yardstick_database(server).await?;
+    for (roles, reach) in [(None, true), (Some("front,patient"), false)] {
+        let database = server.create_database().await;
+        let mut site = Site::on(database.url(), &broker.address)?;
+        if let Some(roles) = roles {
+            site = site.with("HYGEIA__NODE__ROLES", roles);
+        }
+        let node = site.start().await?;
+        let token = node.token().await?;
+        let told = roles.map_or("all roles".into(), |roles| format!("roles {roles} alone"));
+        let (mut many, mut one, mut bench_many, mut bench_one) = (vec![], vec![], vec![], vec![]);
+        for round in 0..effort.rounds {
+            for (connections, ours) in [(WRITERS, &mut many), (1, &mut one)] {
+                let tag = format!("r{round}c{connections}");
+                let task = post_task(&node, &token, connections, &tag, usize::MAX, Some(effort.measured));
+                ours.push(load::run(task).await?);
+                at_rest(&node, &database, roles.is_none()).await?;
+            }
+            bench_many.push(pg::pgbench(&yard, PGBENCH_CLIENTS, effort.measured).await?);
+            bench_one.push(pg::pgbench(&yard, 1, effort.measured).await?);
+            say(&format!(
+                "{told}: ours {:.0} rows/s and {:.0} us, pgbench {:.0} rows/s and {:.0} us",
+                last(&many).rate(),
+                last(&one).mean_us,
+                bench_many.last().map_or(f64::NAN, |o| o.rate),
+                bench_one.last().map_or(f64::NAN, |o| o.mean_us),
+            ));
+        }
+        let their_rate = median(&bench_many.iter().map(|o| o.rate).collect::<Vec<_>>());
+        report.add(Row {
+            what: format!("POST patient, PostgreSQL, {WRITERS} clients ({told})"),
+            beside: format!("pgbench, {PGBENCH_CLIENTS} clients, the same rows one per transaction"),
+            ours: format!("{:.0} rows/s, {}", rate(&many), latencies(&many)),
+            yardstick: format!("{their_rate:.0} rows/s"),
+            ratio: rate(&many) / their_rate,
+            reach: reach.then_some(crate::report::Reach::AtLeast(2.0)),
+        });
+        let our_us = median(&one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
+        let their_us = median(&bench_one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
+        report.add(Row {
+            what: format!("POST patient, PostgreSQL, one client ({told})"),
+            beside: "pgbench, one client: one such transaction".into(),
+            ours: format!("{our_us:.0} us mean, {}", latencies(&one)),
+            yardstick: format!("{their_us:.0} us mean"),
+            ratio: our_us / their_us,
+            reach: reach.then_some(crate::report::Reach::AtMost(1.5)),
+        });
+        node.stop().await?;
+    }
+    Ok(())
+}
+
+/// Waits until what our load has left for later is done, so that the next measurement has the machine
+/// for itself.
+async fn at_rest(node: &Node, database: &pg::Database, relays: bool) -> Result<()> {
+    let began = std::time::Instant::now();
+    while relays && pg::rows_waiting(database).await? > 0 && began.elapsed() < Duration::from_secs(120) {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    node.quiet().await
+}
+
+/// Registers `count` patients at `node`, or as many as can be in the time given.
+pub(crate) fn post_task(
+    node: &Node,
+    token: &str,
+    connections: usize,
+    tag: &str,
+    count: usize,
+    measured: Option<Duration>,
+) -> Task {
+    Task {
+        address: node.http,
+        token: token.into(),
+        connections,
+        measured_ms: measured.and_then(|m| u64::try_from(m.as_millis()).ok()),
+        work: Work::Post { tag: tag.into(), count },
+    }
+}
+
+fn last(outcomes: &[Outcome]) -> Outcome {
+    const NONE: Outcome =
+        Outcome { requests: 0, seconds: f64::NAN, mean_us: f64::NAN, p50_us: f64::NAN, p99_us: f64::NAN };
+    outcomes.last().copied().unwrap_or(NONE)
+}
+
+fn rate(outcomes: &[Outcome]) -> f64 {
+    median(&outcomes.iter().map(Outcome::rate).collect::<Vec<_>>())
+}
+
+fn latencies(outcomes: &[Outcome]) -> String {
+    let of = |pick: fn(&Outcome) -> f64| median(&outcomes.iter().map(pick).collect::<Vec<_>>());
+    format!("p50 {:.0} us, p99 {:.0} us", of(|o| o.p50_us), of(|o| o.p99_us))
+}

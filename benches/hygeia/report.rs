@@ -1,0 +1,133 @@
+//! The table, on the terminal and in `docs/BENCHMARKS.md`.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use time::OffsetDateTime;
+
+use crate::{Effort, Result, pg, say};
+
+/// One line of the table.
+pub(crate) struct Row {
+    /// What is measured.
+    pub(crate) what: String,
+    /// What it is measured beside.
+    pub(crate) beside: String,
+    /// Our numbers.
+    pub(crate) ours: String,
+    /// The yardstick's numbers; empty if there is none.
+    pub(crate) yardstick: String,
+    /// Ours by the yardstick's; without a yardstick, our number.
+    pub(crate) ratio: f64,
+    /// What is to be reached, if anything.
+    pub(crate) reach: Option<Reach>,
+}
+
+/// A goal.
+#[derive(Clone, Copy)]
+pub(crate) enum Reach {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Reach {
+    fn told(self, ratio: f64) -> String {
+        let (sign, goal, met) = match self {
+            Reach::AtLeast(goal) => ("≥", goal, ratio >= goal),
+            Reach::AtMost(goal) => ("≤", goal, ratio <= goal),
+        };
+        format!("{sign} {goal}: {}", if met { "reached" } else { "**missed**" })
+    }
+}
+
+/// All lines.
+pub(crate) struct Report {
+    effort: Effort,
+    rows: Vec<Row>,
+}
+
+impl Report {
+    /// An empty one.
+    pub(crate) fn new(effort: Effort) -> Report {
+        Report { effort, rows: Vec::new() }
+    }
+
+    /// One more line.
+    pub(crate) fn add(&mut self, row: Row) {
+        self.rows.push(row);
+    }
+
+    /// Shows the table.
+    pub(crate) fn print(&self) -> Result<()> {
+        say(&self.table()?);
+        Ok(())
+    }
+
+    /// Writes the page.
+    pub(crate) fn write(&self) -> Result<()> {
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/BENCHMARKS.md"));
+        std::fs::write(path, self.page()?)?;
+        say(&format!("written: {}", path.display()));
+        Ok(())
+    }
+
+    fn table(&self) -> Result<String> {
+        let mut table = String::from("| what | beside | ours | yardstick | ratio | goal |\n|---|---|---|---|---|---|\n");
+        for row in &self.rows {
+            let Row { what, beside, ours, yardstick, ratio, reach } = row;
+            let goal = reach.map_or(String::from("reported"), |reach| reach.told(*ratio));
+            let ratio = if yardstick.is_empty() { String::new() } else { format!("{ratio:.2}×") };
+            writeln!(table, "| {what} | {beside} | {ours} | {yardstick} | {ratio} | {goal} |")?;
+        }
+        Ok(table)
+    }
+
+    fn page(&self) -> Result<String> {
+        let Effort { rounds, measured } = self.effort;
+        let mut page = String::from("# Benchmarks\n\n");
+        writeln!(page, "Written by `make bench` (`cargo bench --bench hygeia`); do not edit. Every number is of one run on")?;
+        writeln!(page, "one machine, beside a yardstick measured in the same run: the ratios are what to compare.\n")?;
+        page.push_str(&self.table()?);
+        let date = OffsetDateTime::now_utc().date();
+        writeln!(page, "\nMedians of {rounds} rounds of {} s, ours and the yardstick by turns, on {date}.", measured.as_secs())?;
+        writeln!(page, "Load, yardsticks, broker and node are processes of their own and share the machine:\n")?;
+        for line in machine() {
+            writeln!(page, "- {line}")?;
+        }
+        page.push_str(HOW);
+        Ok(page)
+    }
+}
+
+const HOW: &str = "
+## How it is measured
+
+- **GET**: closed loop over keep-alive connections; every status is checked. The yardstick is an axum handler that verifies
+  the same HS256 token with the same library for each request and serializes the same patient, without looking one up.
+- **POST**: each request registers another patient. pgbench inserts the same rows (patient, e-mail address, event, outbox, unbilled)
+  in one prepared statement that checks the lease under the same lock, one patient per transaction.
+- **ask**: a question to an actor and its answer, in one process, over the public API of each library.
+- **relay**: an outbox full of events is published by a node with the role `bridge` alone; the yardstick is a bare
+  librdkafka producer with the same settings and messages of the same form, at the same broker (librdkafka's mock cluster,
+  a process of its own).
+- **memory**: a node is started on the data of patients, and each of them is read once.
+- **start**: from starting the process to the first 200 of `/health/ready`.
+";
+
+fn machine() -> Vec<String> {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?.split_once(':')?.1;
+        Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+    };
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let model = field(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".into());
+    let memory = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_else(|| "unknown".into());
+    let mut lines = vec![
+        format!("{processors} processors: {model}"),
+        format!("memory: {memory}"),
+        format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
+    ];
+    lines.extend(pg::version());
+    lines
+}

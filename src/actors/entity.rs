@@ -1,0 +1,200 @@
+//! What the sharded core needs to know of a kind of entity: patients and accounts share one region,
+//! one shard and one journal, and differ in this trait alone.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::domain::ids::{CommandId, Epoch, EventId, Kind, ShardNo};
+use crate::domain::time::{MonoTime, Timestamp};
+use crate::store::{self, AppendOutcome};
+
+/// A kind of sharded, durable entity.
+pub trait Entity: Sized + Send + Sync + 'static {
+    /// Its name.
+    const KIND: Kind;
+    /// What the shard keeps in memory of one entity.
+    type State: Clone + Send + Sync + 'static;
+    /// A wish to change one entity.
+    type Command: Clone + Send + Sync + 'static;
+    /// What a caller is answered.
+    type Answer: Clone + Send + Sync + 'static;
+    /// What is written to the database.
+    type Append: Send + Sync + 'static;
+    /// A question about many entities, answered by the database.
+    type Query: Send + Sync + 'static;
+    /// Its answer.
+    type QueryAnswer: Send + Sync + 'static;
+    /// The store's trait that this kind needs.
+    type Store: Send + Sync + ?Sized + 'static;
+
+    /// What a reader is answered.
+    ///
+    /// # Errors
+    /// There is nothing to read.
+    fn read(state: &Self::State) -> Result<Self::Answer, Refused>;
+
+    /// What a command comes to, by the pure rules.
+    fn decide(id: Uuid, state: &Self::State, write: &Write<Self>, stamp: &Stamp) -> Decision<Self>;
+
+    /// The state and the answer once `append` is durable.
+    fn committed(append: &Self::Append) -> (Self::State, Self::Answer);
+
+    /// Whether a state is worth a place in memory. The absence of an entity is not: anyone could fill
+    /// the memory with absences.
+    fn worth_keeping(state: &Self::State) -> bool;
+
+    /// Reads one entity, and what became of `command` if one is given.
+    fn load(
+        store: &Self::Store,
+        id: Uuid,
+        command: Option<CommandId>,
+    ) -> impl Future<Output = store::Result<Loaded<Self>>> + Send;
+
+    /// Commits a batch in one transaction.
+    fn commit(
+        store: &Self::Store,
+        batch: &[Self::Append],
+    ) -> impl Future<Output = store::Result<Vec<AppendOutcome>>> + Send;
+
+    /// Answers a question about many entities.
+    fn query(
+        store: &Self::Store,
+        query: &Self::Query,
+    ) -> impl Future<Output = store::Result<Self::QueryAnswer>> + Send;
+}
+
+/// A command with what is recorded of its sender.
+pub struct Write<E: Entity> {
+    /// What is wanted.
+    pub command: E::Command,
+    /// The intention: the same id never acts twice.
+    pub command_id: CommandId,
+    /// Who wants it.
+    pub subject: Arc<str>,
+    /// The trace it belongs to.
+    pub traceparent: Box<str>,
+    /// Whether an earlier try may have been carried out: then the database is asked first.
+    pub maybe_done: bool,
+}
+
+/// What a decision takes from outside of the rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp {
+    /// The time of the event.
+    pub now: Timestamp,
+    /// The id of the event, drawn for it.
+    pub event_id: EventId,
+    /// The shard that decides.
+    pub shard: ShardNo,
+    /// The epoch it decides under.
+    pub epoch: Epoch,
+}
+
+/// What the rules say.
+pub enum Decision<E: Entity> {
+    /// Write this, then answer.
+    Append(E::Append),
+    /// Nothing is to be done; answer this.
+    Answer(E::Answer),
+    /// No.
+    Refuse(Refused),
+}
+
+/// An entity as read from the database.
+pub struct Loaded<E: Entity> {
+    /// Its state.
+    pub state: E::State,
+    /// What the command asked for was answered, or would have been, if it was carried out.
+    pub applied: Option<E::Answer>,
+}
+
+/// A refusal by the rules: final, and nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is no such entity.
+    NotFound,
+    /// The id is taken.
+    IdTaken,
+    /// The e-mail address is taken.
+    EmailTaken,
+}
+
+/// Why a request has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The rules say no.
+    Refused(Refused),
+    /// Too many wait. Nothing was done.
+    Busy,
+    /// The deadline passed before it was begun. Nothing was done.
+    Expired,
+    /// This shard is not served here now. Nothing was done; ask again.
+    NotServing,
+    /// The database could not be read or written. Nothing was done.
+    Unavailable,
+    /// The commit's outcome is not known. Asking again with `maybe_done` is safe.
+    Unknown,
+}
+
+impl Failure {
+    /// The name in logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Failure::Refused(Refused::NotFound) => "not_found",
+            Failure::Refused(Refused::IdTaken) => "id_taken",
+            Failure::Refused(Refused::EmailTaken) => "email_taken",
+            Failure::Busy => "busy",
+            Failure::Expired => "expired",
+            Failure::NotServing => "not_serving",
+            Failure::Unavailable => "unavailable",
+            Failure::Unknown => "unknown",
+        }
+    }
+}
+
+/// What is asked of one entity.
+pub enum Op<E: Entity> {
+    /// Its state as of now.
+    Read,
+    /// A change.
+    Write(Write<E>),
+}
+
+impl<E: Entity> Clone for Write<E> {
+    fn clone(&self) -> Self {
+        Write {
+            command: self.command.clone(),
+            command_id: self.command_id,
+            subject: Arc::clone(&self.subject),
+            traceparent: self.traceparent.clone(),
+            maybe_done: self.maybe_done,
+        }
+    }
+}
+
+impl<E: Entity> Clone for Op<E> {
+    fn clone(&self) -> Self {
+        match self {
+            Op::Read => Op::Read,
+            Op::Write(write) => Op::Write(write.clone()),
+        }
+    }
+}
+
+impl<E: Entity> Op<E> {
+    /// The name in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Read => "Read",
+            Op::Write(_) => "Write",
+        }
+    }
+}
+
+/// Whether and until when a shard is held, as the holder may believe it.
+pub trait LeaseView {
+    /// Whether the lease holds at this moment, by the holder's own clock, with the margin taken off.
+    fn holds(&self, now: MonoTime) -> bool;
+}

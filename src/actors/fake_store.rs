@@ -1,0 +1,331 @@
+//! A database in memory for tests of the actors that move events: outbox, lease and projection, with
+//! faults on order.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use time::Date;
+use time::macros::date;
+use uuid::Uuid;
+
+use crate::domain::analytics::{Counts, Observation};
+use crate::domain::event::{EventType, OutboxEvent, RecordedEvent};
+use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
+use crate::domain::patient::{Patient, PatientDetails};
+use crate::domain::time::{Clock, Timestamp};
+use crate::store::{
+    Applied, Error, LeaseRow, LeaseStore, OutboxDepth, OutboxStore, PartitionOffset, ProjectionSource,
+    ProjectionStore, Result, TakenLease,
+};
+
+/// How a call ends instead of as it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing is done.
+    Unavailable,
+    /// Nothing is done, but who knows.
+    UnknownNotDone,
+    /// It is done, but who knows.
+    UnknownDone,
+    /// The calling task dies.
+    Panic,
+}
+
+#[derive(Default)]
+struct Lease {
+    owner: String,
+    epoch: i64,
+    until: Option<Instant>,
+}
+
+#[derive(Default)]
+struct State {
+    events: BTreeMap<i64, (OutboxEvent, Option<String>)>,
+    lease: Lease,
+    versions: HashMap<PatientId, (i64, Option<Date>)>,
+    by_type: HashMap<EventType, i64>,
+    registrations: BTreeMap<Date, i64>,
+    offsets: HashMap<(String, String, String, i32), i64>,
+    faults: HashMap<&'static str, VecDeque<Fault>>,
+}
+
+/// See above.
+#[derive(Default)]
+pub(super) struct FakeStore {
+    state: Mutex<State>,
+}
+
+impl FakeStore {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The next calls of `call` end like this.
+    pub(super) fn order(&self, call: &'static str, faults: &[Fault]) {
+        self.lock().faults.entry(call).or_default().extend(faults);
+    }
+
+    /// How many faults were ordered and have not happened.
+    pub(super) fn faults_left(&self) -> usize {
+        self.lock().faults.values().map(VecDeque::len).sum()
+    }
+
+    /// Does `work` unless a fault is due.
+    fn attempt<T>(&self, call: &'static str, work: impl FnOnce(&mut State) -> T) -> Result<T> {
+        let mut state = self.lock();
+        match state.faults.get_mut(call).and_then(VecDeque::pop_front) {
+            None => Ok(work(&mut state)),
+            Some(Fault::Unavailable) => Err(Error::Unavailable("as ordered".into())),
+            Some(Fault::UnknownNotDone) => Err(Error::Unknown("as ordered".into())),
+            Some(Fault::UnknownDone) => {
+                work(&mut state);
+                Err(Error::Unknown("as ordered".into()))
+            }
+            Some(Fault::Panic) => panic!("as ordered"),
+        }
+    }
+
+    /// Commits an event at `seq`.
+    pub(super) fn commit(&self, seq: i64, recorded: RecordedEvent) {
+        let event = OutboxEvent { seq, shard: 0, recorded };
+        assert!(self.lock().events.insert(seq, (event, None)).is_none(), "seq {seq} is taken");
+    }
+
+    /// Commits `events` with rising numbers.
+    pub(super) fn commit_all(&self, events: impl IntoIterator<Item = RecordedEvent>) {
+        let mut state = self.lock();
+        let first = state.events.keys().next_back().map_or(1, |last| last + 1);
+        for (seq, recorded) in (first..).zip(events) {
+            state.events.insert(seq, (OutboxEvent { seq, shard: 0, recorded }, None));
+        }
+    }
+
+    /// Events not marked as published.
+    pub(super) fn unpublished_count(&self) -> usize {
+        self.lock().events.values().filter(|(_, broker)| broker.is_none()).count()
+    }
+
+    /// The version that was last counted of `patient`.
+    pub(super) fn counted_version(&self, patient: PatientId) -> i64 {
+        self.lock().versions.get(&patient).map_or(0, |v| v.0)
+    }
+
+    /// How many events were counted.
+    pub(super) fn counted(&self) -> i64 {
+        self.lock().by_type.values().sum()
+    }
+
+    /// How many events of one type were counted.
+    pub(super) fn counted_of(&self, event_type: EventType) -> i64 {
+        self.lock().by_type.get(&event_type).copied().unwrap_or(0)
+    }
+}
+
+#[async_trait]
+impl OutboxStore for FakeStore {
+    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        self.attempt("unpublished", |state| {
+            let waiting = state.events.values().filter(|(_, broker)| broker.is_none());
+            waiting.take(limit_rows as usize).map(|(event, _)| event.clone()).collect()
+        })
+    }
+
+    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
+        self.attempt("mark_published", |state| {
+            for seq in seqs {
+                state.events.get_mut(seq).expect("a row").1 = Some(broker.to_owned());
+            }
+        })
+    }
+
+    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
+        self.attempt("republish_forgotten", |state| {
+            let mut again = 0;
+            for (event, published) in state.events.values_mut() {
+                let counted = state.versions.get(&event.recorded.patient_id()).map_or(0, |v| v.0);
+                let elsewhere = published.as_deref().is_some_and(|p| p != broker);
+                if elsewhere && event.recorded.version() > counted {
+                    *published = None;
+                    again += 1;
+                }
+            }
+            again
+        })
+    }
+
+    async fn outbox_depth(&self) -> Result<OutboxDepth> {
+        self.attempt("outbox_depth", |state| {
+            let mut waiting = state.events.values().filter(|(_, broker)| broker.is_none());
+            let oldest_at = waiting.clone().map(|(event, _)| event.recorded.at).min();
+            let unpublished_rows = waiting.by_ref().count() as u64;
+            OutboxDepth { unpublished_rows, oldest_at, unbilled_rows: 0 }
+        })
+    }
+
+    async fn unbilled(&self, _limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        Ok(Vec::new())
+    }
+
+    async fn mark_billed(&self, _seqs: &[i64]) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl LeaseStore for FakeStore {
+    async fn shard_count(&self, proposed: u16) -> Result<u16> {
+        Ok(proposed)
+    }
+
+    async fn acquire(
+        &self,
+        _kind: Kind,
+        shards: &[ShardNo],
+        owner: &str,
+        ttl: Duration,
+    ) -> Result<Vec<TakenLease>> {
+        self.attempt("acquire", |state| {
+            let lease = &mut state.lease;
+            let free = lease.owner == owner || lease.until.is_none_or(|until| until <= Instant::now());
+            if !free {
+                return Vec::new();
+            }
+            lease.owner = owner.to_owned();
+            lease.epoch += 1;
+            lease.until = Some(Instant::now() + ttl);
+            vec![TakenLease { shard: shards[0], epoch: Epoch(lease.epoch) }]
+        })
+    }
+
+    async fn renew(
+        &self,
+        _kind: Kind,
+        held: &[TakenLease],
+        owner: &str,
+        ttl: Duration,
+    ) -> Result<Vec<ShardNo>> {
+        self.attempt("renew", |state| {
+            let lease = &mut state.lease;
+            if lease.owner != owner || held.iter().any(|h| h.epoch != Epoch(lease.epoch)) {
+                return Vec::new();
+            }
+            lease.until = Some(Instant::now() + ttl);
+            held.iter().map(|h| h.shard).collect()
+        })
+    }
+
+    async fn release(&self, _kind: Kind, _held: &[TakenLease], owner: &str) -> Result<()> {
+        self.attempt("release", |state| {
+            if state.lease.owner == owner {
+                state.lease.until = None;
+            }
+        })
+    }
+
+    async fn leases(&self, _kind: Kind) -> Result<Vec<LeaseRow>> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl ProjectionStore for FakeStore {
+    async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>> {
+        self.attempt("offsets", |state| {
+            let of_source = state.offsets.iter().filter(|((group, broker, topic, _), _)| {
+                *group == source.group && *broker == source.broker && *topic == source.topic
+            });
+            of_source
+                .map(|((.., partition), next)| PartitionOffset { partition: *partition, next_offset: *next })
+                .collect()
+        })
+    }
+
+    async fn apply(
+        &self,
+        source: &ProjectionSource,
+        offsets: &[PartitionOffset],
+        observations: &[Observation],
+    ) -> Result<Applied> {
+        self.attempt("apply", |state| {
+            for offset in offsets {
+                let (group, broker, topic) =
+                    (source.group.clone(), source.broker.clone(), source.topic.clone());
+                let next = state.offsets.entry((group, broker, topic, offset.partition)).or_insert(0);
+                *next = offset.next_offset.max(*next);
+            }
+            let mut applied = Applied::default();
+            for o in observations {
+                let known = state.versions.get(&o.patient_id).map_or(0, |v| v.0);
+                if o.version <= known {
+                    applied.repeated += 1;
+                    continue;
+                }
+                assert_eq!(o.version, known + 1, "a gap in the versions of {}", o.patient_id);
+                state.versions.insert(o.patient_id, (o.version, o.date_of_birth));
+                *state.by_type.entry(o.event_type).or_insert(0) += 1;
+                if o.event_type == EventType::Created {
+                    *state.registrations.entry(o.at.date()).or_insert(0) += 1;
+                }
+                applied.counted += 1;
+            }
+            applied
+        })
+    }
+
+    async fn counts(&self, first_day: Date) -> Result<Counts> {
+        self.attempt("counts", |state| {
+            let mut births = BTreeMap::new();
+            for birth in state.versions.values().filter_map(|v| v.1) {
+                *births.entry(birth).or_insert(0) += 1;
+            }
+            Counts {
+                by_event_type: state.by_type.iter().map(|(t, n)| (*t, *n)).collect(),
+                registrations: state.registrations.range(first_day..).map(|(d, n)| (*d, *n)).collect(),
+                births: births.into_iter().collect(),
+            }
+        })
+    }
+}
+
+/// The id of the `n`th patient.
+pub(super) fn patient(n: usize) -> PatientId {
+    PatientId(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + n as u128))
+}
+
+/// The event of patient `n` that leads to `version`: a registration, then updates.
+pub(super) fn event(n: usize, version: i64) -> RecordedEvent {
+    let event_type = if version == 1 { EventType::Created } else { EventType::Updated };
+    event_of(n, version, event_type)
+}
+
+/// The event of patient `n` that leads to `version`.
+pub(super) fn event_of(n: usize, version: i64, event_type: EventType) -> RecordedEvent {
+    let at = crate::clock::SystemClock.now();
+    let details = PatientDetails {
+        name: format!("Canary {n}").into(),
+        email: format!("canary{n}@example.com").into(),
+        address: "12 Canary Wharf".into(),
+        date_of_birth: date!(1985 - 06 - 15),
+        registered_date: date!(2024 - 01 - 10),
+    };
+    let patient = Patient { id: patient(n), version, created_at: Timestamp(1), details };
+    RecordedEvent {
+        event_id: EventId(Uuid::now_v7()),
+        command_id: CommandId(Uuid::now_v7()),
+        event: event_type.event(Arc::new(patient)),
+        at,
+        subject: "system:test".into(),
+        traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+    }
+}
+
+/// Awaits a condition.
+pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + crate::kafka::testing::PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "no patience left: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -1,0 +1,293 @@
+//! The journal: gathers the appends of all shards of one kind on this node into transactions (group
+//! commit). Child of the node's supervisor.
+//!
+//! While a transaction is in flight, appends gather; what has gathered goes into the next one. So an
+//! idle system waits for nothing and a busy one writes large batches. Several transactions may be in
+//! flight, the second and further ones only for full enough batches.
+//!
+//! Invariants:
+//! - Every append ends in exactly one `Appended` to its shard, whatever dies: see `AppendTicket`.
+//! - An append whose deadline has passed before its transaction began is not begun.
+//! - The journal never awaits in `handle`.
+//! - Nobody is told of a commit before it is durable; nudges follow the commit.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use uuid::Uuid;
+
+use super::entity::Entity;
+use super::shard::ShardMessage;
+use crate::context::{Hop, TraceContext};
+use crate::domain::time::{Clock, MonoTime};
+use crate::store::{self, AppendOutcome};
+
+/// The bounds of a journal.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Appends that may wait for a transaction; beyond it they fail as unavailable.
+    pub queue_rows_max: usize,
+    /// Rows of one transaction.
+    pub batch_rows_max: usize,
+    /// Rows that must have gathered before a further transaction starts beside one in flight.
+    pub batch_rows_min: usize,
+    /// Transactions in flight.
+    pub transactions_max: usize,
+}
+
+/// An append on its way to the database.
+pub struct JournalEntry<E: Entity> {
+    /// What is written.
+    pub append: E::Append,
+    /// Past it the transaction is not begun.
+    pub deadline: MonoTime,
+    /// The hop that wants it.
+    pub trace: TraceContext,
+    /// When the shard sent it.
+    pub sent_at: MonoTime,
+    /// Who is told how it ended.
+    pub ticket: AppendTicket<E>,
+}
+
+/// The duty to tell a shard how an append ended. Dropped without having been told, by a dying journal
+/// or a panicking task, it says that the outcome is unknown: so no shard waits for ever.
+pub struct AppendTicket<E: Entity> {
+    id: Uuid,
+    shard: Option<ActorRef<ShardMessage<E>>>,
+}
+
+impl<E: Entity> AppendTicket<E> {
+    /// The duty to tell `shard` of the append for entity `id`.
+    pub fn new(id: Uuid, shard: ActorRef<ShardMessage<E>>) -> Self {
+        AppendTicket { id, shard: Some(shard) }
+    }
+
+    /// Tells it.
+    pub fn end(mut self, result: store::Result<AppendOutcome>) {
+        self.tell(result);
+    }
+
+    fn tell(&mut self, result: store::Result<AppendOutcome>) {
+        if let Some(shard) = self.shard.take() {
+            // A shard that is gone has a successor with a new epoch, which asks the database.
+            let _ = shard.send_message(ShardMessage::Appended { id: self.id, result });
+        }
+    }
+}
+
+impl<E: Entity> Drop for AppendTicket<E> {
+    fn drop(&mut self) {
+        self.tell(Err(store::Error::Unknown("the journal ended early".into())));
+    }
+}
+
+/// What a journal is told.
+pub enum JournalMessage<E: Entity> {
+    /// By a shard: answered by `Appended`.
+    Append(Box<JournalEntry<E>>),
+    /// By the journal's own task: a transaction has ended.
+    TransactionEnded,
+    /// By the node at its stop: answered when nothing waits and nothing is in flight.
+    Flush(RpcReplyPort<()>),
+}
+
+impl<E: Entity> ractor::Message for JournalMessage<E> {}
+
+/// Called after each commit of at least one row: a hint that spares its receiver a poll.
+pub type Nudge = Arc<dyn Fn() + Send + Sync>;
+
+/// What a journal needs.
+pub struct JournalArgs<E: Entity> {
+    /// The database.
+    pub store: Arc<E::Store>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The bounds.
+    pub limits: Limits,
+    /// Who is nudged after a commit.
+    pub nudges: Vec<Nudge>,
+}
+
+impl<E: Entity> Clone for JournalArgs<E> {
+    fn clone(&self) -> Self {
+        JournalArgs {
+            store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            limits: self.limits,
+            nudges: self.nudges.clone(),
+        }
+    }
+}
+
+/// The actor.
+pub struct Journal<E: Entity>(std::marker::PhantomData<E>);
+
+impl<E: Entity> Default for Journal<E> {
+    fn default() -> Self {
+        Journal(std::marker::PhantomData)
+    }
+}
+
+/// The state of one incarnation.
+pub struct JournalState<E: Entity> {
+    args: JournalArgs<E>,
+    queue: VecDeque<JournalEntry<E>>,
+    in_flight: usize,
+    flushing: Vec<RpcReplyPort<()>>,
+}
+
+impl<E: Entity> Actor for Journal<E> {
+    type Msg = JournalMessage<E>;
+    type State = JournalState<E>;
+    type Arguments = JournalArgs<E>;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        args: JournalArgs<E>,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(JournalState { args, queue: VecDeque::new(), in_flight: 0, flushing: Vec::new() })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            JournalMessage::Append(entry) => state.enqueue(*entry),
+            JournalMessage::TransactionEnded => state.in_flight -= 1,
+            JournalMessage::Flush(reply) => state.flushing.push(reply),
+        }
+        state.start_transactions(&myself);
+        if state.in_flight == 0 && state.queue.is_empty() {
+            for reply in state.flushing.drain(..) {
+                let _ = reply.send(());
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        _event: SupervisionEvent,
+        _state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        // A journal has no children; the default would stop it at any event.
+        Ok(())
+    }
+}
+
+impl<E: Entity> JournalState<E> {
+    fn enqueue(&mut self, entry: JournalEntry<E>) {
+        if self.queue.len() >= self.args.limits.queue_rows_max {
+            metrics::counter!("hygeia_journal_rejected_total", "kind" => E::KIND.as_str()).increment(1);
+            return entry.ticket.end(Err(store::Error::Unavailable("the journal's queue is full".into())));
+        }
+        self.queue.push_back(entry);
+    }
+
+    fn start_transactions(&mut self, myself: &ActorRef<JournalMessage<E>>) {
+        let limits = self.args.limits;
+        while self.in_flight < limits.transactions_max && !self.queue.is_empty() {
+            if self.in_flight > 0 && self.queue.len() < limits.batch_rows_min {
+                return;
+            }
+            let batch = self.next_batch();
+            if batch.is_empty() {
+                continue;
+            }
+            self.in_flight += 1;
+            let ended = TransactionGuard(myself.clone());
+            let args = self.args.clone();
+            tokio::spawn(async move {
+                commit(args, batch).await;
+                drop(ended);
+            });
+        }
+    }
+
+    /// The oldest entries that are still wanted.
+    fn next_batch(&mut self) -> Vec<JournalEntry<E>> {
+        let now = self.args.clock.mono();
+        let mut batch = Vec::with_capacity(self.queue.len().min(self.args.limits.batch_rows_max));
+        while batch.len() < self.args.limits.batch_rows_max
+            && let Some(entry) = self.queue.pop_front()
+        {
+            if now < entry.deadline {
+                batch.push(entry);
+            } else {
+                entry.ticket.end(Err(store::Error::Unavailable("the deadline passed in the journal".into())));
+            }
+        }
+        batch
+    }
+}
+
+/// Counts a transaction out, even if its task panics.
+struct TransactionGuard<E: Entity>(ActorRef<JournalMessage<E>>);
+
+impl<E: Entity> Drop for TransactionGuard<E> {
+    fn drop(&mut self) {
+        let _ = self.0.send_message(JournalMessage::TransactionEnded);
+    }
+}
+
+/// One transaction, and the word to everyone concerned.
+async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
+    let begun = args.clock.mono();
+    let (mut appends, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+    for JournalEntry { append, trace, sent_at, ticket, .. } in batch {
+        appends.push(append);
+        waiting.push((trace, sent_at, ticket));
+    }
+    let result = E::commit(&args.store, &appends).await;
+    let took = args.clock.mono().since(begun);
+    metrics::histogram!("hygeia_journal_commit_seconds", "kind" => E::KIND.as_str())
+        .record(took.as_secs_f64());
+    #[expect(clippy::cast_precision_loss, reason = "a batch has far fewer than 2^52 rows")]
+    metrics::histogram!("hygeia_journal_batch_rows", "kind" => E::KIND.as_str()).record(appends.len() as f64);
+    if let Err(error) = &result {
+        tracing::warn!(kind = E::KIND.as_str(), rows = appends.len(), %error, "a batch was not committed");
+    }
+    let mut outcomes = result.map(VecDeque::from);
+    let mut committed = false;
+    for (trace, sent_at, ticket) in waiting {
+        let result = match &mut outcomes {
+            Ok(outcomes) => outcomes
+                .pop_front()
+                .ok_or_else(|| store::Error::Unknown("the store answered with too few outcomes".into())),
+            Err(error) => Err(error.clone()),
+        };
+        committed |= result == Ok(AppendOutcome::Committed);
+        Hop {
+            actor: "journal",
+            message: "Append",
+            entity: Some(ticket.id),
+            trace: &trace.child(),
+            queued: begun.since(sent_at),
+            handled: took,
+            outcome: outcome_name(&result),
+        }
+        .log();
+        ticket.end(result);
+    }
+    if committed {
+        args.nudges.iter().for_each(|nudge| nudge());
+    }
+}
+
+fn outcome_name(result: &store::Result<AppendOutcome>) -> &'static str {
+    match result {
+        Ok(AppendOutcome::Committed) => "committed",
+        Ok(AppendOutcome::EmailTaken) => "email_taken",
+        Ok(AppendOutcome::Fenced) => "fenced",
+        Ok(AppendOutcome::Conflict) => "conflict",
+        Err(store::Error::Unavailable(_)) => "unavailable",
+        Err(store::Error::Unknown(_)) => "unknown",
+        Err(store::Error::Broken(_)) => "broken",
+    }
+}

@@ -1,0 +1,219 @@
+//! The Kafka bridge: takes events from the outbox to the topic. Child of the node's supervisor; it keeps
+//! nothing that a restart would miss. One bridge of the cluster is active, under a lease; others stand by.
+//!
+//! **Order.** For each patient, the first appearances of events in the log are in the order of versions.
+//! The window hands an event to the producer only when every earlier event of that patient is either marked
+//! as published in the outbox, hence was acknowledged, or was acknowledged to this bridge itself. So at
+//! the moment an event can first enter the log, all earlier ones are in it, whatever becomes of requests:
+//! retries, timeouts, a replaced producer, a restart, or two bridges that both think they hold the lease.
+//! Those may repeat an event, even after a later one (a request of a producer that was given up); readers
+//! know a repeat by its version. Nothing here relies on idempotence or on the lease: the one makes repeats
+//! rare, the other spares double work. The price: events of one patient go at one per round trip.
+//!
+//! **Speed.** Reading, publishing and marking overlap, over different patients: see `window`.
+//!
+//! Other invariants:
+//! - Nothing is published before the log's incarnation is known and what earlier ones forgot is put back.
+//! - A row is marked only after its event was acknowledged.
+//! - `handle` never awaits: every call of the store or the broker is a task that reports back, or that is
+//!   noticed when it dies. Failed calls are made again at the next tick.
+//! - Messages are hints: with every nudge lost, the tick still finds each row.
+
+mod state;
+mod task;
+mod window;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor_cluster::RactorMessage;
+
+pub use self::state::BridgeState;
+use self::task::LeaseAnswer;
+use self::window::Limits;
+use super::background::Backoff;
+use crate::domain::event::OutboxEvent;
+use crate::domain::time::Clock;
+use crate::health::{Health, Status};
+use crate::kafka::Broker;
+use crate::store::{self, LeaseStore, OutboxStore};
+
+/// The actor's name in logs.
+pub const NAME: &str = "kafka-bridge";
+/// The actor's name in health.
+const PART: &str = "bridge";
+
+/// The limits of the bridge.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How often the outbox is read when nobody nudges, and failed calls are made again, in milliseconds.
+    pub poll_ms: u64,
+    /// How long the lease holds from its taking or its last renewal, in milliseconds.
+    pub lease_ttl_ms: u64,
+    /// How often the outbox's depth is measured, in milliseconds.
+    pub depth_poll_ms: u64,
+    /// How long one call of the store may take, in milliseconds.
+    pub store_timeout_ms: u64,
+    /// Rows in hand at most: waiting, at the producer, or delivered and not yet marked.
+    pub window_rows_max: usize,
+    /// Rows of one read at most.
+    pub read_rows_max: usize,
+    /// Rows of one batch for the producer at most.
+    pub batch_rows_max: usize,
+    /// Batches at the producer at most.
+    pub batches_max: usize,
+    /// Rows marked as published at once at most.
+    pub mark_rows_max: usize,
+    /// How long a row rests after its first failure, in milliseconds; it doubles with each further one.
+    pub retry_min_ms: u64,
+    /// The longest such rest, in milliseconds.
+    pub retry_max_ms: u64,
+    /// How long a graceful stop waits for what is in flight, in milliseconds.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            poll_ms: 1_000,
+            lease_ttl_ms: 3_000,
+            depth_poll_ms: 5_000,
+            store_timeout_ms: 5_000,
+            window_rows_max: 8_192,
+            read_rows_max: 2_048,
+            batch_rows_max: 1_024,
+            batches_max: 4,
+            mark_rows_max: 2_048,
+            retry_min_ms: 100,
+            retry_max_ms: 5_000,
+            drain_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Settings {
+    fn limits(&self) -> Limits {
+        Limits {
+            window_rows: self.window_rows_max.max(1),
+            read_rows: self.read_rows_max.max(1),
+            batch_rows: self.batch_rows_max.max(1),
+            batches: self.batches_max.max(1),
+            mark_rows: self.mark_rows_max.max(1),
+        }
+    }
+
+    fn tick(&self) -> Duration {
+        Duration::from_millis(self.poll_ms.min(self.lease_ttl_ms / 3).max(1))
+    }
+
+    fn store_timeout(&self) -> Duration {
+        Duration::from_millis(self.store_timeout_ms)
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff {
+            min: Duration::from_millis(self.retry_min_ms),
+            max: Duration::from_millis(self.retry_max_ms),
+        }
+    }
+}
+
+/// What the bridge is told.
+#[derive(RactorMessage)]
+pub enum BridgeMessage {
+    /// By the journal, after a commit: there are new events. May be lost.
+    Nudge,
+    /// By the node at its stop: no event is taken up any more. Answered when nothing is in flight and the
+    /// lease is given up (true), or when the time for it is up (false).
+    Drain(RpcReplyPort<bool>),
+    /// By the bridge's own clock.
+    Tick,
+    /// By the bridge's own tasks.
+    Report(Report),
+}
+
+/// What a task of the bridge reports.
+pub struct Report(Outcome);
+
+enum Outcome {
+    Lease(LeaseAnswer),
+    Prepared(Result<Arc<str>, String>),
+    Read { rows_max: usize, rows: store::Result<Vec<OutboxEvent>> },
+    Published { batch: u64, delivered: Vec<bool> },
+    Rested(u64),
+    Marked(store::Result<()>),
+    Measured,
+    Probed,
+    Released,
+    DrainTimeout,
+}
+
+/// What the bridge needs.
+#[derive(Clone)]
+pub struct KafkaBridgeArgs {
+    /// Where the events are.
+    pub outbox: Arc<dyn OutboxStore>,
+    /// Where the lease is.
+    pub leases: Arc<dyn LeaseStore>,
+    /// Where the events go.
+    pub broker: Arc<dyn Broker>,
+    /// Where the bridge says how it is, as the part `bridge`.
+    pub health: Health,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Who holds the lease: `node-name#boot-id`.
+    pub owner: Arc<str>,
+    /// The limits.
+    pub settings: Settings,
+}
+
+/// The actor.
+pub struct KafkaBridge;
+
+impl Actor for KafkaBridge {
+    type Msg = BridgeMessage;
+    type State = BridgeState;
+    type Arguments = KafkaBridgeArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<BridgeMessage>,
+        args: KafkaBridgeArgs,
+    ) -> Result<BridgeState, ActorProcessingErr> {
+        args.health.report(PART, Status::Explained("starting".into()));
+        myself.cast(BridgeMessage::Tick)?;
+        myself.send_interval(args.settings.tick(), || BridgeMessage::Tick);
+        Ok(BridgeState::new(args))
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<BridgeMessage>,
+        message: BridgeMessage,
+        state: &mut BridgeState,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            BridgeMessage::Nudge => state.nudged(),
+            BridgeMessage::Tick => state.tick(&myself),
+            BridgeMessage::Drain(reply) => state.drain(&myself, reply),
+            BridgeMessage::Report(Report(outcome)) => state.learn(&myself, outcome),
+        }
+        state.pump(&myself);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<BridgeMessage>,
+        _event: SupervisionEvent,
+        _state: &mut BridgeState,
+    ) -> Result<(), ActorProcessingErr> {
+        // The bridge has no children; the default would stop it at any event.
+        Ok(())
+    }
+}

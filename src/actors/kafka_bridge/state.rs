@@ -1,0 +1,374 @@
+//! What one incarnation of the bridge knows, and what it starts and learns. Nothing here waits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{ActorRef, RpcReplyPort};
+
+use super::task::{self, LeaseAnswer};
+use super::window::Window;
+use super::{BridgeMessage, KafkaBridgeArgs, Outcome, PART, Report};
+use crate::actors::background::Tasks;
+use crate::domain::event::OutboxEvent;
+use crate::domain::ids::Kind;
+use crate::domain::time::MonoTime;
+use crate::health::Status;
+use crate::kafka::Link;
+use crate::store::{self, TakenLease};
+
+/// For how many ticks the embedded broker may be full before health says so.
+const FULL_TICKS: u32 = 3;
+
+enum Role {
+    /// Without the lease; and why, if the database did not answer.
+    Standby(Option<String>),
+    /// With the lease; and what is missing to begin.
+    Preparing(Option<String>),
+    /// Publishing, while the lease holds.
+    Active,
+    /// Takes up nothing any more; who waits for the end of it.
+    Draining(Vec<RpcReplyPort<bool>>),
+}
+
+/// The state of one incarnation.
+pub struct BridgeState {
+    args: KafkaBridgeArgs,
+    topic: Arc<str>,
+    /// The log that delivered events are in. Known before the first is published.
+    incarnation: Option<Arc<str>>,
+    window: Window,
+    role: Role,
+    /// The lease, and up to when it is believed.
+    lease: Option<(TakenLease, MonoTime)>,
+    tasks: Tasks,
+    asking_lease: bool,
+    preparing: bool,
+    probing: bool,
+    measured_at: Option<MonoTime>,
+    /// There may be rows that were not read yet.
+    unread: bool,
+    /// Marking failed: not again before the next tick.
+    mark_paused: bool,
+    releasing: bool,
+    /// What the store last refused to do, if it did.
+    store_error: Option<String>,
+    full_ticks: u32,
+}
+
+impl BridgeState {
+    pub(super) fn new(args: KafkaBridgeArgs) -> Self {
+        BridgeState {
+            topic: args.broker.names().topic,
+            incarnation: None,
+            window: Window::new(args.settings.limits()),
+            role: Role::Standby(None),
+            lease: None,
+            tasks: Tasks::default(),
+            asking_lease: false,
+            preparing: false,
+            probing: false,
+            measured_at: None,
+            unread: true,
+            mark_paused: false,
+            releasing: false,
+            store_error: None,
+            full_ticks: 0,
+            args,
+        }
+    }
+
+    fn run(
+        &mut self,
+        myself: &ActorRef<BridgeMessage>,
+        lost: Outcome,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        let report = |outcome| BridgeMessage::Report(Report(outcome));
+        self.tasks.run(myself, report(lost), async move { report(work.await) });
+    }
+
+    pub(super) fn nudged(&mut self) {
+        self.unread = true;
+    }
+
+    pub(super) fn learn(&mut self, myself: &ActorRef<BridgeMessage>, outcome: Outcome) {
+        match outcome {
+            Outcome::Lease(answer) => self.leased(myself, answer),
+            Outcome::Prepared(result) => self.prepared(result),
+            Outcome::Read { rows_max, rows } => {
+                let rows = self.heed(rows).unwrap_or_default();
+                self.unread |= rows.len() >= rows_max;
+                self.window.end_read(rows);
+            }
+            Outcome::Published { batch, delivered } => self.published(myself, batch, &delivered),
+            Outcome::Rested(rest) => self.window.wake(rest),
+            Outcome::Marked(result) => {
+                self.mark_paused = self.heed(result).is_none();
+                self.window.end_mark(!self.mark_paused);
+            }
+            Outcome::Measured => {}
+            Outcome::Probed => {
+                self.probing = false;
+                self.tell_health();
+            }
+            Outcome::Released => {
+                self.releasing = false;
+                self.drained(true);
+            }
+            Outcome::DrainTimeout => self.drained(false),
+        }
+    }
+
+    /// What a call of the store brought; and whether the store works is noted.
+    fn heed<T>(&mut self, result: store::Result<T>) -> Option<T> {
+        match result {
+            Ok(value) => {
+                self.store_error = None;
+                Some(value)
+            }
+            Err(error) => {
+                self.store_error = Some(error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn tick(&mut self, myself: &ActorRef<BridgeMessage>) {
+        self.unread = true;
+        self.mark_paused = false;
+        self.ask_for_lease(myself);
+        if matches!(self.role, Role::Preparing(_)) {
+            self.prepare(myself);
+        }
+        self.measure(myself);
+        self.look_at_link(myself);
+        self.tell_health();
+    }
+
+    fn ask_for_lease(&mut self, myself: &ActorRef<BridgeMessage>) {
+        let given_up = matches!(self.role, Role::Draining(_)) && self.lease.is_none();
+        if self.asking_lease || given_up {
+            return;
+        }
+        self.asking_lease = true;
+        let args = &self.args;
+        let (leases, clock, owner) =
+            (Arc::clone(&args.leases), Arc::clone(&args.clock), Arc::clone(&args.owner));
+        let ttl = Duration::from_millis(args.settings.lease_ttl_ms);
+        let held = self.lease.map(|(taken, _)| taken);
+        let lost = LeaseAnswer::Unknown(store::Error::Unknown("the question was lost".into()));
+        self.run(myself, Outcome::Lease(lost), async move {
+            Outcome::Lease(task::lease(leases, clock, held, owner, ttl).await)
+        });
+    }
+
+    fn leased(&mut self, myself: &ActorRef<BridgeMessage>, answer: LeaseAnswer) {
+        self.asking_lease = false;
+        match answer {
+            LeaseAnswer::Held(taken, asked_at) => {
+                // A tenth is taken off for clocks that run at different speeds.
+                let believed = Duration::from_millis(self.args.settings.lease_ttl_ms) * 9 / 10;
+                self.lease = Some((taken, asked_at.plus(believed)));
+                if matches!(self.role, Role::Standby(_)) {
+                    self.role = Role::Preparing(None);
+                    self.prepare(myself);
+                }
+            }
+            LeaseAnswer::Others => {
+                self.lease = None;
+                if !matches!(self.role, Role::Draining(_)) {
+                    self.role = Role::Standby(None);
+                    self.window.forget();
+                }
+            }
+            // Whether others have it is not known: it is asked again, and believed until it runs out.
+            LeaseAnswer::Unknown(error) => {
+                if matches!(self.role, Role::Standby(_)) {
+                    self.role = Role::Standby(Some(error.to_string()));
+                }
+            }
+        }
+        self.tell_health();
+    }
+
+    fn prepare(&mut self, myself: &ActorRef<BridgeMessage>) {
+        if self.preparing {
+            return;
+        }
+        self.preparing = true;
+        let (broker, outbox) = (Arc::clone(&self.args.broker), Arc::clone(&self.args.outbox));
+        let limit = self.args.settings.store_timeout();
+        self.run(myself, Outcome::Prepared(Err("the preparation was lost".into())), async move {
+            Outcome::Prepared(task::prepare(broker, outbox, limit).await)
+        });
+    }
+
+    fn prepared(&mut self, result: Result<Arc<str>, String>) {
+        self.preparing = false;
+        // In another role by now: when the lease comes back, it is prepared for anew.
+        if !matches!(self.role, Role::Preparing(_)) {
+            return;
+        }
+        match result {
+            Ok(incarnation) => {
+                self.incarnation = Some(incarnation);
+                self.role = Role::Active;
+                self.unread = true;
+            }
+            Err(reason) => self.role = Role::Preparing(Some(reason)),
+        }
+        self.tell_health();
+    }
+
+    /// Starts whatever can be started.
+    pub(super) fn pump(&mut self, myself: &ActorRef<BridgeMessage>) {
+        self.mark(myself);
+        if matches!(self.role, Role::Active) && self.believes_lease() {
+            while let Some((batch, rows)) = self.window.take() {
+                self.publish(myself, batch, rows);
+            }
+            self.read(myself);
+        }
+        let awaited = matches!(&self.role, Role::Draining(replies) if !replies.is_empty());
+        if awaited && self.window.is_settled() && !self.asking_lease && !self.releasing {
+            self.release(myself);
+        }
+    }
+
+    fn believes_lease(&self) -> bool {
+        self.lease.is_some_and(|(_, until)| self.args.clock.mono() < until)
+    }
+
+    fn read(&mut self, myself: &ActorRef<BridgeMessage>) {
+        if !self.unread {
+            return;
+        }
+        let Some(read) = self.window.begin_read() else { return };
+        self.unread = false;
+        let (outbox, limit) = (Arc::clone(&self.args.outbox), self.args.settings.store_timeout());
+        let rows_max = read.rows_max;
+        let lost = Err(store::Error::Unavailable("the read was lost".into()));
+        self.run(myself, Outcome::Read { rows_max, rows: lost }, async move {
+            let asked = u32::try_from(rows_max).unwrap_or(u32::MAX);
+            let rows = task::within(limit, outbox.unpublished_besides(&read.known, asked)).await;
+            Outcome::Read { rows_max, rows }
+        });
+    }
+
+    fn publish(&mut self, myself: &ActorRef<BridgeMessage>, batch: u64, rows: Arc<Vec<OutboxEvent>>) {
+        let (broker, clock) = (Arc::clone(&self.args.broker), Arc::clone(&self.args.clock));
+        let topic = Arc::clone(&self.topic);
+        self.run(myself, Outcome::Published { batch, delivered: Vec::new() }, async move {
+            Outcome::Published { batch, delivered: task::publish(broker, clock, topic, rows).await }
+        });
+    }
+
+    fn published(&mut self, myself: &ActorRef<BridgeMessage>, batch: u64, delivered: &[bool]) {
+        let Some(rest) = self.window.settle(batch, delivered) else { return };
+        if !matches!(self.role, Role::Active) {
+            return self.window.forget();
+        }
+        let pause = self.args.settings.backoff().pause(rest.failures);
+        // A rest that is lost is over.
+        self.run(myself, Outcome::Rested(rest.id), async move {
+            tokio::time::sleep(pause).await;
+            Outcome::Rested(rest.id)
+        });
+    }
+
+    fn mark(&mut self, myself: &ActorRef<BridgeMessage>) {
+        let Some(incarnation) = self.incarnation.clone().filter(|_| !self.mark_paused) else { return };
+        let Some(rows) = self.window.begin_mark() else { return };
+        let (outbox, limit) = (Arc::clone(&self.args.outbox), self.args.settings.store_timeout());
+        let lost = Err(store::Error::Unknown("the marking was lost".into()));
+        self.run(myself, Outcome::Marked(lost), async move {
+            Outcome::Marked(task::within(limit, outbox.mark_published(&rows, &incarnation)).await)
+        });
+    }
+
+    fn measure(&mut self, myself: &ActorRef<BridgeMessage>) {
+        metrics::gauge!("hygeia_bridge_window_rows").set(self.window.len() as f64);
+        let now = self.args.clock.mono();
+        let every = Duration::from_millis(self.args.settings.depth_poll_ms);
+        if self.measured_at.is_some_and(|at| now.since(at) < every) {
+            return;
+        }
+        self.measured_at = Some(now);
+        let (outbox, clock) = (Arc::clone(&self.args.outbox), Arc::clone(&self.args.clock));
+        let limit = self.args.settings.store_timeout();
+        self.run(myself, Outcome::Measured, async move {
+            task::depth(outbox, clock, limit).await;
+            Outcome::Measured
+        });
+    }
+
+    fn look_at_link(&mut self, myself: &ActorRef<BridgeMessage>) {
+        let link = self.args.broker.link();
+        self.full_ticks = if link == Link::Full { self.full_ticks.saturating_add(1) } else { 0 };
+        if self.probing || !matches!(link, Link::Away(_)) {
+            return;
+        }
+        self.probing = true;
+        let broker = Arc::clone(&self.args.broker);
+        self.run(myself, Outcome::Probed, async move {
+            // What comes of it stands in the link.
+            let _ = broker.probe().await;
+            Outcome::Probed
+        });
+    }
+
+    pub(super) fn drain(&mut self, myself: &ActorRef<BridgeMessage>, reply: RpcReplyPort<bool>) {
+        self.window.forget();
+        if let Role::Draining(replies) = &mut self.role {
+            replies.push(reply);
+        } else {
+            self.role = Role::Draining(vec![reply]);
+        }
+        let limit = Duration::from_millis(self.args.settings.drain_timeout_ms);
+        self.run(myself, Outcome::DrainTimeout, async move {
+            tokio::time::sleep(limit).await;
+            Outcome::DrainTimeout
+        });
+        self.tell_health();
+    }
+
+    fn release(&mut self, myself: &ActorRef<BridgeMessage>) {
+        let Some((taken, _)) = self.lease.take() else { return self.drained(true) };
+        self.releasing = true;
+        let (leases, owner) = (Arc::clone(&self.args.leases), Arc::clone(&self.args.owner));
+        let limit = self.args.settings.store_timeout();
+        self.run(myself, Outcome::Released, async move {
+            // A lease that could not be given up runs out.
+            let _ = task::within(limit, leases.release(Kind::Outbox, &[taken], &owner)).await;
+            Outcome::Released
+        });
+    }
+
+    fn drained(&mut self, settled: bool) {
+        if let Role::Draining(replies) = &mut self.role {
+            for reply in replies.drain(..) {
+                let _ = reply.send(settled);
+            }
+        }
+    }
+
+    fn tell_health(&self) {
+        let explained = |reason: String| Status::Explained(reason);
+        let status = match (&self.role, self.args.broker.link()) {
+            (Role::Draining(_), _) => explained("stopping".into()),
+            (Role::Standby(None), _) if self.asking_lease => return,
+            (Role::Standby(None), _) => explained("another node publishes; this one stands by".into()),
+            (Role::Standby(Some(reason)), _) => explained(format!("no lease: {reason}")),
+            (Role::Preparing(Some(reason)), _) => explained(reason.clone()),
+            (Role::Preparing(None), _) => explained("getting ready".into()),
+            (Role::Active, Link::Away(reason)) => explained(format!("the broker is away: {reason}")),
+            (Role::Active, _) if !self.believes_lease() => explained("the lease could not be renewed".into()),
+            (Role::Active, Link::Up) if let Some(reason) = &self.store_error => explained(reason.clone()),
+            (Role::Active, Link::Full) if self.full_ticks >= FULL_TICKS => {
+                explained("the embedded broker is full of what analytics has not read".into())
+            }
+            (Role::Active, _) => Status::Ready,
+        };
+        self.args.health.report(PART, status);
+    }
+}

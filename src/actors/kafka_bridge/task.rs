@@ -1,0 +1,131 @@
+//! What the bridge does outside of its mailbox: one call of the store or the broker each, bounded in time.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::context::{Hop, TraceContext};
+use crate::domain::event::OutboxEvent;
+use crate::domain::ids::{Kind, ShardNo};
+use crate::domain::time::{Clock, MonoTime};
+use crate::kafka::{Broker, Delivery, wire};
+use crate::store::{self, LeaseStore, OutboxStore, TakenLease};
+
+/// The outbox is one slice: one bridge publishes all of it.
+const SLICE: ShardNo = 0;
+
+/// What is known of the lease after a question.
+#[derive(Debug)]
+pub(super) enum LeaseAnswer {
+    /// It is ours, asked for at this moment.
+    Held(TakenLease, MonoTime),
+    /// Somebody else has it.
+    Others,
+    /// The database did not answer.
+    Unknown(store::Error),
+}
+
+/// Waits for the database at most so long. What comes too late may happen still.
+pub(super) async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = store::Result<T>>,
+) -> store::Result<T> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result,
+        Err(_) => Err(store::Error::Unknown("no answer in time".into())),
+    }
+}
+
+/// Takes the lease, or prolongs the one held.
+pub(super) async fn lease(
+    leases: Arc<dyn LeaseStore>,
+    clock: Arc<dyn Clock>,
+    held: Option<TakenLease>,
+    owner: Arc<str>,
+    ttl: Duration,
+) -> LeaseAnswer {
+    // Taken before the question, so that a slow answer never makes the lease seem longer than it is.
+    let asked_at = clock.mono();
+    let answer = match held {
+        None => {
+            within(ttl, leases.acquire(Kind::Outbox, &[SLICE], &owner, ttl)).await.map(|t| t.first().copied())
+        }
+        Some(held) => within(ttl, leases.renew(Kind::Outbox, &[held], &owner, ttl))
+            .await
+            .map(|shards| shards.contains(&held.shard).then_some(held)),
+    };
+    match answer {
+        Ok(Some(taken)) => LeaseAnswer::Held(taken, asked_at),
+        Ok(None) => LeaseAnswer::Others,
+        Err(error) => LeaseAnswer::Unknown(error),
+    }
+}
+
+/// Learns which log this is, and puts back into the outbox what only forgotten ones held. Nothing is
+/// published before.
+pub(super) async fn prepare(
+    broker: Arc<dyn Broker>,
+    outbox: Arc<dyn OutboxStore>,
+    limit: Duration,
+) -> Result<Arc<str>, String> {
+    let incarnation = broker.incarnation().await.map_err(|e| e.to_string())?;
+    let again = within(limit, outbox.republish_forgotten(&incarnation)).await.map_err(|e| e.to_string())?;
+    if again > 0 {
+        tracing::info!(events = again, "events that an earlier broker has forgotten are published again");
+    }
+    Ok(incarnation.into())
+}
+
+/// Publishes `rows`; answers for each whether it was delivered.
+pub(super) async fn publish(
+    broker: Arc<dyn Broker>,
+    clock: Arc<dyn Clock>,
+    topic: Arc<str>,
+    rows: Arc<Vec<OutboxEvent>>,
+) -> Vec<bool> {
+    let (began, now) = (clock.mono(), clock.now());
+    let hops: Vec<_> = rows
+        .iter()
+        .map(|row| TraceContext::parse(&row.recorded.traceparent))
+        .map(|parent| parent.map_or_else(TraceContext::root, |p| p.child()))
+        .collect();
+    let messages: Vec<_> =
+        rows.iter().zip(&hops).map(|(row, hop)| wire::encode(&topic, &row.recorded, hop)).collect();
+    let deliveries = broker.publisher().publish(&messages).await;
+    let took = clock.mono().since(began);
+    for ((row, hop), delivery) in rows.iter().zip(&hops).zip(&deliveries) {
+        let waited_us = u64::try_from(now.0 - row.recorded.at.0).unwrap_or(0);
+        Hop {
+            actor: super::NAME,
+            message: "Publish",
+            entity: Some(row.recorded.patient_id().0),
+            trace: hop,
+            queued: Duration::from_micros(waited_us),
+            handled: took,
+            outcome: if delivery.is_delivered() { "ok" } else { "failed" },
+        }
+        .log();
+    }
+    count(&deliveries, took);
+    deliveries.iter().map(Delivery::is_delivered).collect()
+}
+
+fn count(deliveries: &[Delivery], took: Duration) {
+    let failed: Vec<_> = deliveries.iter().filter(|d| !d.is_delivered()).collect();
+    metrics::counter!("hygeia_bridge_published_total").increment((deliveries.len() - failed.len()) as u64);
+    metrics::counter!("hygeia_bridge_failed_total").increment(failed.len() as u64);
+    metrics::histogram!("hygeia_bridge_batch_rows").record(deliveries.len() as f64);
+    metrics::histogram!("hygeia_bridge_publish_seconds").record(took.as_secs_f64());
+    if let Some(Delivery::Failed(reason) | Delivery::ProducerLost(reason)) = failed.first() {
+        tracing::warn!(events = failed.len(), reason, "events could not be published and are tried again");
+    }
+}
+
+/// Reads the outbox's gauges.
+pub(super) async fn depth(outbox: Arc<dyn OutboxStore>, clock: Arc<dyn Clock>, limit: Duration) {
+    if let Ok(depth) = within(limit, outbox.outbox_depth()).await {
+        let age_us = depth.oldest_at.map_or(0, |oldest| (clock.now().0 - oldest.0).max(0));
+        metrics::gauge!("hygeia_outbox_unpublished_rows").set(depth.unpublished_rows as f64);
+        metrics::gauge!("hygeia_outbox_unbilled_rows").set(depth.unbilled_rows as f64);
+        metrics::gauge!("hygeia_outbox_age_seconds").set(age_us as f64 / 1e6);
+    }
+}

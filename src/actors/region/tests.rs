@@ -1,0 +1,407 @@
+//! Region, shards, journal and directory together, over a store in memory that fails on demand.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::*;
+use crate::actors::directory::{AskSettings, Asker, Directory, DirectoryArgs, DirectoryMessage};
+use crate::actors::entity::{Decision, Loaded, Refused, Stamp, Write};
+use crate::actors::journal::{Journal, JournalArgs};
+use crate::actors::supervisor::{ChildSpec, Supervisor, SupervisorArgs};
+use crate::clock::SystemClock;
+use crate::context::RequestContext;
+use crate::domain::access::Caller;
+use crate::domain::ids::{CommandId, Kind};
+use crate::error::ErrorCode;
+use crate::store::{AppendOutcome, LeaseRow};
+
+/// A sum that can be added to; the command 666 panics in the shard, 0 is refused.
+struct Sum;
+
+struct SumAppend {
+    id: Uuid,
+    epoch: Epoch,
+    shard: ShardNo,
+    before: i64,
+    after: i64,
+    command: CommandId,
+}
+
+#[derive(Default)]
+struct SumStore {
+    sums: Mutex<HashMap<Uuid, i64>>,
+    done: Mutex<HashSet<CommandId>>,
+    epochs: Mutex<HashMap<ShardNo, (i64, String)>>,
+    /// The next commit happens, and its answer is lost.
+    lose_answer: AtomicBool,
+    /// The next commit's task panics before anything happened.
+    panic: AtomicBool,
+    /// Nothing can be read.
+    away: AtomicBool,
+    /// Commits wait for `go`.
+    hold: AtomicBool,
+    go: Notify,
+    held: AtomicU32,
+    commits: AtomicU32,
+    next_epoch: AtomicI64,
+}
+
+impl Entity for Sum {
+    const KIND: Kind = Kind::Patient;
+    type State = i64;
+    type Command = i64;
+    type Answer = i64;
+    type Append = SumAppend;
+    type Query = ();
+    type QueryAnswer = usize;
+    type Store = SumStore;
+
+    fn read(state: &i64) -> Result<i64, Refused> {
+        Ok(*state)
+    }
+
+    fn decide(id: Uuid, state: &i64, write: &Write<Self>, stamp: &Stamp) -> Decision<Self> {
+        assert!(write.command != 666, "as asked");
+        if write.command == 0 {
+            return Decision::Refuse(Refused::NotFound);
+        }
+        Decision::Append(SumAppend {
+            id,
+            epoch: stamp.epoch,
+            shard: stamp.shard,
+            before: *state,
+            after: state + write.command,
+            command: write.command_id,
+        })
+    }
+
+    fn committed(append: &SumAppend) -> (i64, i64) {
+        (append.after, append.after)
+    }
+
+    fn worth_keeping(_: &i64) -> bool {
+        true
+    }
+
+    async fn load(store: &SumStore, id: Uuid, command: Option<CommandId>) -> store::Result<Loaded<Self>> {
+        if store.away.load(Ordering::SeqCst) {
+            return Err(store::Error::Unavailable("as asked".into()));
+        }
+        let state = store.sums.lock().unwrap().get(&id).copied().unwrap_or(0);
+        let applied = command.filter(|c| store.done.lock().unwrap().contains(c)).map(|_| state);
+        Ok(Loaded { state, applied })
+    }
+
+    async fn commit(store: &SumStore, batch: &[SumAppend]) -> store::Result<Vec<AppendOutcome>> {
+        assert!(!store.panic.swap(false, Ordering::SeqCst), "as asked");
+        if store.hold.load(Ordering::SeqCst) {
+            store.held.fetch_add(1, Ordering::SeqCst);
+            store.go.notified().await;
+        }
+        store.commits.fetch_add(1, Ordering::SeqCst);
+        let outcomes = batch.iter().map(|append| store.commit_one(append)).collect();
+        if store.lose_answer.swap(false, Ordering::SeqCst) {
+            return Err(store::Error::Unknown("as asked".into()));
+        }
+        Ok(outcomes)
+    }
+
+    async fn query(store: &SumStore, (): &()) -> store::Result<usize> {
+        Ok(store.sums.lock().unwrap().len())
+    }
+}
+
+impl SumStore {
+    fn commit_one(&self, append: &SumAppend) -> AppendOutcome {
+        if self.epochs.lock().unwrap().get(&append.shard).is_none_or(|(epoch, _)| *epoch != append.epoch.0) {
+            return AppendOutcome::Fenced;
+        }
+        let mut sums = self.sums.lock().unwrap();
+        let sum = sums.entry(append.id).or_default();
+        if *sum != append.before || !self.done.lock().unwrap().insert(append.command) {
+            return AppendOutcome::Conflict;
+        }
+        *sum = append.after;
+        AppendOutcome::Committed
+    }
+}
+
+#[async_trait]
+impl LeaseStore for SumStore {
+    async fn shard_count(&self, proposed: u16) -> store::Result<u16> {
+        Ok(proposed)
+    }
+
+    async fn acquire(
+        &self,
+        _kind: Kind,
+        shards: &[ShardNo],
+        owner: &str,
+        _ttl: Duration,
+    ) -> store::Result<Vec<TakenLease>> {
+        let mut epochs = self.epochs.lock().unwrap();
+        let take = |shard: &ShardNo| {
+            let row = epochs.entry(*shard).or_insert((0, owner.to_owned()));
+            (row.1 == owner).then(|| {
+                row.0 = self.next_epoch.fetch_add(1, Ordering::SeqCst) + 1;
+                TakenLease { shard: *shard, epoch: Epoch(row.0) }
+            })
+        };
+        Ok(shards.iter().filter_map(take).collect())
+    }
+
+    async fn renew(
+        &self,
+        _kind: Kind,
+        held: &[TakenLease],
+        owner: &str,
+        _ttl: Duration,
+    ) -> store::Result<Vec<ShardNo>> {
+        let epochs = self.epochs.lock().unwrap();
+        let is_held = |lease: &&TakenLease| {
+            epochs.get(&lease.shard).is_some_and(|(epoch, by)| *epoch == lease.epoch.0 && by == owner)
+        };
+        Ok(held.iter().filter(is_held).map(|lease| lease.shard).collect())
+    }
+
+    async fn release(&self, _kind: Kind, held: &[TakenLease], _owner: &str) -> store::Result<()> {
+        let mut epochs = self.epochs.lock().unwrap();
+        held.iter().for_each(|lease| drop(epochs.remove(&lease.shard)));
+        Ok(())
+    }
+
+    async fn leases(&self, _kind: Kind) -> store::Result<Vec<LeaseRow>> {
+        Ok(Vec::new())
+    }
+}
+
+struct Rig {
+    store: Arc<SumStore>,
+    asker: Asker<Sum>,
+    region: Address<RegionMessage<Sum>>,
+    health: Health,
+    supervisor: tokio::task::JoinHandle<()>,
+}
+
+const SHARDS: u16 = 4;
+
+async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let store = Arc::new(SumStore::default());
+    let health = Health::default();
+    let (journal, region, directory) = (Address::default(), Address::default(), Address::default());
+    let restart = RestartPolicy { restarts_max: 3, period_ms: 60_000, pause_ms: 1, pause_max_ms: 1 };
+    let region_args = RegionArgs::<Sum> {
+        store: Arc::clone(&store),
+        leases: Arc::clone(&store) as Arc<dyn LeaseStore>,
+        clock: Arc::clone(&clock),
+        health: health.clone(),
+        journal: journal.clone(),
+        owner: "me#1".into(),
+        shards: SHARDS,
+        limits,
+        queries_max: 1,
+        lease_times: LeaseTimes {
+            ttl: Duration::from_millis(300),
+            margin: Duration::from_millis(10),
+            statement_timeout: Duration::from_millis(100),
+        },
+        restart,
+    };
+    let journal_args = JournalArgs::<Sum> {
+        store: Arc::clone(&store),
+        clock: Arc::clone(&clock),
+        limits: crate::actors::journal::Limits {
+            queue_rows_max: journal_queue_rows_max,
+            batch_rows_max: 8,
+            batch_rows_min: 8,
+            transactions_max: 2,
+        },
+        nudges: Vec::new(),
+    };
+    let directory_args = DirectoryArgs::<Sum> { region: region.clone(), clock: Arc::clone(&clock) };
+    let children = vec![
+        ChildSpec::new("journal", Journal::default, journal_args, journal),
+        ChildSpec::new("region", Region::default, region_args, region.clone()),
+        ChildSpec::new("directory", Directory::default, directory_args, Address::clone(&directory)),
+    ];
+    let args = SupervisorArgs { children, restart, clock: Arc::clone(&clock) };
+    let (_, supervisor) = Actor::spawn(None, Supervisor, args).await.expect("starts");
+    let directory: Address<DirectoryMessage<Sum>> = directory;
+    let pauses = AskSettings { pause: Duration::from_millis(1), pause_max: Duration::from_millis(20) };
+    Rig { store, asker: Asker::new(directory, clock, pauses), region, health, supervisor }
+}
+
+const ROOMY: shard::Limits = shard::Limits {
+    hot_entities_max: 100,
+    active_entities_max: 100,
+    entity_queue_max: 100,
+    load_timeout: Duration::from_secs(2),
+};
+
+fn ctx(budget_ms: u64) -> RequestContext {
+    let budget = Duration::from_millis(budget_ms);
+    RequestContext::new(Caller::system("test"), TraceContext::root(), &SystemClock, budget)
+}
+
+const ID: Uuid = Uuid::from_u128(7);
+
+#[tokio::test]
+async fn what_is_written_is_read_and_what_is_refused_is_not_written() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 5).await, Ok(5));
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 4).await, Ok(9));
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 0).await.map_err(|e| e.code), Err(ErrorCode::NotFound));
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(9));
+    assert_eq!(rig.asker.query(&ctx(5_000), || ()).await, Ok(1));
+    assert!(rig.health.snapshot().0);
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_looked_up_and_acts_once_under_a_new_epoch() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 5).await, Ok(5));
+    let shard = crate::domain::ids::shard_of(ID, SHARDS);
+    let epoch = |rig: &Rig| rig.store.epochs.lock().unwrap()[&shard].0;
+    let before = epoch(&rig);
+    rig.store.lose_answer.store(true, Ordering::SeqCst);
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 3).await, Ok(8));
+    assert!(epoch(&rig) > before, "the zombie of an unknown outcome was not fenced");
+    assert_eq!(rig.store.commits.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_panicking_commit_is_answered_and_repeated() {
+    let rig = rig(ROOMY, 100).await;
+    rig.store.panic.store(true, Ordering::SeqCst);
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 3).await, Ok(3));
+    assert_eq!(rig.store.sums.lock().unwrap()[&ID], 3);
+}
+
+#[tokio::test]
+async fn a_panic_in_a_shard_restarts_it_and_loses_nothing() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 5).await, Ok(5));
+    // The poisonous command kills the shard at every try, until its time is up.
+    let killer = ctx(30);
+    assert_eq!(rig.asker.write(&killer, ID, 666).await.map_err(|e| e.code), Err(ErrorCode::OutcomeUnknown));
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(5));
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 1).await, Ok(6));
+}
+
+#[tokio::test]
+async fn a_shard_that_fails_too_often_fails_the_node() {
+    let rig = rig(ROOMY, 100).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !rig.supervisor.is_finished() {
+        assert!(tokio::time::Instant::now() < deadline, "the node did not give up");
+        let _ = rig.asker.write(&ctx(50), ID, 666).await;
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_is_said_to_be() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.read(&ctx(5_000), Uuid::nil()).await, Ok(0));
+    rig.store.away.store(true, Ordering::SeqCst);
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await.map_err(|e| e.code), Err(ErrorCode::Unavailable));
+    rig.store.away.store(false, Ordering::SeqCst);
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(0));
+}
+
+#[tokio::test]
+async fn another_owner_is_noticed_and_nothing_is_answered_from_memory() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 5).await, Ok(5));
+    for (_, owner) in rig.store.epochs.lock().unwrap().values_mut() {
+        *owner = "other#1".into();
+    }
+    // The next renewal tells; from then on the shard is asked for in vain.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while rig.asker.read(&ctx(40), ID).await.is_ok() {
+        assert!(tokio::time::Instant::now() < deadline, "still answering from memory");
+    }
+    assert!(!rig.health.snapshot().0);
+    for (_, owner) in rig.store.epochs.lock().unwrap().values_mut() {
+        *owner = "me#1".into();
+    }
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(5));
+}
+
+#[tokio::test]
+async fn full_queues_are_said_to_be_full() {
+    let rig = rig(shard::Limits { entity_queue_max: 1, active_entities_max: 2, ..ROOMY }, 1).await;
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(0));
+    rig.store.hold.store(true, Ordering::SeqCst);
+    let ask = |id: Uuid| {
+        let asker = rig.asker.clone();
+        tokio::spawn(async move { asker.write(&ctx(5_000), id, 1).await.map_err(|e| e.code) })
+    };
+    let mut answers: FuturesUnordered<_> = (0..4).map(|_| ask(ID)).collect();
+    // One commits, one waits; the other two are turned away while the commit is held.
+    for _ in 0..2 {
+        let turned_away = answers.next().await.expect("an answer").expect("no panic");
+        assert_eq!(turned_away, Err(ErrorCode::Overloaded));
+    }
+    rig.store.hold.store(false, Ordering::SeqCst);
+    rig.store.go.notify_waiters();
+    while let Some(answer) = answers.next().await {
+        assert!(answer.expect("no panic").is_ok());
+    }
+}
+
+#[tokio::test]
+async fn a_full_journal_turns_away_and_what_waits_too_long_in_it_is_not_begun() {
+    let rig = rig(ROOMY, 1).await;
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(0));
+    rig.store.hold.store(true, Ordering::SeqCst);
+    let ask = |n: u128, budget_ms| {
+        let asker = rig.asker.clone();
+        tokio::spawn(
+            async move { asker.write(&ctx(budget_ms), Uuid::from_u128(n), 1).await.map_err(|e| e.code) },
+        )
+    };
+    let first = ask(1, 5_000);
+    while rig.store.held.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // One is being committed; of the next two, one fills the queue and the other is turned away.
+    let mut two: FuturesUnordered<_> = [ask(2, 300), ask(3, 300)].into_iter().collect();
+    assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::Unavailable));
+    assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::OutcomeUnknown));
+    rig.store.hold.store(false, Ordering::SeqCst);
+    rig.store.go.notify_waiters();
+    assert_eq!(first.await.expect("no panic"), Ok(1));
+    // The one that waited too long was never begun.
+    assert_eq!(rig.asker.read(&ctx(5_000), Uuid::from_u128(2)).await, Ok(0));
+    assert_eq!(rig.asker.read(&ctx(5_000), Uuid::from_u128(3)).await, Ok(0));
+    assert_eq!(rig.store.commits.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn draining_ends_what_was_begun_and_releases_the_leases() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(0));
+    rig.store.hold.store(true, Ordering::SeqCst);
+    let writing = {
+        let asker = rig.asker.clone();
+        tokio::spawn(async move { asker.write(&ctx(5_000), ID, 2).await })
+    };
+    // Only a commit under way is ended; so wait until it is.
+    let (reply, drained) = tokio::sync::oneshot::channel();
+    let begun = async { while rig.asker.read(&ctx(10), ID).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(10), begun).await.expect("the write was not begun");
+    assert!(rig.region.cast(RegionMessage::Drain(reply.into())));
+    rig.store.hold.store(false, Ordering::SeqCst);
+    rig.store.go.notify_waiters();
+    assert_eq!(writing.await.expect("no panic"), Ok(2));
+    tokio::time::timeout(Duration::from_secs(10), drained).await.expect("drains").expect("answers");
+    assert_eq!(rig.store.sums.lock().unwrap()[&ID], 2);
+}

@@ -1,0 +1,160 @@
+//! The bounds of the actors: the section `[actors]` of the configuration.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::directory::AskSettings;
+use super::region::LeaseTimes;
+use super::restart::RestartPolicy;
+use super::{journal, shard};
+
+/// The bounds of the actors.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Shards per kind, taken once: when the cluster is born. Later the database knows it.
+    pub shards: u16,
+    /// Entities of one kind that a node keeps in memory; the least recently used go first.
+    pub hot_entities_max: usize,
+    /// Entities of one shard with a load or a commit under way; beyond it requests get 503.
+    pub active_entities_per_shard_max: usize,
+    /// Requests that may wait for one entity; beyond it they get 503.
+    pub entity_queue_max: usize,
+    /// How long one read of an entity may take.
+    pub load_timeout_ms: u64,
+    /// Lists and searches of one kind at the same time; beyond it they get 503.
+    pub queries_max: usize,
+    /// Changes that may wait for a transaction; beyond it they get 503.
+    pub journal_queue_rows_max: usize,
+    /// Changes in one transaction.
+    pub journal_batch_rows_max: usize,
+    /// Changes that must have gathered before a further transaction starts beside one in flight.
+    pub journal_batch_rows_min: usize,
+    /// Transactions in flight (SQLite has one writer: there it is 1).
+    pub journal_transactions_max: usize,
+    /// How long a lease holds from its last renewal; it is renewed every third of it.
+    pub lease_ttl_ms: u64,
+    /// What the holder takes off, for clocks that run at different speeds.
+    pub lease_margin_ms: u64,
+    /// The pause before a question is asked again; it doubles, with jitter.
+    pub ask_pause_ms: u64,
+    /// The longest pause before a question is asked again.
+    pub ask_pause_max_ms: u64,
+    /// How often an actor is restarted before the node gives up.
+    pub restart: RestartPolicy,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            shards: 64,
+            hot_entities_max: 400_000,
+            active_entities_per_shard_max: 1_024,
+            entity_queue_max: 64,
+            load_timeout_ms: 3_000,
+            queries_max: 64,
+            journal_queue_rows_max: 8_192,
+            journal_batch_rows_max: 256,
+            journal_batch_rows_min: 16,
+            journal_transactions_max: 4,
+            lease_ttl_ms: 3_000,
+            lease_margin_ms: 300,
+            ask_pause_ms: 5,
+            ask_pause_max_ms: 200,
+            restart: RestartPolicy::default(),
+        }
+    }
+}
+
+impl Settings {
+    /// What is wrong with the values: the key, the value, and what is allowed.
+    pub fn problems(&self) -> Vec<(&'static str, String, &'static str)> {
+        let mut problems = Vec::new();
+        let mut within = |key, value: u64, low: u64, high: u64, allowed| {
+            if !(low..=high).contains(&value) {
+                problems.push((key, value.to_string(), allowed));
+            }
+        };
+        let count = |n: usize| n as u64;
+        within("shards", self.shards.into(), 1, 4_096, "1 to 4096");
+        within("hot_entities_max", count(self.hot_entities_max), 1, u64::MAX, "at least 1");
+        within(
+            "active_entities_per_shard_max",
+            count(self.active_entities_per_shard_max),
+            1,
+            1_000_000,
+            "1 to 1000000",
+        );
+        within("entity_queue_max", count(self.entity_queue_max), 1, 1_000_000, "1 to 1000000");
+        within("load_timeout_ms", self.load_timeout_ms, 1, 60_000, "1 to 60000");
+        within("queries_max", count(self.queries_max), 1, 100_000, "1 to 100000");
+        within("journal_queue_rows_max", count(self.journal_queue_rows_max), 1, 10_000_000, "1 to 10000000");
+        within("journal_batch_rows_max", count(self.journal_batch_rows_max), 1, 4_096, "1 to 4096");
+        within("journal_batch_rows_min", count(self.journal_batch_rows_min), 1, 4_096, "1 to 4096");
+        within("journal_transactions_max", count(self.journal_transactions_max), 1, 64, "1 to 64");
+        within("lease_ttl_ms", self.lease_ttl_ms, 300, 600_000, "300 to 600000");
+        within(
+            "lease_margin_ms",
+            self.lease_margin_ms,
+            0,
+            self.lease_ttl_ms / 3,
+            "0 to a third of lease_ttl_ms",
+        );
+        within("ask_pause_ms", self.ask_pause_ms, 1, 60_000, "1 to 60000");
+        within("ask_pause_max_ms", self.ask_pause_max_ms, self.ask_pause_ms, 60_000, "ask_pause_ms to 60000");
+        problems
+    }
+
+    /// The bounds of one of `shards` shards.
+    pub(crate) fn shard_limits(&self, shards: u16) -> shard::Limits {
+        shard::Limits {
+            hot_entities_max: self.hot_entities_max.div_ceil(usize::from(shards)),
+            active_entities_max: self.active_entities_per_shard_max,
+            entity_queue_max: self.entity_queue_max,
+            load_timeout: Duration::from_millis(self.load_timeout_ms),
+        }
+    }
+
+    /// The bounds of a journal over a store that takes `writers` transactions at a time.
+    pub(crate) fn journal_limits(&self, writers: usize) -> journal::Limits {
+        journal::Limits {
+            queue_rows_max: self.journal_queue_rows_max,
+            batch_rows_max: self.journal_batch_rows_max,
+            batch_rows_min: self.journal_batch_rows_min,
+            transactions_max: self.journal_transactions_max.min(writers),
+        }
+    }
+
+    /// How leases are kept.
+    pub(crate) fn lease_times(&self) -> LeaseTimes {
+        let ttl = Duration::from_millis(self.lease_ttl_ms);
+        LeaseTimes {
+            ttl,
+            margin: Duration::from_millis(self.lease_margin_ms),
+            // A renewal that takes longer than its interval would hold up the next one.
+            statement_timeout: ttl / 3,
+        }
+    }
+
+    /// How questions are repeated.
+    pub(crate) fn ask_settings(&self) -> AskSettings {
+        AskSettings {
+            pause: Duration::from_millis(self.ask_pause_ms),
+            pause_max: Duration::from_millis(self.ask_pause_max_ms),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_hold_and_a_margin_that_eats_the_lease_does_not() {
+        assert!(Settings::default().problems().is_empty());
+        let settings = Settings { lease_margin_ms: 1_001, shards: 0, ..Settings::default() };
+        let keys: Vec<_> = settings.problems().into_iter().map(|(key, ..)| key).collect();
+        assert_eq!(keys, ["shards", "lease_margin_ms"]);
+    }
+}

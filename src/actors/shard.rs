@@ -1,0 +1,317 @@
+//! A shard: the one actor that decides for the entities hashed to it. Child of its `Region`.
+//!
+//! Invariants: it never awaits in `handle`; all rules of order and of leases are in `core`. Reads of
+//! the database run in tasks of their own, whose end, however it comes, is told to the shard.
+
+mod core;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use uuid::Uuid;
+
+use self::core::{Core, Effect, Request, World};
+use super::address::Address;
+use super::entity::{Entity, Failure, LeaseView, Loaded, Op};
+use super::journal::{AppendTicket, JournalEntry, JournalMessage};
+use super::region::{HeldLease, RegionMessage};
+use crate::context::{Hop, TraceContext};
+use crate::domain::ids::{CommandId, EventId, ShardNo};
+use crate::domain::time::{Clock, MonoTime, Timestamp};
+use crate::store::{self, AppendOutcome};
+
+/// The bounds of one shard.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Entities kept in memory with nothing under way; the least recently used go first.
+    pub hot_entities_max: usize,
+    /// Entities with a load or an append under way; beyond it requests are answered `Busy`.
+    pub active_entities_max: usize,
+    /// Requests that may wait for one entity; beyond it they are answered `Busy`.
+    pub entity_queue_max: usize,
+    /// How long one read of the database may take.
+    pub load_timeout: Duration,
+}
+
+/// A question to one entity, on its way from the directory to the shard.
+pub struct Ask<E: Entity> {
+    /// Which entity.
+    pub id: Uuid,
+    /// What is asked.
+    pub op: Op<E>,
+    /// The last hop.
+    pub trace: TraceContext,
+    /// When the caller no longer waits.
+    pub deadline: MonoTime,
+    /// When the last hop sent it.
+    pub sent_at: MonoTime,
+    /// Where the answer goes. Dropped unanswered if an actor on the way dies.
+    pub reply: RpcReplyPort<Result<E::Answer, Failure>>,
+}
+
+/// What a shard is told.
+pub enum ShardMessage<E: Entity> {
+    /// By the region: answered on `reply` as soon as it can be.
+    Ask(Box<Ask<E>>),
+    /// By the shard's own task: a read of the database has ended.
+    Loaded {
+        /// Of which entity.
+        id: Uuid,
+        /// What was read.
+        result: store::Result<Loaded<E>>,
+    },
+    /// By the journal: an append has ended.
+    Appended {
+        /// Of which entity.
+        id: Uuid,
+        /// How it ended.
+        result: store::Result<AppendOutcome>,
+    },
+    /// By the region: the lease was taken anew.
+    Refenced(HeldLease),
+    /// By the region: the lease is lost or is to be given up. The shard stops itself when what is
+    /// being committed has ended.
+    StopServing,
+}
+
+impl<E: Entity> ractor::Message for ShardMessage<E> {}
+
+/// What a shard needs of the node.
+pub struct ShardEnv<E: Entity> {
+    /// The database.
+    pub store: Arc<E::Store>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The node's journal of this kind.
+    pub journal: Address<JournalMessage<E>>,
+    /// The region.
+    pub region: ActorRef<RegionMessage<E>>,
+    /// The bounds.
+    pub limits: Limits,
+}
+
+impl<E: Entity> Clone for ShardEnv<E> {
+    fn clone(&self) -> Self {
+        ShardEnv {
+            store: Arc::clone(&self.store),
+            clock: Arc::clone(&self.clock),
+            journal: self.journal.clone(),
+            region: self.region.clone(),
+            limits: self.limits,
+        }
+    }
+}
+
+/// The arguments of one incarnation.
+pub struct ShardArgs<E: Entity> {
+    /// Which shard.
+    pub shard: ShardNo,
+    /// The lease it serves under.
+    pub lease: HeldLease,
+    /// What it needs.
+    pub env: ShardEnv<E>,
+}
+
+/// The actor.
+pub struct Shard<E: Entity>(std::marker::PhantomData<E>);
+
+impl<E: Entity> Default for Shard<E> {
+    fn default() -> Self {
+        Shard(std::marker::PhantomData)
+    }
+}
+
+/// Where an answer goes.
+type Ticket<E> = RpcReplyPort<Result<<E as Entity>::Answer, Failure>>;
+
+/// The state of one incarnation.
+pub struct ShardState<E: Entity> {
+    core: Core<E, Ticket<E>>,
+    effects: Vec<Effect<E, Ticket<E>>>,
+    shard: ShardNo,
+    name: String,
+    lease: HeldLease,
+    env: ShardEnv<E>,
+    stopping: bool,
+}
+
+struct ShardWorld<'a> {
+    clock: &'a dyn Clock,
+    lease: &'a HeldLease,
+}
+
+impl World for ShardWorld<'_> {
+    fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    fn mono(&self) -> MonoTime {
+        self.clock.mono()
+    }
+
+    fn event_id(&self) -> EventId {
+        EventId(Uuid::now_v7())
+    }
+
+    fn lease(&self) -> &dyn LeaseView {
+        self.lease
+    }
+}
+
+impl<E: Entity> Actor for Shard<E> {
+    type Msg = ShardMessage<E>;
+    type State = ShardState<E>;
+    type Arguments = ShardArgs<E>;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        args: ShardArgs<E>,
+    ) -> Result<Self::State, ActorProcessingErr> {
+        Ok(ShardState {
+            core: Core::new(args.shard, args.lease.epoch(), args.env.limits),
+            effects: Vec::new(),
+            shard: args.shard,
+            name: format!("{}-shard-{}", E::KIND.as_str(), args.shard),
+            lease: args.lease,
+            env: args.env,
+            stopping: false,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        let clock = Arc::clone(&state.env.clock);
+        let lease = state.lease.clone();
+        let world = ShardWorld { clock: &*clock, lease: &lease };
+        match message {
+            ShardMessage::Ask(ask) => state.ask(*ask, &world),
+            ShardMessage::Loaded { id, result } => state.core.loaded(id, result, &world),
+            ShardMessage::Appended { id, result } => state.core.appended(id, result, &world),
+            ShardMessage::Refenced(lease) => {
+                state.core.refenced(lease.epoch());
+                state.lease = lease;
+            }
+            ShardMessage::StopServing => {
+                state.stopping = true;
+                state.core.stop_serving();
+            }
+        }
+        state.carry_out(&myself);
+        if state.stopping && state.core.is_idle() {
+            myself.stop(None);
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        _event: SupervisionEvent,
+        _state: &mut Self::State,
+    ) -> Result<(), ActorProcessingErr> {
+        // A shard has no children; the default would stop it at any event.
+        Ok(())
+    }
+}
+
+impl<E: Entity> ShardState<E> {
+    fn ask(&mut self, ask: Ask<E>, world: &ShardWorld<'_>) {
+        let begun = self.env.clock.mono();
+        let Ask { id, op, trace, deadline, sent_at, reply } = ask;
+        let trace = trace.child();
+        let message = op.name();
+        self.core.request(Request { id, op, deadline, trace, ticket: reply }, world);
+        Hop {
+            actor: &self.name,
+            message,
+            entity: Some(id),
+            trace: &trace,
+            queued: begun.since(sent_at),
+            handled: self.env.clock.mono().since(begun),
+            outcome: self.outcome(),
+        }
+        .log();
+    }
+
+    /// What the request just handled came to: its own effects are the last ones.
+    fn outcome(&self) -> &'static str {
+        match self.core.last_effect() {
+            Some(Effect::Reply(_, Ok(_))) => "ok",
+            Some(Effect::Reply(_, Err(failure))) => failure.as_str(),
+            Some(Effect::Load { .. }) => "loading",
+            Some(Effect::Append { .. }) => "appending",
+            Some(Effect::Refence | Effect::Lost) | None => "waiting",
+        }
+    }
+
+    fn carry_out(&mut self, myself: &ActorRef<ShardMessage<E>>) {
+        let mut effects = std::mem::take(&mut self.effects);
+        self.core.take_effects(&mut effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Reply(ticket, result) => {
+                    // The caller may have given up; nobody is left to tell then.
+                    let _ = ticket.send(result);
+                }
+                Effect::Load { id, command } => self.load(myself.clone(), id, command),
+                Effect::Append { id, append, deadline, trace } => {
+                    let ticket = AppendTicket::new(id, myself.clone());
+                    let entry =
+                        JournalEntry { append, deadline, trace, sent_at: self.env.clock.mono(), ticket };
+                    // If no journal is there, the ticket is dropped and says so to this shard.
+                    self.env.journal.cast(JournalMessage::Append(Box::new(entry)));
+                }
+                Effect::Refence => {
+                    let _ = self.env.region.send_message(RegionMessage::Refence(self.shard));
+                }
+                Effect::Lost => {
+                    let _ = self.env.region.send_message(RegionMessage::LeaseLost(self.shard));
+                }
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn load(&self, myself: ActorRef<ShardMessage<E>>, id: Uuid, command: Option<CommandId>) {
+        let store = Arc::clone(&self.env.store);
+        let limit = self.env.limits.load_timeout;
+        let report = LoadReport { id, shard: myself, reported: false };
+        tokio::spawn(async move {
+            let result = match tokio::time::timeout(limit, E::load(&store, id, command)).await {
+                Ok(result) => result,
+                Err(_) => Err(store::Error::Unavailable("reading took too long".into())),
+            };
+            report.end(result);
+        });
+    }
+}
+
+/// Tells the shard how a read ended, even if the task panics: a read without an end would keep its
+/// entity waiting for ever.
+struct LoadReport<E: Entity> {
+    id: Uuid,
+    shard: ActorRef<ShardMessage<E>>,
+    reported: bool,
+}
+
+impl<E: Entity> LoadReport<E> {
+    fn end(mut self, result: store::Result<Loaded<E>>) {
+        self.reported = true;
+        let _ = self.shard.send_message(ShardMessage::Loaded { id: self.id, result });
+    }
+}
+
+impl<E: Entity> Drop for LoadReport<E> {
+    fn drop(&mut self) {
+        if !self.reported {
+            let result = Err(store::Error::Unavailable("the reading task ended early".into()));
+            let _ = self.shard.send_message(ShardMessage::Loaded { id: self.id, result });
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What the database says of users, remembered for a moment.
+//!
+//! Invariants: what is answered from memory was asked of the database less than `user_cache_ms` ago; at most
+//! one question per user is on its way, whoever waits for it; a question that failed is not remembered.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use lru::LruCache;
+
+use crate::domain::access::Role;
+use crate::domain::time::{Clock, MonoTime};
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{self, UserRow, UserStore};
+
+use super::Settings;
+
+/// What a user may do; `None` for one who is unknown, disabled, or of a role unknown here.
+type Standing = Option<Role>;
+type Question = Shared<BoxFuture<'static, Result<Standing>>>;
+
+enum Known {
+    Asked(Question),
+    Answered { standing: Standing, asked_at: MonoTime },
+}
+
+#[derive(Clone)]
+pub(super) struct Callers {
+    store: Arc<dyn UserStore>,
+    clock: Arc<dyn Clock>,
+    ttl: Duration,
+    lookup_timeout: Duration,
+    known: Arc<Mutex<LruCache<Arc<str>, Known>>>,
+}
+
+impl Callers {
+    pub(super) fn new(settings: &Settings, store: Arc<dyn UserStore>, clock: Arc<dyn Clock>) -> Self {
+        let capacity = NonZeroUsize::new(settings.users_cached_max).unwrap_or(NonZeroUsize::MIN);
+        Callers {
+            store,
+            clock,
+            ttl: Duration::from_millis(settings.user_cache_ms),
+            lookup_timeout: Duration::from_millis(settings.user_lookup_timeout_ms),
+            known: Arc::new(Mutex::new(LruCache::new(capacity))),
+        }
+    }
+
+    /// The user as the database has it now.
+    pub(super) async fn find(&self, email: &str) -> Result<Option<UserRow>> {
+        match tokio::time::timeout(self.lookup_timeout, self.store.find_user(email)).await {
+            Ok(Ok(user)) => Ok(user),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "users cannot be looked up");
+                Err(Error::new(lookup_code(&error), "Users cannot be looked up"))
+            }
+            Err(_) => {
+                tracing::warn!("users cannot be looked up in time");
+                Err(Error::new(ErrorCode::Unavailable, "Users cannot be looked up"))
+            }
+        }
+    }
+
+    /// What `subject` may do.
+    pub(super) async fn role(&self, subject: &Arc<str>) -> Result<Standing> {
+        let question = {
+            let now = self.clock.mono();
+            let mut known = self.lock();
+            match known.get(subject) {
+                Some(Known::Answered { standing, asked_at }) if now.since(*asked_at) < self.ttl => {
+                    return Ok(*standing);
+                }
+                Some(Known::Asked(question)) => question.clone(),
+                _ => {
+                    let question = self.ask(Arc::clone(subject));
+                    known.put(Arc::clone(subject), Known::Asked(question.clone()));
+                    question
+                }
+            }
+        };
+        let answer = question.await;
+        if answer.is_err() {
+            let mut known = self.lock();
+            if matches!(known.peek(subject), Some(Known::Asked(_))) {
+                known.pop(subject);
+            }
+        }
+        answer
+    }
+
+    /// Asks in a task of its own: a caller who goes away leaves the others their answer.
+    fn ask(&self, subject: Arc<str>) -> Question {
+        let this = self.clone();
+        let asking = tokio::spawn(async move {
+            let asked_at = this.clock.mono();
+            let user = this.find(&subject).await?;
+            let standing = user.filter(|user| !user.disabled).and_then(|user| Role::parse(&user.role));
+            this.lock().put(subject, Known::Answered { standing, asked_at });
+            Ok(standing)
+        });
+        asking
+            .map(|ended| {
+                ended.unwrap_or_else(|_| Err(Error::new(ErrorCode::Internal, "Users cannot be looked up")))
+            })
+            .boxed()
+            .shared()
+    }
+
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Arc<str>, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn lookup_code(error: &store::Error) -> ErrorCode {
+    match error {
+        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
+        store::Error::Broken(_) => ErrorCode::Internal,
+    }
+}

@@ -1,0 +1,133 @@
+//! Users in memory and a clock stepped by hand, for tests.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use crate::domain::access::Role;
+use crate::domain::time::{Clock, MonoTime, Timestamp};
+use crate::store::{Error, Result, UserRow, UserStore};
+
+use super::{Auth, SecretText, Settings};
+
+/// A secret of the least length, as raw text.
+pub(crate) const SECRET: &str = "raw-text-secret-of-32-bytes-----";
+
+pub(crate) fn settings() -> Settings {
+    Settings { jwt_secret: Some(SecretText::from(SECRET.to_owned())), bcrypt_cost: 4, ..Settings::default() }
+}
+
+/// Stands still until it is moved.
+pub(crate) struct FakeClock(AtomicI64);
+
+impl FakeClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(FakeClock(AtomicI64::new(1_770_000_000_000_000)))
+    }
+
+    pub(crate) fn step(&self, by: Duration) {
+        self.0.fetch_add(i64::try_from(by.as_micros()).expect("small"), Ordering::SeqCst);
+    }
+}
+
+impl Clock for FakeClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.0.load(Ordering::SeqCst))
+    }
+
+    fn mono(&self) -> MonoTime {
+        MonoTime(self.0.load(Ordering::SeqCst).unsigned_abs() * 1000)
+    }
+}
+
+/// Users in memory. While `gate` has no permits, look-ups wait.
+pub(crate) struct FakeUsers {
+    users: Mutex<BTreeMap<String, UserRow>>,
+    failure: Mutex<Option<Error>>,
+    pub(crate) lookups: AtomicUsize,
+    pub(crate) gate: Semaphore,
+}
+
+impl FakeUsers {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(FakeUsers {
+            users: Mutex::default(),
+            failure: Mutex::default(),
+            lookups: AtomicUsize::new(0),
+            gate: Semaphore::new(Semaphore::MAX_PERMITS),
+        })
+    }
+
+    /// One user, `password123`, whose hash has the least cost.
+    pub(crate) fn with(email: &str) -> Arc<Self> {
+        let users = Self::new();
+        users.put(email, "password123");
+        users
+    }
+
+    pub(crate) fn put(&self, email: &str, password: &str) {
+        let row = UserRow {
+            email: email.into(),
+            password_hash: bcrypt::hash(password, 4).expect("hashed"),
+            role: Role::Admin.as_str().into(),
+            disabled: false,
+            created_at: Timestamp::default(),
+        };
+        self.users.lock().expect("held briefly").insert(email.into(), row);
+    }
+
+    pub(crate) fn fail(&self, failure: Option<Error>) {
+        *self.failure.lock().expect("held briefly") = failure;
+    }
+
+    fn with_user(&self, email: &str, change: impl FnOnce(&mut UserRow)) -> Result<bool> {
+        self.fails()?;
+        Ok(self.users.lock().expect("held briefly").get_mut(email).map(change).is_some())
+    }
+
+    fn fails(&self) -> Result<()> {
+        self.failure.lock().expect("held briefly").clone().map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl UserStore for FakeUsers {
+    async fn find_user(&self, email: &str) -> Result<Option<UserRow>> {
+        self.lookups.fetch_add(1, Ordering::SeqCst);
+        let _passed = self.gate.acquire().await;
+        self.fails()?;
+        Ok(self.users.lock().expect("held briefly").get(email).cloned())
+    }
+
+    async fn add_user(&self, user: &UserRow) -> Result<bool> {
+        self.fails()?;
+        let mut users = self.users.lock().expect("held briefly");
+        let free = !users.contains_key(&user.email);
+        users.entry(user.email.clone()).or_insert_with(|| user.clone());
+        Ok(free)
+    }
+
+    async fn set_password_hash(&self, email: &str, password_hash: &str) -> Result<bool> {
+        self.with_user(email, |user| user.password_hash = password_hash.into())
+    }
+
+    async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool> {
+        self.with_user(email, |user| user.disabled = disabled)
+    }
+
+    async fn list_users(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>> {
+        self.fails()?;
+        let users = self.users.lock().expect("held briefly");
+        let later = users.values().filter(|user| after.is_none_or(|after| user.email.as_str() > after));
+        Ok(later.take(limit_rows as usize).cloned().collect())
+    }
+}
+
+pub(crate) fn auth(users: &Arc<FakeUsers>, clock: &Arc<FakeClock>) -> Auth {
+    let (users, clock): (Arc<FakeUsers>, Arc<FakeClock>) = (Arc::clone(users), Arc::clone(clock));
+    Auth::new(settings(), users, clock).expect("the secret is long enough")
+}

@@ -1,0 +1,234 @@
+//! Passwords: BCrypt (Provos and Mazières, 1999) on a bounded pool of blocking threads.
+//!
+//! Invariants: no more threads hash than `hashing_threads_max`, no more callers wait than
+//! `hashing_queue_max`; a check costs as much as a new hash would, whatever it is checked against.
+
+use std::hint::black_box;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bcrypt::{BcryptError, HashParts};
+use tokio::sync::Semaphore;
+
+use crate::error::{Error, ErrorCode, Result};
+
+use super::Settings;
+
+/// The fewest bytes a password may have.
+pub const PASSWORD_MIN_BYTES: usize = 8;
+/// The most bytes a password may have: BCrypt does not see further.
+pub const PASSWORD_MAX_BYTES: usize = 72;
+
+/// The least cost that BCrypt knows.
+pub(super) const COST_LEAST: u32 = 4;
+/// A login at this cost takes seconds; a stored hash of a higher one is taken for damaged, since it would
+/// hold a thread for hours.
+pub(super) const COST_MOST: u32 = 16;
+
+/// Whether `password` may be anyone's.
+///
+/// # Errors
+/// What is wrong with it, for the person who chose it.
+pub fn validate_password(password: &str) -> std::result::Result<(), &'static str> {
+    match password.len() {
+        0 => Err("Password is required"),
+        1..PASSWORD_MIN_BYTES => Err("Password must have at least 8 bytes"),
+        PASSWORD_MIN_BYTES..=PASSWORD_MAX_BYTES => Ok(()),
+        _ => Err("Password cannot exceed 72 bytes"),
+    }
+}
+
+/// Hashes and checks, so many at once.
+pub(super) struct Hasher {
+    cost: u32,
+    threads: Arc<Semaphore>,
+    /// Those who hash and those who wait for it.
+    places: Arc<Semaphore>,
+}
+
+impl Hasher {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Hasher {
+            cost: settings.bcrypt_cost,
+            threads: Arc::new(Semaphore::new(settings.hashing_threads_max)),
+            places: Arc::new(Semaphore::new(settings.hashing_threads_max + settings.hashing_queue_max)),
+        }
+    }
+
+    /// The hash of a new password, `$2b$…`.
+    pub(super) async fn hash(&self, password: &str) -> Result<String> {
+        let (password, cost) = (password.to_owned(), self.cost);
+        self.run(move || bcrypt::hash(password, cost)).await
+    }
+
+    /// Whether `password` fits `hash`; without a hash, or if the password is longer than any can be, it
+    /// does not, at the same cost.
+    pub(super) async fn verify(&self, password: &str, hash: Option<String>) -> Result<bool> {
+        let known = hash.is_some() && password.len() <= PASSWORD_MAX_BYTES;
+        let hash = hash.unwrap_or_else(|| hash_of_nothing(self.cost));
+        // BCrypt stops at this byte; what lies beyond need not be kept.
+        let seen = password.len().min(PASSWORD_MAX_BYTES);
+        let (password, cost) = (password.as_bytes()[..seen].to_vec(), self.cost);
+        let fits = self.run(move || check(&password, &hash, cost)).await?;
+        Ok(known && fits)
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> std::result::Result<T, BcryptError> + Send + 'static,
+    ) -> Result<T> {
+        let broken = |_| Error::new(ErrorCode::Internal, "Passwords cannot be checked");
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return Err(Error::new(ErrorCode::Overloaded, "Too many log in at once"));
+        };
+        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| broken(()))?;
+        // The permits go with the work: a caller who gives up does not free a thread that still hashes.
+        let hashing = move || {
+            let _held = (place, thread);
+            work()
+        };
+        match tokio::task::spawn_blocking(hashing).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a stored password hash is damaged, or there is no randomness");
+                Err(broken(()))
+            }
+            Err(_) => Err(broken(())),
+        }
+    }
+}
+
+fn check(password: &[u8], hash: &str, cost: u32) -> std::result::Result<bool, BcryptError> {
+    let of = HashParts::from_str(hash)?.get_cost();
+    let known_form = ["$2a$", "$2b$", "$2y$"].iter().any(|form| hash.starts_with(form));
+    if !known_form || of > COST_MOST {
+        return Err(BcryptError::InvalidHash("the form or the cost is none of ours"));
+    }
+    let fits = bcrypt::verify(password, hash)?;
+    // An older, cheaper hash must not tell by its time that the user exists. The work doubles with each
+    // step of the cost, so 2^of + 2^of + 2^(of+1) + … + 2^(cost-1) is the 2^cost of a new one.
+    for missing in of..cost {
+        black_box(bcrypt::hash_with_salt(password, missing, [0; 16])?);
+    }
+    Ok(fits)
+}
+
+/// Well-formed, and the hash of no known password: made of a fixed text, not of one.
+fn hash_of_nothing(cost: u32) -> String {
+    format!("$2b${cost:02}${:.<53}", "")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn hasher(cost: u32, threads: usize, queue: usize) -> Hasher {
+        Hasher::new(&Settings {
+            bcrypt_cost: cost,
+            hashing_threads_max: threads,
+            hashing_queue_max: queue,
+            ..Settings::default()
+        })
+    }
+
+    #[test]
+    fn a_password_has_8_to_72_bytes() {
+        assert!(validate_password("").is_err());
+        assert!(validate_password("1234567").is_err());
+        assert!(validate_password("12345678").is_ok());
+        assert!(validate_password(&"x".repeat(72)).is_ok());
+        assert!(validate_password(&"x".repeat(73)).is_err());
+        assert!(validate_password(&"ö".repeat(37)).is_err(), "bytes count, not characters");
+    }
+
+    #[tokio::test]
+    async fn new_hashes_are_2b_of_the_cost_set_and_verify() {
+        let hasher = hasher(5, 1, 1);
+        let hash = hasher.hash("correct horse").await.expect("hashed");
+        assert!(hash.starts_with("$2b$05$"), "{}", &hash[..7]);
+        assert!(hasher.verify("correct horse", Some(hash.clone())).await.expect("checked"));
+        assert!(!hasher.verify("wrong horse", Some(hash)).await.expect("checked"));
+        assert!(!hasher.verify("correct horse", None).await.expect("checked"));
+    }
+
+    #[tokio::test]
+    async fn older_forms_and_costs_verify() {
+        let hasher = hasher(6, 1, 1);
+        let parts = bcrypt::hash_with_result("password123", 4).expect("hashed");
+        for version in [bcrypt::Version::TwoA, bcrypt::Version::TwoB, bcrypt::Version::TwoY] {
+            let hash = parts.format_for_version(version);
+            assert!(hasher.verify("password123", Some(hash)).await.expect("checked"));
+        }
+        let broken_form = parts.format_for_version(bcrypt::Version::TwoX);
+        let error = hasher.verify("password123", Some(broken_form)).await.expect_err("not ours");
+        assert_eq!(error.code, ErrorCode::Internal);
+    }
+
+    #[tokio::test]
+    async fn a_hash_that_would_take_hours_is_refused() {
+        let hash = bcrypt::hash("password123", 4).expect("hashed").replacen("$04$", "$31$", 1);
+        let error = hasher(4, 1, 1).verify("password123", Some(hash)).await.expect_err("refused");
+        assert_eq!(error.code, ErrorCode::Internal);
+    }
+
+    #[tokio::test]
+    async fn what_lies_beyond_72_bytes_does_not_make_a_password_fit() {
+        let hasher = hasher(4, 1, 1);
+        let longest = "x".repeat(72);
+        let hash = hasher.hash(&longest).await.expect("hashed");
+        assert!(hasher.verify(&longest, Some(hash.clone())).await.expect("checked"));
+        assert!(!hasher.verify(&"x".repeat(73), Some(hash)).await.expect("checked"));
+    }
+
+    #[test]
+    fn the_work_of_a_check_does_not_depend_on_what_is_checked() {
+        // Measured in the same thread, the best of several, so that a busy machine does not matter; the
+        // bound is far from the factor of 64 that an unpadded cheap hash would show.
+        let old = bcrypt::hash("password123", 4).expect("hashed");
+        let best = |hash: &str| {
+            let one = |_| {
+                let began = Instant::now();
+                check(b"password123", hash, 10).expect("checked");
+                began.elapsed()
+            };
+            (0..5).map(one).min().unwrap_or_default()
+        };
+        let (old, nothing) = (best(&old), best(&hash_of_nothing(10)));
+        assert!(old < nothing * 3 && nothing < old * 3, "{old:?} and {nothing:?}");
+    }
+
+    #[tokio::test]
+    async fn beyond_threads_and_queue_a_caller_is_refused_and_places_come_back() {
+        let hasher = Arc::new(hasher(4, 1, 1));
+        let (go, gate) = mpsc::channel::<()>();
+        let started = Arc::new(AtomicUsize::new(0));
+        let first = {
+            let (hasher, started) = (Arc::clone(&hasher), Arc::clone(&started));
+            tokio::spawn(async move {
+                let work = move || {
+                    started.fetch_add(1, Ordering::SeqCst);
+                    gate.recv_timeout(Duration::from_secs(10)).ok();
+                    Ok(())
+                };
+                hasher.run(work).await
+            })
+        };
+        let second = {
+            let hasher = Arc::clone(&hasher);
+            tokio::spawn(async move { hasher.run(|| Ok(())).await })
+        };
+        while started.load(Ordering::SeqCst) == 0 || hasher.places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let error = hasher.run(|| Ok(())).await.expect_err("full");
+        assert_eq!(error.code, ErrorCode::Overloaded);
+        go.send(()).expect("the first waits");
+        first.await.expect("joined").expect("hashed");
+        second.await.expect("joined").expect("hashed");
+        hasher.run(|| Ok(())).await.expect("room again");
+    }
+}

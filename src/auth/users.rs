@@ -1,0 +1,139 @@
+//! Users as an administrator handles them: what the command line calls.
+
+use std::sync::Arc;
+
+use validator::ValidateEmail;
+
+use crate::domain::access::Role;
+use crate::domain::patient::email_key;
+use crate::domain::time::{Clock, Timestamp};
+use crate::domain::validate::{EMAIL_MAX_CHARS, FieldErrors};
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{self, UserRow, UserStore};
+
+use super::password::Hasher;
+use super::{Settings, validate_password};
+
+/// A user without what is secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct User {
+    /// The name one logs in with.
+    pub email: String,
+    /// `Role::as_str`
+    pub role: String,
+    /// Cannot log in, and tokens already given no longer hold.
+    pub disabled: bool,
+    /// When the user was made.
+    pub created_at: Timestamp,
+}
+
+/// Never prints the address.
+impl std::fmt::Debug for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("User")
+            .field("role", &self.role)
+            .field("disabled", &self.disabled)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes and changes users. Needs no secret for tokens.
+pub struct Users {
+    store: Arc<dyn UserStore>,
+    clock: Arc<dyn Clock>,
+    hasher: Hasher,
+}
+
+impl Users {
+    /// The users in `store`.
+    pub fn new(settings: &Settings, store: Arc<dyn UserStore>, clock: Arc<dyn Clock>) -> Self {
+        Users { store, clock, hasher: Hasher::new(settings) }
+    }
+
+    /// Makes a user.
+    ///
+    /// # Errors
+    /// `Invalid`: the address is none, or the password breaks `validate_password`. `AlreadyExists`: the
+    /// address has a user. `Unavailable`, `OutcomeUnknown`, `Internal`: the database's.
+    pub async fn create(&self, email: &str, password: &str, role: Role) -> Result<()> {
+        let email = email_key(email.trim());
+        let mut errors = FieldErrors::new();
+        if email.chars().count() > EMAIL_MAX_CHARS || !email.validate_email() {
+            errors.insert("email", "Email should be valid");
+        }
+        if let Err(message) = validate_password(password) {
+            errors.insert("password", message);
+        }
+        if !errors.is_empty() {
+            return Err(Error::invalid_fields(errors));
+        }
+        let user = UserRow {
+            email,
+            password_hash: self.hasher.hash(password).await?,
+            role: role.as_str().into(),
+            disabled: false,
+            created_at: self.clock.now(),
+        };
+        match self.store.add_user(&user).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(ErrorCode::AlreadyExists, "There is a user of this e-mail address")),
+            Err(error) => Err(written(&error)),
+        }
+    }
+
+    /// Sets a new password. Tokens already given go on to hold.
+    ///
+    /// # Errors
+    /// As `create`; `NotFound`: there is no such user.
+    pub async fn set_password(&self, email: &str, password: &str) -> Result<()> {
+        if let Err(message) = validate_password(password) {
+            return Err(Error::invalid_fields(FieldErrors::from([("password", message)])));
+        }
+        let hash = self.hasher.hash(password).await?;
+        found(self.store.set_password_hash(&email_key(email.trim()), &hash).await)
+    }
+
+    /// Disables a user, or lets one in again. On a running node it holds within `user_cache_ms`.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such user; else the database's.
+    pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<()> {
+        found(self.store.set_user_disabled(&email_key(email.trim()), disabled).await)
+    }
+
+    /// Users in the order of their addresses, after `after`, at most `limit_rows`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<User>> {
+        let rows = self.store.list_users(after, limit_rows).await.map_err(|error| match error {
+            store::Error::Broken(_) => Error::new(ErrorCode::Internal, error.to_string()),
+            _ => Error::new(ErrorCode::Unavailable, error.to_string()),
+        })?;
+        let shown = |row: UserRow| User {
+            email: row.email,
+            role: row.role,
+            disabled: row.disabled,
+            created_at: row.created_at,
+        };
+        Ok(rows.into_iter().map(shown).collect())
+    }
+}
+
+fn found(changed: store::Result<bool>) -> Result<()> {
+    match changed {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::new(ErrorCode::NotFound, "There is no user of this e-mail address")),
+        Err(error) => Err(written(&error)),
+    }
+}
+
+/// A failed write, in the words of the database: the caller is the administrator.
+fn written(error: &store::Error) -> Error {
+    let code = match error {
+        store::Error::Unavailable(_) => ErrorCode::Unavailable,
+        store::Error::Unknown(_) => ErrorCode::OutcomeUnknown,
+        store::Error::Broken(_) => ErrorCode::Internal,
+    };
+    Error::new(code, error.to_string())
+}

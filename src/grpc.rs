@@ -1,0 +1,268 @@
+//! The gRPC edge: the service that other systems open accounts with, beside health and reflection.
+//!
+//! A call goes: `connection` (who may connect) → `call` (trace, admission, deadline, log) → `billing`
+//! (who asks, what for) → the accounts' handle. Knows handles, never actors; statuses come from the one
+//! table in `error.rs`.
+//!
+//! Invariants: every call is answered by its deadline; connections, streams, calls, messages, headers
+//! and waits are bounded; no call of billing without a named caller (`require_token`). Health and
+//! reflection are open: they tell no patient's data.
+
+mod billing;
+mod call;
+mod connection;
+mod probes;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
+
+pub use self::billing::Authenticate;
+use self::billing::Billing;
+use self::call::Envelope;
+use self::connection::Limits;
+use crate::actors::open_accounts::OpenAccounts;
+use crate::domain::time::Clock;
+use crate::health::{Health, Status};
+use crate::proto::billing_service_server::BillingServiceServer;
+
+type BillingServer = BillingServiceServer<Billing>;
+
+/// The part's name in health.
+const PART: &str = "grpc";
+/// What one stream, and one connection, may send before we have read it (RFC 9113, section 5.2).
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// Where the edge listens, and its limits.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The address to listen on; port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// Whether opening an account needs a bearer token. Without, only on loopback.
+    pub require_token: bool,
+    /// How long a call may take, in milliseconds; a caller's own `grpc-timeout` may make it less.
+    pub timeout_ms: u64,
+    /// How many calls may run at the same time.
+    pub in_flight_max: usize,
+    /// How many calls of one connection may run at the same time.
+    pub concurrency_per_connection_max: usize,
+    /// How many streams one connection may have open (HTTP/2).
+    pub streams_per_connection_max: u32,
+    /// How large a message may be, in bytes.
+    pub message_max_bytes: usize,
+    /// How large the metadata of a call may be, in bytes.
+    pub metadata_max_bytes: u32,
+    /// How many connections may be open; one more is closed at once.
+    pub connections_max: usize,
+    /// How long a new connection may take to begin with HTTP/2, in milliseconds.
+    pub opening_timeout_ms: u64,
+    /// How often a connection is pinged, in milliseconds.
+    pub keepalive_interval_ms: u64,
+    /// How long a ping may stay without answer before the connection is closed, in milliseconds.
+    pub keepalive_timeout_ms: u64,
+    /// How long calls in flight may go on when the server stops, in milliseconds.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9001)),
+            require_token: true,
+            timeout_ms: 5_000,
+            in_flight_max: 1_024,
+            concurrency_per_connection_max: 64,
+            streams_per_connection_max: 128,
+            message_max_bytes: 64 * 1024,
+            metadata_max_bytes: 16 * 1024,
+            connections_max: 1_024,
+            opening_timeout_ms: 5_000,
+            keepalive_interval_ms: 30_000,
+            keepalive_timeout_ms: 10_000,
+            drain_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        const DAY_MS: u64 = 86_400_000;
+        let wait = |ms: u64| (1..=DAY_MS).contains(&ms);
+        let checks = [
+            ("require_token", self.require_token || self.listen.ip().is_loopback(), "true off loopback"),
+            ("timeout_ms", wait(self.timeout_ms), "1 to 86400000"),
+            ("in_flight_max", self.in_flight_max >= 1, "at least 1"),
+            ("concurrency_per_connection_max", self.concurrency_per_connection_max >= 1, "at least 1"),
+            ("streams_per_connection_max", self.streams_per_connection_max >= 1, "at least 1"),
+            ("message_max_bytes", (1..=1 << 30).contains(&self.message_max_bytes), "1 to 1073741824"),
+            ("metadata_max_bytes", self.metadata_max_bytes >= 1_024, "at least 1024"),
+            ("connections_max", self.connections_max >= 1, "at least 1"),
+            ("opening_timeout_ms", wait(self.opening_timeout_ms), "1 to 86400000"),
+            ("keepalive_interval_ms", wait(self.keepalive_interval_ms), "1 to 86400000"),
+            ("keepalive_timeout_ms", wait(self.keepalive_timeout_ms), "1 to 86400000"),
+            ("drain_timeout_ms", self.drain_timeout_ms <= DAY_MS, "at most 86400000"),
+        ];
+        checks
+            .into_iter()
+            .filter(|(_, holds, _)| !holds)
+            .map(|(key, _, allowed)| (key, allowed.to_owned()))
+            .collect()
+    }
+}
+
+/// What the edge speaks to.
+#[derive(Clone)]
+pub struct GrpcState {
+    /// Opens accounts.
+    pub billing: Arc<dyn OpenAccounts>,
+    /// Knows callers by their tokens.
+    pub auth: Arc<dyn Authenticate>,
+    /// For deadlines and durations.
+    pub clock: Arc<dyn Clock>,
+    /// Says what the health service says, and is told how this part is.
+    pub health: Health,
+}
+
+/// Why the edge does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address cannot be had.
+    #[error("cannot listen for gRPC on {address} (grpc.listen): {source}")]
+    Listen {
+        /// `Settings::listen`
+        address: SocketAddr,
+        /// What the system says: that the port is in use, for one.
+        source: io::Error,
+    },
+    /// Open to others and without tokens.
+    #[error("grpc.require_token=false is allowed only on loopback, and grpc.listen is {0}")]
+    TokenNeeded(SocketAddr),
+    /// The descriptors compiled in do not hold together.
+    #[error("gRPC reflection: {0}")]
+    Reflection(#[from] probes::ReflectionError),
+    /// The server ended by itself.
+    #[error("the gRPC server ended: {0}")]
+    Ended(#[from] tonic::transport::Error),
+}
+
+/// The edge, listening but not serving yet.
+pub struct Server {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    settings: Settings,
+    state: GrpcState,
+}
+
+impl Server {
+    /// Takes the address. Connections wait until `serve`.
+    ///
+    /// # Errors
+    /// `Listen`, `TokenNeeded`.
+    pub async fn bind(settings: Settings, state: GrpcState) -> Result<Self, Error> {
+        if !settings.require_token && !settings.listen.ip().is_loopback() {
+            return Err(Error::TokenNeeded(settings.listen));
+        }
+        let listening = async {
+            let listener = TcpListener::bind(settings.listen).await?;
+            let local_addr = listener.local_addr()?;
+            Ok((listener, local_addr))
+        };
+        let (listener, local_addr) =
+            listening.await.map_err(|source| Error::Listen { address: settings.listen, source })?;
+        Ok(Server { listener, local_addr, settings, state })
+    }
+
+    /// The address that is really used.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `shutdown`; then takes no more connections and calls, lets those in flight end for
+    /// at most `drain_timeout_ms`, and cuts off the rest.
+    ///
+    /// # Errors
+    /// `Reflection`, `Ended`.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+        let Server { listener, local_addr, settings, state } = self;
+        let reporter = HealthReporter::new();
+        probes::not_serving(&reporter).await;
+        let limits = Limits {
+            connections_max: settings.connections_max,
+            calls_per_connection_max: settings.concurrency_per_connection_max,
+            opening_timeout: Duration::from_millis(settings.opening_timeout_ms),
+        };
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let mut serving = Box::pin(
+            transport(&settings, &state)
+                .add_service(
+                    BillingServiceServer::new(Billing {
+                        accounts: Arc::clone(&state.billing),
+                        auth: Arc::clone(&state.auth),
+                        require_token: settings.require_token,
+                    })
+                    .max_decoding_message_size(settings.message_max_bytes),
+                )
+                .add_service(HealthServer::new(HealthService::from_health_reporter(reporter.clone())))
+                .add_service(probes::described().build_v1()?)
+                .add_service(probes::described().build_v1alpha()?)
+                .serve_with_incoming_shutdown(
+                    connection::accept(listener, limits, cut.clone()),
+                    stop.clone().cancelled_owned(),
+                ),
+        );
+        let follower =
+            AbortOnDropHandle::new(tokio::spawn(probes::follow(state.health.clone(), reporter.clone())));
+        state.health.report(PART, Status::Ready);
+        tracing::info!(target: "hygeia::grpc", address = %local_addr, "serving");
+        tokio::select! {
+            ended = &mut serving => {
+                state.health.report(PART, Status::NotReady("the gRPC server ended".into()));
+                return Ok(ended?);
+            }
+            () = shutdown => {}
+        }
+        drop(follower);
+        probes::not_serving(&reporter).await;
+        stop.cancel();
+        if let Ok(drained) = timeout(Duration::from_millis(settings.drain_timeout_ms), &mut serving).await {
+            return Ok(drained?);
+        }
+        tracing::warn!(target: "hygeia::grpc", "calls in flight were cut off at the end of the drain");
+        cut.cancel();
+        Ok(serving.await?)
+    }
+}
+
+type Transport = tonic::transport::Server<tower::layer::util::Stack<Envelope, tower::layer::util::Identity>>;
+
+/// The HTTP/2 side with its limits, and the envelope around each call.
+fn transport(settings: &Settings, state: &GrpcState) -> Transport {
+    let envelope = Envelope::new(
+        Arc::clone(&state.clock),
+        Duration::from_millis(settings.timeout_ms),
+        settings.in_flight_max,
+    );
+    tonic::transport::Server::builder()
+        .max_concurrent_streams(settings.streams_per_connection_max)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_max_header_list_size(settings.metadata_max_bytes)
+        .http2_keepalive_interval(Some(Duration::from_millis(settings.keepalive_interval_ms)))
+        .http2_keepalive_timeout(Some(Duration::from_millis(settings.keepalive_timeout_ms)))
+        .layer(envelope)
+}

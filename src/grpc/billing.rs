@@ -1,0 +1,95 @@
+//! `BillingService`: a call in, an account out.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::call::Call;
+use super::status;
+use crate::actors::open_accounts::OpenAccounts;
+use crate::auth::{self, Auth};
+use crate::context::RequestContext;
+use crate::domain::access::Caller;
+use crate::domain::ids::CommandId;
+use crate::domain::validate::{AccountInput, account};
+use crate::error::{Error, ErrorCode, Result};
+use crate::proto::billing_service_server::BillingService;
+use crate::proto::{BillingRequest, BillingResponse};
+
+/// Tells who the caller with a token is.
+#[async_trait]
+pub trait Authenticate: Send + Sync {
+    /// The caller whose token this is.
+    ///
+    /// # Errors
+    /// `Unauthenticated`: the token does not hold; else it cannot be known now.
+    async fn authenticate(&self, bearer_token: &str) -> Result<Caller>;
+}
+
+#[async_trait]
+impl Authenticate for Auth {
+    async fn authenticate(&self, bearer_token: &str) -> Result<Caller> {
+        Auth::authenticate(self, bearer_token).await
+    }
+}
+
+pub(super) struct Billing {
+    pub(super) accounts: Arc<dyn OpenAccounts>,
+    pub(super) auth: Arc<dyn Authenticate>,
+    pub(super) require_token: bool,
+}
+
+#[async_trait]
+impl BillingService for Billing {
+    async fn create_billing_account(
+        &self,
+        request: Request<BillingRequest>,
+    ) -> std::result::Result<Response<BillingResponse>, Status> {
+        match self.open(&request).await {
+            Ok(answer) => Ok(Response::new(answer)),
+            Err(error) => Err(status::of_error(&error)),
+        }
+    }
+}
+
+impl Billing {
+    async fn open(&self, request: &Request<BillingRequest>) -> Result<BillingResponse> {
+        let call = request
+            .extensions()
+            .get::<Call>()
+            .ok_or_else(|| Error::new(ErrorCode::Internal, "The call came without its envelope"))?;
+        let caller = self.caller(request.metadata()).await?;
+        let asked = request.get_ref();
+        let holder =
+            account(&AccountInput { patient_id: &asked.patient_id, name: &asked.name, email: &asked.email })
+                .map_err(Error::invalid_fields)?;
+        let ctx = RequestContext {
+            trace: call.trace,
+            deadline: call.deadline,
+            command_id: CommandId(Uuid::now_v7()),
+            caller,
+        };
+        call.begin();
+        let account = self.accounts.open(&ctx, holder.patient_id, &holder.name, &holder.email).await?;
+        Ok(BillingResponse { account_id: account.id.to_string(), status: account.status.as_str().to_owned() })
+    }
+
+    async fn caller(&self, metadata: &MetadataMap) -> Result<Caller> {
+        match metadata.get(http::header::AUTHORIZATION.as_str()) {
+            Some(value) => {
+                let token = value.to_str().ok().and_then(auth::bearer).ok_or_else(|| {
+                    Error::new(ErrorCode::Unauthenticated, "The authorization is no bearer token")
+                })?;
+                self.auth.authenticate(token).await
+            }
+            None if self.require_token => Err(Error::new(
+                ErrorCode::Unauthenticated,
+                "A bearer token is needed in the metadata \"authorization\"",
+            )),
+            None => Ok(Caller::system("grpc-without-token")),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! What every call goes through, whichever service it is for: trace, admission, deadline, panics, one
+//! log line, metrics, and the metadata of the answer.
+//!
+//! Invariants:
+//! - The answer leaves before the caller's deadline and before our own.
+//! - A status that the library made by itself is told in the terms of our table too.
+//! - A panic ends its call alone.
+
+use std::convert::Infallible;
+use std::mem;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::body::Body;
+use tower::{Layer, Service};
+
+use super::connection::ConnectionInfo;
+use super::status;
+use crate::context::TraceContext;
+use crate::domain::time::{Clock, MonoTime};
+use crate::error::{Error, ErrorCode};
+
+/// The most time that is kept back from the budget so that the answer still leaves within it.
+const RESERVE_MAX: Duration = Duration::from_millis(20);
+
+/// What a service knows of the call it serves, from the request's extensions.
+#[derive(Clone)]
+pub(super) struct Call {
+    /// This hop.
+    pub(super) trace: TraceContext,
+    /// Until when there may be work on it.
+    pub(super) deadline: MonoTime,
+    /// Set when something was begun that may have an effect.
+    begun: Arc<AtomicBool>,
+}
+
+impl Call {
+    /// From here on, an answer that is missing leaves the outcome unknown.
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Puts `Enveloped` around the services.
+#[derive(Clone)]
+pub(super) struct Envelope {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clock: Arc<dyn Clock>,
+    timeout: Duration,
+    calls: Arc<Semaphore>,
+}
+
+impl Envelope {
+    /// At most `in_flight_max` calls over all connections, none longer than `timeout`.
+    pub(super) fn new(clock: Arc<dyn Clock>, timeout: Duration, in_flight_max: usize) -> Self {
+        let calls = Arc::new(Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS)));
+        Envelope { shared: Arc::new(Shared { clock, timeout, calls }) }
+    }
+}
+
+impl<S> Layer<S> for Envelope {
+    type Service = Enveloped<S>;
+
+    fn layer(&self, inner: S) -> Enveloped<S> {
+        Enveloped { inner, shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// The services in their envelope.
+#[derive(Clone)]
+pub(super) struct Enveloped<S> {
+    inner: S,
+    shared: Arc<Shared>,
+}
+
+impl<S> Service<Request<Body>> for Enveloped<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        // The service that was polled ready is the one to call.
+        let spare = self.inner.clone();
+        let ready = mem::replace(&mut self.inner, spare);
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move { Ok(shared.answer(ready, request).await) })
+    }
+}
+
+impl Shared {
+    async fn answer<S>(&self, service: S, mut request: Request<Body>) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    {
+        let began = self.clock.mono();
+        let method = method(request.uri().path());
+        let budget = grpc_timeout(request.headers()).map_or(self.timeout, |asked| asked.min(self.timeout));
+        // What works on the call gets the least, so that its own word on a missed deadline, which is
+        // more precise than ours, comes in time.
+        let reserve = (budget / 10).min(RESERVE_MAX);
+        let call = Call {
+            trace: trace(request.headers()),
+            deadline: began.plus(budget.saturating_sub(2 * reserve)),
+            begun: Arc::default(),
+        };
+        request.extensions_mut().insert(call.clone());
+        let answer = match self.admit(method, &request) {
+            Ok(permits) => {
+                let answer = run(service, request, &call, budget.saturating_sub(reserve)).await;
+                drop(permits);
+                answer
+            }
+            Err(error) => Err(error),
+        };
+        let (response, code) = finish(answer, &call.trace);
+        log(method, code, &call.trace, self.clock.mono().since(began));
+        response
+    }
+
+    /// The right to run, for as long as the permits are held. Probes are always let in: a busy server
+    /// must not look like a dead one.
+    fn admit(&self, method: Method, request: &Request<Body>) -> Result<Permits, Error> {
+        let Method::CreateBillingAccount = method else { return Ok((None, None)) };
+        let full = |_| Error::new(ErrorCode::Overloaded, "Too many calls at the same time");
+        let on_connection = match request.extensions().get::<ConnectionInfo>() {
+            Some(connection) => Some(Arc::clone(&connection.calls).try_acquire_owned().map_err(full)?),
+            None => None,
+        };
+        let on_server = Arc::clone(&self.calls).try_acquire_owned().map_err(full)?;
+        Ok((on_connection, Some(on_server)))
+    }
+}
+
+type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+
+async fn run<S>(
+    mut service: S,
+    request: Request<Body>,
+    call: &Call,
+    limit: Duration,
+) -> Result<Response<Body>, Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    let served = AssertUnwindSafe(async move { service.call(request).await }).catch_unwind();
+    match tokio::time::timeout(limit, served).await {
+        Ok(Ok(Ok(response))) => Ok(response),
+        Ok(Ok(Err(never))) => match never {},
+        // The panic hook has told what and where.
+        Ok(Err(_panic)) => Err(Error::new(ErrorCode::Internal, "Something is wrong on our side")),
+        Err(_elapsed) if call.begun.load(Ordering::Relaxed) => {
+            Err(Error::new(ErrorCode::OutcomeUnknown, "The time was up before the answer came"))
+        }
+        Err(_elapsed) => Err(Error::new(ErrorCode::DeadlineExceeded, "The time was up; nothing was done")),
+    }
+}
+
+/// The response with its metadata, and the name of its code.
+fn finish(answer: Result<Response<Body>, Error>, trace: &TraceContext) -> (Response<Body>, &'static str) {
+    let told = |error: &Error| (status::of_error(error).into_http(), error.code.as_str());
+    let (mut response, code) = match answer {
+        Err(error) => told(&error),
+        Ok(response) => match status::failure(response.headers()) {
+            None => (response, "OK"),
+            Some(Ok(code)) => (response, code),
+            Some(Err(error)) => told(&error),
+        },
+    };
+    if let Ok(id) = HeaderValue::from_str(&format!("{:032x}", trace.trace_id)) {
+        response.headers_mut().insert(status::TRACE_ID, id);
+    }
+    (response, code)
+}
+
+fn log(method: Method, code: &'static str, hop: &TraceContext, took: Duration) {
+    let method = method.as_str();
+    tracing::info!(
+        target: "hygeia::grpc",
+        method,
+        code,
+        trace = format_args!("{:032x}", hop.trace_id),
+        span = format_args!("{:016x}", hop.span_id),
+        parent = format_args!("{:016x}", hop.parent_id),
+        duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+    );
+    metrics::counter!("hygeia_grpc_calls_total", "method" => method, "code" => code).increment(1);
+    metrics::histogram!("hygeia_grpc_call_seconds", "method" => method).record(took.as_secs_f64());
+}
+
+/// The methods we tell apart, in logs and metrics. A path that a caller made up is none of them: it
+/// could hold anything, and there is no end of them.
+#[derive(Clone, Copy)]
+enum Method {
+    CreateBillingAccount,
+    Health,
+    Reflection,
+    Other,
+}
+
+impl Method {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Method::CreateBillingAccount => "BillingService/CreateBillingAccount",
+            Method::Health => "grpc.health.v1.Health",
+            Method::Reflection => "grpc.reflection",
+            Method::Other => "other",
+        }
+    }
+}
+
+fn method(path: &str) -> Method {
+    match path {
+        "/BillingService/CreateBillingAccount" => Method::CreateBillingAccount,
+        _ if path.starts_with("/grpc.health.v1.Health/") => Method::Health,
+        _ if path.starts_with("/grpc.reflection.") => Method::Reflection,
+        _ => Method::Other,
+    }
+}
+
+fn trace(headers: &HeaderMap) -> TraceContext {
+    headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok())
+        .and_then(TraceContext::parse)
+        .map_or_else(TraceContext::root, |caller| caller.child())
+}
+
+/// The caller's own limit: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). What is not
+/// of that form counts as absent.
+fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_limit_is_read_as_the_protocol_writes_it() {
+        let read = |text: &'static str| {
+            grpc_timeout(&HeaderMap::from_iter([(
+                http::HeaderName::from_static("grpc-timeout"),
+                HeaderValue::from_static(text),
+            )]))
+        };
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3_600)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        for bad in ["", "m", "1", "+1m", "123456789n", "1x", "1.5S"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+        assert_eq!(grpc_timeout(&HeaderMap::new()), None);
+    }
+}

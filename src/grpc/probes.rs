@@ -1,0 +1,55 @@
+//! The services that tools ask: health (`grpc.health.v1`), which says what `Health` says, and
+//! reflection, in both versions that are in use.
+
+use std::time::Duration;
+
+use tonic::server::NamedService;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+use tonic_reflection::server::{Builder, Error};
+
+use super::BillingServer;
+use crate::health::Health;
+use crate::proto::FILE_DESCRIPTOR_SET;
+
+/// How often `Health` is looked at: how old the answer of a probe may be.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Says that nothing is served (yet, or any more).
+pub(super) async fn not_serving(reporter: &HealthReporter) {
+    tell(reporter, ServingStatus::NotServing).await;
+}
+
+/// Tells the probes what `health` says, for as long as it runs.
+pub(super) async fn follow(health: Health, reporter: HealthReporter) {
+    let mut told = None;
+    loop {
+        let status = match health.snapshot() {
+            (true, _) => ServingStatus::Serving,
+            (false, _) => ServingStatus::NotServing,
+        };
+        // Telling it again would wake every watcher for nothing.
+        if told != Some(status) {
+            tell(&reporter, status).await;
+            told = Some(status);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn tell(reporter: &HealthReporter, status: ServingStatus) {
+    // The empty name stands for the whole server (gRPC health checking protocol).
+    for service in ["", BillingServer::NAME] {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+/// What reflection tells about.
+pub(super) fn described<'a>() -> Builder<'a> {
+    Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Why reflection could not be set up: the descriptors that were compiled in do not hold together.
+pub(super) type ReflectionError = Error;

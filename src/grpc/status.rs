@@ -1,0 +1,93 @@
+//! Errors as gRPC tells them: the code from the one table, its name and the trace id in the metadata.
+
+use http::{HeaderMap, HeaderValue};
+use tonic::{Code, Status};
+
+use crate::error::{Error, ErrorCode};
+
+/// Metadata: the name of the `ErrorCode`, which is finer than gRPC's own codes.
+pub(super) const ERROR_CODE: &str = "error-code";
+/// Metadata of every answer: the id of the trace the call belongs to, 32 hexadecimal digits.
+pub(super) const TRACE_ID: &str = "trace-id";
+/// Metadata of what may be tried again: after how many milliseconds (gRFC A6, client retries).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// `error` as a status; fields that do not hold are named in its message.
+pub(super) fn of_error(error: &Error) -> Status {
+    let mut message = error.detail.to_string();
+    for (at, (field, problem)) in error.fields.iter().enumerate() {
+        message.push_str(if at == 0 { ": " } else { "; " });
+        message.push_str(field);
+        message.push_str(": ");
+        message.push_str(problem);
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert(ERROR_CODE, HeaderValue::from_static(error.code.as_str()));
+    if let Some(wait) = error.code.retry_after() {
+        headers.insert(PUSHBACK, HeaderValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
+    }
+    Status::with_metadata(
+        Code::from_i32(error.code.grpc_code()),
+        message,
+        tonic::metadata::MetadataMap::from_headers(headers),
+    )
+}
+
+/// What a status that tonic made by itself means in our table.
+pub(super) fn of_library(status: &Status) -> Error {
+    let code = match status.code() {
+        Code::OutOfRange | Code::ResourceExhausted => ErrorCode::PayloadTooLarge,
+        // tonic's word for a message that is missing or cannot be decoded; our own faults never come
+        // as its statuses.
+        Code::Internal | Code::Unknown | Code::InvalidArgument => ErrorCode::Invalid,
+        Code::NotFound => ErrorCode::NotFound,
+        Code::Unimplemented => ErrorCode::MethodNotAllowed,
+        Code::Unavailable => ErrorCode::Unavailable,
+        Code::Cancelled | Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+        _ => ErrorCode::Internal,
+    };
+    Error::new(code, status.message().to_owned())
+}
+
+/// The name of the code that a response carries: `None` if it is no failure (or a stream that has begun
+/// well).
+pub(super) fn failure(headers: &HeaderMap) -> Option<Result<&'static str, Error>> {
+    let known = headers.get(ERROR_CODE).and_then(|name| {
+        ErrorCode::ALL.into_iter().map(ErrorCode::as_str).find(|known| known.as_bytes() == name.as_bytes())
+    });
+    match (known, Status::from_header_map(headers)) {
+        (_, None) => None,
+        (_, Some(status)) if status.code() == Code::Ok => None,
+        (Some(name), Some(_)) => Some(Ok(name)),
+        (None, Some(status)) => Some(Err(of_library(&status))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::validate::FieldErrors;
+
+    #[test]
+    fn every_error_has_its_code_and_name() {
+        for code in ErrorCode::ALL {
+            let status = of_error(&Error::new(code, "Something"));
+            assert_eq!(status.code() as i32, code.grpc_code());
+            assert_eq!(status.metadata().get(ERROR_CODE).unwrap(), code.as_str());
+            assert_eq!(status.metadata().get(PUSHBACK).is_some(), code.retry_after().is_some(), "{code:?}");
+            let response = status.into_http::<()>();
+            assert_eq!(failure(response.headers()), Some(Ok(code.as_str())));
+        }
+    }
+
+    #[test]
+    fn fields_are_named_in_the_message() {
+        let fields = FieldErrors::from([("email", "Email should be valid"), ("name", "Name is required")]);
+        let status = of_error(&Error::invalid_fields(fields));
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert_eq!(
+            status.message(),
+            "Some fields are not valid: email: Email should be valid; name: Name is required"
+        );
+    }
+}

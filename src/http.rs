@@ -1,0 +1,190 @@
+//! REST over HTTP/1.1: JSON in and out, problems (RFC 9457) for all that fails.
+//!
+//! ```text
+//! listener ─► axum router ─► pipeline ─────────────────────────────────► handler ─► actors' handles
+//!  connections, head size     trace, admission, deadline, token, body      patients, billing, …
+//!  and time, drain            then headers, metrics, one log line
+//! ```
+//!
+//! Invariants:
+//! - Every request of a known route is answered before `request_deadline_ms`, be it by a 504 that says whether
+//!   the outcome is known.
+//! - Nothing is unbounded: connections, heads, bodies, requests in flight, the time a peer may stall.
+//! - What is not answered by an open route has a named caller: the handlers' types say so (`pipeline::Handler`).
+//! - A handler that is dropped because its client went away harms nothing: the actors own what was begun.
+//! - Logs hold the route's template, never a path, a query, a body or a token.
+//!
+//! What is no HTTP at all, or a head over its limit, hyper answers itself with a bare 400, 414 or 431.
+
+mod analytics;
+mod billing;
+mod body;
+mod cursor;
+mod docs;
+mod fields;
+mod listener;
+mod login;
+mod observe;
+mod ops;
+mod patients;
+mod pipeline;
+mod problem;
+mod reply;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Deserialize;
+
+use crate::actors::analytics::AnalyticsHandle;
+use crate::actors::billing::BillingHandle;
+use crate::actors::patients::PatientHandle;
+use crate::auth::Auth;
+use crate::domain::time::Clock;
+use crate::health::{Health, Status};
+
+pub use docs::openapi;
+pub use listener::Drained;
+
+/// Where to listen, and every limit of the edge.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// A request is answered within this time after its head was read, whatever happens.
+    pub request_deadline_ms: u64,
+    /// Requests worked on at once; beyond, they are refused as `OVERLOADED`. Health and metrics do not count.
+    pub in_flight_max: usize,
+    /// Connections held at once. Further ones wait in the kernel's queue until one is free, which
+    /// `header_timeout_ms` sees to.
+    pub connections_max: usize,
+    /// How long a connection may take to send a whole request head: from its start, and again from the end
+    /// of each answer, so that it is the limit of idle connections too.
+    pub header_timeout_ms: u64,
+    /// The longest request head.
+    pub header_max_bytes: usize,
+    /// The most header fields.
+    pub headers_max: usize,
+    /// The longest request body.
+    pub body_max_bytes: usize,
+    /// How long a client may leave an answer unread before its connection is ended (TCP user timeout, RFC 5482).
+    pub write_stall_ms: u32,
+    /// How long requests in flight may still take when the node stops.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            request_deadline_ms: 5000,
+            in_flight_max: 1024,
+            connections_max: 4096,
+            header_timeout_ms: 10_000,
+            header_max_bytes: 16_384,
+            headers_max: 64,
+            body_max_bytes: 65_536,
+            write_stall_ms: 10_000,
+            drain_timeout_ms: 8000,
+        }
+    }
+}
+
+impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let within = |value: u64, least: u64, most: u64| {
+            (!(least..=most).contains(&value)).then(|| format!("{least} to {most}"))
+        };
+        let checks = [
+            ("request_deadline_ms", within(self.request_deadline_ms, 100, 600_000)),
+            ("in_flight_max", within(self.in_flight_max as u64, 1, 1_000_000)),
+            ("connections_max", within(self.connections_max as u64, 1, 1_000_000)),
+            ("header_timeout_ms", within(self.header_timeout_ms, 1, 600_000)),
+            ("header_max_bytes", within(self.header_max_bytes as u64, 8192, 1_048_576)),
+            ("headers_max", within(self.headers_max as u64, 16, 1024)),
+            ("body_max_bytes", within(self.body_max_bytes as u64, 1024, 16_777_216)),
+            ("write_stall_ms", within(u64::from(self.write_stall_ms), 1, 600_000)),
+            ("drain_timeout_ms", within(self.drain_timeout_ms, 0, 600_000)),
+        ];
+        checks.into_iter().filter_map(|(key, allowed)| allowed.map(|allowed| (key, allowed))).collect()
+    }
+}
+
+/// Why the edge cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address is in use, not ours, or not allowed.
+    #[error("HTTP cannot listen on {address}: {source}; HYGEIA__HTTP__LISTEN sets another address")]
+    Listen {
+        /// The address wanted.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// Renders the metrics as Prometheus text.
+pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What the edge speaks to. Build it after the metrics recorder is installed.
+#[derive(Clone)]
+pub struct AppState {
+    /// The patients of the cluster.
+    pub patients: PatientHandle,
+    /// The accounts of the cluster.
+    pub billing: BillingHandle,
+    /// The projection.
+    pub analytics: AnalyticsHandle,
+    /// Who callers are.
+    pub auth: Auth,
+    /// How the parts of this node are.
+    pub health: Health,
+    /// The metrics of this node.
+    pub metrics: MetricsText,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The edge, listening but not yet answering.
+pub struct Server {
+    listener: listener::Listener,
+    router: axum::Router,
+    health: Health,
+}
+
+impl Server {
+    /// Takes the address. Connections wait until `serve`.
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn bind(settings: Settings, app: AppState) -> Result<Self, Error> {
+        let (auth, clock, health) = (app.auth.clone(), Arc::clone(&app.clock), app.health.clone());
+        let edge = pipeline::Edge::new(&settings, auth, clock, app);
+        let router = pipeline::router(&edge, &routes::ROUTES);
+        let listener = listener::Listener::bind(settings).await?;
+        Ok(Server { listener, router, health })
+    }
+
+    /// The address it really has.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.listener.local_addr()
+    }
+
+    /// Answers until `shutdown` ends; then takes no more connections, ends what is in flight within
+    /// `drain_timeout_ms`, and cuts off the rest.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Drained {
+        self.health.report("http", Status::Ready);
+        let health = self.health;
+        let stopping = async move {
+            shutdown.await;
+            health.report("http", Status::NotReady("draining".into()));
+        };
+        self.listener.serve(self.router, stopping).await
+    }
+}

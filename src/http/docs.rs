@@ -1,0 +1,309 @@
+//! `/api-docs` and `/swagger-ui`: the interface, described (OpenAPI 3.1). What an endpoint answers with when all
+//! goes well stands beside its handler; how it fails, and who may call it, comes from the route table.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use http::{HeaderValue, StatusCode};
+use utoipa::openapi::header::HeaderBuilder;
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::schema::{ObjectBuilder, Type};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
+use utoipa::{OpenApi as _, PartialSchema};
+use utoipa_swagger_ui::{Config, Url};
+
+use crate::error::ErrorCode;
+
+use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb, tail};
+use super::problem::{Failure, PROBLEM_JSON, Problem};
+use super::routes::ROUTES;
+use super::{AppState, analytics, billing, login, ops, patients, reply};
+
+const BEARER: &str = "bearer";
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(
+    patients::register,
+    patients::list,
+    patients::get,
+    patients::update,
+    patients::delete,
+    analytics::summary,
+    billing::account,
+    ops::live,
+    ops::ready,
+    ops::metrics,
+))]
+struct PatientsApi;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(paths(login::login, login::validate))]
+struct AuthApi;
+
+static PATIENTS: LazyLock<Bytes> = LazyLock::new(|| {
+    let about = "Patients, analytics, billing accounts, and what operators ask a node.";
+    compact(&described(PatientsApi::openapi(), "Hygeia: patients", about))
+});
+
+static AUTH: LazyLock<Bytes> = LazyLock::new(|| {
+    compact(&described(AuthApi::openapi(), "Hygeia: authentication", "Passwords for tokens."))
+});
+
+static SWAGGER: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
+    let docs = [Url::new("Patients", "/api-docs/patients"), Url::new("Authentication", "/api-docs/auth")];
+    // Without this, the page would tell an outside service where our description is.
+    Arc::new(Config::new(docs).validator_url("none"))
+});
+
+/// The whole interface as one OpenAPI 3.1 document, in JSON for people to read.
+pub fn openapi() -> String {
+    let mut whole = PatientsApi::openapi();
+    whole.merge(AuthApi::openapi());
+    let whole = described(whole, "Hygeia", "Patient management: the whole HTTP interface.");
+    whole.to_pretty_json().unwrap_or_default()
+}
+
+/// `/api-docs/patients`
+pub(super) async fn patients(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    Ok(reply::bytes_of(StatusCode::OK, "application/json", PATIENTS.clone()))
+}
+
+/// `/api-docs/auth`
+pub(super) async fn auth(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    Ok(reply::bytes_of(StatusCode::OK, "application/json", AUTH.clone()))
+}
+
+/// `/swagger-ui`: the page's own links are relative to the path with the slash.
+pub(super) async fn to_swagger(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    let mut response = reply::empty(StatusCode::PERMANENT_REDIRECT);
+    response.headers_mut().insert(LOCATION, HeaderValue::from_static("/swagger-ui/"));
+    Ok(response)
+}
+
+/// `/swagger-ui/…`: a page to read the descriptions with, and to try them out.
+pub(super) async fn swagger(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
+    let name = tail(&call.parts, call.path);
+    let file = utoipa_swagger_ui::serve(name, Arc::clone(&SWAGGER))
+        .map_err(|_| Failure::new(ErrorCode::Internal, "The page could not be made"))?
+        .ok_or_else(|| Failure::new(ErrorCode::NotFound, "There is no such file"))?;
+    let media_type = HeaderValue::try_from(file.content_type)
+        .map_err(|_| Failure::new(ErrorCode::Internal, "The page could not be made"))?;
+    let bytes = match file.bytes {
+        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
+        Cow::Owned(bytes) => Bytes::from(bytes),
+    };
+    let mut response = Response::new(Body::from(bytes));
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+fn compact(api: &OpenApi) -> Bytes {
+    api.to_json().unwrap_or_default().into()
+}
+
+/// `api` with what holds for all of its operations.
+fn described(mut api: OpenApi, title: &str, about: &str) -> OpenApi {
+    api.info =
+        InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).description(Some(about)).build();
+    let components = api.components.get_or_insert_default();
+    components.schemas.insert("Problem".into(), Problem::schema());
+    components.add_security_scheme(
+        BEARER,
+        SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build()),
+    );
+    for endpoint in &ROUTES {
+        let item = api.paths.paths.get_mut(endpoint.path);
+        if let Some(operation) = item.and_then(|item| operation_of(item, endpoint.verb)) {
+            complete(operation, endpoint);
+        }
+    }
+    api
+}
+
+fn operation_of(item: &mut PathItem, verb: Verb) -> Option<&mut Operation> {
+    let operation = match verb {
+        Verb::Get => &mut item.get,
+        Verb::Post => &mut item.post,
+        Verb::Put => &mut item.put,
+        Verb::Delete => &mut item.delete,
+    };
+    operation.as_mut()
+}
+
+/// Adds to `operation` who may call it and how it fails.
+fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
+    if matches!(endpoint.handler, Handler::Named(_)) {
+        let token = SecurityRequirement::new::<_, [&str; 0], &str>(BEARER, []);
+        operation.security = Some(vec![token]);
+    }
+    let mut by_status: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
+    for code in failures(endpoint) {
+        by_status.entry(code.http_status()).or_default().push(code);
+    }
+    for (status, codes) in by_status {
+        let response = problem_response(&codes);
+        operation.responses.responses.entry(status.to_string()).or_insert(RefOr::T(response));
+    }
+    let trace = header("The trace of the request (W3C Trace Context).");
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            response.headers.insert("traceparent".into(), RefOr::T(trace.clone()));
+        }
+    }
+}
+
+/// Every code that a request of `endpoint` can end in.
+fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
+    let mut codes = endpoint.refuses.to_vec();
+    if matches!(endpoint.handler, Handler::Named(_)) {
+        codes.push(ErrorCode::Unauthenticated);
+    }
+    if endpoint.takes == Takes::Json {
+        codes.extend([
+            ErrorCode::Invalid,
+            ErrorCode::PayloadTooLarge,
+            ErrorCode::UnsupportedMediaType,
+            ErrorCode::RequestTimeout,
+        ]);
+    }
+    if endpoint.admission == Admission::Counted {
+        codes.extend([ErrorCode::Overloaded, ErrorCode::Unavailable, ErrorCode::DeadlineExceeded]);
+    }
+    if endpoint.effect == Effect::Writes {
+        codes.push(ErrorCode::OutcomeUnknown);
+    }
+    codes.push(ErrorCode::Internal);
+    codes
+}
+
+fn problem_response(codes: &[ErrorCode]) -> utoipa::openapi::Response {
+    let titles: Vec<&str> = codes.iter().map(|code| code.title()).collect();
+    let examples = codes.iter().map(|code| (code.as_str(), example(*code)));
+    let content = ContentBuilder::new()
+        .schema(Some(Ref::from_schema_name("Problem")))
+        .examples_from_iter(examples)
+        .build();
+    let mut response =
+        ResponseBuilder::new().description(titles.join(". Or: ")).content(PROBLEM_JSON, content);
+    if codes.iter().any(|code| code.retry_after().is_some()) {
+        response = response.header("Retry-After", header("When to try again, in seconds."));
+    }
+    if codes.contains(&ErrorCode::Unauthenticated) {
+        response = response.header("WWW-Authenticate", header("`Bearer` (RFC 6750)."));
+    }
+    response.build()
+}
+
+fn header(description: &str) -> utoipa::openapi::header::Header {
+    HeaderBuilder::new()
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .description(Some(description))
+        .build()
+}
+
+fn example(code: ErrorCode) -> utoipa::openapi::example::Example {
+    let mut problem = serde_json::json!({
+        "type": format!("urn:hygeia:problem:{}", code.as_str()),
+        "title": code.title(),
+        "status": code.http_status(),
+        "detail": code.title(),
+        "code": code.as_str(),
+        "traceId": "0af7651916cd43dd8448eb211c80319c",
+    });
+    if code == ErrorCode::Invalid {
+        problem["errors"] = serde_json::json!({"name": "Name is required"});
+    }
+    utoipa::openapi::example::ExampleBuilder::new().value(Some(problem)).build()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn document(bytes: &[u8]) -> Value {
+        serde_json::from_slice(bytes).expect("JSON")
+    }
+
+    /// Every schema that is pointed to is there.
+    fn dangling(document: &Value, at: &Value, missing: &mut Vec<String>) {
+        match at {
+            Value::Object(map) => {
+                if let Some(Value::String(target)) = map.get("$ref") {
+                    let path = target.trim_start_matches('#');
+                    if document.pointer(path).is_none() {
+                        missing.push(target.clone());
+                    }
+                }
+                map.values().for_each(|inner| dangling(document, inner, missing));
+            }
+            Value::Array(list) => list.iter().for_each(|inner| dangling(document, inner, missing)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn every_route_is_described_in_its_document_and_in_the_whole() {
+        let (patients, auth) = (document(&PATIENTS), document(&AUTH));
+        let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
+        for endpoint in ROUTES.iter().filter(|endpoint| {
+            !endpoint.path.starts_with("/api-docs") && !endpoint.path.starts_with("/swagger-ui")
+        }) {
+            let part = if endpoint.path.starts_with("/auth") { &auth } else { &patients };
+            for described in [part, &whole] {
+                let operation = &described["paths"][endpoint.path][endpoint.verb.as_str().to_lowercase()];
+                let said = format!("{} {}", endpoint.verb.as_str(), endpoint.path);
+                assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{said}");
+                for code in failures(endpoint) {
+                    let response = &operation["responses"][code.http_status().to_string()];
+                    assert!(response.is_object(), "{said}: {code:?}");
+                }
+                let guarded = matches!(endpoint.handler, Handler::Named(_));
+                assert_eq!(operation["security"].is_array(), guarded, "{said}");
+                assert_eq!(operation["requestBody"].is_object(), endpoint.takes == Takes::Json, "{said}");
+            }
+        }
+        let paths = |document: &Value| document["paths"].as_object().expect("paths").len();
+        assert_eq!(paths(&whole), paths(&patients) + paths(&auth));
+    }
+
+    #[test]
+    fn documents_are_openapi_3_1_with_schemas_and_examples() {
+        let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
+        for document in [document(&PATIENTS), document(&AUTH), whole] {
+            assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")));
+            let mut missing = Vec::new();
+            dangling(&document, &document, &mut missing);
+            assert_eq!(missing, Vec::<String>::new());
+            assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
+            let problem = &document["components"]["schemas"]["Problem"]["properties"];
+            for field in ["type", "title", "status", "detail", "code", "traceId", "errors"] {
+                assert!(problem[field].is_object(), "{field}");
+            }
+            let schemas = document["components"]["schemas"].as_object().expect("schemas");
+            for (name, schema) in schemas.iter().filter(|(name, _)| !matches!(name.as_str(), "Day" | "Part"))
+            {
+                assert!(schema["example"].is_object(), "{name} has no example");
+            }
+            for (_, item) in document["paths"].as_object().expect("paths") {
+                for (_, operation) in item.as_object().expect("operations") {
+                    for (status, response) in operation["responses"].as_object().expect("responses") {
+                        assert!(response["description"].is_string());
+                        let problem = &response["content"]["application/problem+json"];
+                        let own = operation["operationId"] == "ready" && status == "503";
+                        let failed = status.as_str() >= "400" && !own;
+                        assert_eq!(failed, problem["examples"].is_object(), "{status}");
+                    }
+                }
+            }
+        }
+    }
+}

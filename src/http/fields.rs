@@ -1,0 +1,280 @@
+//! Reading a flat JSON object of texts without giving up at the first mistake: everything that is wrong with
+//! its fields is collected, so that the caller is told all of it at once, with the rules' own messages.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserializer;
+use serde::de::{Deserialize, DeserializeSeed, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::domain::validate::FieldErrors;
+use crate::error::{Error, ErrorCode};
+
+use super::problem::Failure;
+
+/// How many made-up fields are named back to the caller, and how long their names may be.
+const OTHER_MAX: usize = 16;
+const OTHER_NAME_MAX_CHARS: usize = 64;
+
+/// The fields of an object: the value of each that is expected, and what is wrong with them.
+#[derive(Debug)]
+pub(super) struct Fields<'a, const N: usize> {
+    /// In the order of the names; `None` if missing, null, or of the wrong type.
+    pub(super) values: [Option<Cow<'a, str>>; N],
+    wrong: FieldErrors,
+    other: BTreeMap<String, &'static str>,
+}
+
+impl<'a, const N: usize> Fields<'a, N> {
+    /// Reads `body`, an object of the fields `names`.
+    ///
+    /// # Errors
+    /// `Invalid`: it is no JSON, or no object.
+    pub(super) fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, Failure> {
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let read = Names(names).deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
+        read.map_err(|error| {
+            // The reader's own words could repeat what was sent.
+            let detail = match error.classify() {
+                serde_json::error::Category::Data => "The body must be a JSON object".to_owned(),
+                _ => format!("The body is not JSON: see line {}, column {}", error.line(), error.column()),
+            };
+            Failure::new(ErrorCode::Invalid, detail)
+        })
+    }
+
+    /// What the rules make of the values, unless something was wrong with the fields themselves.
+    ///
+    /// # Errors
+    /// `Invalid`, with everything that is wrong.
+    pub(super) fn checked<T>(self, ruled: Result<T, FieldErrors>) -> Result<T, Failure> {
+        let mut errors = self.wrong;
+        match ruled {
+            Ok(value) if errors.is_empty() && self.other.is_empty() => return Ok(value),
+            Ok(_) => {}
+            Err(by_rules) => {
+                for (field, message) in by_rules {
+                    errors.entry(field).or_insert(message);
+                }
+            }
+        }
+        let mut failure = Failure::from(Error::invalid_fields(errors));
+        failure.other_fields = self.other;
+        Err(failure)
+    }
+}
+
+struct Names<const N: usize>([&'static str; N]);
+
+impl<'de, const N: usize> DeserializeSeed<'de> for Names<N> {
+    type Value = Fields<'de, N>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, const N: usize> Visitor<'de> for Names<N> {
+    type Value = Fields<'de, N>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields =
+            Fields { values: [const { None }; N], wrong: FieldErrors::new(), other: BTreeMap::new() };
+        let mut seen = [false; N];
+        while let Some(Text(name)) = map.next_key()? {
+            let name = name.ok_or_else(|| A::Error::custom("a key is a text"))?;
+            let Some(at) = self.0.iter().position(|expected| *expected == name) else {
+                map.next_value::<IgnoredAny>()?;
+                if fields.other.len() < OTHER_MAX {
+                    fields.other.insert(name.chars().take(OTHER_NAME_MAX_CHARS).collect(), "Unknown field");
+                }
+                continue;
+            };
+            if std::mem::replace(&mut seen[at], true) {
+                map.next_value::<IgnoredAny>()?;
+                fields.wrong.insert(self.0[at], "Given more than once");
+                continue;
+            }
+            match map.next_value()? {
+                Given::Text(text) => fields.values[at] = Some(text),
+                Given::Null => {}
+                Given::Other => {
+                    fields.wrong.insert(self.0[at], "Should be a text");
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+/// A key: borrowed where it can be.
+struct Text<'a>(Option<Cow<'a, str>>);
+
+impl<'de> Deserialize<'de> for Text<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Text(match Given::deserialize(deserializer)? {
+            Given::Text(text) => Some(text),
+            Given::Null | Given::Other => None,
+        }))
+    }
+}
+
+/// A value: a text, nothing, or what should not be there.
+enum Given<'a> {
+    Text(Cow<'a, str>),
+    Null,
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Given<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyValue;
+
+        impl<'de> Visitor<'de> for AnyValue {
+            type Value = Given<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any value")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Given::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Given::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Given::Null)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Given::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+                Ok(Given::Other)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Given::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Given::Other)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Given::Other)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Given::Other)
+            }
+        }
+
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NAMES: [&str; 2] = ["name", "email"];
+
+    fn read(body: &str) -> Result<Fields<'_, 2>, Failure> {
+        Fields::read(body.as_bytes(), NAMES)
+    }
+
+    fn errors(body: &str) -> serde_json::Value {
+        let fields = read(body).expect("an object");
+        let failure = fields.checked(Ok::<_, FieldErrors>(())).expect_err("wrong");
+        let mut all = json!(failure.error.fields);
+        for (name, message) in failure.other_fields {
+            all[name] = json!(message);
+        }
+        all
+    }
+
+    #[test]
+    fn texts_are_read_and_missing_or_null_ones_are_none() {
+        let fields = read(r#" {"name": "A\u0064a", "email": null} "#).expect("an object");
+        assert_eq!(fields.values[0].as_deref(), Some("Ada"));
+        assert_eq!(fields.values[1], None);
+        assert!(matches!(read(r#"{"name":"Ada"}"#).expect("read").values[0], Some(Cow::Borrowed("Ada"))));
+    }
+
+    #[test]
+    fn everything_wrong_is_said() {
+        for (body, said) in [
+            (
+                r#"{"name": 1, "email": true}"#,
+                json!({"name": "Should be a text", "email": "Should be a text"}),
+            ),
+            (
+                r#"{"name": -1.5, "email": {"a": [1, {}]}}"#,
+                json!({"name": "Should be a text", "email": "Should be a text"}),
+            ),
+            (
+                r#"{"name": ["x"], "shoe": {"size": [4]}}"#,
+                json!({"name": "Should be a text", "shoe": "Unknown field"}),
+            ),
+            (r#"{"name": "a", "name": "b"}"#, json!({"name": "Given more than once"})),
+            (r#"{"Name": "a"}"#, json!({"Name": "Unknown field"})),
+        ] {
+            assert_eq!(errors(body), said, "{body}");
+        }
+    }
+
+    #[test]
+    fn rules_add_to_it_but_do_not_talk_over_it() {
+        let fields = read(r#"{"name": 1, "x": 1}"#).expect("an object");
+        let ruled = FieldErrors::from([("name", "Name is required"), ("email", "Email is required")]);
+        let failure = fields.checked(Err::<(), _>(ruled)).expect_err("wrong");
+        assert_eq!(failure.error.fields["name"], "Should be a text");
+        assert_eq!(failure.error.fields["email"], "Email is required");
+        assert_eq!(failure.other_fields["x"], "Unknown field");
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_without_repeating_it() {
+        for body in [
+            "",
+            "{",
+            "[]",
+            "\"canary\"",
+            "1",
+            "null",
+            "{} {}",
+            "{\"name\": \"canary}",
+            "{1: 2}",
+            "\u{feff}{}",
+        ] {
+            let failure = read(body).expect_err(body);
+            assert_eq!(failure.error.code, ErrorCode::Invalid);
+            assert!(!failure.error.detail.contains("canary"), "{}", failure.error.detail);
+        }
+        assert!(Fields::read(b"{\"name\": \"\xff\"}", NAMES).is_err(), "no UTF-8");
+        assert!(read(&format!("{{\"a\": {}", "[".repeat(100_000))).is_err(), "too deep");
+    }
+
+    #[test]
+    fn made_up_names_are_bounded() {
+        let many: Vec<String> = (0..100).map(|n| format!("\"{n}{}\": 1", "y".repeat(200))).collect();
+        let body = format!("{{{}}}", many.join(","));
+        let failure = read(&body).expect("an object").checked(Ok::<_, FieldErrors>(())).expect_err("wrong");
+        assert_eq!(failure.other_fields.len(), OTHER_MAX);
+        assert!(failure.other_fields.keys().all(|name| name.len() <= OTHER_NAME_MAX_CHARS));
+    }
+}

@@ -1,0 +1,78 @@
+//! What is noted of each request: its trace, one log line, its metrics. The names of fields and metrics are
+//! read by tools.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use http::header::HeaderMap;
+use metrics::{Counter, Histogram};
+
+use crate::context::TraceContext;
+use crate::error::ErrorCode;
+
+/// The header that carries a trace (W3C Trace Context).
+pub(super) const TRACEPARENT: &str = "traceparent";
+
+/// The hop that a request with these headers starts: in the caller's trace, or in a new one.
+pub(super) fn trace_of(headers: &HeaderMap) -> TraceContext {
+    headers
+        .get(TRACEPARENT)
+        .and_then(|value| value.to_str().ok())
+        .and_then(TraceContext::parse)
+        .map_or_else(TraceContext::root, |parent| parent.child())
+}
+
+/// Notes the requests of one method and route. The label sets are bounded: templates and methods of the
+/// route table, and five classes of status.
+pub(super) struct Meter {
+    method: &'static str,
+    route: &'static str,
+    by_class: [OnceLock<(Counter, Histogram)>; 5],
+}
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl Meter {
+    pub(super) fn new(method: &'static str, route: &'static str) -> Self {
+        Meter { method, route, by_class: Default::default() }
+    }
+
+    /// One request is answered.
+    pub(super) fn note(&self, status: u16, trace: &TraceContext, took: Duration) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        let (count, duration) = self.by_class[class].get_or_init(|| self.register(CLASSES[class]));
+        count.increment(1);
+        duration.record(took.as_secs_f64());
+        tracing::info!(
+            target: "hygeia::http",
+            method = self.method,
+            route = self.route,
+            status,
+            trace = %format_args!("{:032x}", trace.trace_id),
+            span = %format_args!("{:016x}", trace.span_id),
+            parent = %format_args!("{:016x}", trace.parent_id),
+            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+        );
+    }
+
+    fn register(&self, status: &'static str) -> (Counter, Histogram) {
+        let (method, route) = (self.method, self.route);
+        (
+            metrics::counter!("hygeia_http_requests_total", "method" => method, "route" => route, "status" => status),
+            metrics::histogram!(
+                "hygeia_http_request_duration_seconds", "method" => method, "route" => route, "status" => status),
+        )
+    }
+
+    /// A request failed with `code`.
+    pub(super) fn note_failure(&self, code: ErrorCode) {
+        metrics::counter!("hygeia_http_failures_total", "route" => self.route, "code" => code.as_str())
+            .increment(1);
+    }
+
+    /// A handler panicked. Its words are not repeated: they may hold what it worked on.
+    pub(super) fn note_panic(&self, trace: &TraceContext) {
+        let trace = format_args!("{:032x}", trace.trace_id);
+        tracing::error!(target: "hygeia::http", method = self.method, route = self.route, %trace, "a handler panicked");
+    }
+}

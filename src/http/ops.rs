@@ -1,0 +1,110 @@
+//! `/health` and `/metrics`: for those who run the node. Open, and answered at any load.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::response::Response;
+use http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::health::{Health, Status};
+
+use super::pipeline::OpenCall;
+use super::problem::Failure;
+use super::{AppState, reply};
+
+/// How the node is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Readiness, example = json!({
+    "status": "ready",
+    "parts": {"consumer": {"status": "explained", "reason": "joining the group"}, "store": {"status": "ready"}}
+}))]
+pub(super) struct ReadinessBody {
+    /// `ready` or `not ready`.
+    #[schema(value_type = String)]
+    status: &'static str,
+    parts: BTreeMap<&'static str, PartBody>,
+}
+
+/// How a part is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Part)]
+pub(super) struct PartBody {
+    /// `ready`; `explained`: it does not work for now, which does not keep the node from serving; `not ready`.
+    #[schema(value_type = String)]
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+#[derive(Serialize)]
+struct LiveBody {
+    status: &'static str,
+}
+
+/// Says that the process answers.
+#[utoipa::path(get, path = "/health/live", operation_id = "live", tag = "operations",
+    responses((status = 200, description = "It lives.", body = Object, example = json!({"status": "live"}))))]
+pub(super) async fn live(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    reply::json(StatusCode::OK, &LiveBody { status: "live" })
+}
+
+/// Says whether requests should be sent here, and how each part is.
+#[utoipa::path(get, path = "/health/ready", operation_id = "ready", tag = "operations",
+    responses(
+        (status = 200, description = "Every needed part works.", body = ReadinessBody),
+        (status = 503, description = "A needed part does not work.", body = ReadinessBody),
+    ))]
+pub(super) async fn ready(app: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    let (status, body) = readiness(&app.health);
+    reply::json(status, &body)
+}
+
+fn readiness(health: &Health) -> (StatusCode, ReadinessBody) {
+    let (ready, parts) = health.snapshot();
+    let shown = |status| match status {
+        Status::Ready => PartBody { status: "ready", reason: None },
+        Status::Explained(reason) => PartBody { status: "explained", reason: Some(reason) },
+        Status::NotReady(reason) => PartBody { status: "not ready", reason: Some(reason) },
+    };
+    let body = ReadinessBody {
+        status: if ready { "ready" } else { "not ready" },
+        parts: parts.into_iter().map(|(part, status)| (part, shown(status))).collect(),
+    };
+    (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+/// The metrics as Prometheus text.
+#[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "operations",
+    responses((status = 200, description = "All metrics.", body = String, content_type = "text/plain",
+        example = "hygeia_http_requests_total{method=\"GET\",route=\"/health/live\",status=\"2xx\"} 1")))]
+pub(super) async fn metrics(app: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    Ok(reply::bytes_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (app.metrics)()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn readiness_tells_of_every_part() {
+        let health = Health::default();
+        health.report("store", Status::Ready);
+        health.report("consumer", Status::Explained("joining".into()));
+        let (status, body) = readiness(&health);
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(
+            serde_json::to_value(body).expect("JSON"),
+            json!({"status": "ready", "parts": {
+                "store": {"status": "ready"}, "consumer": {"status": "explained", "reason": "joining"}}})
+        );
+        health.report("store", Status::NotReady("away".into()));
+        let (status, body) = readiness(&health);
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(body.status, "not ready");
+        assert_eq!(body.parts["store"].reason.as_deref(), Some("away"));
+    }
+}

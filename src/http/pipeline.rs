@@ -1,0 +1,391 @@
+//! What happens to every request, in this order: route (404, 405), admission (503), token (401), body (413, 415,
+//! 408), handler; around it all the trace, the deadline, the catching of panics, and the notes. Endpoints are data
+//! (`Endpoint`), so that the router and the documentation are made of the same table.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, HeaderMap};
+use http::{HeaderName, HeaderValue, request};
+use metrics::Gauge;
+use tokio::sync::Semaphore;
+
+use crate::auth::{self, Auth};
+use crate::context::{RequestContext, TraceContext};
+use crate::domain::access::Caller;
+use crate::domain::time::{Clock, MonoTime};
+use crate::error::ErrorCode;
+
+use super::observe::{Meter, TRACEPARENT, trace_of};
+use super::problem::Failure;
+use super::{Settings, body};
+
+/// What handlers end in.
+pub(super) type Answer = BoxFuture<'static, Result<Response, Failure>>;
+
+/// One method of one route.
+pub(super) struct Endpoint<S: 'static> {
+    pub(super) verb: Verb,
+    /// The template, as axum writes it: `/api/patients/{id}`.
+    pub(super) path: &'static str,
+    /// How the handler itself refuses; for the documentation.
+    pub(super) refuses: &'static [ErrorCode],
+    pub(super) takes: Takes,
+    pub(super) effect: Effect,
+    pub(super) admission: Admission,
+    pub(super) handler: Handler<S>,
+}
+
+/// The methods there are. A route that has `Get` answers HEAD too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Get,
+    Post,
+    Put,
+    Delete,
+}
+
+impl Verb {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Verb::Get => "GET",
+            Verb::Post => "POST",
+            Verb::Put => "PUT",
+            Verb::Delete => "DELETE",
+        }
+    }
+
+    const fn filter(self) -> MethodFilter {
+        match self {
+            Verb::Get => MethodFilter::GET,
+            Verb::Post => MethodFilter::POST,
+            Verb::Put => MethodFilter::PUT,
+            Verb::Delete => MethodFilter::DELETE,
+        }
+    }
+}
+
+/// What body an endpoint takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    Nothing,
+    Json,
+}
+
+/// What it means if a handler is not over at the deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// Nothing was done.
+    Reads,
+    /// It may have been done.
+    Writes,
+}
+
+/// Whether an endpoint counts towards `in_flight_max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    Counted,
+    /// It must answer when the node is at its limit too.
+    Exempt,
+}
+
+/// Who may call, and what then happens.
+pub(super) enum Handler<S: 'static> {
+    /// Anyone.
+    Open(fn(Arc<S>, OpenCall) -> Answer),
+    /// Whoever shows a token that holds.
+    Named(fn(Arc<S>, Call) -> Answer),
+}
+
+/// A request of a caller who need not be known.
+pub(super) struct OpenCall {
+    pub(super) parts: request::Parts,
+    pub(super) body: Bytes,
+    pub(super) path: &'static str,
+}
+
+/// A request of a known caller.
+pub(super) struct Call {
+    pub(super) ctx: RequestContext,
+    pub(super) parts: request::Parts,
+    pub(super) body: Bytes,
+    pub(super) path: &'static str,
+}
+
+/// What of `path` the placeholder at the end of `template` stands for.
+pub(super) fn tail<'a>(parts: &'a request::Parts, template: &str) -> &'a str {
+    let fixed = template.find('{').unwrap_or(template.len());
+    parts.uri.path().get(fixed..).unwrap_or_default()
+}
+
+/// The part of the deadline that is kept for ourselves: the actors answer a little sooner, and their answer,
+/// which knows more than the edge, comes in time.
+const ANSWER_MARGIN: Duration = Duration::from_millis(50);
+
+/// What all endpoints share, and what their handlers speak to.
+pub(super) struct Edge<S> {
+    auth: Auth,
+    clock: Arc<dyn Clock>,
+    deadline: Duration,
+    body_max_bytes: usize,
+    admitted: Semaphore,
+    in_flight: Gauge,
+    app: Arc<S>,
+}
+
+impl<S: Send + Sync + 'static> Edge<S> {
+    pub(super) fn new(settings: &Settings, auth: Auth, clock: Arc<dyn Clock>, app: S) -> Arc<Self> {
+        Arc::new(Edge {
+            auth,
+            clock,
+            deadline: Duration::from_millis(settings.request_deadline_ms),
+            body_max_bytes: settings.body_max_bytes,
+            admitted: Semaphore::new(settings.in_flight_max),
+            in_flight: metrics::gauge!("hygeia_http_in_flight"),
+            app: Arc::new(app),
+        })
+    }
+
+    async fn serve(&self, endpoint: &'static Endpoint<S>, meter: &Meter, request: Request) -> Response {
+        let began = self.clock.mono();
+        let trace = trace_of(request.headers());
+        let working = AssertUnwindSafe(self.admit(endpoint, began, &trace, request));
+        let outcome = working.catch_unwind().await.unwrap_or_else(|_panic| {
+            meter.note_panic(&trace);
+            Err(Failure::new(ErrorCode::Internal, "The request could not be worked on"))
+        });
+        self.finish(outcome, meter, &trace, began)
+    }
+
+    async fn admit(
+        &self,
+        endpoint: &'static Endpoint<S>,
+        began: MonoTime,
+        trace: &TraceContext,
+        request: Request,
+    ) -> Result<Response, Failure> {
+        if endpoint.admission == Admission::Exempt {
+            return self.within_deadline(endpoint, began, trace, request).await;
+        }
+        let Ok(_admitted) = self.admitted.try_acquire() else {
+            return Err(Failure::new(ErrorCode::Overloaded, "Too many requests are being worked on"));
+        };
+        let _counted = Counted::one_more(&self.in_flight);
+        self.within_deadline(endpoint, began, trace, request).await
+    }
+
+    async fn within_deadline(
+        &self,
+        endpoint: &'static Endpoint<S>,
+        began: MonoTime,
+        trace: &TraceContext,
+        request: Request,
+    ) -> Result<Response, Failure> {
+        let stage = Stage::new();
+        let working = self.perform(endpoint, began, trace, request, &stage);
+        match tokio::time::timeout(self.deadline, working).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(stage.late(endpoint.effect)),
+        }
+    }
+
+    async fn perform(
+        &self,
+        endpoint: &'static Endpoint<S>,
+        began: MonoTime,
+        trace: &TraceContext,
+        request: Request,
+        stage: &Stage,
+    ) -> Result<Response, Failure> {
+        let (parts, mut incoming) = request.into_parts();
+        let checked = self.check(endpoint, &parts.headers, &mut incoming, stage).await;
+        let (caller, body) = match checked {
+            Ok(checked) => checked,
+            Err(failure) => {
+                body::discard(&parts.headers, incoming).await;
+                return Err(failure);
+            }
+        };
+        let (app, path) = (Arc::clone(&self.app), endpoint.path);
+        stage.enter(Stage::HANDED_OVER);
+        match (&endpoint.handler, caller) {
+            (Handler::Open(handler), _) => handler(app, OpenCall { parts, body, path }).await,
+            (Handler::Named(handler), Some(caller)) => {
+                let spent = self.clock.mono().since(began) + ANSWER_MARGIN;
+                let budget = self.deadline.saturating_sub(spent);
+                let ctx = RequestContext::new(caller, *trace, &*self.clock, budget);
+                handler(app, Call { ctx, parts, body, path }).await
+            }
+            (Handler::Named(_), None) => Err(Failure::new(ErrorCode::Unauthenticated, "A token is needed")),
+        }
+    }
+
+    /// What stands before the handler: the token, then the body.
+    async fn check(
+        &self,
+        endpoint: &'static Endpoint<S>,
+        headers: &HeaderMap,
+        incoming: &mut Body,
+        stage: &Stage,
+    ) -> Result<(Option<Caller>, Bytes), Failure> {
+        let caller = match endpoint.handler {
+            Handler::Open(_) => None,
+            Handler::Named(_) => Some(self.caller(headers).await?),
+        };
+        let body = match endpoint.takes {
+            Takes::Nothing => Bytes::new(),
+            Takes::Json => {
+                stage.enter(Stage::RECEIVING);
+                body::receive_json(headers, incoming, self.body_max_bytes).await?
+            }
+        };
+        Ok((caller, body))
+    }
+
+    async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Failure> {
+        let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(auth::bearer);
+        let Some(token) = token else {
+            return Err(Failure::new(
+                ErrorCode::Unauthenticated,
+                "A token is needed: Authorization: Bearer …",
+            ));
+        };
+        let refused = |error| Failure { token_shown: true, ..Failure::from(error) };
+        self.auth.authenticate(token).await.map_err(refused)
+    }
+
+    /// The last of every request, failed or not.
+    fn finish(
+        &self,
+        outcome: Result<Response, Failure>,
+        meter: &Meter,
+        trace: &TraceContext,
+        began: MonoTime,
+    ) -> Response {
+        let mut response = outcome.unwrap_or_else(|failure| {
+            meter.note_failure(failure.error.code);
+            failure.into_response(trace)
+        });
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(trace.to_string()) {
+            headers.insert(HeaderName::from_static(TRACEPARENT), value);
+        }
+        // Answers are about patients: no cache on the way keeps them.
+        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+        headers
+            .insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+        meter.note(response.status().as_u16(), trace, self.clock.mono().since(began));
+        response
+    }
+
+    /// Refuses what no endpoint takes.
+    async fn refuse(
+        &self,
+        code: ErrorCode,
+        detail: &'static str,
+        meter: &Meter,
+        request: Request,
+    ) -> Response {
+        let began = self.clock.mono();
+        let trace = trace_of(request.headers());
+        let (parts, incoming) = request.into_parts();
+        if parts.headers.get(CONTENT_LENGTH).is_none_or(|length| length != "0") {
+            body::discard(&parts.headers, incoming).await;
+        }
+        self.finish(Err(Failure::new(code, detail)), meter, &trace, began)
+    }
+}
+
+/// How far a request has come: what being late means depends on it.
+struct Stage(AtomicU8);
+
+impl Stage {
+    const CHECKING: u8 = 0;
+    const RECEIVING: u8 = 1;
+    const HANDED_OVER: u8 = 2;
+
+    fn new() -> Self {
+        Stage(AtomicU8::new(Self::CHECKING))
+    }
+
+    fn enter(&self, stage: u8) {
+        self.0.store(stage, Ordering::Relaxed);
+    }
+
+    fn late(&self, effect: Effect) -> Failure {
+        match (self.0.load(Ordering::Relaxed), effect) {
+            (Self::RECEIVING, _) => Failure::new(ErrorCode::RequestTimeout, "The body did not come in time"),
+            (Self::HANDED_OVER, Effect::Writes) => Failure::new(
+                ErrorCode::OutcomeUnknown,
+                "There was no answer in time: the change may have been made, or may still be",
+            ),
+            _ => Failure::new(ErrorCode::DeadlineExceeded, "There was no answer in time"),
+        }
+    }
+}
+
+/// Counts one request for as long as it lives, also if it is dropped unfinished.
+struct Counted<'a>(&'a Gauge);
+
+impl<'a> Counted<'a> {
+    fn one_more(gauge: &'a Gauge) -> Self {
+        gauge.increment(1.0);
+        Counted(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// The router of `endpoints`, with 404 and 405 for everything else.
+pub(super) fn router<S: Send + Sync + 'static>(
+    edge: &Arc<Edge<S>>,
+    endpoints: &'static [Endpoint<S>],
+) -> Router {
+    let mut router = Router::new();
+    let mut paths: Vec<&'static str> = endpoints.iter().map(|endpoint| endpoint.path).collect();
+    paths.dedup();
+    for path in paths {
+        let mut methods = MethodRouter::new();
+        for endpoint in endpoints.iter().filter(|endpoint| endpoint.path == path) {
+            let meter = Arc::new(Meter::new(endpoint.verb.as_str(), path));
+            let edge = Arc::clone(edge);
+            let served = on(endpoint.verb.filter(), move |request: Request| {
+                let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
+                async move { edge.serve(endpoint, &meter, request).await }
+            });
+            methods = methods.merge(served);
+        }
+        let refused =
+            refusal(edge, path, ErrorCode::MethodNotAllowed, "The Allow header names the methods there are");
+        router = router.route(path, methods.fallback(refused));
+    }
+    let refused = refusal(edge, "unmatched", ErrorCode::NotFound, "There is no such route");
+    router.fallback(refused).with_state(())
+}
+
+fn refusal<S: Send + Sync + 'static>(
+    edge: &Arc<Edge<S>>,
+    route: &'static str,
+    code: ErrorCode,
+    detail: &'static str,
+) -> impl Fn(Request) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static {
+    let (edge, meter) = (Arc::clone(edge), Arc::new(Meter::new("OTHER", route)));
+    move |request| {
+        let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
+        async move { edge.refuse(code, detail, &meter, request).await }.boxed()
+    }
+}

@@ -1,0 +1,165 @@
+//! What a failed request is answered with: `application/problem+json` (RFC 9457).
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::response::Response;
+use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::context::TraceContext;
+use crate::domain::validate::FieldErrors;
+use crate::error::{Error, ErrorCode};
+
+/// The media type of problems.
+pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// A failed request, on its way out.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    /// Fields the caller made up, beside those in `error.fields`.
+    pub(super) other_fields: BTreeMap<String, &'static str>,
+    /// Whether a token was shown, and does not hold (RFC 6750, section 3.1).
+    pub(super) token_shown: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure { error, other_fields: BTreeMap::new(), token_shown: false }
+    }
+}
+
+impl Failure {
+    pub(super) fn new(code: ErrorCode, detail: impl Into<std::borrow::Cow<'static, str>>) -> Self {
+        Error::new(code, detail).into()
+    }
+
+    /// One field that does not hold.
+    pub(super) fn field(name: &'static str, message: &'static str) -> Self {
+        Error::invalid_fields(FieldErrors::from([(name, message)])).into()
+    }
+
+    /// The answer, in the trace `trace`.
+    pub(super) fn into_response(self, trace: &TraceContext) -> Response {
+        let code = self.error.code;
+        let body = self.to_json(trace);
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() =
+            StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if code == ErrorCode::Unauthenticated {
+            let challenge = if self.token_shown { r#"Bearer error="invalid_token""# } else { "Bearer" };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+        }
+        if let Some(wait) = code.retry_after() {
+            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        }
+        // The rest of the body is not read: what follows on the connection would be taken for a request.
+        if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout) {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    fn to_json(&self, trace: &TraceContext) -> Vec<u8> {
+        let Error { code, detail, fields } = &self.error;
+        let errors: BTreeMap<&str, &str> = fields
+            .iter()
+            .map(|(name, message)| (*name, *message))
+            .chain(self.other_fields.iter().map(|(name, message)| (name.as_str(), *message)))
+            .collect();
+        let problem = Problem {
+            r#type: format!("urn:hygeia:problem:{}", code.as_str()),
+            title: code.title(),
+            status: code.http_status(),
+            detail,
+            code: code.as_str(),
+            trace_id: format!("{:032x}", trace.trace_id),
+            errors,
+        };
+        serde_json::to_vec(&problem).unwrap_or_default()
+    }
+}
+
+/// Why a request failed (RFC 9457).
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "type": "urn:hygeia:problem:INVALID", "title": "The request is not valid", "status": 400,
+    "detail": "Some fields are not valid", "code": "INVALID", "traceId": "0af7651916cd43dd8448eb211c80319c",
+    "errors": {"name": "Name is required"}
+}))]
+pub(super) struct Problem<'a> {
+    /// Names the kind of problem, and no page.
+    r#type: String,
+    /// The kind of problem, for people.
+    title: &'a str,
+    /// The HTTP status.
+    status: u16,
+    /// What happened this time, for people.
+    detail: &'a str,
+    /// The kind of problem, for programs.
+    code: &'a str,
+    /// The trace of the request: what to tell whoever runs the system.
+    trace_id: String,
+    /// What is wrong, by field.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    errors: BTreeMap<&'a str, &'a str>,
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn shown(failure: Failure) -> (Response<()>, Value) {
+        let trace = TraceContext { trace_id: 0xabc, span_id: 1, parent_id: 0, sampled: true };
+        let (parts, body) = failure.into_response(&trace).into_parts();
+        let bytes = body.collect().await.expect("in memory").to_bytes();
+        (Response::from_parts(parts, ()), serde_json::from_slice(&bytes).expect("JSON"))
+    }
+
+    #[tokio::test]
+    async fn every_code_has_its_status_and_its_headers() {
+        for code in ErrorCode::ALL {
+            let (response, problem) = shown(Failure::new(code, "what happened")).await;
+            assert_eq!(response.status().as_u16(), code.http_status());
+            assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), code.http_status() == 503, "{code:?}");
+            assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), code.http_status() == 401);
+            assert_eq!(
+                problem,
+                json!({
+                    "type": format!("urn:hygeia:problem:{}", code.as_str()),
+                    "title": code.title(),
+                    "status": code.http_status(),
+                    "detail": "what happened",
+                    "code": code.as_str(),
+                    "traceId": "00000000000000000000000000000abc",
+                })
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn known_and_made_up_fields_stand_side_by_side() {
+        let mut failure = Failure::field("name", "Name is required");
+        failure.other_fields.insert("shoeSize".into(), "Unknown field");
+        let (_, problem) = shown(failure).await;
+        assert_eq!(problem["errors"], json!({"name": "Name is required", "shoeSize": "Unknown field"}));
+    }
+
+    #[tokio::test]
+    async fn a_token_that_was_shown_is_said_to_be_invalid() {
+        let mut failure = Failure::new(ErrorCode::Unauthenticated, "no");
+        failure.token_shown = true;
+        let (response, _) = shown(failure).await;
+        assert_eq!(response.headers()[WWW_AUTHENTICATE], r#"Bearer error="invalid_token""#);
+    }
+}

@@ -1,0 +1,168 @@
+//! The pipeline over a real socket, with endpoints of our own that wait, fail and panic as told.
+
+mod connections;
+mod pipeline;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, stream};
+use http::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Auth;
+use crate::auth::fake::{FakeClock, FakeUsers, auth};
+use crate::clock::SystemClock;
+
+use super::listener::{Drained, Listener};
+use super::pipeline::{Admission, Edge, Effect, Endpoint, Handler, Takes, Verb, router};
+use super::{Settings, reply};
+
+const EMAIL: &str = "ada@example.com";
+/// Far longer than anything here takes, so that a hang fails and a slow machine does not.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What the endpoints speak to.
+struct Switches {
+    /// `/hold` waits for a permit.
+    gate: Semaphore,
+    /// How many requests `/hold` has seen.
+    held: AtomicUsize,
+    /// The body of `/big` was let go.
+    big_let_go: AtomicBool,
+}
+
+struct LetGo(Arc<Switches>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.big_let_go.store(true, Ordering::SeqCst);
+    }
+}
+
+type Shared = Arc<Switches>;
+
+static ENDPOINTS: [Endpoint<Shared>; 9] = [
+    endpoint(Verb::Get, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
+    endpoint(
+        Verb::Get,
+        "/named/{id}",
+        Handler::Named(|_, call| {
+            async move { reply::json(StatusCode::OK, &*call.ctx.caller.subject) }.boxed()
+        }),
+    ),
+    endpoint(
+        Verb::Post,
+        "/named/{id}",
+        Handler::Named(|_, call| async move { reply::json(StatusCode::OK, &call.body.len()) }.boxed()),
+    ),
+    endpoint(Verb::Get, "/hold", Handler::Open(|app, _| hold(app).boxed())),
+    endpoint(Verb::Get, "/never", Handler::Named(|_, _| std::future::pending().boxed())),
+    endpoint(Verb::Put, "/never", Handler::Named(|_, _| std::future::pending().boxed())),
+    endpoint(Verb::Get, "/panic", Handler::Open(|_, _| async { panic!("canary") }.boxed())),
+    endpoint(Verb::Get, "/big", Handler::Open(|app, _| async move { Ok(big(Arc::clone(&app))) }.boxed())),
+    Endpoint {
+        admission: Admission::Exempt,
+        ..endpoint(
+            Verb::Get,
+            "/exempt",
+            Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed()),
+        )
+    },
+];
+
+const fn endpoint(verb: Verb, path: &'static str, handler: Handler<Shared>) -> Endpoint<Shared> {
+    let (takes, effect) = match verb {
+        Verb::Get | Verb::Delete => (Takes::Nothing, Effect::Reads),
+        Verb::Post | Verb::Put => (Takes::Json, Effect::Writes),
+    };
+    Endpoint { verb, path, refuses: &[], takes, effect, admission: Admission::Counted, handler }
+}
+
+async fn hold(app: Arc<Shared>) -> Result<Response, super::problem::Failure> {
+    app.held.fetch_add(1, Ordering::SeqCst);
+    app.gate.acquire().await.expect("never closed").forget();
+    Ok(reply::empty(StatusCode::OK))
+}
+
+/// 256 MiB, more than all buffers between here and a client.
+fn big(app: Arc<Shared>) -> Response {
+    let let_go = LetGo(Shared::clone(&app));
+    let piece = Bytes::from(vec![b'x'; 1 << 20]);
+    let pieces = stream::repeat(piece).take(256).map(move |piece| {
+        let _held = &let_go;
+        Ok::<_, std::io::Error>(piece)
+    });
+    Response::new(Body::from_stream(pieces))
+}
+
+/// A server with these endpoints.
+struct Bench {
+    address: SocketAddr,
+    switches: Shared,
+    token: String,
+    stop: CancellationToken,
+    serving: JoinHandle<Drained>,
+}
+
+impl Bench {
+    async fn start(settings: Settings) -> Self {
+        let (users, clock) = (FakeUsers::with(EMAIL), FakeClock::new());
+        let auth: Auth = auth(&users, &clock);
+        let token = auth.login(EMAIL, "password123").await.expect("logged in").text;
+        let switches = Arc::new(Switches {
+            gate: Semaphore::new(0),
+            held: AtomicUsize::new(0),
+            big_let_go: AtomicBool::new(false),
+        });
+        let edge = Edge::new(&settings, auth, Arc::new(SystemClock), Shared::clone(&switches));
+        let router = router(&edge, &ENDPOINTS);
+        let listener = Listener::bind(settings).await.expect("a free port");
+        let (address, stop) = (listener.local_addr(), CancellationToken::new());
+        let serving = tokio::spawn(listener.serve(router, stop.clone().cancelled_owned()));
+        Bench { address, switches, token, stop, serving }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// One request on a connection of its own, as text, and what comes back until the connection ends.
+    async fn raw(&self, request: &str) -> String {
+        let mut connection = TcpStream::connect(self.address).await.expect("connected");
+        connection.write_all(request.as_bytes()).await.expect("sent");
+        read_all(&mut connection).await
+    }
+
+    /// Waits until `condition`, with an end.
+    async fn until(&self, what: &str, condition: impl Fn(&Switches) -> bool) {
+        let began = Instant::now();
+        while !condition(&self.switches) {
+            assert!(began.elapsed() < PATIENCE, "waited for: {what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn settings() -> Settings {
+    Settings { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Settings::default() }
+}
+
+/// Everything until the other side ends the connection.
+async fn read_all(connection: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset after the answer is an end too.
+    _ = tokio::time::timeout(PATIENCE, connection.read_to_end(&mut bytes))
+        .await
+        .expect("the connection ends");
+    String::from_utf8_lossy(&bytes).into_owned()
+}

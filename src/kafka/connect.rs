@@ -1,0 +1,242 @@
+//! `Kafka`: the broker as this process sees it, and the broker itself if it is the embedded one.
+//!
+//! The embedded broker is librdkafka's mock cluster. It lives as long as the control client that it was
+//! made with, which is why that client is here and not in an actor: an actor that is restarted finds the
+//! same broker.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer};
+use tokio::sync::OnceCell;
+
+use super::client::{ClientEvents, LinkState, making};
+use super::consumer::KafkaConsumer;
+use super::gate::Gate;
+use super::producer::{KafkaPublisher, ProducerEvents};
+use super::{Broker, Consumer, Error, Link, Names, Publisher, Result, Settings, Watermarks};
+
+/// How long the control client looks for log lines and errors that have gathered.
+const DRAIN: Duration = Duration::from_millis(1);
+
+type Control = BaseProducer<ProducerEvents>;
+
+/// The broker. Cloning is cheap and means the same one.
+#[derive(Clone)]
+pub struct Kafka {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: Settings,
+    names: Names,
+    bootstrap: String,
+    link: LinkState,
+    gate: Option<Arc<Gate>>,
+    publisher: Arc<KafkaPublisher>,
+    incarnation: OnceCell<String>,
+    /// Asks about the cluster, one question at a time. It holds the embedded broker, so it is the last field.
+    control: Arc<Mutex<Control>>,
+}
+
+impl Kafka {
+    /// Starts the embedded broker, or gets ready to speak to the brokers named; whether they are there is
+    /// not asked yet. Returns within milliseconds.
+    ///
+    /// # Errors
+    /// `Settings`
+    pub fn connect(settings: &Settings) -> Result<Kafka> {
+        settings.validate()?;
+        let link = LinkState::default();
+        let control = control(settings, &link)?;
+        let bootstrap = match control.client().mock_cluster() {
+            None => settings.brokers.clone(),
+            Some(broker) => {
+                for topic in [&settings.topic, &settings.dead_letter_topic] {
+                    broker.create_topic(topic, settings.partitions, 1).map_err(|e| making(&e))?;
+                }
+                broker.bootstrap_servers()
+            }
+        };
+        let names = Names {
+            topic: settings.topic.as_str().into(),
+            dead_letter_topic: settings.dead_letter_topic.as_str().into(),
+            group: settings.group.as_str().into(),
+        };
+        let gate = (settings.is_embedded() && settings.embedded_unread_max_bytes > 0)
+            .then(|| Arc::new(Gate::new(settings.embedded_unread_max_bytes)));
+        let producer_config = settings.producer_config(&bootstrap)?;
+        let watched = gate.clone().map(|gate| (Arc::clone(&names.topic), gate));
+        let publisher = Arc::new(KafkaPublisher::new(settings, producer_config, link.clone(), watched));
+        let incarnation = OnceCell::new();
+        if settings.is_embedded() {
+            incarnation.set(format!("embedded-{}", uuid::Uuid::now_v7())).unwrap_or_default();
+        }
+        let settings = settings.clone();
+        let control = Arc::new(Mutex::new(control));
+        let inner = Inner { settings, names, bootstrap, link, gate, publisher, incarnation, control };
+        Ok(Kafka { inner: Arc::new(inner) })
+    }
+
+    /// Where the broker listens: `host:port`, with commas between several.
+    pub fn bootstrap_servers(&self) -> &str {
+        &self.inner.bootstrap
+    }
+
+    /// Asks the cluster something that blocks.
+    async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Control, Deadline) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let control = Arc::clone(&self.inner.control);
+        let link = self.inner.link.clone();
+        let deadline = Deadline::after(Duration::from_millis(self.inner.settings.metadata_timeout_ms));
+        let asked = tokio::task::spawn_blocking(move || {
+            let control = control.lock().unwrap_or_else(PoisonError::into_inner);
+            let answer = question(&control, deadline);
+            control.poll(DRAIN);
+            match &answer {
+                Ok(_) => link.up(),
+                Err(Error::Away(reason)) => link.away(reason.clone()),
+                Err(_) => {}
+            }
+            answer
+        });
+        asked.await.unwrap_or_else(|_| Err(Error::Away("the question was not asked".into())))
+    }
+
+    /// Makes the topics that are missing at a real broker. One that does not let us, or cannot, may have
+    /// them made by someone else, so a refusal is only told.
+    async fn make_topics(&self) {
+        let settings = &self.inner.settings;
+        let made = async {
+            let admin: AdminClient<ClientEvents> = settings
+                .control_config(&self.inner.bootstrap)?
+                .create_with_context(ClientEvents::new("admin", self.inner.link.clone()))
+                .map_err(|e| making(&e))?;
+            let topics = [&settings.topic, &settings.dead_letter_topic]
+                .map(|t| NewTopic::new(t, settings.partitions, TopicReplication::Fixed(-1)));
+            let limit = Duration::from_millis(settings.metadata_timeout_ms);
+            let options = AdminOptions::new().request_timeout(Some(limit));
+            let results = admin.create_topics(&topics, &options).await.map_err(|e| away(&e))?;
+            tokio::task::spawn_blocking(move || drop(admin));
+            Ok::<_, Error>(results)
+        };
+        match made.await {
+            Ok(results) => {
+                for (topic, code) in results.into_iter().filter_map(std::result::Result::err) {
+                    if code != RDKafkaErrorCode::TopicAlreadyExists {
+                        tracing::warn!(target: "hygeia::kafka", topic, %code, "the topic was not made");
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(target: "hygeia::kafka", %error, "no topic was made"),
+        }
+    }
+
+    async fn cluster_id(&self) -> Result<String> {
+        let id = self.ask(|control, deadline| {
+            let id = control.client().fetch_cluster_id(deadline.left());
+            id.filter(|id| !id.is_empty())
+                .ok_or_else(|| Error::Away("it does not tell its cluster id".into()))
+        });
+        let id = id.await?;
+        if self.inner.settings.create_topics {
+            self.make_topics().await;
+        }
+        Ok(id)
+    }
+
+    /// The embedded broker's control client, for faults in tests.
+    #[cfg(test)]
+    pub(super) fn with_control<T>(&self, f: impl FnOnce(&Control) -> T) -> T {
+        f(&self.inner.control.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn control(settings: &Settings, link: &LinkState) -> Result<Control> {
+    let mut config = settings.control_config(&settings.brokers)?;
+    if settings.is_embedded() {
+        config.remove("bootstrap.servers").set("test.mock.num.brokers", "1");
+    }
+    let events = ProducerEvents(ClientEvents::new("control", link.clone()));
+    Control::from_config_and_context(&config, events).map_err(|e| making(&e))
+}
+
+#[async_trait]
+impl Broker for Kafka {
+    async fn incarnation(&self) -> Result<String> {
+        self.inner.incarnation.get_or_try_init(|| self.cluster_id()).await.cloned()
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        Arc::clone(&self.inner.publisher) as Arc<dyn Publisher>
+    }
+
+    async fn consumer(&self) -> Result<Box<dyn Consumer>> {
+        let inner = &self.inner;
+        let config = inner.settings.consumer_config(&inner.bootstrap)?;
+        let consumer = KafkaConsumer::join(&inner.settings, &config, inner.link.clone(), inner.gate.clone())?;
+        Ok(Box::new(consumer))
+    }
+
+    async fn watermarks(&self) -> Result<Vec<Watermarks>> {
+        let topic = Arc::clone(&self.inner.names.topic);
+        self.ask(move |control, deadline| {
+            let client = control.client();
+            let metadata = client.fetch_metadata(Some(&topic), deadline.left()).map_err(|e| away(&e))?;
+            let partitions = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id());
+            partitions
+                .map(|partition| {
+                    let (low, high) =
+                        client.fetch_watermarks(&topic, partition, deadline.left()).map_err(|e| away(&e))?;
+                    Ok(Watermarks { partition, low, high })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    fn link(&self) -> Link {
+        match self.inner.link.get() {
+            Link::Up if self.inner.gate.as_ref().is_some_and(|gate| gate.is_closed()) => Link::Full,
+            link => link,
+        }
+    }
+
+    async fn probe(&self) -> Result<()> {
+        let topic = Arc::clone(&self.inner.names.topic);
+        self.ask(move |control, deadline| {
+            control.client().fetch_metadata(Some(&topic), deadline.left()).map_err(|e| away(&e))?;
+            Ok(())
+        })
+        .await
+    }
+
+    fn names(&self) -> Names {
+        self.inner.names.clone()
+    }
+}
+
+fn away(error: &KafkaError) -> Error {
+    Error::Away(error.to_string())
+}
+
+/// When a question has to be answered.
+#[derive(Clone, Copy)]
+struct Deadline(Instant);
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        Deadline(Instant::now() + limit)
+    }
+
+    /// What is left: never zero, which librdkafka takes for "do not even try".
+    fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+    }
+}

@@ -1,0 +1,292 @@
+//! The producer: idempotent, `acks=all`, one for the whole process, replaced when it fails for good.
+//!
+//! A batch is answered when librdkafka has reported each of its messages, or when the time is up. A full
+//! queue makes the batch wait: librdkafka says so by an error, after which we try again a little later.
+//!
+//! An idempotent producer that meets an error it cannot reconcile with its sequence numbers fails for
+//! good ("fatal"): everything it holds fails, and the next batch makes a new one.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::client::{ClientEvents, LinkState, making};
+use super::gate::Gate;
+use super::{Delivery, Outgoing, Publisher, Settings};
+
+/// How long to wait before asking a full queue again.
+const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
+/// What a message costs on the wire beyond its parts, and a header beyond its text: generous.
+const OVERHEAD_BYTES: usize = 80;
+const HEADER_OVERHEAD_BYTES: usize = 4;
+
+type Native = ThreadedProducer<ProducerEvents>;
+
+/// The ear of a producer.
+pub(super) struct ProducerEvents(pub(super) ClientEvents);
+
+impl ClientContext for ProducerEvents {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
+        self.0.log(level, fac, log_message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.error(error, reason);
+    }
+}
+
+impl ProducerContext for ProducerEvents {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        match result {
+            Ok(message) => ticket.delivered(message.partition(), message.offset()),
+            Err((error, _)) => ticket.failed(error),
+        }
+    }
+}
+
+/// The duty to report one message of a batch.
+pub(super) struct Ticket {
+    batch: Arc<BatchReport>,
+    index: usize,
+    bytes: u64,
+}
+
+/// What is known of a batch so far.
+struct BatchReport {
+    state: Mutex<BatchState>,
+    complete: Notify,
+}
+
+struct BatchState {
+    open: usize,
+    deliveries: Vec<Option<Delivery>>,
+    /// Per partition: the last offset and how many bytes.
+    landed: Vec<(i32, i64, u64)>,
+}
+
+impl BatchReport {
+    fn new(messages: usize) -> Arc<Self> {
+        let state = BatchState { open: messages, deliveries: vec![None; messages], landed: Vec::new() };
+        Arc::new(BatchReport { state: Mutex::new(state), complete: Notify::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BatchState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn report(&self, index: usize, delivery: Delivery, landed: Option<(i32, i64, u64)>) {
+        let mut state = self.lock();
+        if let Some((partition, offset, bytes)) = landed {
+            match state.landed.iter_mut().find(|l| l.0 == partition) {
+                Some(run) => *run = (partition, run.1.max(offset), run.2 + bytes),
+                None => state.landed.push((partition, offset, bytes)),
+            }
+        }
+        if state.deliveries[index].replace(delivery).is_none() {
+            state.open -= 1;
+        }
+        let complete = state.open == 0;
+        drop(state);
+        if complete {
+            self.complete.notify_one();
+        }
+    }
+}
+
+impl Ticket {
+    fn delivered(self, partition: i32, offset: i64) {
+        self.batch.report(self.index, Delivery::Delivered, Some((partition, offset, self.bytes)));
+    }
+
+    fn failed(self, error: &KafkaError) {
+        self.batch.report(self.index, failure(error), None);
+    }
+}
+
+fn failure(error: &KafkaError) -> Delivery {
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {
+            Delivery::ProducerLost(error.to_string())
+        }
+        _ => Delivery::Failed(error.to_string()),
+    }
+}
+
+/// The one producer of a `Kafka`.
+pub(super) struct KafkaPublisher {
+    config: ClientConfig,
+    link: LinkState,
+    /// The topic that the gate watches, and the gate.
+    gate: Option<(Arc<str>, Arc<Gate>)>,
+    /// How long a batch waits for its reports once the queue has taken it.
+    report_timeout: Duration,
+    current: Mutex<Option<Arc<Native>>>,
+}
+
+impl KafkaPublisher {
+    /// A publisher; the producer itself is made at the first use.
+    pub(super) fn new(
+        settings: &Settings,
+        config: ClientConfig,
+        link: LinkState,
+        gate: Option<(Arc<str>, Arc<Gate>)>,
+    ) -> Self {
+        // librdkafka reports every message by its delivery timeout, then it checks its queues once a second.
+        let report_timeout = Duration::from_millis(settings.delivery_timeout_ms) + Duration::from_secs(5);
+        KafkaPublisher { config, link, gate, report_timeout, current: Mutex::new(None) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Native>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> Result<Arc<Native>, KafkaError> {
+        let mut current = self.lock();
+        if let Some(producer) = &*current {
+            return Ok(Arc::clone(producer));
+        }
+        let events = ProducerEvents(ClientEvents::new("producer", self.link.clone()));
+        let made = Arc::new(Native::from_config_and_context(&self.config, events)?);
+        *current = Some(Arc::clone(&made));
+        Ok(made)
+    }
+
+    /// Puts `producer` out of use if it has failed for good. What it holds fails.
+    fn retire_if_fatal(&self, producer: &Arc<Native>) {
+        let Some((code, reason)) = producer.client().fatal_error() else { return };
+        let mut current = self.lock();
+        if current.as_ref().is_some_and(|c| Arc::ptr_eq(c, producer)) {
+            *current = None;
+            drop(current);
+            tracing::warn!(target: "hygeia::kafka", %code, "the producer failed for good and is replaced: {reason}");
+            metrics::counter!("hygeia_kafka_producers_replaced_total").increment(1);
+            producer.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+
+    /// Hands the batch to librdkafka, which waits for room in the queue as long as it takes.
+    async fn enqueue(&self, producer: &Arc<Native>, batch: &[Outgoing], report: &Arc<BatchReport>) {
+        for (index, message) in batch.iter().enumerate() {
+            let bytes = wire_bytes(message);
+            let mut ticket = Box::new(Ticket { batch: Arc::clone(report), index, bytes });
+            while let Err((error, returned)) = producer.send(record(message, ticket)) {
+                ticket = returned.delivery_opaque;
+                if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                    ticket.failed(&error);
+                    break;
+                }
+                tokio::time::sleep(QUEUE_FULL_PAUSE).await;
+            }
+        }
+    }
+
+    async fn reserve(&self, batch: &[Outgoing]) -> Option<super::gate::Reservation> {
+        let (topic, gate) = self.gate.as_ref()?;
+        let bytes = batch.iter().filter(|m| m.topic == *topic).map(wire_bytes).sum::<u64>();
+        if bytes == 0 { None } else { Some(gate.reserve(bytes).await) }
+    }
+}
+
+#[async_trait]
+impl Publisher for KafkaPublisher {
+    async fn publish(&self, batch: &[Outgoing]) -> Vec<Delivery> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
+        let reservation = self.reserve(batch).await;
+        let producer = match self.current() {
+            Ok(producer) => producer,
+            Err(error) => return vec![Delivery::Failed(making(&error).to_string()); batch.len()],
+        };
+        let report = BatchReport::new(batch.len());
+        self.enqueue(&producer, batch, &report).await;
+        let deadline = Instant::now() + self.report_timeout;
+        // Past the deadline, what is not known counts as failed: it may be in the log all the same.
+        let _ = tokio::time::timeout_at(deadline, report.complete.notified()).await;
+        let (deliveries, landed) = {
+            let mut state = report.lock();
+            let deliveries = state
+                .deliveries
+                .iter()
+                .map(|d| d.clone().unwrap_or_else(|| Delivery::Failed("no report in time".into())))
+                .collect::<Vec<_>>();
+            (deliveries, std::mem::take(&mut state.landed))
+        };
+        if let (Some((_, gate)), Some(_)) = (&self.gate, &reservation) {
+            for (partition, offset, bytes) in landed {
+                gate.landed(partition, offset, bytes);
+            }
+        }
+        if deliveries.iter().any(Delivery::is_delivered) {
+            self.link.up();
+        }
+        if !deliveries.iter().all(Delivery::is_delivered) {
+            self.retire_if_fatal(&producer);
+        }
+        release(producer);
+        deliveries
+    }
+}
+
+/// Lets go of a producer. The last one to do so ends it, which waits for its threads: not here.
+fn release(producer: Arc<Native>) {
+    if let Some(last) = Arc::into_inner(producer) {
+        tokio::task::spawn_blocking(move || drop(last));
+    }
+}
+
+fn record<'a>(message: &'a Outgoing, ticket: Box<Ticket>) -> BaseRecord<'a, [u8], [u8], Box<Ticket>> {
+    let mut headers = OwnedHeaders::new_with_capacity(message.headers.len());
+    for (key, value) in &message.headers {
+        headers = headers.insert(Header { key, value: Some(value) });
+    }
+    BaseRecord {
+        topic: &message.topic,
+        partition: None,
+        payload: message.value.as_deref(),
+        key: message.key.as_deref(),
+        timestamp: None,
+        headers: Some(headers),
+        delivery_opaque: ticket,
+    }
+}
+
+fn wire_bytes(message: &Outgoing) -> u64 {
+    let parts = message.key.as_ref().map_or(0, Vec::len) + message.value.as_ref().map_or(0, Vec::len);
+    let headers: usize = message.headers.iter().map(|(k, v)| k.len() + v.len() + HEADER_OVERHEAD_BYTES).sum();
+    (parts + headers + OVERHEAD_BYTES) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_batch_is_complete_when_each_message_was_reported_once() {
+        let report = BatchReport::new(3);
+        let ticket = |index| Ticket { batch: Arc::clone(&report), index, bytes: 10 };
+        ticket(0).delivered(1, 7);
+        ticket(2).delivered(1, 9);
+        ticket(1).failed(&KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+        report.complete.notified().await;
+        let state = report.lock();
+        assert_eq!(state.landed, [(1, 9, 20)]);
+        assert!(matches!(state.deliveries[1], Some(Delivery::Failed(_))));
+    }
+
+    #[test]
+    fn what_ends_the_producer_is_told_apart() {
+        let lost = failure(&KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight));
+        assert!(matches!(lost, Delivery::ProducerLost(_)));
+    }
+}

@@ -1,0 +1,360 @@
+//! What can be set, and what librdkafka is told of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+
+use super::{Error, Result};
+
+/// The value of `Settings::brokers` that stands for a broker inside the process.
+pub const EMBEDDED: &str = "embedded";
+
+/// The longest a fetch waits at the embedded broker, which does not wake a waiting fetch when a message
+/// comes: this is a part of the time from an event to its being counted.
+const EMBEDDED_FETCH_WAIT_MS: u64 = 40;
+
+/// The broker and our clients of it.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `embedded`, or `host:port` with commas between several.
+    pub brokers: String,
+    /// The name our clients give themselves.
+    pub client_id: String,
+    /// The topic of patients' events.
+    pub topic: String,
+    /// Where messages go that analytics cannot read.
+    pub dead_letter_topic: String,
+    /// The consumer group of analytics.
+    pub group: String,
+    /// Partitions of a topic that we make. Never changed later: the order per patient hangs on it.
+    pub partitions: i32,
+    /// Whether topics that are missing at a real broker are made.
+    pub create_topics: bool,
+    /// Messages that wait for the broker, at most; then publishing waits.
+    pub queue_max_messages: u32,
+    /// Bytes of messages that wait for the broker, at most; then publishing waits.
+    pub queue_max_bytes: u64,
+    /// How long a message waits for company, in milliseconds.
+    pub linger_ms: u64,
+    /// How long a message may take to be delivered, tries included, in milliseconds.
+    pub delivery_timeout_ms: u64,
+    /// How long one request to the broker may take, in milliseconds.
+    pub request_timeout_ms: u64,
+    /// How long a question about the cluster may take, in milliseconds.
+    pub metadata_timeout_ms: u64,
+    /// The longest pause before connecting again, in milliseconds.
+    pub reconnect_max_ms: u64,
+    /// After how long without a sign the group gives our partitions to others, in milliseconds.
+    pub session_timeout_ms: u64,
+    /// How long handling a batch may take before the group gives our partitions to others, in milliseconds.
+    pub poll_interval_max_ms: u64,
+    /// How long a fetch waits for messages, in milliseconds. At the embedded broker at most 40.
+    pub fetch_wait_ms: u64,
+    /// Bytes read ahead, at most.
+    pub fetch_queue_max_bytes: u64,
+    /// Messages of one batch read, at most.
+    pub batch_max_messages: usize,
+    /// Bytes of one batch read, at most (one message more than fits is taken).
+    pub batch_max_bytes: usize,
+    /// How long a batch is gathered while messages keep coming, in milliseconds.
+    pub batch_wait_ms: u64,
+    /// Bytes per partition that the embedded broker holds unread, at most; then publishing waits for the
+    /// reader. It drops the oldest messages at 5 MiB. Zero: publishing never waits for the reader.
+    pub embedded_unread_max_bytes: u64,
+    /// How to speak to the broker. Anything but plaintext needs the feature `kafka-tls`.
+    pub security_protocol: SecurityProtocol,
+    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, for the SASL protocols.
+    pub sasl_mechanism: Option<String>,
+    /// The user, for the SASL protocols.
+    pub sasl_username: Option<String>,
+    /// The password, for the SASL protocols.
+    pub sasl_password: Option<Secret>,
+    /// A file that holds the password, instead of `sasl_password`.
+    pub sasl_password_file: Option<String>,
+    /// A file with the certificates (PEM) of the authorities to trust; the system's if it is not given.
+    pub ca_file: Option<String>,
+    /// Further properties of librdkafka, by its own names. They come last and win.
+    pub properties: Properties,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            brokers: EMBEDDED.into(),
+            client_id: "hygeia".into(),
+            topic: "patient".into(),
+            dead_letter_topic: "patient.dlq".into(),
+            group: "analytics-service".into(),
+            partitions: 4,
+            create_topics: true,
+            queue_max_messages: 20_000,
+            queue_max_bytes: 16 * 1024 * 1024,
+            linger_ms: 1,
+            delivery_timeout_ms: 30_000,
+            request_timeout_ms: 10_000,
+            metadata_timeout_ms: 5_000,
+            reconnect_max_ms: 1_000,
+            session_timeout_ms: 10_000,
+            poll_interval_max_ms: 60_000,
+            fetch_wait_ms: 500,
+            fetch_queue_max_bytes: 4 * 1024 * 1024,
+            batch_max_messages: 2_000,
+            batch_max_bytes: 1024 * 1024,
+            batch_wait_ms: 20,
+            embedded_unread_max_bytes: 3 * 1024 * 1024,
+            security_protocol: SecurityProtocol::Plaintext,
+            sasl_mechanism: None,
+            sasl_username: None,
+            sasl_password: None,
+            sasl_password_file: None,
+            ca_file: None,
+            properties: Properties::default(),
+        }
+    }
+}
+
+/// How to speak to the broker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecurityProtocol {
+    /// In the open: only inside a network one trusts.
+    #[default]
+    Plaintext,
+    /// TLS.
+    Ssl,
+    /// A login, in the open.
+    SaslPlaintext,
+    /// A login, over TLS.
+    SaslSsl,
+}
+
+impl SecurityProtocol {
+    const fn as_str(self) -> &'static str {
+        match self {
+            SecurityProtocol::Plaintext => "plaintext",
+            SecurityProtocol::Ssl => "ssl",
+            SecurityProtocol::SaslPlaintext => "sasl_plaintext",
+            SecurityProtocol::SaslSsl => "sasl_ssl",
+        }
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// Properties of librdkafka. Only the names are ever printed: a value may be a secret.
+#[derive(Clone, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Properties(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Properties {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+impl Settings {
+    /// Whether the broker is inside the process.
+    pub fn is_embedded(&self) -> bool {
+        self.brokers == EMBEDDED
+    }
+
+    /// Whether these settings can work at all.
+    ///
+    /// # Errors
+    /// `Settings`: the first that cannot.
+    pub fn validate(&self) -> Result<()> {
+        let no = |what: &str| Err(Error::Settings(what.into()));
+        if self.brokers.trim().is_empty() {
+            return no("brokers is empty: say `embedded` or host:port");
+        }
+        if self.topic.is_empty() || self.dead_letter_topic.is_empty() || self.group.is_empty() {
+            return no("topic, dead_letter_topic and group must be given");
+        }
+        if self.topic == self.dead_letter_topic {
+            return no("topic and dead_letter_topic must differ");
+        }
+        if !(1..=1_000).contains(&self.partitions) {
+            return no("partitions must be from 1 to 1000");
+        }
+        if self.queue_max_messages == 0 || self.queue_max_bytes < 1024 * 1024 {
+            return no("queue_max_messages must be at least 1 and queue_max_bytes at least 1048576");
+        }
+        if self.batch_max_messages == 0 || self.batch_max_bytes == 0 {
+            return no("batch_max_messages and batch_max_bytes must be at least 1");
+        }
+        if self.delivery_timeout_ms < self.linger_ms || self.delivery_timeout_ms == 0 {
+            return no("delivery_timeout_ms must be at least linger_ms and not 0");
+        }
+        if self.security_protocol != SecurityProtocol::Plaintext && !cfg!(feature = "kafka-tls") {
+            return no("security_protocol other than plaintext needs the feature kafka-tls");
+        }
+        Ok(())
+    }
+
+    /// What a client is told that neither produces nor consumes.
+    pub(super) fn control_config(&self, bootstrap: &str) -> Result<ClientConfig> {
+        let mut config = self.common_config(bootstrap)?;
+        self.own_properties(&mut config);
+        Ok(config)
+    }
+
+    fn common_config(&self, bootstrap: &str) -> Result<ClientConfig> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", bootstrap)
+            .set("client.id", &self.client_id)
+            .set("socket.timeout.ms", self.request_timeout_ms.to_string())
+            .set("socket.nagle.disable", "true")
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.ms", self.reconnect_max_ms.min(100).to_string())
+            .set("reconnect.backoff.max.ms", self.reconnect_max_ms.to_string())
+            .set("log.connection.close", "false")
+            .set("statistics.interval.ms", "0")
+            .set_log_level(RDKafkaLogLevel::Notice);
+        if self.security_protocol != SecurityProtocol::Plaintext {
+            self.secure(&mut config)?;
+        }
+        Ok(config)
+    }
+
+    /// What the producer is told.
+    pub(super) fn producer_config(&self, bootstrap: &str) -> Result<ClientConfig> {
+        let mut config = self.common_config(bootstrap)?;
+        config
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("max.in.flight.requests.per.connection", "5")
+            .set("partitioner", "murmur2_random")
+            .set("linger.ms", self.linger_ms.to_string())
+            .set("queue.buffering.max.messages", self.queue_max_messages.to_string())
+            .set("queue.buffering.max.kbytes", (self.queue_max_bytes / 1024).to_string())
+            .set("message.timeout.ms", self.delivery_timeout_ms.to_string())
+            .set("request.timeout.ms", self.request_timeout_ms.min(self.delivery_timeout_ms).to_string());
+        self.own_properties(&mut config);
+        Ok(config)
+    }
+
+    /// What a consumer is told.
+    pub(super) fn consumer_config(&self, bootstrap: &str) -> Result<ClientConfig> {
+        let fetch_wait_ms = if self.is_embedded() {
+            self.fetch_wait_ms.min(EMBEDDED_FETCH_WAIT_MS)
+        } else {
+            self.fetch_wait_ms
+        };
+        let mut config = self.common_config(bootstrap)?;
+        config
+            .set("group.id", &self.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("partition.assignment.strategy", "range,roundrobin")
+            .set("session.timeout.ms", self.session_timeout_ms.to_string())
+            .set("heartbeat.interval.ms", (self.session_timeout_ms / 3).max(1).to_string())
+            .set("max.poll.interval.ms", self.poll_interval_max_ms.max(self.session_timeout_ms).to_string())
+            .set("topic.metadata.refresh.interval.ms", "30000")
+            .set("fetch.wait.max.ms", fetch_wait_ms.to_string())
+            .set("fetch.error.backoff.ms", "100")
+            .set("fetch.queue.backoff.ms", "20")
+            .set("fetch.message.max.bytes", (1024 * 1024).to_string())
+            .set("fetch.max.bytes", self.fetch_queue_max_bytes.max(1024 * 1024).to_string())
+            .set("queued.min.messages", "10000")
+            .set("queued.max.messages.kbytes", (self.fetch_queue_max_bytes / 1024).max(1).to_string());
+        self.own_properties(&mut config);
+        Ok(config)
+    }
+
+    fn secure(&self, config: &mut ClientConfig) -> Result<()> {
+        config.set("security.protocol", self.security_protocol.as_str());
+        let password = match (&self.sasl_password, &self.sasl_password_file) {
+            (Some(password), _) => Some(password.0.clone()),
+            (None, Some(path)) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|e| Error::Settings(format!("sasl_password_file {path}: {e}")))?;
+                Some(text.trim_end_matches(['\r', '\n']).to_owned())
+            }
+            (None, None) => None,
+        };
+        let named = [
+            ("sasl.mechanism", self.sasl_mechanism.clone()),
+            ("sasl.username", self.sasl_username.clone()),
+            ("sasl.password", password),
+            ("ssl.ca.location", self.ca_file.clone()),
+        ];
+        for (name, value) in named {
+            if let Some(value) = value {
+                config.set(name, value);
+            }
+        }
+        Ok(())
+    }
+
+    fn own_properties(&self, config: &mut ClientConfig) {
+        for (name, value) in &self.properties.0 {
+            config.set(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_hold_and_bad_settings_are_named() {
+        Settings::default().validate().expect("defaults");
+        let edits: [(&str, fn(&mut Settings)); 6] = [
+            ("brokers", |s| s.brokers = " ".into()),
+            ("group", |s| s.group = String::new()),
+            ("differ", |s| s.dead_letter_topic = s.topic.clone()),
+            ("partitions", |s| s.partitions = 0),
+            ("batch_max_messages", |s| s.batch_max_messages = 0),
+            ("delivery_timeout_ms", |s| s.delivery_timeout_ms = 0),
+        ];
+        for (named, edit) in edits {
+            let mut settings = Settings::default();
+            edit(&mut settings);
+            let error = settings.validate().expect_err(named).to_string();
+            assert!(error.contains(named), "{error} does not name {named}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let settings = Settings {
+            sasl_password: Some(Secret("canary-1".into())),
+            properties: Properties([("ssl.key.password".to_owned(), "canary-2".to_owned())].into()),
+            ..Settings::default()
+        };
+        let printed = format!("{settings:?}");
+        assert!(!printed.contains("canary") && printed.contains("ssl.key.password"), "{printed}");
+    }
+
+    #[test]
+    fn own_properties_win() {
+        let settings = Settings {
+            properties: Properties([("linger.ms".to_owned(), "7".to_owned())].into()),
+            ..Settings::default()
+        };
+        let config = settings.producer_config("127.0.0.1:1").expect("config");
+        assert_eq!(config.get("linger.ms"), Some("7"));
+        assert_eq!(config.get("enable.idempotence"), Some("true"));
+    }
+
+    #[cfg(not(feature = "kafka-tls"))]
+    #[test]
+    fn security_without_tls_is_refused() {
+        let settings = Settings { security_protocol: SecurityProtocol::SaslSsl, ..Settings::default() };
+        assert!(settings.validate().expect_err("no tls").to_string().contains("kafka-tls"));
+    }
+}

@@ -1,0 +1,160 @@
+//! How an event looks on the wire, and how it is read back. The one place that knows both forms.
+//!
+//! A message has the patient's id as its key, a `patient.events.PatientEvent` as its value, and the event's
+//! context as headers: CloudEvents 1.0 in binary content mode (CloudEvents Kafka Protocol Binding, 3.2) and
+//! `traceparent` (W3C Trace Context). What is published stays readable: `tests/fixtures/wire` holds messages
+//! of every version of this form.
+//!
+//! Invariant: no header holds patient data beyond the id, and neither does `Unreadable`.
+
+use std::sync::Arc;
+
+use prost::Message;
+use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+use super::{Incoming, Outgoing};
+use crate::context::TraceContext;
+use crate::domain::analytics::Observation;
+use crate::domain::event::{EventType, RecordedEvent};
+use crate::domain::ids::PatientId;
+use crate::domain::time::Timestamp;
+use crate::domain::validate::{format_date, parse_date};
+use crate::proto::patient::events::PatientEvent;
+
+/// The header that carries the trace.
+pub const TRACEPARENT: &str = "traceparent";
+/// CloudEvents `source`: where the events of this system come from.
+pub const SOURCE: &str = "/hygeia/patients";
+/// CloudEvents `datacontenttype`.
+pub const CONTENT_TYPE: &str = "application/protobuf";
+/// The header of a dead letter that says why it is one.
+pub const DEAD_LETTER_REASON: &str = "hygeia_dlq_reason";
+/// The header of a dead letter that says where it was: `topic/partition/offset`.
+pub const DEAD_LETTER_SOURCE: &str = "hygeia_dlq_source";
+
+/// The message that tells `topic` of `event`; `hop` is the trace's hop that publishes it.
+pub fn encode(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext) -> Outgoing {
+    let patient_id = event.patient_id().to_string();
+    let event_id = event.event_id.to_string();
+    let event_type = event.event_type();
+    let headers = vec![
+        ("ce_specversion", "1.0".to_owned()),
+        ("ce_id", event_id.clone()),
+        ("ce_source", SOURCE.to_owned()),
+        ("ce_type", event_type.as_str().to_owned()),
+        ("ce_subject", patient_id.clone()),
+        ("ce_time", event.at.to_offset().format(&Rfc3339).unwrap_or_default()),
+        ("content-type", CONTENT_TYPE.to_owned()),
+        (TRACEPARENT, hop.to_string()),
+    ];
+    let key = patient_id.clone().into_bytes();
+    let value = value(event, event_type, patient_id, event_id).encode_to_vec();
+    Outgoing { topic: Arc::clone(topic), key: Some(key), value: Some(value), headers }
+}
+
+fn value(event: &RecordedEvent, event_type: EventType, patient_id: String, event_id: String) -> PatientEvent {
+    let details = &event.event.patient().details;
+    let (date_of_birth, registered_date) = match event_type {
+        EventType::Created | EventType::Updated => {
+            (format_date(details.date_of_birth), format_date(details.registered_date))
+        }
+        EventType::Deleted => (String::new(), String::new()),
+    };
+    PatientEvent {
+        patient_id,
+        name: details.name.to_string(),
+        email: details.email.to_string(),
+        event_type: event_type.as_str().to_owned(),
+        event_id,
+        version: event.version(),
+        occurred_at_us: event.at.0,
+        date_of_birth,
+        registered_date,
+    }
+}
+
+/// Why a message cannot be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// It has no value.
+    #[error("the message has no value")]
+    NoValue,
+    /// The value is not a `PatientEvent`.
+    #[error("the value is no patient.events.PatientEvent")]
+    NotProtobuf,
+    /// Field 1 is not a UUID.
+    #[error("patientId is no UUID")]
+    PatientId,
+    /// Field 4 names no type known here.
+    #[error("event_type is not known")]
+    EventType,
+    /// Field 6 is missing or not positive: a repeat could not be told from a new event.
+    #[error("version is missing")]
+    Version,
+    /// Field 7 is missing or not a time.
+    #[error("occurred_at_us is missing")]
+    Time,
+    /// Field 8 is not a date.
+    #[error("date_of_birth is no date")]
+    DateOfBirth,
+}
+
+/// The years that a time may lie in: what `time` formats as RFC 3339.
+const TIME_MAX_US: i64 = 253_402_300_799_999_999;
+
+/// What analytics needs of `message`.
+///
+/// # Errors
+/// Why it cannot be counted, without patient data.
+pub fn decode(message: &Incoming) -> Result<Observation, Unreadable> {
+    let value = message.value.as_deref().ok_or(Unreadable::NoValue)?;
+    let event = PatientEvent::decode(value).map_err(|_| Unreadable::NotProtobuf)?;
+    let patient_id = Uuid::try_parse(&event.patient_id).map_err(|_| Unreadable::PatientId)?;
+    let event_type = EventType::parse(&event.event_type).ok_or(Unreadable::EventType)?;
+    if event.version < 1 {
+        return Err(Unreadable::Version);
+    }
+    if !(1..=TIME_MAX_US).contains(&event.occurred_at_us) {
+        return Err(Unreadable::Time);
+    }
+    let date_of_birth = match event_type {
+        EventType::Deleted => None,
+        EventType::Created | EventType::Updated => {
+            Some(parse_date(&event.date_of_birth).ok_or(Unreadable::DateOfBirth)?)
+        }
+    };
+    Ok(Observation {
+        patient_id: PatientId(patient_id),
+        version: event.version,
+        event_type,
+        at: Timestamp(event.occurred_at_us),
+        date_of_birth,
+    })
+}
+
+/// `message`, read from `topic`, as a dead letter: key and value as they were, and why it is one.
+pub fn dead_letter(
+    dead_letter_topic: &Arc<str>,
+    topic: &str,
+    message: &Incoming,
+    reason: Unreadable,
+) -> Outgoing {
+    let mut headers = vec![
+        (DEAD_LETTER_REASON, reason.to_string()),
+        (DEAD_LETTER_SOURCE, format!("{topic}/{}/{}", message.partition, message.offset)),
+    ];
+    // Headers of unknown origin may hold anything; of those only a well-formed trace goes along.
+    if let Some(trace) = message.traceparent.as_deref().and_then(TraceContext::parse) {
+        headers.push((TRACEPARENT, trace.to_string()));
+    }
+    Outgoing {
+        topic: Arc::clone(dead_letter_topic),
+        key: message.key.clone(),
+        value: message.value.clone(),
+        headers,
+    }
+}
+
+#[cfg(test)]
+mod tests;
