@@ -100,7 +100,11 @@ impl Actor for Bare {
     type State = u64;
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<BareMessage>, (): ()) -> std::result::Result<u64, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        _: ActorRef<BareMessage>,
+        (): (),
+    ) -> std::result::Result<u64, ActorProcessingErr> {
         Ok(0)
     }
 

@@ -74,7 +74,8 @@ async fn keep_busy(task: Task) -> Result<Outcome> {
     let connections = task.connections;
     let shared = Arc::new((task, AtomicUsize::new(0)));
     let began = Instant::now();
-    let clients: Vec<_> = (0..connections).map(|_| tokio::spawn(client(Arc::clone(&shared), began))).collect();
+    let clients: Vec<_> =
+        (0..connections).map(|_| tokio::spawn(client(Arc::clone(&shared), began))).collect();
     let mut samples_us = Vec::new();
     for client in clients {
         samples_us.extend(client.await??);

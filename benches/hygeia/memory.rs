@@ -38,13 +38,7 @@ pub(crate) async fn hot(report: &mut Report) -> Result<()> {
     let counted = rest.len();
     let load = |paths: Vec<String>| {
         let work = Work::Get { paths };
-        load::run(Task {
-            address: node.http,
-            token: token.clone(),
-            connections: 16,
-            measured_ms: None,
-            work,
-        })
+        load::run(Task { address: node.http, token: token.clone(), connections: 16, measured_ms: None, work })
     };
     load(paths).await?;
     node.quiet().await?;

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -54,7 +54,11 @@ impl Site {
         self
     }
 
-    fn data_dir(&self) -> std::path::PathBuf {
+    fn runtime_file(&self) -> PathBuf {
+        self.data_dir().join("runtime.json")
+    }
+
+    fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
@@ -73,20 +77,24 @@ impl Site {
         if status.success() { Ok(()) } else { Err(format!("hygeia {arguments:?}: {status}").into()) }
     }
 
-    /// Starts the node and waits until it is ready. Its log goes to a file, as it would in service.
-    pub(crate) async fn start(&self) -> Result<Node> {
-        let runtime = self.data_dir().join("runtime.json");
-        let _ = std::fs::remove_file(&runtime);
+    /// Starts the node without waiting for anything. Its log goes to a file, as it would in service.
+    pub(crate) fn spawn(&self) -> Result<Process> {
+        let _ = std::fs::remove_file(self.runtime_file());
         let log = File::options().create(true).append(true).open(self.directory.path().join("log"))?;
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        Ok(Process { child: command.spawn()? })
+    }
+
+    /// Starts the node and waits until it is ready.
+    pub(crate) async fn start(&self) -> Result<Node> {
         let began = Instant::now();
-        let mut child = Kept(command.spawn()?);
+        let mut process = self.spawn()?;
         let http = loop {
-            if let Some(status) = child.0.try_wait()? {
+            if let Some(status) = process.child.try_wait()? {
                 return Err(format!("the node ended: {status}\n{}", self.log_end()).into());
             }
-            match address(&runtime) {
+            match address(&self.runtime_file()) {
                 Some(address) if is_ready(address).await => break address,
                 _ if began.elapsed() > PATIENCE => {
                     return Err(format!("the node is not ready\n{}", self.log_end()).into());
@@ -94,7 +102,7 @@ impl Site {
                 _ => sleep(Duration::from_millis(1)).await,
             }
         };
-        Ok(Node { child, http, ready_after: began.elapsed() })
+        Ok(Node { process, http, ready_after: began.elapsed() })
     }
 
     fn log_end(&self) -> String {
@@ -102,6 +110,13 @@ impl Site {
         let lines: Vec<&str> = log.lines().rev().take(10).collect();
         lines.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
+}
+
+/// A token as the node makes them, for a user that need not exist.
+pub(crate) fn token_without_node() -> Result<String> {
+    let claims = json!({"sub": EMAIL, "role": "ADMIN", "iss": "hygeia", "exp": u32::MAX});
+    let key = jsonwebtoken::EncodingKey::from_secret(JWT_SECRET.as_bytes());
+    Ok(jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?)
 }
 
 fn address(runtime: &Path) -> Option<SocketAddr> {
@@ -118,19 +133,21 @@ async fn is_ready(address: SocketAddr) -> bool {
     matches!(asked.await, Ok(200))
 }
 
-/// Ends with us.
-struct Kept(Child);
+/// A node as a process. It ends with us.
+pub(crate) struct Process {
+    child: Child,
+}
 
-impl Drop for Kept {
+impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
-/// A running node.
+/// A node that serves.
 pub(crate) struct Node {
-    child: Kept,
+    process: Process,
     pub(crate) http: SocketAddr,
     /// From its start to its first word that it is ready.
     pub(crate) ready_after: Duration,
@@ -170,7 +187,7 @@ impl Node {
 
     /// The memory it has in RAM, in KiB.
     pub(crate) fn rss_kib(&self) -> Result<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.0.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
         Ok(line.trim_end_matches("kB").trim().parse()?)
     }
@@ -193,18 +210,25 @@ impl Node {
     }
 
     fn cpu_ticks(&self) -> Result<u64> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.0.id()))?;
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.child.id()))?;
         // The name in the second field may hold anything; fields count from behind it (proc(5)).
         let (_, fields) = stat.rsplit_once(')').ok_or("no name")?;
         let times = fields.split_whitespace().skip(11).take(2);
         Ok(times.filter_map(|ticks| ticks.parse::<u64>().ok()).sum())
     }
 
+    /// Stops it.
+    pub(crate) async fn stop(self) -> Result<()> {
+        self.process.stop().await
+    }
+}
+
+impl Process {
     /// Stops it as an orchestrator would.
     pub(crate) async fn stop(mut self) -> Result<()> {
-        kill_process(Pid::from_child(&self.child.0), Signal::TERM)?;
+        kill_process(Pid::from_child(&self.child), Signal::TERM)?;
         let began = Instant::now();
-        while self.child.0.try_wait()?.is_none() {
+        while self.child.try_wait()?.is_none() {
             if began.elapsed() > PATIENCE {
                 return Err("the node did not stop".into());
             }

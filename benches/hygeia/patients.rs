@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use crate::load::{self, Outcome, Task, Work};
-use crate::node::{Node, Site};
+use crate::node::{Node, Site, token_without_node};
 use crate::report::{Report, Row};
 use crate::stats::median;
 use crate::yardstick::{self, PatientView};
-use crate::{Effort, Result, broker, pg, say};
+use crate::{Effort, Result, broker, pg, relay, say};
 
 const READERS: usize = 64;
 const WRITERS: usize = 64;
@@ -114,6 +114,30 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
             reach: reach.then_some(crate::report::Reach::AtMost(1.5)),
         });
         node.stop().await?;
+    }
+    Ok(())
+}
+
+/// The yardsticks alone: what this machine does without us.
+pub(crate) async fn yardsticks(effort: Effort) -> Result<()> {
+    let bare = yardstick::start(PatientView::sample()).await?;
+    let get = Task {
+        address: bare.address,
+        token: token_without_node()?,
+        connections: READERS,
+        measured_ms: u64::try_from(effort.measured.as_millis()).ok(),
+        work: Work::Get { paths: vec![format!("/api/patients/{}", uuid::Uuid::nil())] },
+    };
+    let yard = pg::yardstick_database(pg::Postgres::shared()).await?;
+    let broker = broker::start().await?;
+    for _ in 0..effort.rounds {
+        let read = load::run(get.clone()).await?;
+        say(&format!("axum: {:.0}/s, {}", read.rate(), latencies(&[read])));
+        for clients in [PGBENCH_CLIENTS, 1] {
+            let pg::Outcome { rate, mean_us } = pg::pgbench(&yard, clients, effort.measured).await?;
+            say(&format!("pgbench, {clients} clients: {rate:.0} rows/s, {mean_us:.0} us mean"));
+        }
+        say(&format!("bare producer: {:.0} messages/s", relay::bare_rate(&broker).await?));
     }
     Ok(())
 }

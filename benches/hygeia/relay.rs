@@ -4,8 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hygeia::proto::patient::events::PatientEvent;
-use prost::Message as _;
+use hygeia::context::TraceContext;
+use hygeia::domain::event::RecordedEvent;
+use hygeia::domain::ids::{CommandId, EventId, PatientId};
+use hygeia::domain::patient::{Patient, PatientDetails, PatientEvent};
+use hygeia::domain::time::Timestamp;
+use hygeia::kafka::{Outgoing, Settings, wire};
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
@@ -14,6 +18,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use serde::{Deserialize, Serialize};
+use time::macros::date;
 use uuid::Uuid;
 
 use crate::broker::{self, BARE, Broker, OURS, PARTITIONS};
@@ -39,8 +44,7 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
 
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
-        let task = ProducerTask { brokers: broker.address.clone(), messages: EVENTS };
-        theirs.push(role::done::<f64>("producer", task).await?);
+        theirs.push(bare_rate(&broker).await?);
         let waiting = pg::refill_outbox(&database).await?;
         let bridge = Site::embedded()?
             .with("HYGEIA__STORE__URL", database.url())
@@ -60,6 +64,11 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         reach: Some(Reach::AtLeast(0.5)),
     });
     Ok(())
+}
+
+/// Messages per second of the bare producer.
+pub(crate) async fn bare_rate(broker: &Broker) -> Result<f64> {
+    role::done("producer", ProducerTask { brokers: broker.address.clone(), messages: EVENTS }).await
 }
 
 /// Events per second from the first one that the broker has to the last.
@@ -86,7 +95,7 @@ async fn published_rate(site: &Site, broker: &Broker, waiting: usize) -> Result<
         }
         Err(format!("not all of {waiting} events were published within {PATIENCE:?}").into())
     });
-    let node = site.start().await?;
+    let node = site.spawn()?;
     let rate = watched.await?;
     node.stop().await?;
     rate
@@ -141,22 +150,23 @@ pub(crate) fn producer_role() -> Result<()> {
     let task: ProducerTask = role::task()?;
     let delivered = Arc::new(AtomicUsize::new(0));
     let mut config = ClientConfig::new();
-    // As our own producer has them by default.
+    let ours = Settings::default();
     config
         .set("bootstrap.servers", &task.brokers)
         .set("enable.idempotence", "true")
         .set("acks", "all")
         .set("max.in.flight.requests.per.connection", "5")
         .set("partitioner", "murmur2_random")
-        .set("linger.ms", "1")
-        .set("queue.buffering.max.messages", "20000")
-        .set("queue.buffering.max.kbytes", "16384")
+        .set("linger.ms", ours.linger_ms.to_string())
+        .set("queue.buffering.max.messages", ours.queue_max_messages.to_string())
+        .set("queue.buffering.max.kbytes", (ours.queue_max_bytes / 1024).to_string())
         .set("socket.nagle.disable", "true");
     let producer: BaseProducer<Deliveries> =
         BaseProducer::from_config_and_context(&config, Deliveries(Arc::clone(&delivered)))?;
     // The connection and the producer's id are not what is measured.
     producer.client().fetch_metadata(Some(BARE), Duration::from_secs(10))?;
-    let messages: Vec<Prepared> = (0..task.messages).map(|_| Prepared::new()).collect();
+    let topic: Arc<str> = BARE.into();
+    let messages: Vec<Prepared> = (0..task.messages).map(|number| Prepared::new(&topic, number)).collect();
     let began = Instant::now();
     for message in messages {
         message.send(&producer)?;
@@ -170,46 +180,46 @@ pub(crate) fn producer_role() -> Result<()> {
     role::tell(&(task.messages as f64 / began.elapsed().as_secs_f64()))
 }
 
-/// A message of the same form as our own: key, value and headers.
+/// A message as our own producer would get it: key, value and headers.
 struct Prepared {
-    key: String,
-    value: Vec<u8>,
+    message: Outgoing,
     headers: OwnedHeaders,
 }
 
 impl Prepared {
-    fn new() -> Prepared {
-        let (patient_id, event_id) = (Uuid::now_v7().to_string(), Uuid::now_v7().to_string());
-        let event = PatientEvent {
-            patient_id: patient_id.clone(),
-            name: "Bench Patient".into(),
-            email: "relay-12345@example.com".into(),
-            event_type: "PATIENT_CREATED".into(),
-            event_id: event_id.clone(),
+    fn new(topic: &Arc<str>, number: usize) -> Prepared {
+        let patient = Patient {
+            id: PatientId(Uuid::now_v7()),
             version: 1,
-            occurred_at_us: 1_767_225_600_000_000,
-            date_of_birth: "1980-05-17".into(),
-            registered_date: "2026-01-02".into(),
+            created_at: Timestamp(1_767_225_600_000_000),
+            details: PatientDetails {
+                name: "Bench Patient".into(),
+                email: format!("relay-{number}@example.com").into(),
+                address: "1 Bench Street, Benchtown".into(),
+                date_of_birth: date!(1980 - 05 - 17),
+                registered_date: date!(2026 - 01 - 02),
+            },
         };
-        let headers = [
-            ("ce_specversion", "1.0"),
-            ("ce_id", &event_id),
-            ("ce_source", "/hygeia/patients"),
-            ("ce_type", "PATIENT_CREATED"),
-            ("ce_subject", &patient_id),
-            ("ce_time", "2026-01-01T00:00:00Z"),
-            ("content-type", "application/protobuf"),
-            ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-        ];
-        let headers = headers.into_iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+        let event = RecordedEvent {
+            event_id: EventId(Uuid::now_v7()),
+            command_id: CommandId(Uuid::now_v7()),
+            at: patient.created_at,
+            event: PatientEvent::Registered(Arc::new(patient)),
+            subject: "bench".into(),
+            traceparent: TraceContext::root().to_string().into(),
+        };
+        let message = wire::encode(topic, &event, &TraceContext::root());
+        let headers = message.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
             headers.insert(Header { key, value: Some(value) })
         });
-        Prepared { key: patient_id, value: event.encode_to_vec(), headers }
+        Prepared { message, headers }
     }
 
     /// Queues it; when the queue is full, waits for deliveries.
     fn send(self, producer: &BaseProducer<Deliveries>) -> Result<()> {
-        let mut record = BaseRecord::to(BARE).key(&self.key).payload(&self.value).headers(self.headers);
+        let key = self.message.key.as_deref().unwrap_or_default();
+        let value = self.message.value.as_deref().unwrap_or_default();
+        let mut record = BaseRecord::to(BARE).key(key).payload(value).headers(self.headers);
         loop {
             match producer.send(record) {
                 Ok(()) => {

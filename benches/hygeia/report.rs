@@ -72,7 +72,8 @@ impl Report {
     }
 
     fn table(&self) -> Result<String> {
-        let mut table = String::from("| what | beside | ours | yardstick | ratio | goal |\n|---|---|---|---|---|---|\n");
+        let mut table =
+            String::from("| what | beside | ours | yardstick | ratio | goal |\n|---|---|---|---|---|---|\n");
         for row in &self.rows {
             let Row { what, beside, ours, yardstick, ratio, reach } = row;
             let goal = reach.map_or(String::from("reported"), |reach| reach.told(*ratio));
@@ -85,12 +86,25 @@ impl Report {
     fn page(&self) -> Result<String> {
         let Effort { rounds, measured } = self.effort;
         let mut page = String::from("# Benchmarks\n\n");
-        writeln!(page, "Written by `make bench` (`cargo bench --bench hygeia`); do not edit. Every number is of one run on")?;
-        writeln!(page, "one machine, beside a yardstick measured in the same run: the ratios are what to compare.\n")?;
+        writeln!(
+            page,
+            "Written by `make bench` (`cargo bench --bench hygeia`); do not edit. Every number is of one run on"
+        )?;
+        writeln!(
+            page,
+            "one machine, beside a yardstick measured in the same run: the ratios are what to compare.\n"
+        )?;
         page.push_str(&self.table()?);
         let date = OffsetDateTime::now_utc().date();
-        writeln!(page, "\nMedians of {rounds} rounds of {} s, ours and the yardstick by turns, on {date}.", measured.as_secs())?;
-        writeln!(page, "Load, yardsticks, broker and node are processes of their own and share the machine:\n")?;
+        writeln!(
+            page,
+            "\nMedians of {rounds} rounds of {} s, ours and the yardstick by turns, on {date}.",
+            measured.as_secs()
+        )?;
+        writeln!(
+            page,
+            "Load, yardsticks, broker and node are processes of their own and share the machine:\n"
+        )?;
         for line in machine() {
             writeln!(page, "- {line}")?;
         }

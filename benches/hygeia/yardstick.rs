@@ -28,6 +28,21 @@ pub(crate) struct PatientView {
     version: i64,
 }
 
+impl PatientView {
+    /// One as long as those that the load registers.
+    pub(crate) fn sample() -> PatientView {
+        PatientView {
+            id: uuid::Uuid::nil().to_string(),
+            name: "Bench Patient".into(),
+            email: "hot-123@example.com".into(),
+            address: "1 Bench Street, Benchtown".into(),
+            date_of_birth: "1980-05-17".into(),
+            registered_date: "2026-01-02".into(),
+            version: 1,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Claims {
     #[allow(dead_code, reason = "that it is there is verified with the rest")]
