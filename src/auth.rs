@@ -119,6 +119,16 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// Whether there is a secret that tokens can be signed with.
+    ///
+    /// # Errors
+    /// The secret is missing or too short.
+    pub fn check_secret(&self) -> std::result::Result<(), Error> {
+        token::secret_bytes(self).map(drop)
+    }
+}
+
 /// A secret as configured. Never printed.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]

@@ -90,7 +90,7 @@ impl Default for Settings {
             headers_max: 64,
             body_max_bytes: 65_536,
             write_stall_ms: 10_000,
-            drain_timeout_ms: 8000,
+            drain_timeout_ms: 5000,
         }
     }
 }

@@ -5,7 +5,7 @@
 //! | 1. database handle, broker | 6. database closed, `runtime.json` removed |
 //! | 2. addresses of HTTP and gRPC taken, `runtime.json` written | 5. actors ended |
 //! | 3. HTTP and gRPC answer; readiness says what is missing | 4. regions give up their shards and leases |
-//! | 4. the database is there and fits | 3. relay, bridge and analytics end what they have in hand |
+//! | 4. the database is there and fits | 3. relay and bridge end what they have in hand |
 //! | 5. actors, in the supervisor's order | 2. edges drained |
 //! | 6. demo data, where it belongs | 1. SIGTERM or SIGINT |
 //!
@@ -94,7 +94,6 @@ struct Node {
     health: Health,
     store: Arc<dyn Store>,
     kafka: Kafka,
-    auth: Auth,
     parts: Parts,
     actors: Actors,
     http: http::Server,
@@ -106,13 +105,13 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let health = Health::default();
         health.report("store", Status::NotReady("not asked yet".into()));
-        let store = store::open(&config.store, store::Use::Serve).await?;
+        let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Serve).await?;
         let kafka = Kafka::connect(&config.kafka).map_err(failed)?;
         let auth =
             Auth::new(config.auth.clone(), Arc::clone(&store) as _, Arc::clone(&clock)).map_err(failed)?;
         let parts = Parts {
             store: Arc::clone(&store),
-            store_writers: config.store.writers_max(),
+            store_writers: store.writers(),
             clock: Arc::clone(&clock),
             health: health.clone(),
             owner: format!("{}#{}", config.node.name, Uuid::now_v7()).into(),
@@ -132,17 +131,18 @@ impl Node {
         };
         let grpc_state = grpc::GrpcState {
             billing: Arc::new(billing),
-            auth: Arc::new(auth.clone()),
+            auth: Arc::new(auth),
             clock: Arc::clone(&clock),
             health: health.clone(),
         };
         let http = http::Server::bind(config.http.clone(), app).await.map_err(failed)?;
         let grpc = grpc::Server::bind(config.grpc.clone(), grpc_state).await.map_err(failed)?;
-        Ok(Node { config, clock, health, store, kafka, auth, parts, actors, http, grpc })
+        Ok(Node { config, clock, health, store, kafka, parts, actors, http, grpc })
     }
 
     async fn run(self, mut signals: stop::Signals) -> Result<(), Error> {
-        let Node { config, clock, health, store, kafka, auth: _auth, mut parts, actors, http, grpc } = self;
+        let Node { config, clock, health, store, kafka, mut parts, actors, http, grpc } = self;
+        let begun = clock.mono();
         let addresses = RuntimeFile {
             http: Some(http.local_addr().to_string()),
             grpc: Some(grpc.local_addr().to_string()),
@@ -185,7 +185,7 @@ impl Node {
         };
         let _ = tokio::time::timeout(stop::CLOSE_LIMIT, store.close()).await;
         RuntimeFile::remove(&config.data_dir);
-        tracing::info!(uptime_s = clock.mono().0 / 1_000_000_000, "stopped");
+        tracing::info!(uptime_s = clock.mono().since(begun).as_secs(), "stopped");
         outcome
     }
 }
@@ -220,8 +220,12 @@ fn children(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> V
     let store = &parts.store;
     let (relay, bridge) = (actors.relay.clone(), actors.bridge.clone());
     let nudges: Vec<Nudge> = vec![
-        Arc::new(move || drop(relay.cast(BillingRelayMessage::Nudge))),
-        Arc::new(move || drop(bridge.cast(BridgeMessage::Nudge))),
+        Arc::new(move || {
+            relay.cast(BillingRelayMessage::Nudge);
+        }),
+        Arc::new(move || {
+            bridge.cast(BridgeMessage::Nudge);
+        }),
     ];
     let mut children = actors.patients.children(parts, Arc::clone(store) as _, nudges);
     children.extend(actors.accounts.children(parts, Arc::clone(store) as _, Vec::new()));

@@ -124,6 +124,24 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        const DAY_MS: u64 = 86_400_000;
+        let checks = [
+            ("store_timeout_ms", (1..=DAY_MS).contains(&self.store_timeout_ms), "1 to 86400000"),
+            ("retry_min_ms", (1..=DAY_MS).contains(&self.retry_min_ms), "1 to 86400000"),
+            ("retry_max_ms", (1..=DAY_MS).contains(&self.retry_max_ms), "1 to 86400000"),
+            ("idle_ms", (1..=DAY_MS).contains(&self.idle_ms), "1 to 86400000"),
+            ("lag_timeout_ms", (1..=DAY_MS).contains(&self.lag_timeout_ms), "1 to 86400000"),
+            ("lag_poll_ms", (1..=DAY_MS).contains(&self.lag_poll_ms), "1 to 86400000"),
+            ("summaries_max", self.summaries_max >= 1, "at least 1"),
+        ];
+        let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
+        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+    }
+}
+
+impl Settings {
     fn backoff(&self) -> Backoff {
         Backoff {
             min: Duration::from_millis(self.retry_min_ms),

@@ -94,8 +94,8 @@ impl<E: Entity> Chain<E> {
     /// Gives up every shard: what is being committed ends, leases are released. Waits until it is done
     /// or `limit` has passed; false then.
     pub async fn drain(&self, limit: Duration) -> bool {
-        ask(&self.region, RegionMessage::Drain, limit).await
-            && ask(&self.journal, JournalMessage::Flush, limit).await
+        ask(&self.region, RegionMessage::Drain, limit).await.is_some()
+            && ask(&self.journal, JournalMessage::Flush, limit).await.is_some()
     }
 }
 

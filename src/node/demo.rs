@@ -19,9 +19,9 @@ use crate::error::ErrorCode;
 use crate::store::Store;
 
 /// The demo user's name, known to everyone: it exists only where nobody else can reach the node.
-pub const USER: &str = "testuser@test.com";
+const USER: &str = "testuser@test.com";
 /// The demo user's password, known to everyone.
-pub const PASSWORD: &str = "password123";
+const PASSWORD: &str = "password123";
 
 /// The pause before the demo is tried again, while the shards are not served yet.
 const TRY_EVERY: Duration = Duration::from_millis(50);

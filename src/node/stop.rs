@@ -10,13 +10,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 
 use super::Actors;
-use crate::actors::analytics::AnalyticsMessage;
 use crate::actors::billing_relay::BillingRelayMessage;
 use crate::actors::kafka_bridge::BridgeMessage;
 use crate::actors::system;
 use crate::{grpc, http};
 
-/// How long relay, bridge and analytics may take to end what they have in hand. What they do not
+/// How long relay and bridge may take to end what they have in hand. What they do not
 /// finish is still in the outbox.
 const FOLLOWERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long the regions may take to end commits and give up their leases. Leases that are not given up
@@ -73,23 +72,23 @@ impl Edges {
     }
 }
 
-/// Has the actors end what they have in hand, in the reverse of the way of an event.
+/// Has the actors end what they have in hand, in the reverse of the way of an event. Analytics needs no
+/// word: a batch that it does not finish leaves no trace, and is read again.
 pub(super) async fn drain(actors: &Actors) {
     let relay = system::ask(&actors.relay, BillingRelayMessage::Drain, FOLLOWERS_LIMIT);
     let bridge = system::ask(&actors.bridge, BridgeMessage::Drain, FOLLOWERS_LIMIT);
-    let analytics = system::ask(&actors.analytics, AnalyticsMessage::Drain, FOLLOWERS_LIMIT);
-    let (relay, bridge, analytics) = tokio::join!(relay, bridge, analytics);
+    let (relay, bridge) = tokio::join!(relay, bridge);
     let patients = actors.patients.drain(REGIONS_LIMIT);
     let accounts = actors.accounts.drain(REGIONS_LIMIT);
     let (patients, accounts) = tokio::join!(patients, accounts);
-    if [relay.is_none(), bridge.is_none(), analytics.is_none(), !patients, !accounts].contains(&true) {
+    let (relay, bridge) = (relay.is_some(), bridge == Some(true));
+    if !(relay && bridge && patients && accounts) {
         tracing::warn!(
-            relay = relay.is_some(),
-            bridge = bridge.is_some(),
-            analytics = analytics.is_some(),
+            relay,
+            bridge,
             patients,
             accounts,
-            "not everything drained in time; what is left is in the outbox"
+            "not drained in time; what is left is in the outbox"
         );
     }
 }

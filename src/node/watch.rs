@@ -19,7 +19,11 @@ const TRY_EVERY: Duration = Duration::from_millis(250);
 /// `Broken`: the database is there and does not fit, which no waiting mends.
 pub(super) async fn database(store: &dyn Store, health: &Health, proposed_shards: u16) -> store::Result<u16> {
     loop {
-        match limited(store.shard_count(proposed_shards)).await {
+        let asked = async {
+            store.prepare().await?;
+            limited(store.shard_count(proposed_shards)).await
+        };
+        match asked.await {
             Ok(shards) => {
                 health.report("store", Status::Ready);
                 return Ok(shards);
