@@ -13,7 +13,9 @@ use crate::domain::patient::{
     self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientState, Refusal,
 };
 use crate::error::Result;
-use crate::store::{self, AppendOutcome, ListPosition, PatientAppend, PatientStore};
+use crate::store::{self, AppendOutcome, PatientAppend, PatientStore};
+
+pub use crate::store::ListPosition;
 
 /// Speaks to the patients of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
