@@ -13,9 +13,7 @@ use crate::domain::patient::{
     self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientState, Refusal,
 };
 use crate::error::Result;
-use crate::store::{self, AppendOutcome, PatientAppend, PatientStore};
-
-pub use crate::store::ListPosition;
+use crate::store::{self, AppendOutcome, ListPosition, PatientAppend, PatientStore};
 
 /// Speaks to the patients of the whole cluster. Cloning is cheap.
 #[derive(Clone)]

@@ -4,10 +4,10 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
-use crate::actors::patients::ListPosition;
 use crate::auth::Auth;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
+use crate::store::ListPosition;
 
 const PURPOSE: &str = "patients-cursor-1";
 const PLACE_BYTES: usize = 24;

@@ -11,11 +11,11 @@ use time::Date;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::actors::patients::ListPosition;
 use crate::domain::ids::PatientId;
 use crate::domain::patient::Patient;
 use crate::domain::validate::{FieldErrors, PatientInput, change, registration};
 use crate::error::{Error, ErrorCode};
+use crate::store::ListPosition;
 
 use super::fields::Fields;
 use super::pipeline::{Call, tail};
