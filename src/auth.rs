@@ -115,7 +115,11 @@ impl Settings {
                 "1 to 60000".into(),
             ),
         ];
-        checks.into_iter().filter(|(_, holds, _)| !holds).map(|(key, _, allowed)| (key, allowed)).collect()
+        let broken =
+            checks.into_iter().filter(|(_, holds, _)| !holds).map(|(key, _, allowed)| (key, allowed));
+        // That there is none is no matter of this file: a node for trying out makes one.
+        let secret = self.jwt_secret.as_ref().and_then(|_| token::secret_bytes(self).err());
+        broken.chain(secret.map(|error| ("jwt_secret", error.to_string()))).collect()
     }
 }
 
