@@ -22,7 +22,10 @@ pub(crate) const PASSWORD: &str = "password123";
 ///
 /// # Panics
 /// It did not, within that time.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition().await {
@@ -64,10 +67,21 @@ impl Site {
 
     /// The embedded defaults but for the database at `url`, with a user to log in as.
     pub(crate) fn on_postgres(url: &str) -> Self {
-        let site = Self::embedded()
-            .with("HYGEIA__STORE__URL", url)
-            .with("HYGEIA__AUTH__JWT_SECRET", "a secret of the tests, at least 32 bytes long");
+        let site = Self::embedded().with("HYGEIA__STORE__URL", url).set_up();
         site.run(&["migrate"], "");
+        site.with_user()
+    }
+
+    /// With the secret that any node but the demo needs.
+    #[must_use]
+    pub(crate) fn set_up(self) -> Self {
+        self.with("HYGEIA__AUTH__JWT_SECRET", "a secret of the tests, at least 32 bytes long")
+    }
+
+    /// With a user to log in as.
+    #[must_use]
+    pub(crate) fn with_user(self) -> Self {
+        let site = self;
         site.run(&["user", "add", USER, "--role", "ADMIN"], PASSWORD);
         site
     }
