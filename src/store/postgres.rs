@@ -167,7 +167,7 @@ impl Store for PostgresStore {
         if self.settings.migrate_on_start {
             migrate(&self.options, &self.settings).await?;
         }
-        self.check_schema().await
+        self.check_schema().await.map_err(|error| error.at(&self.settings.url_for_logs()))
     }
 
     fn writers(&self) -> usize {

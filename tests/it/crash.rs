@@ -153,7 +153,8 @@ async fn postgres_loses_nothing() {
 async fn a_crash_of_postgres_is_survived() {
     let server = Postgres::start_private(crate::postgres::Durability::Full);
     let database = server.create_database().await;
-    let node = Site::on_postgres(database.url()).start().await;
+    let site = Site::on_postgres(database.url());
+    let node = site.start().await;
     let token = node.login().await;
     let told = Arc::new(Mutex::new(Told::default()));
     for round in 0..2 {

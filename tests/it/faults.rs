@@ -91,7 +91,8 @@ async fn a_port_in_use_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("bound").to_string();
     for key in ["HYGEIA__HTTP__LISTEN", "HYGEIA__GRPC__LISTEN"] {
-        let mut process = Site::embedded().with(key, &address).spawn();
+        let site = Site::embedded().with(key, &address);
+        let mut process = site.spawn();
         let status = process.ended().await;
         assert!(!status.success());
         assert!(process.log().contains(&address), "{}", process.log());
@@ -113,7 +114,8 @@ async fn a_corrupt_database_file_is_named() {
     let site = Site::embedded();
     let file = site.path().join("broken.db");
     std::fs::write(&file, "this is no database, and long enough to look at".repeat(100)).expect("written");
-    let mut process = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", file.display())).set_up().spawn();
+    let site = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", file.display())).set_up();
+    let mut process = site.spawn();
     assert!(!process.ended().await.success());
     assert!(process.log().contains("broken.db"), "{}", process.log());
 }
@@ -205,7 +207,8 @@ async fn postgres_away_at_the_start_is_waited_for() {
 async fn a_paused_postgres_delays_nobody_beyond_the_deadline() {
     let server = Postgres::start_private(Durability::None);
     let database = server.create_database().await;
-    let node = Site::on_postgres(database.url()).start().await;
+    let site = Site::on_postgres(database.url());
+    let node = site.start().await;
     let token = node.login().await;
     assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
     server.pause();
@@ -243,7 +246,8 @@ async fn a_broker_that_is_away_holds_up_nobody_and_misses_nothing() {
 
 #[tokio::test]
 async fn a_missing_secret_is_a_configuration_error_that_says_how_to_set_it() {
-    let mut process = Site::embedded().with("HYGEIA__STORE__URL", "postgres://127.0.0.1:1/none").spawn();
+    let site = Site::embedded().with("HYGEIA__STORE__URL", "postgres://127.0.0.1:1/none");
+    let mut process = site.spawn();
     assert_eq!(process.ended().await.code(), Some(78));
     assert!(process.log().contains("HYGEIA__AUTH__JWT_SECRET"), "{}", process.log());
 }

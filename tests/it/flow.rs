@@ -54,7 +54,8 @@ async fn on_the_embedded_defaults() {
 #[tokio::test]
 async fn on_postgres() {
     let database = Postgres::shared().create_database().await;
-    let node = Site::on_postgres(database.url()).start().await;
+    let site = Site::on_postgres(database.url());
+    let node = site.start().await;
     everything_follows(&node).await;
 }
 
@@ -74,7 +75,8 @@ async fn the_demo_is_there_once_and_only_on_the_embedded_defaults() {
     assert_eq!(node.get_json(&token, "/api/patients").await.as_array().expect("an array").len(), 15);
 
     let database = Postgres::shared().create_database().await;
-    let elsewhere = Site::on_postgres(database.url()).start().await;
+    let other_site = Site::on_postgres(database.url());
+    let elsewhere = other_site.start().await;
     let token = elsewhere.login().await;
     assert_eq!(elsewhere.get_json(&token, "/api/patients").await, json!([]));
 }

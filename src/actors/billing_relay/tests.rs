@@ -1,3 +1,5 @@
+//! The relay over a store and accounts that fail on demand.
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -11,16 +11,21 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::*;
+use crate::actors::address::Address;
 use crate::actors::directory::{AskSettings, Asker, Directory, DirectoryArgs, DirectoryMessage};
 use crate::actors::entity::{Decision, Loaded, Refused, Stamp, Write};
 use crate::actors::journal::{Journal, JournalArgs};
+use crate::actors::restart::RestartPolicy;
+use crate::actors::shard;
 use crate::actors::supervisor::{ChildSpec, Supervisor, SupervisorArgs};
 use crate::clock::SystemClock;
-use crate::context::RequestContext;
+use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Caller;
-use crate::domain::ids::{CommandId, Kind};
+use crate::domain::ids::{CommandId, Epoch, Kind};
+use crate::domain::time::Clock;
 use crate::error::ErrorCode;
-use crate::store::{AppendOutcome, LeaseRow};
+use crate::health::Health;
+use crate::store::{AppendOutcome, LeaseRow, LeaseStore};
 
 /// A sum that can be added to; the command 666 panics in the shard, 0 is refused.
 struct Sum;

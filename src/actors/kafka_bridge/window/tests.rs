@@ -1,3 +1,5 @@
+//! The window of events in flight, step by step and under random orders.
+
 use std::collections::BTreeMap;
 
 use super::*;

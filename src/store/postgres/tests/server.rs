@@ -72,6 +72,14 @@ async fn recover(store: &std::sync::Arc<dyn crate::store::Store>) {
     }
 }
 
+/// What a server does at its start.
+async fn serve(settings: &Settings) -> Result<(), Error> {
+    let store = open(settings, Use::Serve).await?;
+    let outcome = store.prepare().await;
+    store.close().await;
+    outcome
+}
+
 #[tokio::test]
 async fn a_server_that_is_away_is_said_in_time_and_without_the_password() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -80,7 +88,9 @@ async fn a_server_that_is_away_is_said_in_time_and_without_the_password() {
     let mut listener = Some(listener);
     for _ in 0..2 {
         let settings = hasty(&format!("postgres://ada:hunter2@127.0.0.1:{port}/clinic"));
-        for outcome in [open(&settings, Use::Serve).await.map(drop), migrate(&settings).await] {
+        let outcomes =
+            [serve(&settings).await, open(&settings, Use::Tool).await.map(drop), migrate(&settings).await];
+        for outcome in outcomes {
             let Err(Error::Unavailable(said)) = outcome else { panic!("{outcome:?}") };
             assert!(said.contains(&port.to_string()) && !said.contains("hunter2"), "{said}");
         }
@@ -93,7 +103,7 @@ async fn a_database_that_is_not_there_is_said_at_once() {
     let url = Postgres::shared_fast().url("no_such_database");
     let settings = Settings { url, ..Settings::default() };
     let began = Instant::now();
-    let Err(Error::Broken(said)) = open(&settings, Use::Serve).await.map(drop) else { panic!("must fail") };
+    let Err(Error::Broken(said)) = serve(&settings).await else { panic!("must fail") };
     assert!(said.contains("no_such_database"), "{said}");
     assert!(began.elapsed() < Duration::from_secs(5), "no use in trying again");
 }
@@ -102,12 +112,12 @@ async fn a_database_that_is_not_there_is_said_at_once() {
 async fn a_schema_must_fit() {
     let database = Postgres::shared_fast().create_database().await;
     let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
-    for by in [Use::Serve, Use::Tool] {
-        let Err(Error::Broken(said)) = open(&settings, by).await.map(drop) else { panic!("must fail") };
+    for outcome in [serve(&settings).await, open(&settings, Use::Tool).await.map(drop)] {
+        let Err(Error::Broken(said)) = outcome else { panic!("must fail") };
         assert!(said.contains("hygeia migrate"), "{said}");
     }
     let willing = Settings { migrate_on_start: true, ..settings.clone() };
-    open(&willing, Use::Serve).await.expect("it migrates when told").close().await;
+    serve(&willing).await.expect("it migrates when told");
     let store = open(&settings, Use::Tool).await.expect("it fits now");
     store.close().await;
 
@@ -116,11 +126,11 @@ async fn a_schema_must_fit() {
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (9999, 'newer', true, '\\x00', 0)";
     session.execute(newer).await.expect("a row");
-    open(&settings, Use::Serve).await.expect("it fits still").close().await;
+    serve(&settings).await.expect("it fits still");
     migrate(&settings).await.expect("nothing to do");
     // Another program altogether.
     session.execute("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1").await.expect("a row");
-    let Err(Error::Broken(_)) = open(&settings, Use::Serve).await.map(drop) else { panic!("must fail") };
+    let Err(Error::Broken(_)) = serve(&settings).await else { panic!("must fail") };
     assert!(matches!(migrate(&settings).await, Err(Error::Broken(_))));
 }
 

@@ -1,0 +1,156 @@
+//! What a region is told and what it is made with.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use ractor::RpcReplyPort;
+
+use crate::actors::address::Address;
+use crate::actors::entity::{Entity, Failure, LeaseView};
+use crate::actors::journal::JournalMessage;
+use crate::actors::restart::RestartPolicy;
+use crate::actors::shard::{self, Ask};
+use crate::context::TraceContext;
+use crate::domain::ids::{Epoch, ShardNo};
+use crate::domain::time::{Clock, MonoTime};
+use crate::health::Health;
+use crate::store::{self, LeaseStore, TakenLease};
+
+/// A lease as its holder knows it. Cloning shares the knowledge.
+#[derive(Clone)]
+pub struct HeldLease {
+    epoch: Epoch,
+    /// Boot time in nanoseconds up to which the lease is believed.
+    until: Arc<AtomicU64>,
+}
+
+impl HeldLease {
+    pub(super) fn new(epoch: Epoch, until: MonoTime) -> Self {
+        HeldLease { epoch, until: Arc::new(AtomicU64::new(until.0)) }
+    }
+
+    /// The epoch it was taken under.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub(super) fn prolong(&self, until: MonoTime) {
+        self.until.fetch_max(until.0, Ordering::AcqRel);
+    }
+}
+
+impl LeaseView for HeldLease {
+    fn holds(&self, now: MonoTime) -> bool {
+        now.0 < self.until.load(Ordering::Acquire)
+    }
+}
+
+/// How leases are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct LeaseTimes {
+    /// How long a lease holds from its taking or its last renewal.
+    pub ttl: Duration,
+    /// What the holder takes off, for clocks that run at different speeds.
+    pub margin: Duration,
+    /// How long one statement about leases may take.
+    pub statement_timeout: Duration,
+}
+
+/// What a region is told.
+pub enum RegionMessage<E: Entity> {
+    /// By a directory: goes on to the shard, which answers; or is answered `NotServing`.
+    Ask(Box<Ask<E>>),
+    /// By a directory: answered from the database.
+    Query(Box<QueryAsk<E>>),
+    /// By a timer: renew what is held, take what is free.
+    Tick,
+    /// By the region's own task: an acquisition has ended.
+    Acquired {
+        /// Just before the store was asked.
+        asked_at: MonoTime,
+        /// What was wanted.
+        shards: Vec<ShardNo>,
+        /// What was taken of it.
+        result: store::Result<Vec<TakenLease>>,
+    },
+    /// By the region's own task: a renewal has ended.
+    Renewed {
+        /// Just before the store was asked.
+        asked_at: MonoTime,
+        /// What was held then.
+        held: Vec<TakenLease>,
+        /// What of it is still held.
+        result: store::Result<Vec<ShardNo>>,
+    },
+    /// By a shard: a commit's outcome is unknown; it needs a new epoch.
+    Refence(ShardNo),
+    /// By a shard: the database knows another owner.
+    LeaseLost(ShardNo),
+    /// By the node at its stop: give up every shard; answered when the last lease is released.
+    Drain(RpcReplyPort<()>),
+    /// By the region's own task: the leases are released.
+    Released,
+    /// By a timer: the pause before the restart of a shard is over.
+    Restart(ShardNo),
+}
+
+impl<E: Entity> ractor::Message for RegionMessage<E> {}
+
+/// A question about many entities.
+pub struct QueryAsk<E: Entity> {
+    /// What is asked.
+    pub query: E::Query,
+    /// The last hop.
+    pub trace: TraceContext,
+    /// When the caller no longer waits.
+    pub deadline: MonoTime,
+    /// When the last hop sent it.
+    pub sent_at: MonoTime,
+    /// Where the answer goes.
+    pub reply: RpcReplyPort<Result<E::QueryAnswer, Failure>>,
+}
+
+/// What a region needs of the node.
+pub struct RegionArgs<E: Entity> {
+    /// The database.
+    pub store: Arc<E::Store>,
+    /// Where leases are kept.
+    pub leases: Arc<dyn LeaseStore>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Where the node says how it is.
+    pub health: Health,
+    /// The node's journal of this kind.
+    pub journal: Address<JournalMessage<E>>,
+    /// `node-name#boot-id`
+    pub owner: Arc<str>,
+    /// The number of shards of the cluster.
+    pub shards: u16,
+    /// The bounds of a shard.
+    pub limits: shard::Limits,
+    /// Queries that may run at the same time; beyond it they are answered `Busy`.
+    pub queries_max: usize,
+    /// How leases are kept.
+    pub lease_times: LeaseTimes,
+    /// How often a shard is restarted.
+    pub restart: RestartPolicy,
+}
+
+impl<E: Entity> Clone for RegionArgs<E> {
+    fn clone(&self) -> Self {
+        RegionArgs {
+            store: Arc::clone(&self.store),
+            leases: Arc::clone(&self.leases),
+            clock: Arc::clone(&self.clock),
+            health: self.health.clone(),
+            journal: self.journal.clone(),
+            owner: Arc::clone(&self.owner),
+            shards: self.shards,
+            limits: self.limits,
+            queries_max: self.queries_max,
+            lease_times: self.lease_times,
+            restart: self.restart,
+        }
+    }
+}
