@@ -72,17 +72,48 @@ fn cluster_toml_has_every_key_with_its_default() {
     }
     let loaded = given().file(effective::DEFAULTS).load();
     assert_eq!(format!("{:?}", loaded.config), format!("{:?}", Config::default()));
-    assert_eq!(loaded.config.store.url, store::DEFAULT_URL);
+    same_store(loaded.config.store.clone(), store::Settings::default());
     loaded.check().unwrap();
+}
+
+/// Field by field: the `Debug` of this section leaves some out. A new field does not compile until it
+/// is here.
+fn same_store(one: store::Settings, other: store::Settings) {
+    let fields = |settings: store::Settings| {
+        let store::Settings {
+            url,
+            connections_max,
+            read_connections_max,
+            connect_timeout_ms,
+            acquire_timeout_ms,
+            statement_timeout_ms,
+            lock_timeout_ms,
+            bulk_timeout_ms,
+            migrate_timeout_ms,
+            migrate_on_start,
+        } = settings;
+        let waits = [connect_timeout_ms, acquire_timeout_ms, statement_timeout_ms, lock_timeout_ms];
+        let long_waits = [bulk_timeout_ms, migrate_timeout_ms];
+        (url, connections_max, read_connections_max, waits, long_waits, migrate_on_start)
+    };
+    assert_eq!(fields(one), fields(other));
 }
 
 #[test]
 fn every_key_is_found_by_asking_the_structs() {
     let keys = effective::keys();
-    for key in ["data_dir", "node.name", "node.roles", "http.listen", "auth.jwt_secret", "telemetry.format"] {
+    for key in [
+        "data_dir",
+        "node.name",
+        "node.roles",
+        "http.listen",
+        "auth.jwt_secret",
+        "actors.restart.pause_ms",
+        "kafka.properties",
+    ] {
         assert!(keys.iter().any(|k| k == key), "{key} in {keys:?}");
     }
-    assert!(!keys.iter().any(|key| key == "http" || key == "actors"), "{keys:?}");
+    assert!(!keys.iter().any(|key| key == "http" || key == "actors.restart"), "{keys:?}");
 }
 
 #[test]
@@ -137,9 +168,10 @@ fn text_of_the_environment_takes_the_type_that_is_asked_for() {
 
 #[test]
 fn an_unknown_key_is_refused_with_those_there_are_and_without_its_value() {
-    let keys = effective::keys();
-    let keys: Vec<_> = keys.iter().filter_map(|key| key.strip_prefix("grpc.")).collect();
-    let keys = keys.join(", ");
+    // In the order of the struct, which is that of the documentation.
+    let keys = "listen, require_token, timeout_ms, in_flight_max, concurrency_per_connection_max, \
+                streams_per_connection_max, message_max_bytes, metadata_max_bytes, connections_max, \
+                opening_timeout_ms, keepalive_interval_ms, keepalive_timeout_ms, drain_timeout_ms";
     assert_eq!(
         given().file("[grpc]\n\nlissen = \"canary\"\n").refusal(),
         format!("grpc.lissen, from node.toml:3: unknown key; allowed here: {keys}")
