@@ -1,3 +1,5 @@
+//! The relay over fakes that fail, hang and count what they are asked.
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,3 +1,5 @@
+//! The window alone: its order per patient and its bounds, under any interleaving.
+
 use std::collections::BTreeMap;
 
 use super::*;
