@@ -95,7 +95,7 @@ impl Config {
     /// # Errors
     /// The file cannot be made or read, or others may read it.
     pub fn ensure_jwt_secret(&mut self) -> Result<(), Error> {
-        if self.auth.jwt_secret.is_none() && self.is_embedded_demo() {
+        if self.auth.check_secret() == Err(auth::Error::SecretMissing) && self.is_embedded_demo() {
             self.auth.jwt_secret = Some(secret_file::read_or_make(&self.data_dir)?.into());
         }
         Ok(())
@@ -134,7 +134,7 @@ impl Loaded {
 
     /// Every key with its value, and where it came from, in the syntax of the file. Secrets are hidden.
     pub fn effective(&self) -> String {
-        effective::render(&self.tree)
+        effective::render(self)
     }
 
     /// What is wrong with the value of `key`, wherever it came from.

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::de::Sections;
 use super::problem::shown;
 use super::tree::{Node, Source, Value};
-use super::{layers, read};
+use super::{Config, Loaded, layers, read};
 
 /// Every key with its default, as text: a test keeps it so.
 pub(super) const DEFAULTS: &str = include_str!("../../cluster.toml");
@@ -43,15 +43,25 @@ pub(super) fn defaults() -> BTreeMap<String, Value> {
     leaves.map(|(key, node)| (key, node.value.clone())).collect()
 }
 
+/// A default that hangs on the machine, so that `DEFAULTS` cannot have it.
+fn derived(config: &Config, key: &str) -> Option<Value> {
+    match key {
+        "auth.hashing_threads_max" => i64::try_from(config.auth.hashing_threads_max).ok().map(Value::Integer),
+        _ => None,
+    }
+}
+
 /// See `Loaded::effective`.
-pub(super) fn render(tree: &Node) -> String {
+pub(super) fn render(loaded: &Loaded) -> String {
     let defaults = defaults();
     let mut text = String::new();
     for key in keys() {
-        let (value, origin) = match (tree.get(&key), defaults.get(&key)) {
+        let default = || defaults.get(&key).cloned().or_else(|| derived(&loaded.config, &key));
+        let (value, origin) = match (loaded.tree.get(&key), default()) {
             (Some(node), _) => (shown(&key, &node.value), node.source.to_string()),
-            (None, Some(value)) => (shown(&key, value), "default".to_owned()),
+            (None, Some(value)) => (shown(&key, &value), "default".to_owned()),
             (None, None) => {
+                // Writing to a string does not fail.
                 let _ = writeln!(text, "# {key} is not set");
                 continue;
             }

@@ -3,6 +3,7 @@
 use super::Loaded;
 use super::node::{Node, Role};
 use super::problem::{Error, Problem};
+use crate::auth;
 
 /// Keys whose rules only a node that serves must keep: `check_serving` has them.
 const ONLY_TO_SERVE: [&str; 2] = ["jwt_secret", "require_token"];
@@ -52,18 +53,20 @@ pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
     let mut problems = Vec::new();
     let checks_tokens = [Role::Front, Role::Billing].iter().any(|role| config.node.roles.contains(role));
-    match &config.auth.jwt_secret {
-        Some(_) => {
-            if let Err(error) = config.auth.check_secret() {
-                problems.push(loaded.problem("auth.jwt_secret", error.to_string()));
-            }
+    match config.auth.check_secret() {
+        Err(auth::Error::SecretTooShort { bytes }) => {
+            let reason = format!(
+                "at least 32 bytes are needed, and it has {bytes} (base64 is decoded first); \
+                 `openssl rand -base64 48` makes some"
+            );
+            problems.push(loaded.problem("auth.jwt_secret", reason));
         }
-        None if checks_tokens && !config.is_embedded_demo() => problems.push(loaded.problem(
-            "auth.jwt_secret",
-            "not set; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE to a file that holds it \
-             (only a node with the embedded database and broker on loopback makes its own)",
-        )),
-        None => {}
+        Err(auth::Error::SecretMissing) if checks_tokens && !config.is_embedded_demo() => {
+            let reason = "not set; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE to a file that \
+                          holds it (only a node with the embedded database and broker on loopback makes its own)";
+            problems.push(loaded.problem("auth.jwt_secret", reason));
+        }
+        _ => {}
     }
     if !config.grpc.require_token && !config.grpc.listen.ip().is_loopback() {
         let reason =

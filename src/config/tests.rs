@@ -72,17 +72,48 @@ fn cluster_toml_has_every_key_with_its_default() {
     }
     let loaded = given().file(effective::DEFAULTS).load();
     assert_eq!(format!("{:?}", loaded.config), format!("{:?}", Config::default()));
-    assert_eq!(loaded.config.store.url, store::DEFAULT_URL);
+    same_store(loaded.config.store.clone(), store::Settings::default());
     loaded.check().unwrap();
+}
+
+/// Field by field: the `Debug` of this section leaves some out. A new field does not compile until it
+/// is here.
+fn same_store(one: store::Settings, other: store::Settings) {
+    let fields = |settings: store::Settings| {
+        let store::Settings {
+            url,
+            connections_max,
+            read_connections_max,
+            connect_timeout_ms,
+            acquire_timeout_ms,
+            statement_timeout_ms,
+            lock_timeout_ms,
+            bulk_timeout_ms,
+            migrate_timeout_ms,
+            migrate_on_start,
+        } = settings;
+        let waits = [connect_timeout_ms, acquire_timeout_ms, statement_timeout_ms, lock_timeout_ms];
+        let long_waits = [bulk_timeout_ms, migrate_timeout_ms];
+        (url, connections_max, read_connections_max, waits, long_waits, migrate_on_start)
+    };
+    assert_eq!(fields(one), fields(other));
 }
 
 #[test]
 fn every_key_is_found_by_asking_the_structs() {
     let keys = effective::keys();
-    for key in ["data_dir", "node.name", "node.roles", "http.listen", "auth.jwt_secret", "telemetry.format"] {
+    for key in [
+        "data_dir",
+        "node.name",
+        "node.roles",
+        "http.listen",
+        "auth.jwt_secret",
+        "actors.restart.pause_ms",
+        "kafka.properties",
+    ] {
         assert!(keys.iter().any(|k| k == key), "{key} in {keys:?}");
     }
-    assert!(!keys.iter().any(|key| key == "http" || key == "actors"), "{keys:?}");
+    assert!(!keys.iter().any(|key| key == "http" || key == "actors.restart"), "{keys:?}");
 }
 
 #[test]
@@ -137,24 +168,22 @@ fn text_of_the_environment_takes_the_type_that_is_asked_for() {
 
 #[test]
 fn an_unknown_key_is_refused_with_those_there_are_and_without_its_value() {
-    let keys = "(the keys of the section)";
-    let told = |text: String| {
-        let (before, list) = text.split_once("allowed here: ").expect("a list");
-        assert!(list.starts_with("listen, require_token, timeout_ms, "), "{list}");
-        format!("{before}allowed here: {keys}")
-    };
+    // In the order of the struct, which is that of the documentation.
+    let keys = "listen, require_token, timeout_ms, in_flight_max, concurrency_per_connection_max, \
+                streams_per_connection_max, message_max_bytes, metadata_max_bytes, connections_max, \
+                opening_timeout_ms, keepalive_interval_ms, keepalive_timeout_ms, drain_timeout_ms";
     assert_eq!(
-        told(given().file("[grpc]\n\nlissen = \"canary\"\n").refusal()),
+        given().file("[grpc]\n\nlissen = \"canary\"\n").refusal(),
         format!("grpc.lissen, from node.toml:3: unknown key; allowed here: {keys}")
     );
     assert_eq!(
-        told(given().env("HYGEIA__GRPC__LISSEN", "canary").refusal()),
+        given().env("HYGEIA__GRPC__LISSEN", "canary").refusal(),
         format!(
             "grpc.lissen, from environment variable HYGEIA__GRPC__LISSEN: unknown key; allowed here: {keys}"
         )
     );
     assert_eq!(
-        told(given().set("grpc.lissen", "canary").refusal()),
+        given().set("grpc.lissen", "canary").refusal(),
         format!("grpc.lissen, from argument --set: unknown key; allowed here: {keys}")
     );
     let refusal = given().file("[grcp]\nlisten = \"canary\"\n").refusal();
@@ -334,12 +363,7 @@ fn secrets_that_cannot_be_taken_are_refused_without_showing_them() {
     );
     let refusal =
         given().env("HYGEIA__AUTH__JWT_SECRET", "canary").set("http.listen", "0.0.0.0:80").serving_refusal();
-    assert!(
-        refusal
-            .starts_with("auth.jwt_secret = (hidden), from environment variable HYGEIA__AUTH__JWT_SECRET: "),
-        "{refusal}"
-    );
-    assert!(refusal.contains("at least 32 are needed"), "{refusal}");
+    assert!(refusal.starts_with("auth.jwt_secret = (hidden), from environment variable HYGEIA__AUTH__JWT_SECRET: at least 32 bytes"), "{refusal}");
 }
 
 #[test]

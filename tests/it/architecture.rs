@@ -83,7 +83,7 @@ fn faults(file: &Path, source: &str) -> Vec<String> {
             Named::Room(path) => {
                 let target = path.split("::").next().unwrap_or_default();
                 let allowed = |rule: &&str| *rule == "*" || *rule == target || path == **rule;
-                if target != room.name && !room.rooms.iter().any(|rule| allowed(&rule)) {
+                if target != room.name && !room.rooms.iter().any(allowed) {
                     faults.push(format!("{} names crate::{path}", room.name));
                 }
             }

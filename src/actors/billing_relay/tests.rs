@@ -1,4 +1,4 @@
-//! The relay over a store and accounts that fail on demand.
+//! The relay over fakes that fail, hang and count what they are asked.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;

@@ -1,4 +1,4 @@
-//! The window of events in flight, step by step and under random orders.
+//! The window alone: its order per patient and its bounds, under any interleaving.
 
 use std::collections::BTreeMap;
 
