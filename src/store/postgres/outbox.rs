@@ -45,8 +45,8 @@ impl OutboxStore for PostgresStore {
         let longer = sqlx::query("SELECT set_config('statement_timeout', $1, true)");
         transaction.rows(longer.bind(self.bulk_timeout_ms.to_string())).await?;
         let applied = sqlx::query(
-            "DELETE FROM outbox_sent s USING projection_patients p
-             WHERE p.patient_id = s.patient_id AND p.version >= s.version",
+            "DELETE FROM outbox_sent s WHERE s.version <=
+                 (SELECT p.version FROM projection_patients p WHERE p.patient_id = s.patient_id)",
         );
         transaction.rows(applied).await?;
         let put_back = sqlx::query(

@@ -87,6 +87,17 @@ async fn a_commit_that_cannot_get_its_lock_did_not_happen() {
 }
 
 #[tokio::test]
+async fn a_statement_that_the_server_ends_did_not_happen() {
+    let mut stage = Stage::set(|settings| settings.statement_timeout_ms = 200).await;
+    let batch = [stage.region.register(1, "one@example.com")];
+    stage.other("BEGIN; UPDATE leases SET epoch = epoch + 1").await;
+    let outcomes = stage.store.commit_patients(&batch).await;
+    assert!(matches!(&outcomes, Err(Error::Unavailable(said)) if said.contains("57014")), "{outcomes:?}");
+    stage.other("ROLLBACK").await;
+    assert_eq!(stage.store.commit_patients(&batch).await.expect("outcomes"), [Committed]);
+}
+
+#[tokio::test]
 async fn a_locked_row_does_not_keep_its_neighbours() {
     let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 30).await;
     let one = stage.region.registered(1, "one@example.com").await;
