@@ -18,7 +18,6 @@ mod tests;
 mod users;
 
 use std::future::Future;
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +30,7 @@ use tokio::time::{Instant, timeout};
 
 use self::fault::{Failure, Intent};
 use super::open::{AppliedMigration, Schema, Settings, compare_schema, ms};
+use super::trimming::Trimming;
 use super::{Error, Result, Store};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
@@ -50,8 +50,7 @@ pub(super) struct PostgresStore {
     pool: PgPool,
     answer_timeout: Duration,
     bulk_timeout_ms: u64,
-    /// Where the next trimming of `outbox_sent` goes on.
-    trimmed_to: AtomicI64,
+    trimming: Trimming,
 }
 
 impl PostgresStore {
@@ -77,7 +76,7 @@ impl PostgresStore {
             pool,
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
             bulk_timeout_ms: settings.bulk_timeout_ms,
-            trimmed_to: AtomicI64::new(i64::MIN),
+            trimming: Trimming::new(),
         };
         store.reach(settings).await?;
         match store.schema().await? {
