@@ -17,6 +17,7 @@ mod delta;
 mod open;
 mod postgres;
 mod sqlite;
+mod trimming;
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -18,7 +18,6 @@ mod tests;
 mod users;
 
 use std::future::Future;
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +30,7 @@ use tokio::time::{Instant, timeout};
 
 use self::fault::{Failure, Intent};
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
+use super::trimming::Trimming;
 use super::{Error, Result, Store};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
@@ -50,8 +50,7 @@ pub(super) struct PostgresStore {
     pool: PgPool,
     answer_timeout: Duration,
     bulk_timeout_ms: u64,
-    /// Where the next trimming of `outbox_sent` goes on.
-    trimmed_to: AtomicI64,
+    trimming: Trimming,
     options: PgConnectOptions,
     settings: Settings,
 }
@@ -80,7 +79,7 @@ impl PostgresStore {
             pool,
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
             bulk_timeout_ms: settings.bulk_timeout_ms,
-            trimmed_to: AtomicI64::new(i64::MIN),
+            trimming: Trimming::new(),
             options: options.clone(),
             settings: settings.clone(),
         };
@@ -238,9 +237,9 @@ fn session(options: &PgConnectOptions, settings: &Settings, statement_ms: u64) -
         .clone()
         .application_name("hygeia")
         .options(limits)
-        // Every statement is found by its text and has few plans that make sense; planning the commit
-        // anew each time would cost more than running it.
-        .options([("plan_cache_mode", "force_generic_plan"), ("jit", "off")])
+        // Planning the commit anew each time would cost more than running it. A plan that is kept must
+        // not come from the statistics of a table that was small once: every statement goes by an index.
+        .options([("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off"), ("jit", "off")])
         .disable_statement_logging()
 }
 

@@ -20,7 +20,6 @@ mod writer;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,6 +35,7 @@ use tokio::time::{Instant, timeout};
 
 use self::writer::Writer;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
+use super::trimming::Trimming;
 use super::{Error, Result, Store};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -56,8 +56,7 @@ pub(super) struct SqliteStore {
     writer: Writer,
     readers: SqlitePool,
     answer_timeout: Duration,
-    /// Where the next trimming of `outbox_sent` goes on.
-    trimmed_to: AtomicI64,
+    trimming: Trimming,
     /// Held while the server lives.
     _lock: Option<File>,
 }
@@ -94,14 +93,7 @@ impl SqliteStore {
         let answer_timeout = ms(settings.statement_timeout_ms);
         let writer =
             Writer::new(writing, connection, ms(settings.acquire_timeout_ms), answer_timeout, path.clone());
-        Ok(SqliteStore {
-            path,
-            writer,
-            readers,
-            answer_timeout,
-            trimmed_to: AtomicI64::new(i64::MIN),
-            _lock: lock,
-        })
+        Ok(SqliteStore { path, writer, readers, answer_timeout, trimming: Trimming::new(), _lock: lock })
     }
 
     /// Runs a statement that reads.

@@ -3,8 +3,6 @@
 //!
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
-use std::sync::atomic::Ordering;
-
 use async_trait::async_trait;
 
 use super::{PostgresStore, column, decode, limit, ms};
@@ -45,8 +43,8 @@ impl OutboxStore for PostgresStore {
         let longer = sqlx::query("SELECT set_config('statement_timeout', $1, true)");
         transaction.rows(longer.bind(self.bulk_timeout_ms.to_string())).await?;
         let applied = sqlx::query(
-            "DELETE FROM outbox_sent s USING projection_patients p
-             WHERE p.patient_id = s.patient_id AND p.version >= s.version",
+            "DELETE FROM outbox_sent s WHERE s.version <=
+                 (SELECT p.version FROM projection_patients p WHERE p.patient_id = s.patient_id)",
         );
         transaction.rows(applied).await?;
         let put_back = sqlx::query(
@@ -93,9 +91,8 @@ impl OutboxStore for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them; each
-    /// call goes on where the last one ended, and starts anew at the end. What a call misses a later
-    /// one finds, so a failure does not matter.
+    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them. What a
+    /// call misses a later one finds, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
         let query = sqlx::query(
             "WITH seen AS MATERIALIZED (
@@ -106,13 +103,9 @@ impl PostgresStore {
              )
              SELECT count(*), max(seq) FROM seen",
         );
-        let from = self.trimmed_to.load(Ordering::Relaxed);
-        let rows = self.write(query.bind(from).bind(limit(rows_max))).await?;
+        let rows = self.write(query.bind(self.trimming.from()).bind(limit(rows_max))).await?;
         let Some(row) = rows.first() else { return Ok(()) };
-        let at_end = column::<i64>(row, 0)? < limit(rows_max);
-        let last: Option<i64> = column(row, 1)?;
-        let next = if at_end { i64::MIN } else { last.unwrap_or(i64::MIN) };
-        self.trimmed_to.store(next, Ordering::Relaxed);
+        self.trimming.seen(rows_max, column(row, 0)?, column(row, 1)?);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use crate::store::{AppendOutcome, ListPosition, LoadedPatient, PatientAppend, Pa
 /// - `fence` locks the lease rows, in the order of shards, against a taker until the statement has
 ///   committed. A taker that was first makes it wait and then see the new epoch.
 /// - `gated` is what the database has not moved on from: the version follows, the command is new.
-/// - `claimed` runs to its end before anything is released or written (`passed` needs all of it), and
+/// - `claimed` runs to its end before anything is released or written (`owners` needs all of it), and
 ///   in the order of addresses: so no two commits can wait for each other.
 /// - Events are inserted plainly: `gated` has seen that there is room, so a duplicate key means that a
 ///   commit of unknown outcome has come through meanwhile. Then all is undone, and `commit_rows` goes
@@ -44,10 +44,10 @@ WITH input AS MATERIALIZED (
     INSERT INTO patient_emails (email_key, patient_id)
     SELECT claim, id FROM gated WHERE claim IS NOT NULL ORDER BY claim COLLATE \"C\", id
     ON CONFLICT DO NOTHING RETURNING patient_id
+), owners AS MATERIALIZED (
+    SELECT coalesce(array_agg(patient_id), '{}') AS ids FROM claimed
 ), passed AS MATERIALIZED (
-    SELECT g.* FROM gated g
-    CROSS JOIN (SELECT coalesce(array_agg(patient_id), '{}') AS ids FROM claimed) c
-    WHERE g.claim IS NULL OR g.id = ANY (c.ids)
+    SELECT g.* FROM gated g CROSS JOIN owners o WHERE g.claim IS NULL OR g.id = ANY (o.ids)
 ), released AS (
     DELETE FROM patient_emails e USING passed p
     WHERE e.email_key = p.release AND e.patient_id = p.id

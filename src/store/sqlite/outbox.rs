@@ -3,8 +3,6 @@
 //!
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
-use std::sync::atomic::Ordering;
-
 use async_trait::async_trait;
 
 use super::{SqliteStore, change, column, decode, rows};
@@ -115,12 +113,11 @@ impl OutboxStore for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them; each
-    /// call goes on where the last one ended, and starts anew at the end. What a call misses a later
-    /// one finds, so a failure does not matter.
+    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them. What a
+    /// call misses a later one finds, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
-        let from = self.trimmed_to.load(Ordering::Relaxed);
-        let next = self
+        let from = self.trimming.from();
+        let (n, last) = self
             .writer
             .write(move |connection| {
                 Box::pin(async move {
@@ -129,19 +126,18 @@ impl SqliteStore {
                          (SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2)",
                     );
                     let seen = rows(connection, seen.bind(from).bind(rows_max)).await?;
-                    let Some(row) = seen.first() else { return Ok(i64::MIN) };
+                    let Some(row) = seen.first() else { return Ok((0, None)) };
                     let (n, last): (i64, Option<i64>) = (column(row, 0)?, column(row, 1)?);
-                    let last = last.unwrap_or(i64::MIN);
                     let applied = sqlx::query(
                         "DELETE FROM outbox_sent WHERE seq > $1 AND seq <= $2 AND version <= (SELECT p.version
                          FROM projection_patients p WHERE p.patient_id = outbox_sent.patient_id)",
                     );
                     change(connection, applied.bind(from).bind(last)).await?;
-                    Ok(if n < i64::from(rows_max) { i64::MIN } else { last })
+                    Ok((n, last))
                 })
             })
             .await?;
-        self.trimmed_to.store(next, Ordering::Relaxed);
+        self.trimming.seen(rows_max, n, last);
         Ok(())
     }
 }

@@ -123,9 +123,8 @@ impl ProjectionStore for SqliteStore {
             })
             .await?;
         // The tidying of the outbox is not a part of the result.
-        let rows_max = u32::try_from(observations.len()).unwrap_or(u32::MAX).saturating_mul(2);
-        if applied.counted > 0 {
-            self.trim_sent(rows_max.saturating_add(64)).await.ok();
+        if let Some(rows_max) = self.trimming.due(applied.counted) {
+            self.trim_sent(rows_max).await.ok();
         }
         Ok(applied)
     }
