@@ -124,9 +124,10 @@ impl Kafka {
                 .map(|t| NewTopic::new(t, settings.partitions, TopicReplication::Fixed(-1)));
             let limit = Duration::from_millis(settings.metadata_timeout_ms);
             let options = AdminOptions::new().request_timeout(Some(limit));
-            let results = admin.create_topics(&topics, &options).await.map_err(|e| away(&e))?;
+            let results = admin.create_topics(&topics, &options).await;
+            // Its end waits for a thread.
             tokio::task::spawn_blocking(move || drop(admin));
-            Ok::<_, Error>(results)
+            results.map_err(|e| away(&e))
         };
         match made.await {
             Ok(results) => {

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use rdkafka::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
@@ -282,8 +282,9 @@ impl Reader {
                     messages.push(incoming(&message));
                 }
                 Err(KafkaError::MessageConsumptionFatal(code)) => return Err(code.to_string()),
-                // All else librdkafka recovers from by itself; what matters of it the ear has heard.
-                Err(error) => tracing::debug!(target: "hygeia::kafka", %error, "while reading"),
+                // All else librdkafka recovers from by itself. That a broker is away the ear has heard.
+                Err(error) if is_about_link(&error) => {}
+                Err(error) => tracing::warn!(target: "hygeia::kafka", %error, "while reading"),
             }
             let full = messages.len() >= self.bounds.messages
                 || bytes >= self.bounds.bytes
@@ -295,6 +296,11 @@ impl Reader {
         }
         Ok(messages)
     }
+}
+
+fn is_about_link(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
+    matches!(error.rdkafka_error_code(), Some(AllBrokersDown | BrokerTransportFailure | Resolve))
 }
 
 fn positioned(topic: &str, partitions: &[i32], positions: &[Position]) -> KafkaResult<TopicPartitionList> {

@@ -323,7 +323,8 @@ mod tests {
     #[test]
     fn defaults_hold_and_bad_settings_are_named() {
         Settings::default().validate().expect("defaults");
-        let edits: [(&str, fn(&mut Settings)); 6] = [
+        type Edit = fn(&mut Settings);
+        let edits: [(&str, Edit); 6] = [
             ("brokers", |s| s.brokers = " ".into()),
             ("group", |s| s.group = String::new()),
             ("dead_letter_topic", |s| s.dead_letter_topic = s.topic.clone()),

@@ -24,6 +24,8 @@ pub(crate) fn embedded(test: &str) -> Settings {
         delivery_timeout_ms: 5_000,
         request_timeout_ms: 2_000,
         metadata_timeout_ms: 2_000,
+        // A mock broker in another process would not wake a waiting fetch either.
+        fetch_wait_ms: 40,
         ..Settings::default()
     }
 }
