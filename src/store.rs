@@ -6,7 +6,17 @@
 //!   holds; the row stays locked against a taker until the transaction has ended.
 //! - `patients.version` is the version of the newest event of that patient.
 //! - What failed with `Error::Unavailable` did not happen and will not; what failed with
-//!   `Error::Unknown` may have happened or may still.
+//!   `Error::Unknown` may have happened or may still. Taking the shard's lease again (`acquire` under
+//!   the same owner) settles it: it waits for a commit that is in flight and fences one that is not yet.
+//! - No error holds what a patient's record holds, or a password.
+
+mod codec;
+#[cfg(test)]
+mod contract;
+mod delta;
+mod open;
+mod postgres;
+mod sqlite;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,6 +31,8 @@ use crate::domain::event::{OutboxEvent, RecordedEvent};
 use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientState};
 use crate::domain::time::Timestamp;
+
+pub use open::{Settings, Use, migrate, open};
 
 /// Why the database did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -106,7 +118,9 @@ pub trait PatientStore: Send + Sync {
     /// `Unavailable`: no row was committed. `Unknown`: any may have been.
     async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>>;
 
-    /// The state of `id`, and what became of `command` if one is given.
+    /// The state of `id`, and what became of `command` if one is given. Waits for a change of that
+    /// patient that is in flight in the database; a registration in flight cannot be waited for, so
+    /// the absence of a patient is never to be remembered.
     async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient>;
 
     /// Living patients in the order `(created_at, id)`, after `after`, at most `limit_rows`.
@@ -149,7 +163,8 @@ pub trait LeaseStore: Send + Sync {
     async fn shard_count(&self, proposed: u16) -> Result<u16>;
 
     /// Takes each of `shards` that is free, expired, released, or already the owner's own, under a new epoch.
-    /// Waits for commits in flight under the old epoch. Shards that another owner holds are left out
+    /// Waits for commits in flight under the old epoch. What the owner has sent under its own old epoch and
+    /// has no answer to is fenced by this. Shards that another owner holds are left out
     /// of the answer.
     async fn acquire(
         &self,
@@ -257,7 +272,9 @@ pub trait ProjectionStore: Send + Sync {
     /// Where to go on. Partitions never read are left out.
     async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>>;
 
-    /// Counts what is new of `observations` (each patient's in the order of versions) and moves the offsets (never back), in one transaction.
+    /// Counts what is new of `observations` (each patient's in the order of versions) and moves the
+    /// offsets (never back), in one transaction. After any failure it may be called again: what was
+    /// counted is not counted twice.
     async fn apply(
         &self,
         source: &ProjectionSource,

@@ -1,0 +1,278 @@
+//! Rows as both databases give them, and what they mean.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sqlx::FromRow;
+use time::Date;
+use uuid::Uuid;
+
+use super::{Error, Result};
+use crate::domain::account::{Account, AccountStatus};
+use crate::domain::event::{EventType, OutboxEvent, RecordedEvent};
+use crate::domain::ids::{AccountId, CommandId, EventId, PatientId};
+use crate::domain::patient::{Patient, PatientDetails};
+use crate::domain::time::Timestamp;
+use crate::domain::validate::{format_date, parse_date};
+
+/// The record that an event carries, as JSON. Fields are only ever added, with a default.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a> {
+    created_at: i64,
+    #[serde(borrow)]
+    name: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    email: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    address: std::borrow::Cow<'a, str>,
+    date_of_birth: String,
+    registered_date: String,
+}
+
+/// The JSON of the record that an event carries.
+///
+/// # Errors
+/// `Broken`, if it cannot be written as JSON, which no record is.
+pub(super) fn body_of(patient: &Patient) -> Result<String> {
+    let details = &patient.details;
+    let body = Body {
+        created_at: patient.created_at.0,
+        name: (&*details.name).into(),
+        email: (&*details.email).into(),
+        address: (&*details.address).into(),
+        date_of_birth: format_date(details.date_of_birth),
+        registered_date: format_date(details.registered_date),
+    };
+    serde_json::to_string(&body).map_err(|_| Error::Broken("a record cannot be written as JSON".to_owned()))
+}
+
+/// An event, of the columns `EVENT_COLUMNS`.
+#[derive(FromRow)]
+pub(super) struct EventRow {
+    patient_id: Uuid,
+    version: i64,
+    event_id: Uuid,
+    command_id: Uuid,
+    kind: i16,
+    at: i64,
+    subject: String,
+    traceparent: String,
+    body: String,
+}
+
+impl EventRow {
+    /// # Errors
+    /// `Broken`: the row was not written by this program or an older one.
+    pub(super) fn into_event(self) -> Result<RecordedEvent> {
+        let (id, version) = (self.patient_id, self.version);
+        self.decode().ok_or_else(|| {
+            Error::Broken(format!("the event of version {version} of patient {id} cannot be read"))
+        })
+    }
+
+    fn decode(self) -> Option<RecordedEvent> {
+        let body: Body<'_> = serde_json::from_str(&self.body).ok()?;
+        let patient = Patient {
+            id: PatientId(self.patient_id),
+            version: self.version,
+            created_at: Timestamp(body.created_at),
+            details: PatientDetails {
+                name: body.name.into(),
+                email: body.email.into(),
+                address: body.address.into(),
+                date_of_birth: parse_date(&body.date_of_birth)?,
+                registered_date: parse_date(&body.registered_date)?,
+            },
+        };
+        Some(RecordedEvent {
+            event_id: EventId(self.event_id),
+            command_id: CommandId(self.command_id),
+            event: EventType::from_code(self.kind)?.event(Arc::new(patient)),
+            at: Timestamp(self.at),
+            subject: self.subject.into(),
+            traceparent: self.traceparent.into(),
+        })
+    }
+}
+
+/// An event with its place in the outbox.
+#[derive(FromRow)]
+pub(super) struct OutboxRow {
+    seq: i64,
+    shard: i32,
+    #[sqlx(flatten)]
+    event: EventRow,
+}
+
+impl OutboxRow {
+    /// # Errors
+    /// As `EventRow::into_event`.
+    pub(super) fn into_event(self) -> Result<OutboxEvent> {
+        let shard = shard_of_column(self.shard)?;
+        Ok(OutboxEvent { seq: self.seq, shard, recorded: self.event.into_event()? })
+    }
+}
+
+/// A living patient.
+#[derive(FromRow)]
+pub(super) struct PatientRow {
+    id: Uuid,
+    version: i64,
+    created_at: i64,
+    name: String,
+    email: String,
+    address: String,
+    date_of_birth: Date,
+    registered_date: Date,
+}
+
+impl From<PatientRow> for Patient {
+    fn from(row: PatientRow) -> Self {
+        Patient {
+            id: PatientId(row.id),
+            version: row.version,
+            created_at: Timestamp(row.created_at),
+            details: PatientDetails {
+                name: row.name.into(),
+                email: row.email.into(),
+                address: row.address.into(),
+                date_of_birth: row.date_of_birth,
+                registered_date: row.registered_date,
+            },
+        }
+    }
+}
+
+/// An account.
+#[derive(FromRow)]
+pub(super) struct AccountRow {
+    id: Uuid,
+    patient_id: Uuid,
+    status: String,
+    opened_at: i64,
+    name: String,
+    email: String,
+}
+
+impl AccountRow {
+    /// # Errors
+    /// `Broken`: a status that this program does not know.
+    pub(super) fn into_account(self) -> Result<Arc<Account>> {
+        let status = AccountStatus::parse(&self.status)
+            .ok_or_else(|| Error::Broken(format!("account {} has an unknown status", self.id)))?;
+        Ok(Arc::new(Account {
+            id: AccountId(self.id),
+            patient_id: PatientId(self.patient_id),
+            name: self.name.into(),
+            email: self.email.into(),
+            status,
+            opened_at: Timestamp(self.opened_at),
+        }))
+    }
+}
+
+/// A user.
+#[derive(FromRow)]
+pub(super) struct UserColumns {
+    email: String,
+    password_hash: String,
+    role: String,
+    disabled: bool,
+    created_at: i64,
+}
+
+impl From<UserColumns> for super::UserRow {
+    fn from(row: UserColumns) -> Self {
+        super::UserRow {
+            email: row.email,
+            password_hash: row.password_hash,
+            role: row.role,
+            disabled: row.disabled,
+            created_at: Timestamp(row.created_at),
+        }
+    }
+}
+
+/// A shard's number out of its column.
+///
+/// # Errors
+/// `Broken`: not a number of a shard.
+pub(super) fn shard_of_column(value: i32) -> Result<u16> {
+    u16::try_from(value).map_err(|_| Error::Broken(format!("{value} is not the number of a shard")))
+}
+
+/// The number of shards out of its column.
+///
+/// # Errors
+/// `Broken`: no cluster has so many, or none.
+pub(super) fn shard_count_of_column(value: i64) -> Result<u16> {
+    let count = u16::try_from(value).ok().filter(|count| *count > 0);
+    count.ok_or_else(|| Error::Broken(format!("{value} is not a number of shards")))
+}
+
+/// The e-mail keys that an event takes and frees; both `None` if the address stays the same.
+pub(super) fn email_moves(append: &super::PatientAppend) -> (Option<String>, Option<String>) {
+    let recorded = &append.recorded;
+    let key = recorded.event.patient().details.email_key();
+    match recorded.event_type() {
+        EventType::Created => (Some(key), None),
+        // A deletion frees the address it carries even if the caller did not say so.
+        EventType::Deleted => (None, Some(append.released_email_key.clone().unwrap_or(key))),
+        EventType::Updated => match &append.released_email_key {
+            Some(released) if *released != key => (Some(key), Some(released.clone())),
+            _ => (None, None),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_with_escapes_reads_back() {
+        let patient = Patient {
+            id: PatientId(Uuid::nil()),
+            version: 3,
+            created_at: Timestamp(-5),
+            details: PatientDetails {
+                name: "Ada \"the\" \\ L\u{f6}velace".into(),
+                email: "ada@example.com".into(),
+                address: "1 Way\nTown".into(),
+                date_of_birth: time::macros::date!(1915 - 12 - 10),
+                registered_date: time::macros::date!(2026 - 01 - 02),
+            },
+        };
+        let row = EventRow {
+            patient_id: patient.id.0,
+            version: 3,
+            event_id: Uuid::max(),
+            command_id: Uuid::nil(),
+            kind: 2,
+            at: 7,
+            subject: "s".to_owned(),
+            traceparent: String::new(),
+            body: body_of(&patient).expect("JSON"),
+        };
+        let event = row.into_event().expect("an event");
+        assert!(**event.event.patient() == patient && event.event_type() == EventType::Updated);
+    }
+
+    #[test]
+    fn an_unreadable_row_is_named_without_its_content() {
+        let row = EventRow {
+            patient_id: Uuid::nil(),
+            version: 3,
+            event_id: Uuid::nil(),
+            command_id: Uuid::nil(),
+            kind: 2,
+            at: 7,
+            subject: String::new(),
+            traceparent: String::new(),
+            body: "{\"name\": \"Ada\"".to_owned(),
+        };
+        let Err(Error::Broken(said)) = row.into_event() else { panic!("must not be read") };
+        assert!(said.contains("version 3") && !said.contains("Ada"), "{said}");
+    }
+}

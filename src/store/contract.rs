@@ -1,0 +1,114 @@
+//! What every store must do, as tests that run on each of them. A test gets an empty database of its
+//! own and knows the store by its traits alone.
+
+mod accounts;
+mod leases;
+mod model;
+mod outbox;
+mod patients;
+mod projection;
+mod races;
+mod world;
+
+use std::sync::Arc;
+
+use super::{Settings, Store, Use, migrate, open};
+
+#[path = "../../tests/harness/postgres.rs"]
+pub(super) mod server;
+
+/// A store in a directory that goes with the test.
+async fn sqlite() -> (tempfile::TempDir, Arc<dyn Store>) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite:{}", directory.path().join("test.db").display());
+    let settings = Settings { url, ..Settings::default() };
+    (directory, open(&settings, Use::Serve).await.expect("a store"))
+}
+
+/// A store in a database that goes with the test.
+async fn postgres() -> (server::Database, Arc<dyn Store>) {
+    let database = server::Postgres::shared_fast().create_database().await;
+    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    migrate(&settings).await.expect("a schema");
+    (database, open(&settings, Use::Serve).await.expect("a store"))
+}
+
+macro_rules! contract {
+    ($($module:ident { $($test:ident),* $(,)? })*) => {
+        mod on_sqlite {
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let (_place, store) = super::sqlite().await;
+                super::$module::$test(store.clone()).await;
+                store.close().await;
+            })*)*
+        }
+        mod on_postgres {
+            $($(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let (_place, store) = super::postgres().await;
+                super::$module::$test(store.clone()).await;
+                store.close().await;
+            })*)*
+        }
+    };
+}
+
+contract! {
+    patients {
+        a_life_is_recorded,
+        a_mixed_batch_hurts_nobody,
+        an_empty_batch_is_nothing,
+        a_command_is_carried_out_once,
+        versions_must_follow,
+        a_deleted_id_is_never_used_again,
+        deletion_and_change_free_the_address,
+        a_change_of_case_keeps_the_address,
+        an_address_freed_in_a_batch_is_not_free_within_it,
+        one_address_twice_in_a_batch,
+        the_own_address_is_a_conflict,
+        lists_go_page_by_page,
+        history_is_in_order_and_limited,
+        texts_come_back_as_they_were,
+    }
+    races {
+        one_address_under_parallel_commits,
+        crossing_addresses_do_not_deadlock,
+        large_batches_in_parallel,
+    }
+    leases {
+        the_number_of_shards_is_set_once,
+        a_lease_is_taken_once,
+        a_lease_runs_out,
+        a_released_lease_is_free,
+        renewal_keeps_the_epoch,
+        taking_ones_own_lease_again_fences_what_was_sent,
+        a_commit_under_an_old_epoch_is_fenced,
+        kinds_do_not_touch_each_other,
+        one_taker_wins,
+    }
+    outbox {
+        events_wait_in_the_order_of_commits,
+        what_is_marked_does_not_come_back,
+        what_a_broker_forgot_is_told_again,
+        what_is_applied_is_not_told_again,
+        registrations_wait_for_an_account,
+        depth_tells_the_oldest,
+    }
+    projection {
+        counts_add_up,
+        repeats_have_no_effect,
+        offsets_never_go_back,
+        offsets_belong_to_their_source,
+        parallel_consumers_count_once,
+    }
+    accounts {
+        a_patient_has_one_account,
+        accounts_are_fenced,
+        users_are_kept,
+        a_store_answers_a_ping,
+    }
+    model {
+        random_histories_match_the_model,
+    }
+}

@@ -1,0 +1,216 @@
+//! Patients: what is committed, what is refused, what is read back.
+
+use std::sync::Arc;
+
+use super::world::{Region, START, id, new_command, patient};
+use crate::domain::ids::{Epoch, PatientId};
+use crate::domain::patient::{PatientEvent, PatientState};
+use crate::domain::time::Timestamp;
+use crate::store::AppendOutcome::{Committed, Conflict, EmailTaken, Fenced};
+use crate::store::{ListPosition, Store};
+
+pub(super) async fn a_life_is_recorded(store: Arc<dyn Store>) {
+    assert!(store.is_empty().await.expect("an answer"));
+    let region = Region::start(&store).await;
+    assert_eq!(region.state(id(1)).await, PatientState::Absent);
+
+    let registered = region.registered(1, "Ada@example.com").await;
+    assert_eq!(region.state(id(1)).await, PatientState::Active(Arc::new(registered.clone())));
+    let updated = region.done(region.update(&registered, "ada@example.org")).await;
+    assert_eq!(region.state(id(1)).await, PatientState::Active(Arc::new(updated.clone())));
+    region.done(region.delete(&updated)).await;
+    assert_eq!(region.state(id(1)).await, PatientState::Deleted(3));
+
+    let history = store.history(id(1), 10).await.expect("events");
+    let versions: Vec<_> = history.iter().map(|e| (e.version(), e.event_type().code())).collect();
+    assert_eq!(versions, [(1, 1), (2, 2), (3, 3)]);
+    assert!(!store.is_empty().await.expect("an answer"), "a deleted patient was registered once");
+}
+
+pub(super) async fn a_mixed_batch_hurts_nobody(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let known = region.registered(1, "taken@example.com").await;
+    let mut fenced = region.register(3, "three@example.com");
+    fenced.epoch = Epoch(fenced.epoch.0 + 1);
+    let mut gap = region.update(&known, "gap@example.com");
+    if let PatientEvent::Updated(after) = &mut gap.recorded.event {
+        Arc::make_mut(after).version = 9;
+    }
+    let batch = [
+        region.register(2, "two@example.com"),
+        fenced,
+        region.register(4, "TAKEN@example.com"),
+        gap,
+        region.register(5, "five@example.com"),
+    ];
+    let outcomes = store.commit_patients(&batch).await.expect("outcomes");
+    assert_eq!(outcomes, [Committed, Fenced, EmailTaken, Conflict, Committed]);
+    assert!(matches!(region.state(id(2)).await, PatientState::Active(_)));
+    assert!(matches!(region.state(id(5)).await, PatientState::Active(_)));
+    for refused in [3, 4] {
+        assert_eq!(region.state(id(refused)).await, PatientState::Absent);
+        assert!(store.history(id(refused), 9).await.expect("events").is_empty());
+    }
+    assert_eq!(region.state(id(1)).await, PatientState::Active(Arc::new(known)));
+    // The addresses of refused rows are free.
+    region.registered(6, "three@example.com").await;
+    region.registered(7, "gap@example.com").await;
+}
+
+pub(super) async fn an_empty_batch_is_nothing(store: Arc<dyn Store>) {
+    assert_eq!(store.commit_patients(&[]).await.expect("outcomes"), []);
+    assert_eq!(store.commit_accounts(&[]).await.expect("outcomes"), []);
+}
+
+pub(super) async fn a_command_is_carried_out_once(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let row = region.register(1, "one@example.com");
+    assert_eq!(region.commit(&row).await, Committed);
+    assert_eq!(region.commit(&row).await, Conflict);
+
+    // The same command on the next version, as a caller would who reloaded the state but not the command.
+    let mut again = region.update(row.recorded.event.patient(), "two@example.com");
+    again.recorded.command_id = row.recorded.command_id;
+    assert_eq!(region.commit(&again).await, Conflict);
+
+    let loaded = store.load_patient(id(1), Some(row.recorded.command_id)).await.expect("a state");
+    assert_eq!(loaded.applied.as_ref(), Some(&row.recorded));
+    assert_eq!(loaded.state, PatientState::Active(Arc::clone(row.recorded.event.patient())));
+    let other = store.load_patient(id(1), Some(new_command())).await.expect("a state");
+    assert_eq!(other.applied, None);
+    // A command id belongs to its patient.
+    let elsewhere = store.load_patient(id(2), Some(row.recorded.command_id)).await.expect("a state");
+    assert_eq!(elsewhere.applied, None);
+    let mut shared = region.register(2, "two@example.com");
+    shared.recorded.command_id = row.recorded.command_id;
+    assert_eq!(region.commit(&shared).await, Committed);
+}
+
+pub(super) async fn versions_must_follow(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let first = region.registered(1, "one@example.com").await;
+    let second = region.done(region.update(&first, "one@example.com")).await;
+    assert_eq!(region.commit(&region.update(&first, "x@example.com")).await, Conflict);
+    assert_eq!(region.commit(&region.delete(&first)).await, Conflict);
+    assert_eq!(region.commit(&region.register(1, "y@example.com")).await, Conflict);
+    let nobody = patient(2, "nobody@example.com");
+    assert_eq!(region.commit(&region.update(&nobody, "nobody@example.com")).await, Conflict);
+    assert_eq!(region.state(id(1)).await, PatientState::Active(Arc::new(second)));
+}
+
+pub(super) async fn a_deleted_id_is_never_used_again(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let first = region.registered(1, "one@example.com").await;
+    let deleted = region.done(region.delete(&first)).await;
+    assert_eq!(region.commit(&region.register(1, "one@example.com")).await, Conflict);
+    assert_eq!(region.commit(&region.update(&deleted, "one@example.com")).await, Conflict);
+    assert_eq!(region.commit(&region.delete(&deleted)).await, Conflict);
+    assert_eq!(region.state(id(1)).await, PatientState::Deleted(2));
+}
+
+pub(super) async fn deletion_and_change_free_the_address(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let one = region.registered(1, "one@example.com").await;
+    assert_eq!(region.commit(&region.register(2, "ONE@example.com")).await, EmailTaken);
+    let one = region.done(region.update(&one, "uno@example.com")).await;
+    let two = region.registered(2, "ONE@example.com").await;
+    assert_eq!(region.commit(&region.update(&two, "Uno@example.com")).await, EmailTaken);
+    assert_eq!(region.state(id(2)).await, PatientState::Active(Arc::new(two.clone())));
+    region.done(region.delete(&one)).await;
+    region.done(region.update(&two, "Uno@example.com")).await;
+    // A deletion frees the address even if the caller does not name it.
+    let three = region.registered(3, "three@example.com").await;
+    let mut unnamed = region.delete(&three);
+    unnamed.released_email_key = None;
+    region.done(unnamed).await;
+    region.registered(4, "three@example.com").await;
+}
+
+pub(super) async fn a_change_of_case_keeps_the_address(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let one = region.registered(1, "one@example.com").await;
+    let mut row = region.update(&one, "ONE@example.com");
+    // As a caller might put it who compares what was written and not the keys.
+    row.released_email_key = Some("one@example.com".to_owned());
+    let one = region.done(row).await;
+    assert_eq!(&*one.details.email, "ONE@example.com");
+    assert_eq!(region.commit(&region.register(2, "one@example.com")).await, EmailTaken);
+}
+
+pub(super) async fn an_address_freed_in_a_batch_is_not_free_within_it(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let one = region.registered(1, "one@example.com").await;
+    let batch = [region.update(&one, "uno@example.com"), region.register(2, "one@example.com")];
+    assert_eq!(store.commit_patients(&batch).await.expect("outcomes"), [Committed, EmailTaken]);
+    region.registered(2, "one@example.com").await;
+}
+
+pub(super) async fn one_address_twice_in_a_batch(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let batch = [region.register(2, "One@example.com"), region.register(1, "one@example.com")];
+    let outcomes = store.commit_patients(&batch).await.expect("outcomes");
+    assert_eq!(outcomes, [EmailTaken, Committed], "the smaller id is first");
+}
+
+pub(super) async fn the_own_address_is_a_conflict(store: Arc<dyn Store>) {
+    // A registration whose outcome was unknown came through: the shard that tries again knows nothing
+    // of it, not even the id.
+    let region = Region::start(&store).await;
+    region.registered(1, "one@example.com").await;
+    assert_eq!(region.commit(&region.register(1, "one@example.com")).await, Conflict);
+}
+
+pub(super) async fn lists_go_page_by_page(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    // Three moments with three patients each, committed in no order.
+    for n in [7, 2, 9, 4, 1, 8, 3, 6, 5u128] {
+        let mut row = region.register(n, &format!("p{n}@example.com"));
+        if let PatientEvent::Registered(p) = &mut row.recorded.event {
+            Arc::make_mut(p).created_at = Timestamp(START + i64::try_from(n % 3).expect("small"));
+        }
+        region.done(row).await;
+    }
+    let PatientState::Active(five) = region.state(id(5)).await else { panic!("five is there") };
+    region.done(region.delete(&five)).await;
+
+    let mut seen: Vec<PatientId> = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.list_patients(after, 3).await.expect("a page");
+        assert!(page.len() <= 3);
+        let Some(last) = page.last() else { break };
+        after = Some(ListPosition { created_at: last.created_at, id: last.id });
+        seen.extend(page.iter().map(|p| p.id));
+    }
+    assert_eq!(seen, [3, 6, 9, 1, 4, 7, 2, 8].map(id));
+    assert_eq!(store.list_patients(None, 100).await.expect("a page").len(), 8);
+    assert_eq!(store.list_patients(None, 0).await.expect("a page"), []);
+}
+
+pub(super) async fn history_is_in_order_and_limited(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let mut now = region.registered(1, "v1@example.com").await;
+    for version in 2..=6 {
+        now = region.done(region.update(&now, &format!("v{version}@example.com"))).await;
+    }
+    region.registered(2, "other@example.com").await;
+    let history = store.history(id(1), 4).await.expect("events");
+    let emails: Vec<_> = history.iter().map(|e| e.event.patient().details.email.to_string()).collect();
+    assert_eq!(emails, ["v1@example.com", "v2@example.com", "v3@example.com", "v4@example.com"]);
+}
+
+pub(super) async fn texts_come_back_as_they_were(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let mut row = region.register(1, "o'neil+\u{fc}@example.com");
+    if let PatientEvent::Registered(p) = &mut row.recorded.event {
+        let details = &mut Arc::make_mut(p).details;
+        details.name = "N\u{e1}me \"quoted\" \\ {braces,commas} NULL".into();
+        details.address = "line one\nline two\t\u{1f3e5}".into();
+        details.date_of_birth = time::macros::date!(1850 - 01 - 01);
+    }
+    let before = region.done(row.clone()).await;
+    let PatientState::Active(after) = region.state(id(1)).await else { panic!("it is there") };
+    assert!(*after == before, "the record is not the same");
+    assert!(store.history(id(1), 1).await.expect("events") == [row.recorded], "the event is not the same");
+    assert!(store.list_patients(None, 1).await.expect("a page") == [before], "the list is not the same");
+}

@@ -1,0 +1,126 @@
+//! The analytics projection.
+
+use std::sync::Arc;
+
+use futures::future::join_all;
+use time::Date;
+use time::macros::date;
+
+use super::world::id;
+use crate::domain::analytics::{Counts, Observation};
+use crate::domain::event::EventType::{self, Created, Deleted, Updated};
+use crate::domain::time::Timestamp;
+use crate::store::{Applied, PartitionOffset, ProjectionSource, Store};
+
+const DAY_US: i64 = 86_400_000_000;
+const OLD: Date = date!(1950 - 05 - 05);
+const NEW: Date = date!(1990 - 09 - 09);
+
+fn source() -> ProjectionSource {
+    ProjectionSource { group: "analytics".to_owned(), broker: "b1".to_owned(), topic: "patient".to_owned() }
+}
+
+fn seen(n: u128, version: i64, event_type: EventType, birth: Option<Date>) -> Observation {
+    let at = Timestamp(i64::try_from(n).expect("small") * DAY_US + DAY_US - 1);
+    Observation { patient_id: id(n), version, event_type, at, date_of_birth: birth }
+}
+
+fn at(partition: i32, next_offset: i64) -> PartitionOffset {
+    PartitionOffset { partition, next_offset }
+}
+
+async fn counts(store: &Arc<dyn Store>) -> Counts {
+    store.counts(date!(1970 - 01 - 01)).await.expect("counts")
+}
+
+pub(super) async fn counts_add_up(store: Arc<dyn Store>) {
+    assert_eq!(counts(&store).await, Counts::default());
+    let batch = [
+        seen(1, 1, Created, Some(OLD)),
+        seen(2, 1, Created, Some(OLD)),
+        seen(1, 2, Updated, Some(NEW)),
+        seen(3, 1, Created, Some(NEW)),
+    ];
+    let applied = store.apply(&source(), &[at(0, 4)], &batch).await.expect("applied");
+    assert_eq!(applied, Applied { counted: 4, repeated: 0 });
+    let batch = [seen(2, 2, Deleted, None), seen(3, 2, Updated, Some(NEW))];
+    store.apply(&source(), &[at(0, 6)], &batch).await.expect("applied");
+    let all = counts(&store).await;
+    assert_eq!(all.by_event_type, [(Created, 3), (Updated, 2), (Deleted, 1)]);
+    assert_eq!(all.births, [(NEW, 2)]);
+    let days = [date!(1970 - 01 - 02), date!(1970 - 01 - 03), date!(1970 - 01 - 04)];
+    assert_eq!(all.registrations, days.map(|day| (day, 1)), "UTC days");
+    let later = store.counts(date!(1970 - 01 - 04)).await.expect("counts");
+    assert_eq!(later.registrations, [(days[2], 1)]);
+    assert_eq!((later.by_event_type, later.births), (all.by_event_type, all.births));
+}
+
+pub(super) async fn repeats_have_no_effect(store: Arc<dyn Store>) {
+    let batch = [
+        seen(1, 1, Created, Some(OLD)),
+        seen(1, 1, Created, Some(OLD)),
+        seen(1, 2, Updated, Some(NEW)),
+        seen(1, 1, Created, Some(OLD)),
+    ];
+    let applied = store.apply(&source(), &[at(0, 4)], &batch).await.expect("applied");
+    assert_eq!(applied, Applied { counted: 2, repeated: 2 });
+    let before = counts(&store).await;
+    let applied = store.apply(&source(), &[at(0, 4)], &batch).await.expect("applied");
+    assert_eq!(applied, Applied { counted: 0, repeated: 4 });
+    assert_eq!(counts(&store).await, before);
+    // A deleted patient stays known.
+    store.apply(&source(), &[], &[seen(1, 3, Deleted, None)]).await.expect("applied");
+    let applied = store.apply(&source(), &[], &batch).await.expect("applied");
+    assert_eq!(applied, Applied { counted: 0, repeated: 4 });
+    assert_eq!(counts(&store).await.births, []);
+}
+
+pub(super) async fn offsets_never_go_back(store: Arc<dyn Store>) {
+    assert!(store.offsets(&source()).await.expect("offsets").is_empty());
+    store.apply(&source(), &[at(0, 10), at(1, 5)], &[]).await.expect("applied");
+    store.apply(&source(), &[at(0, 7), at(1, 6), at(2, 1)], &[]).await.expect("applied");
+    let offsets = store.offsets(&source()).await.expect("offsets");
+    assert_eq!(offsets, [at(0, 10), at(1, 6), at(2, 1)]);
+    let applied = store.apply(&source(), &[], &[]).await.expect("applied");
+    assert_eq!(applied, Applied::default());
+}
+
+pub(super) async fn offsets_belong_to_their_source(store: Arc<dyn Store>) {
+    store.apply(&source(), &[at(0, 10)], &[]).await.expect("applied");
+    let others = [
+        ProjectionSource { group: "other".to_owned(), ..source() },
+        ProjectionSource { broker: "b2".to_owned(), ..source() },
+        ProjectionSource { topic: "other".to_owned(), ..source() },
+    ];
+    for other in others {
+        assert!(store.offsets(&other).await.expect("offsets").is_empty());
+        store.apply(&other, &[at(0, 1)], &[]).await.expect("applied");
+        assert_eq!(store.offsets(&other).await.expect("offsets"), [at(0, 1)]);
+    }
+    assert_eq!(store.offsets(&source()).await.expect("offsets"), [at(0, 10)]);
+}
+
+pub(super) async fn parallel_consumers_count_once(store: Arc<dyn Store>) {
+    // Several consumers get the same events, as after a rebalance that one of them has not heard of.
+    let batch: Arc<Vec<Observation>> = Arc::new(
+        (1..=60).flat_map(|n| [seen(n, 1, Created, Some(OLD)), seen(n, 2, Updated, Some(NEW))]).collect(),
+    );
+    let tasks = (0..6).map(|task: usize| {
+        let (store, batch) = (Arc::clone(&store), Arc::clone(&batch));
+        tokio::spawn(async move {
+            let mut counted = 0;
+            for chunk in batch.chunks(20 + task * 2) {
+                counted += store.apply(&source(), &[at(0, 120)], chunk).await.expect("applied").counted;
+            }
+            counted
+        })
+    });
+    let mut counted = 0;
+    for task in join_all(tasks).await {
+        counted += task.expect("no panic");
+    }
+    assert_eq!(counted, 120);
+    let all = counts(&store).await;
+    assert_eq!(all.by_event_type, [(Created, 60), (Updated, 60)]);
+    assert_eq!(all.births, [(NEW, 60)]);
+}

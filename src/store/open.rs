@@ -1,0 +1,271 @@
+//! Opening a database: which one, with what limits, and whether its schema fits this program.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::PgConnectOptions;
+
+use super::postgres::PostgresStore;
+use super::sqlite::SqliteStore;
+use super::{Error, Result, Store};
+
+/// Where the database is and how long anything may wait for it.
+#[derive(Clone, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// `sqlite:path/to/file` or `postgres://user:password@host:port/database`.
+    pub url: String,
+    /// Connections to PostgreSQL.
+    pub connections_max: u32,
+    /// Connections for reading in SQLite, beside the one that writes.
+    pub read_connections_max: u32,
+    /// How long `open` keeps trying to reach PostgreSQL.
+    pub connect_timeout_ms: u64,
+    /// How long a call waits for a free connection, or for its turn to write in SQLite.
+    pub acquire_timeout_ms: u64,
+    /// How long a statement may run: PostgreSQL ends it then. A caller waits half a second longer,
+    /// for the answer.
+    pub statement_timeout_ms: u64,
+    /// How long a statement waits for a row that another transaction has locked, and in SQLite for
+    /// another process that writes.
+    pub lock_timeout_ms: u64,
+    /// How long the putting back of what a broker forgot may run: it may concern many rows.
+    pub bulk_timeout_ms: u64,
+    /// How long a migration may run, waiting for another process that migrates included.
+    pub migrate_timeout_ms: u64,
+    /// Whether the server migrates a PostgreSQL database by itself. SQLite always does.
+    pub migrate_on_start: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            url: "sqlite:hygeia-data/hygeia.db".to_owned(),
+            connections_max: 12,
+            read_connections_max: 4,
+            connect_timeout_ms: 10_000,
+            acquire_timeout_ms: 2_000,
+            statement_timeout_ms: 5_000,
+            lock_timeout_ms: 2_000,
+            bulk_timeout_ms: 60_000,
+            migrate_timeout_ms: 600_000,
+            migrate_on_start: false,
+        }
+    }
+}
+
+/// Shows the URL without its password.
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings")
+            .field("url", &self.url_for_logs())
+            .field("connections_max", &self.connections_max)
+            .field("statement_timeout_ms", &self.statement_timeout_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// Says what is wrong with these settings, naming the key and what is allowed.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, as a sentence without secrets.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let positive = [
+            ("connections_max", u64::from(self.connections_max)),
+            ("read_connections_max", u64::from(self.read_connections_max)),
+            ("connect_timeout_ms", self.connect_timeout_ms),
+            ("acquire_timeout_ms", self.acquire_timeout_ms),
+            ("statement_timeout_ms", self.statement_timeout_ms),
+            ("lock_timeout_ms", self.lock_timeout_ms),
+            ("bulk_timeout_ms", self.bulk_timeout_ms),
+            ("migrate_timeout_ms", self.migrate_timeout_ms),
+        ];
+        for (key, value) in positive {
+            // PostgreSQL counts its time limits in milliseconds of 31 bits, and takes 0 as no limit.
+            if value == 0 || value > 2_000_000_000 {
+                return Err(format!("{key} is {value}; allowed is 1 to 2000000000"));
+            }
+        }
+        self.location().map(drop)
+    }
+
+    /// The URL as it may be shown: without a password and without parameters.
+    pub fn url_for_logs(&self) -> String {
+        match self.location() {
+            Ok(Location::Sqlite(path)) => format!("sqlite:{}", path.display()),
+            Ok(Location::Postgres(options)) => format!(
+                "postgres://{}@{}:{}/{}",
+                options.get_username(),
+                options.get_host(),
+                options.get_port(),
+                options.get_database().unwrap_or_default()
+            ),
+            Err(_) => "(not a valid URL)".to_owned(),
+        }
+    }
+
+    /// What the URL names.
+    pub(super) fn location(&self) -> std::result::Result<Location, String> {
+        const ALLOWED: &str = "allowed are sqlite:path/to/file and postgres://user@host/database";
+        let (scheme, rest) = self.url.split_once(':').unwrap_or_default();
+        match scheme {
+            "sqlite" => {
+                let path = rest.strip_prefix("//").unwrap_or(rest);
+                if path.is_empty() || path.starts_with(':') {
+                    return Err(format!("url has no path to a database file; {ALLOWED}"));
+                }
+                Ok(Location::Sqlite(PathBuf::from(path)))
+            }
+            "postgres" | "postgresql" => PgConnectOptions::from_str(&self.url)
+                .map(|options| Location::Postgres(Box::new(options)))
+                .map_err(|_| format!("url is not one of PostgreSQL; {ALLOWED}")),
+            _ => Err(format!("url names no database that is known; {ALLOWED}")),
+        }
+    }
+}
+
+/// What a URL names.
+pub(super) enum Location {
+    Sqlite(PathBuf),
+    Postgres(Box<PgConnectOptions>),
+}
+
+/// Who opens the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The server. With SQLite there is only one at a time; it migrates by itself.
+    Serve,
+    /// A tool that does one thing, perhaps beside a running server.
+    Tool,
+}
+
+/// Opens the database that `settings` name.
+///
+/// # Errors
+/// `Unavailable`: it cannot be reached within `connect_timeout_ms`, or another server uses the SQLite
+/// file. `Broken`: the settings are wrong, the file is not a database, or the schema does not fit.
+pub async fn open(settings: &Settings, by: Use) -> Result<Arc<dyn Store>> {
+    settings.check().map_err(Error::Broken)?;
+    match settings.location().map_err(Error::Broken)? {
+        Location::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, settings, by).await?)),
+        Location::Postgres(options) => {
+            if by == Use::Serve && settings.migrate_on_start {
+                super::postgres::migrate(&options, settings).await?;
+            }
+            Ok(Arc::new(PostgresStore::open(&options, settings).await?))
+        }
+    }
+}
+
+/// Brings the schema up to what this program needs. Safe beside a running server and beside another
+/// process that migrates.
+///
+/// # Errors
+/// As `open`.
+pub async fn migrate(settings: &Settings) -> Result<()> {
+    settings.check().map_err(Error::Broken)?;
+    match settings.location().map_err(Error::Broken)? {
+        Location::Sqlite(path) => super::sqlite::migrate(path, settings).await,
+        Location::Postgres(options) => super::postgres::migrate(&options, settings).await,
+    }
+}
+
+impl Error {
+    /// The same error, saying where.
+    pub(super) fn at(self, place: &str) -> Error {
+        match self {
+            Error::Unavailable(text) => Error::Unavailable(format!("{place}: {text}")),
+            Error::Unknown(text) => Error::Unknown(format!("{place}: {text}")),
+            Error::Broken(text) => Error::Broken(format!("{place}: {text}")),
+        }
+    }
+}
+
+/// Milliseconds of a setting.
+pub(super) fn ms(value: u64) -> Duration {
+    Duration::from_millis(value)
+}
+
+/// A migration as the database remembers it.
+#[derive(sqlx::FromRow)]
+pub(super) struct AppliedMigration {
+    version: i64,
+    checksum: Vec<u8>,
+    success: bool,
+}
+
+/// How a schema stands to this program.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Schema {
+    /// Everything this program needs is there. More may be: a newer program has migrated, and
+    /// migrations only ever add.
+    Fits,
+    /// This many migrations are missing.
+    Behind(usize),
+}
+
+/// Compares what was `applied` with what this program brings.
+///
+/// # Errors
+/// `Broken`: a migration failed half way, or is another one than ours.
+pub(super) fn compare_schema(migrator: &Migrator, applied: &[AppliedMigration]) -> Result<Schema> {
+    let mut missing = 0;
+    for migration in migrator.iter() {
+        match applied.iter().find(|a| a.version == migration.version) {
+            None => missing += 1,
+            Some(found) if !found.success => {
+                let message = format!("migration {} failed half way", migration.version);
+                return Err(Error::Broken(message));
+            }
+            Some(found) if found.checksum != *migration.checksum => {
+                let message = format!("migration {} is not the one of this program", migration.version);
+                return Err(Error::Broken(message));
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(if missing == 0 { Schema::Fits } else { Schema::Behind(missing) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_url(url: &str) -> Settings {
+        Settings { url: url.to_owned(), ..Settings::default() }
+    }
+
+    #[test]
+    fn an_unknown_scheme_says_what_is_allowed() {
+        for url in ["mysql://root:hunter2@host/db", "hygeia.db", "", "sqlite:", "sqlite::memory:"] {
+            let said = with_url(url).check().expect_err(url);
+            assert!(said.contains("sqlite:path/to/file") && said.contains("postgres://"), "{said}");
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+        with_url("sqlite:a.db").check().expect("a path");
+        with_url("sqlite:///var/lib/a.db").check().expect("an absolute path");
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        for url in ["postgres://ada:hunter2@db.example:5433/clinic", "postgres://ada:hunter2@[bad/clinic"] {
+            let settings = with_url(url);
+            let shown = format!("{settings:?} {} {:?}", settings.url_for_logs(), settings.check());
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+        let shown = with_url("postgres://ada:hunter2@db.example:5433/clinic").url_for_logs();
+        assert_eq!(shown, "postgres://ada@db.example:5433/clinic");
+    }
+
+    #[test]
+    fn limits_have_bounds() {
+        let said = Settings { lock_timeout_ms: 0, ..Settings::default() }.check().expect_err("zero");
+        assert!(said.contains("lock_timeout_ms") && said.contains("allowed"), "{said}");
+        let much = Settings { statement_timeout_ms: u64::MAX, ..Settings::default() };
+        assert!(much.check().is_err());
+    }
+}

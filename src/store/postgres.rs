@@ -1,0 +1,307 @@
+//! PostgreSQL. Every change is one statement that commits by itself, but for the projection and the
+//! putting back of events, which are transactions.
+//!
+//! Invariants:
+//! - Nothing waits without a bound: the server ends a statement after `statement_timeout_ms` and a wait
+//!   for a lock after `lock_timeout_ms`; this side gives up half a second later.
+//! - A connection whose last call did not come to a clean end is closed, never used again.
+
+mod accounts;
+mod commit;
+mod fault;
+mod leases;
+mod outbox;
+mod patients;
+mod projection;
+#[cfg(test)]
+mod tests;
+mod users;
+
+use std::future::Future;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::query::Query;
+use sqlx::{ConnectOptions, Connection, FromRow, PgPool, Postgres, Row};
+use tokio::time::{Instant, timeout};
+
+use self::fault::{Failure, Intent};
+use super::open::{AppliedMigration, Schema, Settings, compare_schema, ms};
+use super::{Error, Result, Store};
+
+static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// How much longer than the server this side waits for an answer.
+const ANSWER_GRACE: Duration = Duration::from_millis(500);
+/// A connection that has been idle this long is tried before it is used, so that a restart of the
+/// server between two calls does not make the outcome of the second unknown.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// The pause between two tries to reach the server at the start.
+const CONNECT_PAUSE: Duration = Duration::from_millis(100);
+
+type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
+
+/// The store over a pool of connections.
+pub(super) struct PostgresStore {
+    pool: PgPool,
+    answer_timeout: Duration,
+    bulk_timeout_ms: u64,
+    /// Where the next trimming of `outbox_sent` goes on.
+    trimmed_to: AtomicI64,
+}
+
+impl PostgresStore {
+    /// Connects, and checks the schema.
+    ///
+    /// # Errors
+    /// As `super::open`.
+    pub(super) async fn open(options: &PgConnectOptions, settings: &Settings) -> Result<Self> {
+        let pool = PgPoolOptions::new()
+            .max_connections(settings.connections_max)
+            .acquire_timeout(ms(settings.acquire_timeout_ms))
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(session(options, settings, settings.statement_timeout_ms));
+        let store = PostgresStore {
+            pool,
+            answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
+            bulk_timeout_ms: settings.bulk_timeout_ms,
+            trimmed_to: AtomicI64::new(i64::MIN),
+        };
+        store.reach(settings).await?;
+        match store.schema().await? {
+            Schema::Fits => Ok(store),
+            Schema::Behind(n) => {
+                let message = format!("{n} migrations are missing in the database; run `hygeia migrate`");
+                Err(Error::Broken(message))
+            }
+        }
+    }
+
+    /// Waits until the server takes a connection.
+    async fn reach(&self, settings: &Settings) -> Result<()> {
+        let deadline = Instant::now() + ms(settings.connect_timeout_ms);
+        loop {
+            let Err(error) = self.checkout().await else { return Ok(()) };
+            let hopeless = error.is_refusal();
+            let error = error.into_error(Intent::Read);
+            if hopeless || Instant::now() + CONNECT_PAUSE > deadline {
+                return Err(error.at(&settings.url_for_logs()));
+            }
+            tokio::time::sleep(CONNECT_PAUSE).await;
+        }
+    }
+
+    async fn schema(&self) -> Result<Schema> {
+        let applied = self
+            .rows_or_failure(sqlx::query("SELECT version, checksum, success FROM _sqlx_migrations"))
+            .await;
+        let rows = match applied {
+            Err(failure) if failure.sql_state().as_deref() == Some("42P01") => Vec::new(),
+            other => other.map_err(|failure| failure.into_error(Intent::Read))?,
+        };
+        let applied = rows.iter().map(decode::<AppliedMigration>).collect::<Result<Vec<_>>>()?;
+        compare_schema(&MIGRATOR, &applied)
+    }
+
+    async fn checkout(&self) -> std::result::Result<Checkout, Failure> {
+        match self.pool.acquire().await {
+            Ok(connection) => Ok(Checkout { connection, clean: false }),
+            Err(error) => Err(Failure::NotSent(error)),
+        }
+    }
+
+    async fn rows_or_failure(&self, query: PgQuery<'_>) -> std::result::Result<Vec<PgRow>, Failure> {
+        let mut checkout = self.checkout().await?;
+        let result = within(self.answer_timeout, query.fetch_all(&mut *checkout.connection)).await;
+        checkout.settle(&result);
+        result
+    }
+
+    /// Runs a statement that reads.
+    async fn read(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Read))
+    }
+
+    /// Runs a statement that changes something, and commits by itself.
+    async fn write(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Write))
+    }
+
+    /// Runs a statement that changes something; answers with the number of rows changed.
+    async fn change(&self, query: PgQuery<'_>) -> Result<u64> {
+        let failed = |failure: Failure| failure.into_error(Intent::Write);
+        let mut checkout = self.checkout().await.map_err(failed)?;
+        let result = within(self.answer_timeout, query.execute(&mut *checkout.connection)).await;
+        checkout.settle(&result);
+        Ok(result.map_err(failed)?.rows_affected())
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn ping(&self) -> Result<()> {
+        let rows = self.read(sqlx::query("SELECT current_setting('transaction_read_only') = 'on'")).await?;
+        if rows.first().map(|row| column::<bool>(row, 0)).transpose()?.unwrap_or_default() {
+            return Err(Error::Unavailable("the server is read-only".to_owned()));
+        }
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Runs the migrations on a connection of their own. Another process that migrates is waited for.
+///
+/// # Errors
+/// `Unavailable`: not reached, or not done in time; it may be called again. `Broken`: a migration
+/// does not fit the database.
+pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> Result<()> {
+    let limit = ms(settings.migrate_timeout_ms);
+    let options = session(options, settings, settings.migrate_timeout_ms)
+        .options([("lock_timeout", settings.migrate_timeout_ms)]);
+    let deadline = Instant::now() + ms(settings.connect_timeout_ms);
+    let mut connection = loop {
+        let failure = match timeout(ms(settings.connect_timeout_ms), options.connect()).await {
+            Ok(Ok(connection)) => break connection,
+            Ok(Err(error)) => Failure::NotSent(error),
+            Err(_) => Failure::Late,
+        };
+        if failure.is_refusal() || Instant::now() + CONNECT_PAUSE > deadline {
+            return Err(failure.into_error(Intent::Read).at(&settings.url_for_logs()));
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    };
+    let migrator = Migrator { ignore_missing: true, ..clone_of(&MIGRATOR) };
+    let outcome = timeout(limit, migrator.run_direct(None, &mut connection, false)).await;
+    connection.close().await.ok();
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(fault::of_migration(error)),
+        Err(_) => Err(Error::Unavailable("the migration took too long".to_owned())),
+    }
+}
+
+fn clone_of(migrator: &Migrator) -> Migrator {
+    Migrator { migrations: migrator.migrations.clone(), ..Migrator::DEFAULT }
+}
+
+/// The connection's options: no wait without a bound, plans made once, no statement in the log.
+fn session(options: &PgConnectOptions, settings: &Settings, statement_ms: u64) -> PgConnectOptions {
+    let limits = [
+        ("statement_timeout", statement_ms),
+        ("lock_timeout", settings.lock_timeout_ms),
+        ("idle_in_transaction_session_timeout", statement_ms),
+        ("tcp_user_timeout", 15_000),
+        ("tcp_keepalives_idle", 10),
+        ("tcp_keepalives_interval", 5),
+        ("tcp_keepalives_count", 3),
+    ];
+    options
+        .clone()
+        .application_name("hygeia")
+        .options(limits)
+        // Every statement is found by its text and has few plans that make sense; planning the commit
+        // anew each time would cost more than running it.
+        .options([("plan_cache_mode", "force_generic_plan"), ("jit", "off")])
+        .disable_statement_logging()
+}
+
+/// A connection in use. Unless the call came to a clean end it is closed: what was sent on it may
+/// still run, and its answer must not be taken for that of the next call.
+struct Checkout {
+    connection: PoolConnection<Postgres>,
+    clean: bool,
+}
+
+impl Checkout {
+    fn settle<T>(&mut self, result: &std::result::Result<T, Failure>) {
+        self.clean = match result {
+            Ok(_) => true,
+            Err(failure) => failure.leaves_session_clean(),
+        };
+    }
+}
+
+impl Drop for Checkout {
+    fn drop(&mut self) {
+        if !self.clean {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = std::result::Result<T, sqlx::Error>>,
+) -> std::result::Result<T, Failure> {
+    match timeout(limit, call).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(Failure::Failed(error)),
+        Err(_) => Err(Failure::Late),
+    }
+}
+
+/// A transaction's connection: any early end of its use closes it, and with that undoes the transaction.
+struct Transaction {
+    checkout: Checkout,
+    limit: Duration,
+}
+
+impl PostgresStore {
+    /// Begins a transaction with `begin`, which may hold further statements.
+    async fn begin(&self, begin: &'static str, limit: Duration) -> Result<Transaction> {
+        let failed = |failure: Failure| failure.into_error(Intent::Read);
+        let checkout = self.checkout().await.map_err(failed)?;
+        let mut transaction = Transaction { checkout, limit };
+        transaction.batch(begin).await.map_err(failed)?;
+        Ok(transaction)
+    }
+}
+
+impl Transaction {
+    async fn batch(&mut self, sql: &'static str) -> std::result::Result<(), Failure> {
+        within(self.limit, sqlx::raw_sql(sql).execute(&mut *self.checkout.connection)).await.map(drop)
+    }
+
+    /// Runs one statement. A failure is a known abort: nothing is committed before `commit`.
+    async fn rows(&mut self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        within(self.limit, query.fetch_all(&mut *self.checkout.connection))
+            .await
+            .map_err(|failure| failure.into_error(Intent::Read))
+    }
+
+    async fn commit(mut self) -> Result<()> {
+        let result = self.batch("COMMIT").await;
+        self.checkout.settle(&result);
+        result.map_err(|failure| failure.into_error(Intent::Write))
+    }
+}
+
+/// A row as a struct.
+fn decode<T: for<'r> FromRow<'r, PgRow>>(row: &PgRow) -> Result<T> {
+    T::from_row(row).map_err(|error| fault::of_decoding(&error))
+}
+
+/// One column of a row.
+fn column<'r, T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>>(row: &'r PgRow, at: usize) -> Result<T> {
+    row.try_get(at).map_err(|error| fault::of_decoding(&error))
+}
+
+/// A limit on rows as PostgreSQL takes it.
+fn limit(rows: u32) -> i64 {
+    i64::from(rows)
+}

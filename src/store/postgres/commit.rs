@@ -1,0 +1,108 @@
+//! The commit of a batch: one statement for all its rows, and what is done when the server undoes it.
+//!
+//! Invariants:
+//! - Each try is one statement that commits by itself, so an answer of the server's that it failed
+//!   means that none of its rows is durable.
+//! - An unknown outcome is never tried again.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use tokio::time::Instant;
+
+use super::fault::{Failure, Intent};
+use super::{PgQuery, PostgresStore, column};
+use crate::store::{AppendOutcome, Error, Result};
+
+/// How often a statement that met a collision is tried again before it is split.
+const COLLISION_RETRIES_MAX: u32 = 2;
+
+/// A row of a batch, of either kind.
+pub(super) trait CommitRow: Sync {
+    /// The statement that commits `rows`. It answers with one small integer a row, in their order: see
+    /// `outcome_of`.
+    fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>>;
+}
+
+fn outcome_of(code: i16) -> Result<AppendOutcome> {
+    match code {
+        0 => Ok(AppendOutcome::Committed),
+        1 => Ok(AppendOutcome::EmailTaken),
+        2 => Ok(AppendOutcome::Fenced),
+        3 => Ok(AppendOutcome::Conflict),
+        _ => Err(Error::Broken(format!("{code} is no outcome"))),
+    }
+}
+
+/// A part of the batch that is still to be committed.
+struct Part {
+    rows: Range<usize>,
+    tries: u32,
+}
+
+impl PostgresStore {
+    /// Commits `batch`, in parts if it must be: when other transactions keep colliding with it, or when
+    /// one row meets an event that an unknown outcome has left behind.
+    pub(super) async fn commit_rows<R: CommitRow>(&self, batch: &[&R]) -> Result<Vec<AppendOutcome>> {
+        let deadline = Instant::now() + self.answer_timeout;
+        let mut outcomes = vec![AppendOutcome::Conflict; batch.len()];
+        let mut work = vec![Part { rows: 0..batch.len(), tries: 0 }];
+        work.retain(|part| !part.rows.is_empty());
+        while let Some(part) = work.pop() {
+            let rows = part.rows.clone();
+            let failure = match self.try_commit(&batch[rows.clone()]).await? {
+                Ok(found) => {
+                    outcomes[rows].copy_from_slice(&found);
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            let in_time = Instant::now() < deadline;
+            if failure.is_duplicate() && rows.len() == 1 {
+                outcomes[rows.start] = AppendOutcome::Conflict;
+            } else if failure.is_duplicate() && in_time {
+                work.extend(rows.rev().map(|row| Part { rows: row..row + 1, tries: 0 }));
+            } else if failure.is_collision() && part.tries < COLLISION_RETRIES_MAX && in_time {
+                let pause_ms = fastrand::u64(1..=10) << part.tries;
+                tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+                work.push(Part { rows, tries: part.tries + 1 });
+            } else if failure.is_collision() && rows.len() > 1 && in_time {
+                let middle = rows.start + rows.len() / 2;
+                work.push(Part { rows: middle..rows.end, tries: 0 });
+                work.push(Part { rows: rows.start..middle, tries: 0 });
+            } else {
+                return Err(give_up(failure, &outcomes));
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// One statement. The outer error is a bug, the inner one the server's answer or its absence.
+    async fn try_commit<R: CommitRow>(
+        &self,
+        rows: &[&R],
+    ) -> Result<std::result::Result<Vec<AppendOutcome>, Failure>> {
+        let answer = match self.rows_or_failure(R::commit_query(rows)?).await {
+            Ok(answer) => answer,
+            Err(failure) => return Ok(Err(failure)),
+        };
+        let found = answer.iter().map(|row: &PgRow| outcome_of(column(row, 0)?));
+        let found = found.collect::<Result<Vec<_>>>().map_err(|e| Error::Unknown(e.to_string()))?;
+        if found.len() != rows.len() {
+            return Err(Error::Unknown("the commit did not answer for every row".to_owned()));
+        }
+        Ok(Ok(found))
+    }
+}
+
+/// The error for the whole batch: once a part of it is durable, "nothing happened" would be a lie.
+fn give_up(failure: Failure, outcomes: &[AppendOutcome]) -> Error {
+    let error = failure.into_error(Intent::Write);
+    match error {
+        Error::Unavailable(text) | Error::Broken(text) if outcomes.contains(&AppendOutcome::Committed) => {
+            Error::Unknown(format!("a part of the batch: {text}"))
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,118 @@
+//! The outbox: which events wait for Kafka, which a broker has taken, which registrations wait for an
+//! account. Three narrow tables beside the events, which are never changed.
+//!
+//! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
+
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+
+use super::{PostgresStore, column, decode, limit, ms};
+use crate::domain::event::OutboxEvent;
+use crate::domain::time::Timestamp;
+use crate::store::codec::OutboxRow;
+use crate::store::{OutboxDepth, OutboxStore, Result};
+
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
+}
+
+#[async_trait]
+impl OutboxStore for PostgresStore {
+    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        let query = sqlx::query(
+            "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
+                 e.subject, e.traceparent, e.body
+             FROM (SELECT seq, patient_id, version FROM outbox ORDER BY seq LIMIT $1) o
+             JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
+        );
+        let rows = self.read(query.bind(limit(limit_rows))).await?;
+        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+    }
+
+    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
+        let query = sqlx::query(
+            "WITH taken AS (DELETE FROM outbox WHERE seq = ANY ($1) RETURNING seq, patient_id, version)
+             INSERT INTO outbox_sent (seq, patient_id, version, broker)
+             SELECT seq, patient_id, version, $2 FROM taken",
+        );
+        self.change(query.bind(seqs).bind(broker)).await.map(drop)
+    }
+
+    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
+        let limit = ms(self.bulk_timeout_ms);
+        let mut transaction = self.begin("BEGIN", limit).await?;
+        let longer = sqlx::query("SELECT set_config('statement_timeout', $1, true)");
+        transaction.rows(longer.bind(self.bulk_timeout_ms.to_string())).await?;
+        let applied = sqlx::query(
+            "DELETE FROM outbox_sent s USING projection_patients p
+             WHERE p.patient_id = s.patient_id AND p.version >= s.version",
+        );
+        transaction.rows(applied).await?;
+        let put_back = sqlx::query(
+            "WITH forgotten AS (DELETE FROM outbox_sent WHERE broker <> $1 RETURNING seq, patient_id, version),
+             back AS (INSERT INTO outbox (seq, patient_id, version)
+                      SELECT seq, patient_id, version FROM forgotten RETURNING seq)
+             SELECT count(*) FROM back",
+        );
+        let rows = transaction.rows(put_back.bind(broker)).await?;
+        let put_back = rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
+        transaction.commit().await?;
+        Ok(count(put_back))
+    }
+
+    async fn outbox_depth(&self) -> Result<OutboxDepth> {
+        let query = sqlx::query(
+            "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM unbilled),
+                 (SELECT e.at FROM (SELECT patient_id, version FROM outbox ORDER BY seq LIMIT 1) o
+                  JOIN patient_events e USING (patient_id, version))",
+        );
+        let rows = self.read(query).await?;
+        let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
+        Ok(OutboxDepth {
+            unpublished_rows: count(column(row, 0)?),
+            unbilled_rows: count(column(row, 1)?),
+            oldest_at: column::<Option<i64>>(row, 2)?.map(Timestamp),
+        })
+    }
+
+    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        let query = sqlx::query(
+            "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
+                 e.subject, e.traceparent, e.body
+             FROM (SELECT seq, patient_id, version FROM unbilled ORDER BY seq LIMIT $1) o
+             JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
+        );
+        let rows = self.read(query.bind(limit(limit_rows))).await?;
+        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+    }
+
+    async fn mark_billed(&self, seqs: &[i64]) -> Result<()> {
+        self.change(sqlx::query("DELETE FROM unbilled WHERE seq = ANY ($1)").bind(seqs)).await.map(drop)
+    }
+}
+
+impl PostgresStore {
+    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them; each
+    /// call goes on where the last one ended, and starts anew at the end. What a call misses a later
+    /// one finds, so a failure does not matter.
+    pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
+        let query = sqlx::query(
+            "WITH seen AS MATERIALIZED (
+                 SELECT seq, patient_id, version FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2
+             ), gone AS (
+                 DELETE FROM outbox_sent s USING seen JOIN projection_patients p USING (patient_id)
+                 WHERE s.seq = seen.seq AND p.version >= seen.version
+             )
+             SELECT count(*), max(seq) FROM seen",
+        );
+        let from = self.trimmed_to.load(Ordering::Relaxed);
+        let rows = self.write(query.bind(from).bind(limit(rows_max))).await?;
+        let Some(row) = rows.first() else { return Ok(()) };
+        let at_end = column::<i64>(row, 0)? < limit(rows_max);
+        let last: Option<i64> = column(row, 1)?;
+        let next = if at_end { i64::MIN } else { last.unwrap_or(i64::MIN) };
+        self.trimmed_to.store(next, Ordering::Relaxed);
+        Ok(())
+    }
+}

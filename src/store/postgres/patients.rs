@@ -1,0 +1,275 @@
+//! Patients and their events.
+
+use async_trait::async_trait;
+use sqlx::FromRow;
+use time::Date;
+use uuid::Uuid;
+
+use super::commit::CommitRow;
+use super::{PgQuery, PostgresStore, column, decode, limit};
+use crate::domain::event::{EventType, RecordedEvent};
+use crate::domain::ids::{CommandId, PatientId};
+use crate::domain::patient::{Patient, PatientState};
+use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
+use crate::store::{AppendOutcome, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result};
+
+/// The commit of a batch. What its parts rely on:
+///
+/// - `fence` locks the lease rows, in the order of shards, against a taker until the statement has
+///   committed. A taker that was first makes it wait and then see the new epoch.
+/// - `gated` is what the database has not moved on from: the version follows, the command is new.
+/// - `claimed` runs to its end before anything is released or written (`passed` needs all of it), and
+///   in the order of addresses: so no two commits can wait for each other.
+/// - Events are inserted plainly: `gated` has seen that there is room, so a duplicate key means that a
+///   commit of unknown outcome has come through meanwhile. Then all is undone, and `commit_rows` goes
+///   row by row.
+const COMMIT: &str = "
+WITH input AS MATERIALIZED (
+    SELECT * FROM unnest($1::int4[], $2::int8[], $3::uuid[], $4::int8[], $5::uuid[], $6::uuid[],
+        $7::int2[], $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
+        $14::int8[], $15::text[], $16::text[], $17::text[], $18::date[], $19::date[])
+    WITH ORDINALITY AS t(shard, epoch, id, version, event_id, command_id,
+        kind, at, subject, traceparent, body, claim, release,
+        created_at, name, email, address, date_of_birth, registered_date, ord)
+), fence AS MATERIALIZED (
+    SELECT shard, epoch FROM leases WHERE kind = 'patient' AND shard = ANY ($1)
+    ORDER BY shard FOR KEY SHARE
+), gated AS MATERIALIZED (
+    SELECT i.* FROM input i JOIN fence USING (shard, epoch)
+    LEFT JOIN patients p ON p.id = i.id
+    WHERE i.version = coalesce(p.version, 0) + 1 AND NOT coalesce(p.deleted, false)
+      AND NOT EXISTS (SELECT FROM patient_events e
+                      WHERE e.patient_id = i.id AND e.command_id = i.command_id)
+), claimed AS (
+    INSERT INTO patient_emails (email_key, patient_id)
+    SELECT claim, id FROM gated WHERE claim IS NOT NULL ORDER BY claim COLLATE \"C\", id
+    ON CONFLICT DO NOTHING RETURNING patient_id
+), passed AS MATERIALIZED (
+    SELECT g.* FROM gated g
+    CROSS JOIN (SELECT coalesce(array_agg(patient_id), '{}') AS ids FROM claimed) c
+    WHERE g.claim IS NULL OR g.id = ANY (c.ids)
+), released AS (
+    DELETE FROM patient_emails e USING passed p
+    WHERE e.email_key = p.release AND e.patient_id = p.id
+), inserted AS (
+    INSERT INTO patients (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
+    SELECT id, version, false, created_at, name, email, address, date_of_birth, registered_date
+    FROM passed WHERE kind = 1
+), changed AS (
+    UPDATE patients p SET version = c.version, deleted = (c.kind = 3), created_at = c.created_at,
+        name = c.name, email = c.email, address = c.address,
+        date_of_birth = c.date_of_birth, registered_date = c.registered_date
+    FROM passed c WHERE c.kind <> 1 AND p.id = c.id AND p.version = c.version - 1
+), written AS (
+    INSERT INTO patient_events (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
+    SELECT id, version, event_id, command_id, kind, shard, at, subject, traceparent, body
+    FROM passed ORDER BY ord
+    RETURNING seq, patient_id, version, kind
+), told AS (
+    INSERT INTO outbox (seq, patient_id, version) SELECT seq, patient_id, version FROM written
+), owed AS (
+    INSERT INTO unbilled (seq, patient_id, version)
+    SELECT seq, patient_id, version FROM written WHERE kind = 1
+)
+SELECT (CASE WHEN p.ord IS NOT NULL THEN 0 WHEN g.ord IS NOT NULL THEN 1
+             WHEN f.shard IS NULL THEN 2 ELSE 3 END)::int2
+FROM input i LEFT JOIN fence f USING (shard, epoch) LEFT JOIN gated g USING (ord) LEFT JOIN passed p USING (ord)
+ORDER BY i.ord";
+
+/// The batch, column by column. A tombstone has no record.
+#[derive(Default)]
+struct Columns<'a> {
+    shard: Vec<i32>,
+    epoch: Vec<i64>,
+    id: Vec<Uuid>,
+    version: Vec<i64>,
+    event_id: Vec<Uuid>,
+    command_id: Vec<Uuid>,
+    kind: Vec<i16>,
+    at: Vec<i64>,
+    subject: Vec<&'a str>,
+    traceparent: Vec<&'a str>,
+    body: Vec<String>,
+    claim: Vec<Option<String>>,
+    release: Vec<Option<String>>,
+    created_at: Vec<Option<i64>>,
+    name: Vec<Option<&'a str>>,
+    email: Vec<Option<&'a str>>,
+    address: Vec<Option<&'a str>>,
+    date_of_birth: Vec<Option<Date>>,
+    registered_date: Vec<Option<Date>>,
+}
+
+impl<'a> Columns<'a> {
+    fn push(&mut self, row: &'a PatientAppend) -> Result<()> {
+        let recorded = &row.recorded;
+        let patient = recorded.event.patient();
+        let (claim, release) = email_moves(row);
+        self.shard.push(i32::from(row.shard));
+        self.epoch.push(row.epoch.0);
+        self.id.push(patient.id.0);
+        self.version.push(patient.version);
+        self.event_id.push(recorded.event_id.0);
+        self.command_id.push(recorded.command_id.0);
+        self.kind.push(recorded.event_type().code());
+        self.at.push(recorded.at.0);
+        self.subject.push(&recorded.subject);
+        self.traceparent.push(&recorded.traceparent);
+        self.body.push(body_of(patient)?);
+        self.claim.push(claim);
+        self.release.push(release);
+        let kept = (recorded.event_type() != EventType::Deleted).then_some(patient);
+        self.created_at.push(kept.map(|p| p.created_at.0));
+        self.name.push(kept.map(|p| &*p.details.name));
+        self.email.push(kept.map(|p| &*p.details.email));
+        self.address.push(kept.map(|p| &*p.details.address));
+        self.date_of_birth.push(kept.map(|p| p.details.date_of_birth));
+        self.registered_date.push(kept.map(|p| p.details.registered_date));
+        Ok(())
+    }
+}
+
+impl CommitRow for PatientAppend {
+    fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>> {
+        let mut columns = Columns::default();
+        for row in rows {
+            columns.push(row)?;
+        }
+        Ok(sqlx::query(COMMIT)
+            .bind(columns.shard)
+            .bind(columns.epoch)
+            .bind(columns.id)
+            .bind(columns.version)
+            .bind(columns.event_id)
+            .bind(columns.command_id)
+            .bind(columns.kind)
+            .bind(columns.at)
+            .bind(columns.subject)
+            .bind(columns.traceparent)
+            .bind(columns.body)
+            .bind(columns.claim)
+            .bind(columns.release)
+            .bind(columns.created_at)
+            .bind(columns.name)
+            .bind(columns.email)
+            .bind(columns.address)
+            .bind(columns.date_of_birth)
+            .bind(columns.registered_date))
+    }
+}
+
+impl PostgresStore {
+    /// Looks again at rows that were refused for their address: if it is the patient's own, a commit
+    /// of unknown outcome has registered it, and the state has to be loaded again.
+    async fn tell_own_claims(&self, batch: &[&PatientAppend], outcomes: &mut [AppendOutcome]) {
+        let refused: Vec<usize> =
+            (0..batch.len()).filter(|n| outcomes[*n] == AppendOutcome::EmailTaken).collect();
+        if refused.is_empty() {
+            return;
+        }
+        let key = |n: &usize| batch[*n].recorded.event.patient().details.email_key();
+        let id = |n: &usize| batch[*n].recorded.patient_id().0;
+        let query = sqlx::query(
+            "SELECT t.ord - 1 FROM unnest($1::text[], $2::uuid[]) WITH ORDINALITY AS t(email_key, id, ord)
+             JOIN patient_emails e ON e.email_key = t.email_key AND e.patient_id = t.id",
+        )
+        .bind(refused.iter().map(key).collect::<Vec<_>>())
+        .bind(refused.iter().map(id).collect::<Vec<_>>());
+        let own = self.read(query).await.and_then(|rows| rows.iter().map(|row| column(row, 0)).collect());
+        match own {
+            Ok::<Vec<i64>, _>(own) => {
+                for n in own.into_iter().filter_map(|n| usize::try_from(n).ok()) {
+                    outcomes[refused[n]] = AppendOutcome::Conflict;
+                }
+            }
+            // To load again is right in either case.
+            Err(_) => refused.into_iter().for_each(|n| outcomes[n] = AppendOutcome::Conflict),
+        }
+    }
+}
+
+/// A patient's row whatever became of it. `touched`: a transaction may be changing it.
+#[derive(FromRow)]
+struct StateRow {
+    version: i64,
+    deleted: bool,
+    touched: bool,
+}
+
+const STATE: &str = "SELECT version, deleted, xmax <> 0 AS touched, id, created_at, name, email, address,
+    date_of_birth, registered_date FROM patients WHERE id = $1";
+// The lock waits for whoever changes the row, and then reads what that left.
+const STATE_LOCKED: &str = "SELECT version, deleted, false AS touched, id, created_at, name, email, address,
+    date_of_birth, registered_date FROM patients WHERE id = $1 FOR SHARE";
+
+impl PostgresStore {
+    async fn state(&self, id: PatientId) -> Result<PatientState> {
+        let mut rows = self.read(sqlx::query(STATE).bind(id.0)).await?;
+        if rows.first().map(decode::<StateRow>).transpose()?.is_some_and(|row| row.touched) {
+            rows = self.read(sqlx::query(STATE_LOCKED).bind(id.0)).await?;
+        }
+        let Some(row) = rows.first() else { return Ok(PatientState::Absent) };
+        let state: StateRow = decode(row)?;
+        if state.deleted {
+            return Ok(PatientState::Deleted(state.version));
+        }
+        Ok(PatientState::Active(std::sync::Arc::new(Patient::from(decode::<PatientRow>(row)?))))
+    }
+}
+
+#[async_trait]
+impl PatientStore for PostgresStore {
+    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
+        let batch: Vec<&PatientAppend> = batch.iter().collect();
+        let mut outcomes = self.commit_rows(&batch).await?;
+        self.tell_own_claims(&batch, &mut outcomes).await;
+        Ok(outcomes)
+    }
+
+    async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient> {
+        // The event first: the state is never older than it then.
+        let mut applied = None;
+        if let Some(command) = command {
+            let query = sqlx::query(
+                "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
+                 FROM patient_events WHERE patient_id = $1 AND command_id = $2",
+            );
+            let rows = self.read(query.bind(id.0).bind(command.0)).await?;
+            applied = rows.first().map(|row| decode::<EventRow>(row)?.into_event()).transpose()?;
+        }
+        Ok(LoadedPatient { state: self.state(id).await?, applied })
+    }
+
+    async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>> {
+        let query = match after {
+            None => sqlx::query(
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
+                 FROM patients WHERE NOT deleted ORDER BY created_at, id LIMIT $1",
+            ),
+            Some(after) => sqlx::query(
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
+                 FROM patients WHERE NOT deleted AND (created_at, id) > ($1, $2)
+                 ORDER BY created_at, id LIMIT $3",
+            )
+            .bind(after.created_at.0)
+            .bind(after.id.0),
+        };
+        let query = query.bind(limit(limit_rows));
+        let rows = self.read(query).await?;
+        rows.iter().map(|row| Ok(decode::<PatientRow>(row)?.into())).collect()
+    }
+
+    async fn history(&self, id: PatientId, limit_rows: u32) -> Result<Vec<RecordedEvent>> {
+        let query = sqlx::query(
+            "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
+             FROM patient_events WHERE patient_id = $1 ORDER BY version LIMIT $2",
+        );
+        let rows = self.read(query.bind(id.0).bind(limit(limit_rows))).await?;
+        rows.iter().map(|row| decode::<EventRow>(row)?.into_event()).collect()
+    }
+
+    async fn is_empty(&self) -> Result<bool> {
+        let rows = self.read(sqlx::query("SELECT 1 FROM patients LIMIT 1")).await?;
+        Ok(rows.is_empty())
+    }
+}

@@ -1,0 +1,255 @@
+//! SQLite, for one process: one connection that writes, a few that read.
+//!
+//! Invariants:
+//! - A server holds an exclusive lock on `<file>.lock` for as long as it lives, so when it opens the
+//!   file no other owner of a lease can be alive: it expires them all.
+//! - Every change is one transaction of the writer (see `writer`), which begins `IMMEDIATE`.
+//! - Commits are durable when they are answered: WAL with `synchronous=FULL`.
+
+mod accounts;
+mod fault;
+mod leases;
+mod outbox;
+mod patients;
+mod projection;
+#[cfg(test)]
+mod tests;
+mod users;
+mod writer;
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::{FlockOperation, flock};
+use sqlx::migrate::Migrator;
+use sqlx::query::Query;
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, FromRow, Row, Sqlite, SqlitePool};
+use tokio::time::{Instant, timeout};
+
+use self::writer::Writer;
+use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
+use super::{Error, Result, Store};
+
+static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// The page caches: the kernel's own cache does most of the work, and an idle process stays small.
+const WRITER_CACHE_KIB: i64 = 2048;
+const READER_CACHE_KIB: i64 = 512;
+/// The write-ahead log is cut back to this after a spike.
+const WAL_KEPT_BYTES: i64 = 64 << 20;
+/// The pause between two tries to take the lock of a file.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
+
+/// The store over one file.
+pub(super) struct SqliteStore {
+    path: PathBuf,
+    writer: Writer,
+    readers: SqlitePool,
+    answer_timeout: Duration,
+    /// Where the next trimming of `outbox_sent` goes on.
+    trimmed_to: AtomicI64,
+    /// Held while the server lives.
+    _lock: Option<File>,
+}
+
+impl SqliteStore {
+    /// Opens the file, making it if it is not there, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// As `super::open`.
+    pub(super) async fn open(path: PathBuf, settings: &Settings, by: Use) -> Result<Self> {
+        let place = path.display().to_string();
+        Self::open_here(path, settings, by).await.map_err(|error| error.at(&place))
+    }
+
+    async fn open_here(path: PathBuf, settings: &Settings, by: Use) -> Result<Self> {
+        make_file(&path)?;
+        let lock = match by {
+            Use::Serve => Some(lock_file(&path, Duration::ZERO).await?),
+            Use::Tool => None,
+        };
+        let writing = writing_options(&path, settings);
+        let mut connection = connect(&writing).await?;
+        prepare_schema(&mut connection, &path, settings, lock.is_some()).await?;
+        if by == Use::Serve {
+            let expire = sqlx::query("UPDATE leases SET expires_at = 0").execute(&mut connection);
+            expire.await.map_err(|error| fault::of(&error))?;
+        }
+        let readers = SqlitePoolOptions::new()
+            .max_connections(settings.read_connections_max)
+            .acquire_timeout(ms(settings.acquire_timeout_ms))
+            .idle_timeout(Duration::from_secs(60))
+            .test_before_acquire(false)
+            .connect_lazy_with(reading_options(&path, settings));
+        let answer_timeout = ms(settings.statement_timeout_ms);
+        let writer =
+            Writer::new(writing, connection, ms(settings.acquire_timeout_ms), answer_timeout, path.clone());
+        Ok(SqliteStore {
+            path,
+            writer,
+            readers,
+            answer_timeout,
+            trimmed_to: AtomicI64::new(i64::MIN),
+            _lock: lock,
+        })
+    }
+
+    /// Runs a statement that reads.
+    async fn read(&self, query: SqliteQuery<'_>) -> Result<Vec<SqliteRow>> {
+        let result = match timeout(self.answer_timeout, query.fetch_all(&self.readers)).await {
+            Ok(Ok(rows)) => return Ok(rows),
+            Ok(Err(error)) => fault::of(&error),
+            Err(_) => Error::Unavailable("no answer in time".to_owned()),
+        };
+        Err(result.at(&self.path.display().to_string()))
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn ping(&self) -> Result<()> {
+        self.writer.write(|_| Box::pin(async { Ok(()) })).await?;
+        self.read(sqlx::query("SELECT count(*) FROM settings")).await.map(drop)
+    }
+
+    async fn close(&self) {
+        self.writer.close().await;
+        self.readers.close().await;
+    }
+}
+
+/// Brings the schema up to date.
+///
+/// # Errors
+/// As `super::migrate`.
+pub(super) async fn migrate(path: PathBuf, settings: &Settings) -> Result<()> {
+    let store = SqliteStore::open(path, settings, Use::Tool).await?;
+    store.close().await;
+    Ok(())
+}
+
+/// The file holds patient data: it is for its owner alone. The files SQLite makes beside it take its
+/// mode.
+fn make_file(path: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::Unavailable(format!("the file cannot be opened: {error}"));
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    File::options().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+    Ok(())
+}
+
+/// Takes the lock of the file, waiting for it at most `patience`.
+async fn lock_file(path: &Path, patience: Duration) -> Result<File> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let failed = |error: std::io::Error| Error::Unavailable(format!("the lock file fails: {error}"));
+    let file =
+        File::options().write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(failed)?;
+    let deadline = Instant::now() + patience;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Unavailable("another server uses this database".to_owned()));
+            }
+            Err(error) => return Err(failed(error.into())),
+        }
+    }
+}
+
+fn writing_options(path: &Path, settings: &Settings) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(ms(settings.lock_timeout_ms))
+        .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
+        .pragma("journal_size_limit", WAL_KEPT_BYTES.to_string())
+        .thread_name(|_| "sqlite-writer".to_owned())
+        .disable_statement_logging()
+}
+
+fn reading_options(path: &Path, settings: &Settings) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(ms(settings.lock_timeout_ms))
+        .pragma("cache_size", format!("-{READER_CACHE_KIB}"))
+        .thread_name(|n| format!("sqlite-reader-{n}"))
+        .disable_statement_logging()
+}
+
+async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection> {
+    options.connect().await.map_err(|error| fault::of(&error))
+}
+
+/// Migrates if it must, under the lock of the file.
+async fn prepare_schema(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    settings: &Settings,
+    locked: bool,
+) -> Result<()> {
+    if schema(connection).await? == Schema::Fits {
+        return Ok(());
+    }
+    let _lock = match locked {
+        true => None,
+        false => Some(lock_file(path, ms(settings.acquire_timeout_ms)).await?),
+    };
+    let migrator =
+        Migrator { migrations: MIGRATOR.migrations.clone(), ignore_missing: true, ..Migrator::DEFAULT };
+    match timeout(ms(settings.migrate_timeout_ms), migrator.run_direct(None, connection, false)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(fault::of_migration(error)),
+        Err(_) => Err(Error::Unavailable("the migration took too long".to_owned())),
+    }
+}
+
+async fn schema(connection: &mut SqliteConnection) -> Result<Schema> {
+    let failed = |error: sqlx::Error| fault::of(&error);
+    let known = sqlx::query("SELECT 1 FROM sqlite_master WHERE name = '_sqlx_migrations'");
+    if known.fetch_optional(&mut *connection).await.map_err(failed)?.is_none() {
+        return compare_schema(&MIGRATOR, &[]);
+    }
+    let applied = sqlx::query("SELECT version, checksum, success FROM _sqlx_migrations");
+    let rows = applied.fetch_all(connection).await.map_err(failed)?;
+    let applied = rows.iter().map(decode::<AppliedMigration>).collect::<Result<Vec<_>>>()?;
+    compare_schema(&MIGRATOR, &applied)
+}
+
+/// A row as a struct.
+fn decode<T: for<'r> FromRow<'r, SqliteRow>>(row: &SqliteRow) -> Result<T> {
+    T::from_row(row).map_err(|error| fault::of_decoding(&error))
+}
+
+/// One column of a row.
+fn column<'r, T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(row: &'r SqliteRow, at: usize) -> Result<T> {
+    row.try_get(at).map_err(|error| fault::of_decoding(&error))
+}
+
+/// Runs one statement of a transaction; answers with the number of rows changed.
+async fn change(connection: &mut SqliteConnection, query: SqliteQuery<'_>) -> Result<u64> {
+    let done = query.execute(connection).await.map_err(|error| fault::of(&error))?;
+    Ok(done.rows_affected())
+}
+
+/// Runs one statement of a transaction that answers with rows.
+async fn rows(connection: &mut SqliteConnection, query: SqliteQuery<'_>) -> Result<Vec<SqliteRow>> {
+    query.fetch_all(connection).await.map_err(|error| fault::of(&error))
+}

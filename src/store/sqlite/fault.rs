@@ -1,0 +1,65 @@
+//! What an error of SQLite means. Its messages name tables and columns, never values.
+
+use sqlx::migrate::MigrateError;
+
+use crate::store::Error;
+
+// Primary result codes (sqlite.org/rescode.html); the extended ones have them in the low byte.
+const ERROR: i32 = 1;
+const BUSY: i32 = 5;
+const LOCKED: i32 = 6;
+const CORRUPT: i32 = 11;
+const FULL: i32 = 13;
+const CONSTRAINT: i32 = 19;
+const MISMATCH: i32 = 20;
+const NOTADB: i32 = 26;
+
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let code = error.as_database_error()?.code()?;
+    Some(code.parse::<i32>().ok()? & 0xff)
+}
+
+fn describe(error: &sqlx::Error) -> String {
+    match error {
+        sqlx::Error::Database(error) => format!("SQLite: {error}"),
+        sqlx::Error::PoolTimedOut => "no connection became free in time".to_owned(),
+        sqlx::Error::PoolClosed => "the store is closed".to_owned(),
+        _ => "SQLite: the connection failed".to_owned(),
+    }
+}
+
+/// The error of anything but a commit: what it was part of is rolled back.
+pub(super) fn of(error: &sqlx::Error) -> Error {
+    match primary_code(error) {
+        Some(NOTADB) => Error::Broken("the file is not a database".to_owned()),
+        Some(CORRUPT) => Error::Broken(format!("the file is damaged: {}", describe(error))),
+        Some(ERROR | CONSTRAINT | MISMATCH) => Error::Broken(describe(error)),
+        _ => Error::Unavailable(describe(error)),
+    }
+}
+
+/// The error of a commit. Only of a file that another process has locked and of a full disk does
+/// SQLite say that nothing was written; a failed write or sync may have left the commit in the log,
+/// to be found at the next start.
+pub(super) fn of_commit(error: &sqlx::Error) -> Error {
+    match primary_code(error) {
+        Some(BUSY | LOCKED | FULL) => Error::Unavailable(describe(error)),
+        _ => Error::Unknown(describe(error)),
+    }
+}
+
+/// A row that cannot be read: a bug, or another schema than ours.
+pub(super) fn of_decoding(error: &sqlx::Error) -> Error {
+    match error {
+        sqlx::Error::ColumnDecode { index, .. } => Error::Broken(format!("column {index} cannot be read")),
+        _ => Error::Broken("a row cannot be read".to_owned()),
+    }
+}
+
+/// A migration that did not go through. It leaves nothing half done: each is a transaction.
+pub(super) fn of_migration(error: MigrateError) -> Error {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => of(&error),
+        other => Error::Broken(other.to_string()),
+    }
+}

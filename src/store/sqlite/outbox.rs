@@ -1,0 +1,147 @@
+//! The outbox: which events wait for Kafka, which a broker has taken, which registrations wait for an
+//! account.
+//!
+//! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
+
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+
+use super::{SqliteStore, change, column, decode, rows};
+use crate::domain::event::OutboxEvent;
+use crate::domain::time::Timestamp;
+use crate::store::codec::OutboxRow;
+use crate::store::{Error, OutboxDepth, OutboxStore, Result};
+
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
+}
+
+/// The numbers as a JSON array: SQLite has no array parameters, but reads this as a table.
+fn json(seqs: &[i64]) -> Result<String> {
+    serde_json::to_string(seqs).map_err(|_| Error::Broken("numbers cannot be written as JSON".to_owned()))
+}
+
+#[async_trait]
+impl OutboxStore for SqliteStore {
+    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        let query = sqlx::query(
+            "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
+                 e.subject, e.traceparent, e.body
+             FROM outbox o JOIN patient_events e ON e.seq = o.seq ORDER BY o.seq LIMIT $1",
+        );
+        let rows = self.read(query.bind(limit_rows)).await?;
+        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+    }
+
+    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
+        let (seqs, broker) = (json(seqs)?, broker.to_owned());
+        self.writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    let copy = sqlx::query(
+                        "INSERT INTO outbox_sent (seq, patient_id, version, broker)
+                         SELECT seq, patient_id, version, $2 FROM outbox
+                         WHERE seq IN (SELECT value FROM json_each($1))",
+                    );
+                    change(connection, copy.bind(seqs.clone()).bind(broker)).await?;
+                    let take =
+                        sqlx::query("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each($1))");
+                    change(connection, take.bind(seqs)).await.map(drop)
+                })
+            })
+            .await
+    }
+
+    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
+        let broker = broker.to_owned();
+        self.writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    let applied = sqlx::query(
+                        "DELETE FROM outbox_sent WHERE version <= (SELECT p.version
+                         FROM projection_patients p WHERE p.patient_id = outbox_sent.patient_id)",
+                    );
+                    change(connection, applied).await?;
+                    let put_back = sqlx::query(
+                        "INSERT INTO outbox (seq, patient_id, version)
+                         SELECT seq, patient_id, version FROM outbox_sent WHERE broker <> $1",
+                    );
+                    let put_back = change(connection, put_back.bind(broker.clone())).await?;
+                    let forget = sqlx::query("DELETE FROM outbox_sent WHERE broker <> $1");
+                    change(connection, forget.bind(broker)).await?;
+                    Ok(put_back)
+                })
+            })
+            .await
+    }
+
+    async fn outbox_depth(&self) -> Result<OutboxDepth> {
+        let query = sqlx::query(
+            "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM unbilled),
+                 (SELECT e.at FROM outbox o JOIN patient_events e ON e.seq = o.seq ORDER BY o.seq LIMIT 1)",
+        );
+        let rows = self.read(query).await?;
+        let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
+        Ok(OutboxDepth {
+            unpublished_rows: count(column(row, 0)?),
+            unbilled_rows: count(column(row, 1)?),
+            oldest_at: column::<Option<i64>>(row, 2)?.map(Timestamp),
+        })
+    }
+
+    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        let query = sqlx::query(
+            "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
+                 e.subject, e.traceparent, e.body
+             FROM unbilled u JOIN patient_events e ON e.seq = u.seq ORDER BY u.seq LIMIT $1",
+        );
+        let rows = self.read(query.bind(limit_rows)).await?;
+        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+    }
+
+    async fn mark_billed(&self, seqs: &[i64]) -> Result<()> {
+        let seqs = json(seqs)?;
+        self.writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    let query =
+                        sqlx::query("DELETE FROM unbilled WHERE seq IN (SELECT value FROM json_each($1))");
+                    change(connection, query.bind(seqs)).await.map(drop)
+                })
+            })
+            .await
+    }
+}
+
+impl SqliteStore {
+    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them; each
+    /// call goes on where the last one ended, and starts anew at the end. What a call misses a later
+    /// one finds, so a failure does not matter.
+    pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
+        let from = self.trimmed_to.load(Ordering::Relaxed);
+        let next = self
+            .writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    let seen = sqlx::query(
+                        "SELECT count(*), max(seq) FROM
+                         (SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2)",
+                    );
+                    let seen = rows(connection, seen.bind(from).bind(rows_max)).await?;
+                    let Some(row) = seen.first() else { return Ok(i64::MIN) };
+                    let (n, last): (i64, Option<i64>) = (column(row, 0)?, column(row, 1)?);
+                    let last = last.unwrap_or(i64::MIN);
+                    let applied = sqlx::query(
+                        "DELETE FROM outbox_sent WHERE seq > $1 AND seq <= $2 AND version <= (SELECT p.version
+                         FROM projection_patients p WHERE p.patient_id = outbox_sent.patient_id)",
+                    );
+                    change(connection, applied.bind(from).bind(last)).await?;
+                    Ok(if n < i64::from(rows_max) { i64::MIN } else { last })
+                })
+            })
+            .await?;
+        self.trimmed_to.store(next, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! Patients and their events.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use sqlx::FromRow;
+use sqlx::sqlite::SqliteConnection;
+use uuid::Uuid;
+
+use super::{SqliteStore, change, column, decode, rows};
+use crate::domain::event::{EventType, RecordedEvent};
+use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
+use crate::domain::patient::{Patient, PatientState};
+use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
+use crate::store::{AppendOutcome, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result};
+
+/// The epochs of the shards that a batch speaks of.
+pub(super) async fn epochs(
+    connection: &mut SqliteConnection,
+    kind: Kind,
+    shards: impl Iterator<Item = ShardNo>,
+) -> Result<HashMap<ShardNo, Epoch>> {
+    let mut epochs = HashMap::new();
+    for shard in shards {
+        if epochs.contains_key(&shard) {
+            continue;
+        }
+        let query = sqlx::query("SELECT epoch FROM leases WHERE kind = $1 AND shard = $2");
+        let found = rows(connection, query.bind(kind.as_str()).bind(i32::from(shard))).await?;
+        if let Some(row) = found.first() {
+            epochs.insert(shard, Epoch(column(row, 0)?));
+        }
+    }
+    Ok(epochs)
+}
+
+/// Whether the database has not moved on from what `row` was decided on.
+async fn follows(connection: &mut SqliteConnection, row: &PatientAppend) -> Result<bool> {
+    let id = row.recorded.patient_id();
+    let query = sqlx::query(
+        "SELECT coalesce((SELECT version FROM patients WHERE id = $1), 0) + 1 = $2
+             AND NOT EXISTS (SELECT 1 FROM patients WHERE id = $1 AND deleted)
+             AND NOT EXISTS (SELECT 1 FROM patient_events WHERE patient_id = $1 AND command_id = $3)",
+    );
+    let query = query.bind(id.0).bind(row.recorded.version()).bind(row.recorded.command_id.0);
+    let found = rows(connection, query).await?;
+    found.first().map(|row| column(row, 0)).transpose().map(Option::unwrap_or_default)
+}
+
+/// Takes an address for a patient.
+async fn claim(connection: &mut SqliteConnection, key: &str, id: PatientId) -> Result<AppendOutcome> {
+    let insert = sqlx::query(
+        "INSERT INTO patient_emails (email_key, patient_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+    );
+    if change(connection, insert.bind(key).bind(id.0)).await? == 1 {
+        return Ok(AppendOutcome::Committed);
+    }
+    let owner = sqlx::query("SELECT patient_id FROM patient_emails WHERE email_key = $1").bind(key);
+    let owner: Option<Uuid> = rows(connection, owner).await?.first().map(|row| column(row, 0)).transpose()?;
+    // The patient's own address: the caller does not know the state.
+    Ok(if owner == Some(id.0) { AppendOutcome::Conflict } else { AppendOutcome::EmailTaken })
+}
+
+async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> Result<()> {
+    let patient = row.recorded.event.patient();
+    let kept = (row.recorded.event_type() != EventType::Deleted).then_some(patient);
+    let query = sqlx::query(
+        "INSERT INTO patients
+             (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+         ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted = excluded.deleted,
+             created_at = excluded.created_at, name = excluded.name, email = excluded.email,
+             address = excluded.address, date_of_birth = excluded.date_of_birth,
+             registered_date = excluded.registered_date",
+    )
+    .bind(patient.id.0)
+    .bind(patient.version)
+    .bind(kept.is_none())
+    .bind(kept.map(|p| p.created_at.0))
+    .bind(kept.map(|p| p.details.name.to_string()))
+    .bind(kept.map(|p| p.details.email.to_string()))
+    .bind(kept.map(|p| p.details.address.to_string()))
+    .bind(kept.map(|p| p.details.date_of_birth))
+    .bind(kept.map(|p| p.details.registered_date));
+    change(connection, query).await.map(drop)
+}
+
+async fn write_event(connection: &mut SqliteConnection, row: &PatientAppend) -> Result<()> {
+    let recorded = &row.recorded;
+    let patient = recorded.event.patient();
+    let insert = sqlx::query(
+        "INSERT INTO patient_events
+             (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING seq",
+    )
+    .bind(patient.id.0)
+    .bind(patient.version)
+    .bind(recorded.event_id.0)
+    .bind(recorded.command_id.0)
+    .bind(recorded.event_type().code())
+    .bind(i32::from(row.shard))
+    .bind(recorded.at.0)
+    .bind(recorded.subject.to_string())
+    .bind(recorded.traceparent.to_string())
+    .bind(body_of(patient)?);
+    let seq: i64 =
+        rows(connection, insert).await?.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
+    let tell = sqlx::query("INSERT INTO outbox (seq, patient_id, version) VALUES ($1, $2, $3)");
+    change(connection, tell.bind(seq).bind(patient.id.0).bind(patient.version)).await?;
+    if recorded.event_type() == EventType::Created {
+        let owe = sqlx::query("INSERT INTO unbilled (seq, patient_id, version) VALUES ($1, $2, $3)");
+        change(connection, owe.bind(seq).bind(patient.id.0).bind(patient.version)).await?;
+    }
+    Ok(())
+}
+
+/// In two rounds, as PostgreSQL does it in one statement: first what each row may do, in the order of
+/// addresses, then what it does. So an address that the batch frees is not free within the batch.
+async fn commit(connection: &mut SqliteConnection, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
+    let epochs = epochs(connection, Kind::Patient, batch.iter().map(|row| row.shard)).await?;
+    let moves: Vec<_> = batch.iter().map(email_moves).collect();
+    let mut order: Vec<usize> = (0..batch.len()).collect();
+    order.sort_by_key(|n| (&moves[*n].0, batch[*n].recorded.patient_id()));
+    let mut outcomes = vec![AppendOutcome::Fenced; batch.len()];
+    for n in order {
+        let row = &batch[n];
+        if epochs.get(&row.shard) != Some(&row.epoch) {
+            continue;
+        }
+        outcomes[n] = match &moves[n].0 {
+            _ if !follows(connection, row).await? => AppendOutcome::Conflict,
+            Some(key) => claim(connection, key, row.recorded.patient_id()).await?,
+            None => AppendOutcome::Committed,
+        };
+    }
+    for (n, row) in batch.iter().enumerate() {
+        if outcomes[n] != AppendOutcome::Committed {
+            continue;
+        }
+        if let Some(released) = &moves[n].1 {
+            let free = sqlx::query("DELETE FROM patient_emails WHERE email_key = $1 AND patient_id = $2");
+            change(connection, free.bind(released.clone()).bind(row.recorded.patient_id().0)).await?;
+        }
+        write_state(connection, row).await?;
+        write_event(connection, row).await?;
+    }
+    Ok(outcomes)
+}
+
+/// A patient's row whatever became of it.
+#[derive(FromRow)]
+struct StateRow {
+    version: i64,
+    deleted: bool,
+}
+
+#[async_trait]
+impl PatientStore for SqliteStore {
+    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch = batch.to_vec();
+        self.writer.write(move |connection| Box::pin(async move { commit(connection, &batch).await })).await
+    }
+
+    async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient> {
+        self.writer.settle_abandoned().await?;
+        // The event first: the state is never older than it then.
+        let mut applied = None;
+        if let Some(command) = command {
+            let query = sqlx::query(
+                "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
+                 FROM patient_events WHERE patient_id = $1 AND command_id = $2",
+            );
+            let rows = self.read(query.bind(id.0).bind(command.0)).await?;
+            applied = rows.first().map(|row| decode::<EventRow>(row)?.into_event()).transpose()?;
+        }
+        let query = sqlx::query(
+            "SELECT version, deleted, id, created_at, name, email, address, date_of_birth, registered_date
+             FROM patients WHERE id = $1",
+        );
+        let rows = self.read(query.bind(id.0)).await?;
+        let state = match rows.first() {
+            None => PatientState::Absent,
+            Some(row) => match decode::<StateRow>(row)? {
+                StateRow { deleted: true, version } => PatientState::Deleted(version),
+                _ => PatientState::Active(Arc::new(decode::<PatientRow>(row)?.into())),
+            },
+        };
+        Ok(LoadedPatient { state, applied })
+    }
+
+    async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>> {
+        let query = match after {
+            None => sqlx::query(
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
+                 FROM patients WHERE deleted = 0 ORDER BY created_at, id LIMIT $1",
+            ),
+            Some(after) => sqlx::query(
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
+                 FROM patients WHERE deleted = 0 AND (created_at, id) > ($1, $2)
+                 ORDER BY created_at, id LIMIT $3",
+            )
+            .bind(after.created_at.0)
+            .bind(after.id.0),
+        };
+        let rows = self.read(query.bind(limit_rows)).await?;
+        rows.iter().map(|row| Ok(decode::<PatientRow>(row)?.into())).collect()
+    }
+
+    async fn history(&self, id: PatientId, limit_rows: u32) -> Result<Vec<RecordedEvent>> {
+        let query = sqlx::query(
+            "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
+             FROM patient_events WHERE patient_id = $1 ORDER BY version LIMIT $2",
+        );
+        let rows = self.read(query.bind(id.0).bind(limit_rows)).await?;
+        rows.iter().map(|row| decode::<EventRow>(row)?.into_event()).collect()
+    }
+
+    async fn is_empty(&self) -> Result<bool> {
+        let rows = self.read(sqlx::query("SELECT 1 FROM patients LIMIT 1")).await?;
+        Ok(rows.is_empty())
+    }
+}

@@ -1,0 +1,156 @@
+//! The analytics projection.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use sqlx::sqlite::SqliteConnection;
+use time::Date;
+
+use super::{SqliteStore, change, column, rows};
+use crate::domain::analytics::{Counts, Observation};
+use crate::domain::event::EventType;
+use crate::domain::ids::PatientId;
+use crate::store::delta::{Delta, Known, delta};
+use crate::store::{Applied, PartitionOffset, ProjectionSource, ProjectionStore, Result};
+
+async fn known(
+    connection: &mut SqliteConnection,
+    observations: &[Observation],
+) -> Result<HashMap<PatientId, Known>> {
+    let mut known = HashMap::with_capacity(observations.len());
+    for observation in observations {
+        let id = observation.patient_id;
+        if known.contains_key(&id) {
+            continue;
+        }
+        let query =
+            sqlx::query("SELECT version, date_of_birth FROM projection_patients WHERE patient_id = $1");
+        if let Some(row) = rows(connection, query.bind(id.0)).await?.first() {
+            known.insert(id, Known { version: column(row, 0)?, date_of_birth: column(row, 1)? });
+        }
+    }
+    Ok(known)
+}
+
+async fn write_counts(connection: &mut SqliteConnection, delta: &Delta) -> Result<()> {
+    for (id, known) in &delta.patients {
+        let query = sqlx::query(
+            "INSERT INTO projection_patients (patient_id, version, date_of_birth) VALUES ($1, $2, $3)
+             ON CONFLICT (patient_id) DO UPDATE SET
+                 version = excluded.version, date_of_birth = excluded.date_of_birth",
+        );
+        change(connection, query.bind(id.0).bind(known.version).bind(known.date_of_birth)).await?;
+    }
+    for (kind, n) in &delta.event_types {
+        let query = sqlx::query(
+            "INSERT INTO projection_event_types AS c (kind, n) VALUES ($1, $2)
+             ON CONFLICT (kind) DO UPDATE SET n = c.n + excluded.n",
+        );
+        change(connection, query.bind(*kind).bind(*n)).await?;
+    }
+    for (day, n) in &delta.registrations {
+        let query = sqlx::query(
+            "INSERT INTO projection_registrations AS c (day, n) VALUES ($1, $2)
+             ON CONFLICT (day) DO UPDATE SET n = c.n + excluded.n",
+        );
+        change(connection, query.bind(*day).bind(*n)).await?;
+    }
+    for (birth, n) in &delta.births {
+        let query = sqlx::query(
+            "INSERT INTO projection_births AS c (date_of_birth, n) VALUES ($1, $2)
+             ON CONFLICT (date_of_birth) DO UPDATE SET n = c.n + excluded.n",
+        );
+        change(connection, query.bind(*birth).bind(*n)).await?;
+    }
+    Ok(())
+}
+
+async fn write_offsets(
+    connection: &mut SqliteConnection,
+    source: &ProjectionSource,
+    offsets: &[PartitionOffset],
+) -> Result<()> {
+    for offset in offsets {
+        let query = sqlx::query(
+            "INSERT INTO projection_offsets AS o (consumer_group, broker, topic, partition_no, next_offset)
+             VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (consumer_group, broker, topic, partition_no) DO UPDATE SET
+                 next_offset = max(o.next_offset, excluded.next_offset)",
+        )
+        .bind(source.group.clone())
+        .bind(source.broker.clone())
+        .bind(source.topic.clone())
+        .bind(offset.partition)
+        .bind(offset.next_offset);
+        change(connection, query).await?;
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl ProjectionStore for SqliteStore {
+    async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>> {
+        let query = sqlx::query(
+            "SELECT partition_no, next_offset FROM projection_offsets
+             WHERE consumer_group = $1 AND broker = $2 AND topic = $3 ORDER BY partition_no",
+        )
+        .bind(source.group.clone())
+        .bind(source.broker.clone())
+        .bind(source.topic.clone());
+        let rows = self.read(query).await?;
+        rows.iter()
+            .map(|row| Ok(PartitionOffset { partition: column(row, 0)?, next_offset: column(row, 1)? }))
+            .collect()
+    }
+
+    async fn apply(
+        &self,
+        source: &ProjectionSource,
+        offsets: &[PartitionOffset],
+        observations: &[Observation],
+    ) -> Result<Applied> {
+        let (source, offsets, batch) = (source.clone(), offsets.to_vec(), observations.to_vec());
+        let applied = self
+            .writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    let known = known(connection, &batch).await?;
+                    let delta = delta(&known, &batch);
+                    write_counts(connection, &delta).await?;
+                    write_offsets(connection, &source, &offsets).await?;
+                    Ok(delta.applied)
+                })
+            })
+            .await?;
+        // The tidying of the outbox is not a part of the result.
+        let rows_max = u32::try_from(observations.len()).unwrap_or(u32::MAX).saturating_mul(2);
+        if applied.counted > 0 {
+            self.trim_sent(rows_max.saturating_add(64)).await.ok();
+        }
+        Ok(applied)
+    }
+
+    async fn counts(&self, first_day: Date) -> Result<Counts> {
+        // One statement, so that the counts are of one moment.
+        let query = sqlx::query(
+            "SELECT 0, kind, NULL, n FROM projection_event_types
+             UNION ALL SELECT 1, NULL, day, n FROM projection_registrations WHERE day >= $1
+             UNION ALL SELECT 2, NULL, date_of_birth, n FROM projection_births WHERE n <> 0
+             ORDER BY 1, 2, 3",
+        );
+        let mut counts = Counts::default();
+        for row in self.read(query.bind(first_day)).await? {
+            let (series, n): (i64, i64) = (column(&row, 0)?, column(&row, 3)?);
+            let day: Option<Date> = column(&row, 2)?;
+            let kind = column::<Option<i16>>(&row, 1)?.and_then(EventType::from_code);
+            match (series, kind, day) {
+                (0, Some(kind), _) => counts.by_event_type.push((kind, n)),
+                (1, _, Some(day)) => counts.registrations.push((day, n)),
+                (2, _, Some(day)) => counts.births.push((day, n)),
+                // An event type of a newer program: it knows how to show it.
+                _ => {}
+            }
+        }
+        Ok(counts)
+    }
+}
