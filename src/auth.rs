@@ -115,7 +115,21 @@ impl Settings {
                 "1 to 60000".into(),
             ),
         ];
-        checks.into_iter().filter(|(_, holds, _)| !holds).map(|(key, _, allowed)| (key, allowed)).collect()
+        let broken =
+            checks.into_iter().filter(|(_, holds, _)| !holds).map(|(key, _, allowed)| (key, allowed));
+        // That there is none is no matter of this file: a node for trying out makes one.
+        let secret = self.jwt_secret.as_ref().and_then(|_| token::secret_bytes(self).err());
+        broken.chain(secret.map(|error| ("jwt_secret", error.to_string()))).collect()
+    }
+}
+
+impl Settings {
+    /// Whether there is a secret that tokens can be signed with.
+    ///
+    /// # Errors
+    /// The secret is missing or too short.
+    pub fn check_secret(&self) -> std::result::Result<(), Error> {
+        token::secret_bytes(self).map(drop)
     }
 }
 

@@ -94,7 +94,7 @@ fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure
                 user::run(&action, users.as_ref(), &password::read, &mut out).await
             })
         }
-        Command::Openapi => Ok(writeln!(out, "{}", backend::openapi()?)?),
+        Command::Openapi => Ok(writeln!(out, "{}", backend::openapi())?),
         Command::Check(settings) => check(&load(settings)?, &mut out),
         Command::Healthcheck(settings) => {
             let config = load(settings)?.config;

@@ -13,7 +13,6 @@ mod node;
 mod problem;
 mod rules;
 mod secret_file;
-mod sections;
 mod tree;
 
 #[cfg(test)]
@@ -23,12 +22,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::{actors, auth, grpc, http, kafka, store};
+
 pub use self::layers::{Argument, Inputs};
 pub use self::node::{Node, Role};
 pub use self::problem::{Error, Problem, is_secret, is_secret_url};
-pub use self::sections::{
-    ActorsSection, AuthSection, GrpcSection, HttpSection, KafkaSection, Secret, StoreSection,
-};
 pub use self::tree::Source;
 
 /// Everything a node is told.
@@ -40,17 +38,23 @@ pub struct Config {
     /// Who the node is.
     pub node: Node,
     /// The HTTP edge.
-    pub http: HttpSection,
+    pub http: http::Settings,
     /// The gRPC edge.
-    pub grpc: GrpcSection,
+    pub grpc: grpc::Settings,
     /// The database.
-    pub store: StoreSection,
+    pub store: store::Settings,
     /// The broker.
-    pub kafka: KafkaSection,
+    pub kafka: kafka::Settings,
     /// Users and tokens.
-    pub auth: AuthSection,
-    /// The actors.
-    pub actors: ActorsSection,
+    pub auth: auth::Settings,
+    /// The actors of patients and accounts.
+    pub actors: actors::settings::Settings,
+    /// From the outbox to billing.
+    pub relay: actors::billing_relay::Settings,
+    /// From the outbox to Kafka.
+    pub bridge: actors::kafka_bridge::Settings,
+    /// From Kafka to the counts.
+    pub analytics: actors::analytics::Settings,
     /// Logs and metrics.
     pub telemetry: crate::telemetry::Settings,
 }
@@ -60,12 +64,15 @@ impl Default for Config {
         Config {
             data_dir: PathBuf::from("hygeia-data"),
             node: Node::default(),
-            http: HttpSection::default(),
-            grpc: GrpcSection::default(),
-            store: StoreSection::default(),
-            kafka: KafkaSection::default(),
-            auth: AuthSection::default(),
-            actors: ActorsSection::default(),
+            http: http::Settings::default(),
+            grpc: grpc::Settings::default(),
+            store: store::Settings::default(),
+            kafka: kafka::Settings::default(),
+            auth: auth::Settings::default(),
+            actors: actors::settings::Settings::default(),
+            relay: actors::billing_relay::Settings::default(),
+            bridge: actors::kafka_bridge::Settings::default(),
+            analytics: actors::analytics::Settings::default(),
             telemetry: crate::telemetry::Settings::default(),
         }
     }
@@ -75,8 +82,8 @@ impl Config {
     /// Whether this is the node one gets without setting anything up: embedded database and broker,
     /// and nobody but this machine can reach it. Only such a node makes a demo user and its own secret.
     pub fn is_embedded_demo(&self) -> bool {
-        self.store.url == StoreSection::default().url
-            && self.kafka.brokers == KafkaSection::default().brokers
+        self.store.url == store::DEFAULT_URL
+            && self.kafka.brokers == kafka::EMBEDDED
             && self.http.listen.ip().is_loopback()
             && self.grpc.listen.ip().is_loopback()
             && self.node.is_alone()
@@ -89,7 +96,7 @@ impl Config {
     /// The file cannot be made or read, or others may read it.
     pub fn ensure_jwt_secret(&mut self) -> Result<(), Error> {
         if self.auth.jwt_secret.is_none() && self.is_embedded_demo() {
-            self.auth.jwt_secret = Some(Secret::new(secret_file::read_or_make(&self.data_dir)?));
+            self.auth.jwt_secret = Some(secret_file::read_or_make(&self.data_dir)?.into());
         }
         Ok(())
     }

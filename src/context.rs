@@ -93,7 +93,7 @@ impl RequestContext {
         RequestContext {
             trace,
             deadline: clock.mono().plus(budget),
-            command_id: CommandId(Uuid::now_v7()),
+            command_id: CommandId(Uuid::from_u64_pair(fastrand::u64(..), fastrand::u64(..))),
             caller,
         }
     }

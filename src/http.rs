@@ -60,8 +60,8 @@ pub struct Settings {
     pub request_deadline_ms: u64,
     /// Requests worked on at once; beyond, they are refused as `OVERLOADED`. Health and metrics do not count.
     pub in_flight_max: usize,
-    /// Connections held at once. Further ones wait in the kernel's queue until one is free, which
-    /// `header_timeout_ms` sees to.
+    /// Connections held at once, a file descriptor each. Further ones wait in the kernel's queue until one is
+    /// free, which `header_timeout_ms` sees to. More than `in_flight_max`, so that what is too much is told so.
     pub connections_max: usize,
     /// How long a connection may take to send a whole request head: from its start, and again from the end
     /// of each answer, so that it is the limit of idle connections too.
@@ -83,14 +83,14 @@ impl Default for Settings {
         Settings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             request_deadline_ms: 5000,
-            in_flight_max: 1024,
-            connections_max: 4096,
+            in_flight_max: 256,
+            connections_max: 768,
             header_timeout_ms: 10_000,
             header_max_bytes: 16_384,
             headers_max: 64,
             body_max_bytes: 65_536,
             write_stall_ms: 10_000,
-            drain_timeout_ms: 8000,
+            drain_timeout_ms: 5000,
         }
     }
 }

@@ -163,7 +163,7 @@ pub enum ConsumerEvent {
 
 /// A member of a consumer group. Nothing is committed to the broker: offsets are kept by the reader.
 #[async_trait]
-pub trait Consumer: Send {
+pub trait Consumer: Send + Sync {
     /// The next event. May be dropped while it waits: nothing is lost.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientState};
 use crate::domain::time::Timestamp;
 
-pub use open::{Settings, Use, migrate, open};
+pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
 
 /// Why the database did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -341,6 +341,14 @@ pub trait UserStore: Send + Sync {
 pub trait Store:
     PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + UserStore
 {
+    /// Makes sure that the schema fits, migrating it first where the settings say so. Called once, before
+    /// anything else, by who serves; again if it was `Unavailable`.
+    ///
+    /// # Errors
+    /// `Broken`: the schema does not fit.
+    async fn prepare(&self) -> Result<()>;
+    /// How many transactions it takes at the same time with profit.
+    fn writers(&self) -> usize;
     /// Answers if the database can be read and written.
     async fn ping(&self) -> Result<()>;
     /// Closes all connections, after what is in flight.

@@ -1,9 +1,42 @@
-//! The analytics projection, as the edges see it.
+//! Analytics: counts every published event once, and answers what the counts are. Child of the node's
+//! supervisor; all that it knows is in the database.
+//!
+//! A reader task consumes the topic as a member of the group (see `reader`); the actor restarts it when it
+//! ends and answers summaries, each in a task of its own.
+//!
+//! Invariants:
+//! - Offsets and counts change in one transaction, and reading begins where the database says. So a
+//!   message counts once, whatever is repeated: by the broker, the group, a retry, or a restart.
+//! - A message that cannot be read is in the dead letter topic before its offset is passed.
+//! - No message is ever skipped: while the database or the dead letter topic is away, its batch is held.
+//! - `handle` never awaits. At most `summaries_max` summaries are being answered.
 
-use crate::context::RequestContext;
+mod reader;
+mod summary;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::rpc::CallResult;
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor_cluster::RactorMessage;
+
+use self::summary::Lag;
+use super::address::Address;
+use super::background::{Backoff, Tasks};
+use crate::context::{Hop, RequestContext};
 use crate::domain::analytics::Summary;
-use crate::domain::time::Timestamp;
-use crate::error::Result;
+use crate::domain::time::{Clock, MonoTime, Timestamp};
+use crate::error::{Error, ErrorCode, Result};
+use crate::health::{Health, Status};
+use crate::kafka::Broker;
+use crate::store::{OutboxStore, ProjectionStore};
+
+/// The actor's name in logs and health.
+pub const NAME: &str = "analytics";
 
 /// The summary with how fresh it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,15 +52,293 @@ pub struct SummaryView {
 
 /// Speaks to analytics. Cloning is cheap.
 #[derive(Clone)]
-pub struct AnalyticsHandle {}
+pub struct AnalyticsHandle {
+    actor: Address<AnalyticsMessage>,
+    clock: Arc<dyn Clock>,
+}
 
-#[allow(unused_variables, clippy::unused_async, reason = "skeleton")]
 impl AnalyticsHandle {
+    /// A handle on whoever is at `actor`.
+    pub fn new(actor: Address<AnalyticsMessage>, clock: Arc<dyn Clock>) -> Self {
+        AnalyticsHandle { actor, clock }
+    }
+
     /// The summary as of now.
     ///
     /// # Errors
-    /// `Unavailable`, `DeadlineExceeded`.
+    /// `Unavailable`, `Overloaded`, `DeadlineExceeded`.
     pub async fn summary(&self, ctx: &RequestContext) -> Result<SummaryView> {
-        unimplemented!("skeleton")
+        let unavailable = || Error::new(ErrorCode::Unavailable, "Analytics is not running here");
+        let late = || Error::new(ErrorCode::DeadlineExceeded, "The summary was not ready in time");
+        let actor = self.actor.actor().ok_or_else(unavailable)?;
+        let sent_at = self.clock.mono();
+        let left = ctx.deadline.since(sent_at);
+        if left.is_zero() {
+            return Err(late());
+        }
+        let ctx = ctx.child();
+        let ask = |reply| AnalyticsMessage::Summary(Box::new(SummaryAsk { ctx, sent_at, reply }));
+        match actor.call(ask, Some(left)).await {
+            Ok(CallResult::Success(answer)) => answer,
+            Ok(CallResult::Timeout) => Err(late()),
+            Ok(CallResult::SenderError) | Err(_) => Err(unavailable()),
+        }
+    }
+}
+
+/// The limits of analytics.
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// How long one call of the store may take, in milliseconds.
+    pub store_timeout_ms: u64,
+    /// How long to wait after a first failure, in milliseconds; it doubles with each further one.
+    pub retry_min_ms: u64,
+    /// The longest such wait, in milliseconds.
+    pub retry_max_ms: u64,
+    /// How often the link to the broker is looked at while nothing comes, in milliseconds.
+    pub idle_ms: u64,
+    /// How many summaries are being answered at the same time at most; others are refused.
+    pub summaries_max: usize,
+    /// How long a summary waits for the lag, in milliseconds; then it does without.
+    pub lag_timeout_ms: u64,
+    /// How long a lag that was asked for serves others, in milliseconds.
+    pub lag_cache_ms: u64,
+    /// How often the lag is measured for the metrics, in milliseconds.
+    pub lag_poll_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            store_timeout_ms: 5_000,
+            retry_min_ms: 50,
+            retry_max_ms: 5_000,
+            idle_ms: 1_000,
+            summaries_max: 64,
+            lag_timeout_ms: 500,
+            lag_cache_ms: 100,
+            lag_poll_ms: 5_000,
+        }
+    }
+}
+
+impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        const DAY_MS: u64 = 86_400_000;
+        let checks = [
+            ("store_timeout_ms", (1..=DAY_MS).contains(&self.store_timeout_ms), "1 to 86400000"),
+            ("retry_min_ms", (1..=DAY_MS).contains(&self.retry_min_ms), "1 to 86400000"),
+            ("retry_max_ms", (1..=DAY_MS).contains(&self.retry_max_ms), "1 to 86400000"),
+            ("idle_ms", (1..=DAY_MS).contains(&self.idle_ms), "1 to 86400000"),
+            ("lag_timeout_ms", (1..=DAY_MS).contains(&self.lag_timeout_ms), "1 to 86400000"),
+            ("lag_poll_ms", (1..=DAY_MS).contains(&self.lag_poll_ms), "1 to 86400000"),
+            ("summaries_max", self.summaries_max >= 1, "at least 1"),
+        ];
+        let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
+        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+    }
+}
+
+impl Settings {
+    fn backoff(&self) -> Backoff {
+        Backoff {
+            min: Duration::from_millis(self.retry_min_ms),
+            max: Duration::from_millis(self.retry_max_ms),
+        }
+    }
+}
+
+/// What analytics is told.
+#[derive(RactorMessage)]
+pub enum AnalyticsMessage {
+    /// By a handle: answered before the deadline of its context, or not at all.
+    Summary(Box<SummaryAsk>),
+    /// By the actor's own clock: the lag is measured.
+    Measure,
+    /// By the actor's own tasks.
+    Report(Report),
+}
+
+/// A summary asked for.
+pub struct SummaryAsk {
+    ctx: RequestContext,
+    sent_at: MonoTime,
+    reply: RpcReplyPort<Result<SummaryView>>,
+}
+
+/// What a task of analytics reports.
+pub struct Report(Outcome);
+
+enum Outcome {
+    /// The reader has ended, for this reason.
+    ReaderEnded(String),
+    /// The pause after that is over.
+    ReaderDue,
+    Summarized,
+    Measured,
+}
+
+/// What analytics needs.
+#[derive(Clone)]
+pub struct AnalyticsArgs {
+    /// Where counts and offsets are.
+    pub projections: Arc<dyn ProjectionStore>,
+    /// Where events wait that are not published yet: a part of the lag.
+    pub outbox: Arc<dyn OutboxStore>,
+    /// Where events come from.
+    pub broker: Arc<dyn Broker>,
+    /// Where analytics says how it is, as the part `analytics`.
+    pub health: Health,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The limits.
+    pub settings: Settings,
+}
+
+/// The actor.
+pub struct Analytics;
+
+/// The state of one incarnation.
+pub struct AnalyticsState {
+    args: AnalyticsArgs,
+    tasks: Tasks,
+    lag: Arc<Lag>,
+    summaries: usize,
+    measuring: bool,
+    reader_since: MonoTime,
+    reader_failures: u32,
+}
+
+impl Actor for Analytics {
+    type Msg = AnalyticsMessage;
+    type State = AnalyticsState;
+    type Arguments = AnalyticsArgs;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<AnalyticsMessage>,
+        args: AnalyticsArgs,
+    ) -> std::result::Result<AnalyticsState, ActorProcessingErr> {
+        args.health.report(NAME, Status::Explained("starting".into()));
+        let every = Duration::from_millis(args.settings.lag_poll_ms.max(1));
+        myself.send_interval(every, || AnalyticsMessage::Measure);
+        let mut state = AnalyticsState {
+            tasks: Tasks::default(),
+            lag: Arc::new(Lag::new(&args)),
+            summaries: 0,
+            measuring: false,
+            reader_since: args.clock.mono(),
+            reader_failures: 0,
+            args,
+        };
+        state.start_reader(&myself);
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<AnalyticsMessage>,
+        message: AnalyticsMessage,
+        state: &mut AnalyticsState,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        match message {
+            AnalyticsMessage::Summary(ask) => state.summarize(&myself, *ask),
+            AnalyticsMessage::Measure => state.measure(&myself),
+            AnalyticsMessage::Report(Report(outcome)) => match outcome {
+                Outcome::ReaderEnded(reason) => state.pause_reader(&myself, reason),
+                Outcome::ReaderDue => state.start_reader(&myself),
+                Outcome::Summarized => state.summaries -= 1,
+                Outcome::Measured => state.measuring = false,
+            },
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<AnalyticsMessage>,
+        _event: SupervisionEvent,
+        _state: &mut AnalyticsState,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        // Analytics has no children; the default would stop it at any event.
+        Ok(())
+    }
+}
+
+impl AnalyticsState {
+    fn run(
+        &mut self,
+        myself: &ActorRef<AnalyticsMessage>,
+        lost: Outcome,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        let report = |outcome| AnalyticsMessage::Report(Report(outcome));
+        self.tasks.run(myself, report(lost), async move { report(work.await) });
+    }
+
+    fn start_reader(&mut self, myself: &ActorRef<AnalyticsMessage>) {
+        self.reader_since = self.args.clock.mono();
+        let args = self.args.clone();
+        self.run(myself, Outcome::ReaderEnded("the reader died".into()), async move {
+            Outcome::ReaderEnded(reader::run(args).await)
+        });
+    }
+
+    fn pause_reader(&mut self, myself: &ActorRef<AnalyticsMessage>, reason: String) {
+        tracing::warn!(reason, "the reader of analytics has ended and is started again");
+        self.args.health.report(NAME, Status::Explained(reason));
+        let lasted = self.args.clock.mono().since(self.reader_since);
+        if lasted > Duration::from_millis(self.args.settings.retry_max_ms) {
+            self.reader_failures = 0;
+        }
+        self.reader_failures = self.reader_failures.saturating_add(1);
+        let pause = self.args.settings.backoff().pause(self.reader_failures);
+        self.run(myself, Outcome::ReaderDue, async move {
+            tokio::time::sleep(pause).await;
+            Outcome::ReaderDue
+        });
+    }
+
+    fn summarize(&mut self, myself: &ActorRef<AnalyticsMessage>, ask: SummaryAsk) {
+        if self.summaries >= self.args.settings.summaries_max {
+            let refusal = Error::new(ErrorCode::Overloaded, "Too many summaries are being read");
+            // A caller that no longer waits needs no answer.
+            let _ = ask.reply.send(Err(refusal));
+            return;
+        }
+        self.summaries += 1;
+        let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
+        self.run(myself, Outcome::Summarized, async move {
+            let began = args.clock.mono();
+            let answer = summary::read(&args, &lag, ask.ctx.deadline).await;
+            Hop {
+                actor: NAME,
+                message: "Summary",
+                entity: None,
+                trace: &ask.ctx.trace,
+                queued: began.since(ask.sent_at),
+                handled: args.clock.mono().since(began),
+                outcome: answer.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok"),
+            }
+            .log();
+            let _ = ask.reply.send(answer);
+            Outcome::Summarized
+        });
+    }
+
+    fn measure(&mut self, myself: &ActorRef<AnalyticsMessage>) {
+        if self.measuring {
+            return;
+        }
+        self.measuring = true;
+        let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
+        self.run(myself, Outcome::Measured, async move {
+            if let Some(events) = lag.events(&args).await {
+                metrics::gauge!("hygeia_analytics_lag_events").set(events as f64);
+            }
+            Outcome::Measured
+        });
     }
 }

@@ -78,6 +78,27 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        const DAY_MS: u64 = 86_400_000;
+        let checks = [
+            ("poll_ms", (1..=DAY_MS).contains(&self.poll_ms), "1 to 86400000"),
+            ("open_timeout_ms", (1..=DAY_MS).contains(&self.open_timeout_ms), "1 to 86400000"),
+            ("store_timeout_ms", (1..=DAY_MS).contains(&self.store_timeout_ms), "1 to 86400000"),
+            ("pause_min_ms", (1..=DAY_MS).contains(&self.pause_min_ms), "1 to 86400000"),
+            ("pause_max_ms", (1..=DAY_MS).contains(&self.pause_max_ms), "1 to 86400000"),
+            ("row_backoff_min_ms", (1..=DAY_MS).contains(&self.row_backoff_min_ms), "1 to 86400000"),
+            ("row_backoff_max_ms", (1..=DAY_MS).contains(&self.row_backoff_max_ms), "1 to 86400000"),
+            ("batch_rows_max", self.batch_rows_max >= 1, "at least 1"),
+            ("concurrency_max", self.concurrency_max >= 1, "at least 1"),
+            ("failing_rows_max", self.failing_rows_max >= 1, "at least 1"),
+        ];
+        let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
+        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+    }
+}
+
 /// The relay's messages.
 #[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum BillingRelayMessage {

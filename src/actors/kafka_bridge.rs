@@ -97,6 +97,29 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        const DAY_MS: u64 = 86_400_000;
+        let checks = [
+            ("poll_ms", (1..=DAY_MS).contains(&self.poll_ms), "1 to 86400000"),
+            ("lease_ttl_ms", (1..=DAY_MS).contains(&self.lease_ttl_ms), "1 to 86400000"),
+            ("depth_poll_ms", (1..=DAY_MS).contains(&self.depth_poll_ms), "1 to 86400000"),
+            ("store_timeout_ms", (1..=DAY_MS).contains(&self.store_timeout_ms), "1 to 86400000"),
+            ("retry_min_ms", (1..=DAY_MS).contains(&self.retry_min_ms), "1 to 86400000"),
+            ("retry_max_ms", (1..=DAY_MS).contains(&self.retry_max_ms), "1 to 86400000"),
+            ("drain_timeout_ms", (1..=DAY_MS).contains(&self.drain_timeout_ms), "1 to 86400000"),
+            ("window_rows_max", self.window_rows_max >= 1, "at least 1"),
+            ("read_rows_max", self.read_rows_max >= 1, "at least 1"),
+            ("batch_rows_max", self.batch_rows_max >= 1, "at least 1"),
+            ("batches_max", self.batches_max >= 1, "at least 1"),
+            ("mark_rows_max", self.mark_rows_max >= 1, "at least 1"),
+        ];
+        let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
+        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+    }
+}
+
+impl Settings {
     fn limits(&self) -> Limits {
         Limits {
             window_rows: self.window_rows_max.max(1),

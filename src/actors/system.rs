@@ -94,8 +94,8 @@ impl<E: Entity> Chain<E> {
     /// Gives up every shard: what is being committed ends, leases are released. Waits until it is done
     /// or `limit` has passed; false then.
     pub async fn drain(&self, limit: Duration) -> bool {
-        ask(&self.region, RegionMessage::Drain, limit).await
-            && ask(&self.journal, JournalMessage::Flush, limit).await
+        ask(&self.region, RegionMessage::Drain, limit).await.is_some()
+            && ask(&self.journal, JournalMessage::Flush, limit).await.is_some()
     }
 }
 
@@ -113,14 +113,17 @@ impl Chain<Accounts> {
     }
 }
 
-/// Sends a question that is answered by `()` and waits for that, at most `limit`. True if it was answered.
-pub async fn ask<M: Message>(
+/// Sends a question and waits for its answer, at most `limit`.
+pub async fn ask<M: Message, T>(
     address: &Address<M>,
-    question: impl FnOnce(RpcReplyPort<()>) -> M,
+    question: impl FnOnce(RpcReplyPort<T>) -> M,
     limit: Duration,
-) -> bool {
+) -> Option<T> {
     let (reply, answer) = tokio::sync::oneshot::channel();
-    address.cast(question(reply.into())) && matches!(tokio::time::timeout(limit, answer).await, Ok(Ok(())))
+    if !address.cast(question(reply.into())) {
+        return None;
+    }
+    tokio::time::timeout(limit, answer).await.ok()?.ok()
 }
 
 /// The running supervision tree.

@@ -257,6 +257,10 @@ fn bad_settings_are_named() {
     assert_eq!(weak, ["bcrypt_cost"]);
     let none = Settings { token_ttl_seconds: 0, users_cached_max: 0, ..settings() };
     assert_eq!(none.problems(true).len(), 2);
+    let short = Settings { jwt_secret: Some(SecretText::from("canary".to_owned())), ..settings() };
+    let problems = short.problems(true);
+    assert_eq!(problems[0].0, "jwt_secret");
+    assert!(!problems[0].1.contains("canary"), "{problems:?}");
 }
 
 #[test]

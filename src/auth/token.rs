@@ -148,7 +148,8 @@ pub(super) fn refused() -> Error {
     Error::new(ErrorCode::Unauthenticated, "The token does not hold")
 }
 
-fn secret_bytes(settings: &Settings) -> std::result::Result<Vec<u8>, super::Error> {
+/// The key in the settings.
+pub(super) fn secret_bytes(settings: &Settings) -> std::result::Result<Vec<u8>, super::Error> {
     let text = settings.jwt_secret.as_ref().map_or("", |secret| secret.0.trim());
     if text.is_empty() {
         return Err(super::Error::SecretMissing);

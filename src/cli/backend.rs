@@ -1,11 +1,14 @@
 //! What commands need of the other rooms: the one place where they are called.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 
-use super::failure::{Exit, Failure};
+use super::failure::Failure;
+use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::domain::access::Role;
-use crate::store::UserRow;
+use crate::{auth, http, store};
 
 /// What the `user` commands do.
 #[async_trait]
@@ -17,20 +20,40 @@ pub(super) trait Users: Send + Sync {
     /// Disables or enables.
     async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), Failure>;
     /// Users in the order of e-mail addresses, after `after`, at most `limit_rows`.
-    async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>, Failure>;
+    async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<auth::User>, Failure>;
+}
+
+#[async_trait]
+impl Users for auth::Users {
+    async fn add(&self, email: &str, password: &str, role: Role) -> Result<(), Failure> {
+        Ok(self.create(email, password, role).await?)
+    }
+
+    async fn set_password(&self, email: &str, password: &str) -> Result<(), Failure> {
+        Ok(auth::Users::set_password(self, email, password).await?)
+    }
+
+    async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), Failure> {
+        Ok(auth::Users::set_disabled(self, email, disabled).await?)
+    }
+
+    async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<auth::User>, Failure> {
+        Ok(auth::Users::list(self, after, limit_rows).await?)
+    }
 }
 
 /// Opens the database for the `user` commands.
-pub(super) async fn open_users(_config: &Config) -> Result<Box<dyn Users>, Failure> {
-    Err(Failure::new(Exit::Unavailable, "this build has no database"))
+pub(super) async fn open_users(config: &Config) -> Result<Box<dyn Users>, Failure> {
+    let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
+    Ok(Box::new(auth::Users::new(&config.auth, store, Arc::new(SystemClock))))
 }
 
 /// Brings the tables up to date.
-pub(super) async fn migrate(_config: &Config) -> Result<(), Failure> {
-    Err(Failure::new(Exit::Unavailable, "this build has no database"))
+pub(super) async fn migrate(config: &Config) -> Result<(), Failure> {
+    Ok(store::migrate(&config.store.clone().within(&config.data_dir)).await?)
 }
 
 /// The OpenAPI document as JSON.
-pub(super) fn openapi() -> Result<String, Failure> {
-    Err(Failure::new(Exit::Failed, "this build has no HTTP edge"))
+pub(super) fn openapi() -> String {
+    http::openapi()
 }

@@ -2,7 +2,8 @@
 
 use std::io::Write;
 
-use crate::{config, node, telemetry};
+use crate::error::{self, ErrorCode};
+use crate::{config, node, store, telemetry};
 
 /// The exit codes. Those from 64 on are as in `sysexits.h` (4.3BSD).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +75,30 @@ impl From<telemetry::Error> for Failure {
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
         Failure::new(Exit::Failed, error.to_string())
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        let exit = match error {
+            store::Error::Unavailable(_) | store::Error::Unknown(_) => Exit::Unavailable,
+            store::Error::Broken(_) => Exit::Failed,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+/// Errors of a request, made by a command instead of by a caller from outside.
+impl From<error::Error> for Failure {
+    fn from(error: error::Error) -> Self {
+        let exit = match error.code {
+            ErrorCode::Unavailable | ErrorCode::DeadlineExceeded | ErrorCode::OutcomeUnknown => {
+                Exit::Unavailable
+            }
+            _ => Exit::Failed,
+        };
+        let fields = error.fields.iter().map(|(field, message)| format!("\n{field}: {message}"));
+        Failure::new(exit, format!("{}{}", error.detail, fields.collect::<String>()))
     }
 }
 

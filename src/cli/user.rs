@@ -111,8 +111,8 @@ mod tests {
     use async_trait::async_trait;
 
     use super::*;
+    use crate::auth::User;
     use crate::domain::time::Timestamp;
-    use crate::store::UserRow;
 
     /// Notes what it is asked; has `rows` users.
     #[derive(Default)]
@@ -142,10 +142,9 @@ mod tests {
             self.note(format!("disabled {email} {disabled}"))
         }
 
-        async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>, Failure> {
-            let all = (0..self.rows).map(|n| UserRow {
+        async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<User>, Failure> {
+            let all = (0..self.rows).map(|n| User {
                 email: format!("user-{n:04}@example.com"),
-                password_hash: "$2b$canary".to_owned(),
                 role: "ADMIN".to_owned(),
                 disabled: n % 2 == 1,
                 created_at: Timestamp(0),

@@ -4,9 +4,6 @@ use super::Loaded;
 use super::node::{Node, Role};
 use super::problem::{Error, Problem};
 
-/// HS256 wants a key at least as long as its hash (RFC 7518, section 3.2).
-const JWT_SECRET_BYTES_MIN: usize = 32;
-
 /// Rules of single values, for every command.
 pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
@@ -25,6 +22,22 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
         let all: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
         problems.push(loaded.problem("node.roles", format!("at least one of: {}", all.join(", "))));
     }
+    let sections = [
+        ("http", config.http.problems()),
+        ("grpc", config.grpc.problems()),
+        ("store", config.store.problems()),
+        ("kafka", config.kafka.problems()),
+        ("auth", config.auth.problems(config.is_embedded_demo())),
+        ("actors", config.actors.problems()),
+        ("relay", config.relay.problems()),
+        ("bridge", config.bridge.problems()),
+        ("analytics", config.analytics.problems()),
+    ];
+    for (section, found) in sections {
+        for (key, reason) in found {
+            problems.push(loaded.problem(&format!("{section}.{key}"), format!("allowed: {reason}")));
+        }
+    }
     for (key, reason) in config.telemetry.problems() {
         problems.push(loaded.problem(&format!("telemetry.{key}"), reason));
     }
@@ -37,18 +50,17 @@ pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
     let mut problems = Vec::new();
     let checks_tokens = [Role::Front, Role::Billing].iter().any(|role| config.node.roles.contains(role));
     match &config.auth.jwt_secret {
-        Some(secret) if secret.reveal().len() < JWT_SECRET_BYTES_MIN => {
-            let reason = format!(
-                "at least {JWT_SECRET_BYTES_MIN} bytes are needed; `openssl rand -base64 48` makes some"
-            );
-            problems.push(loaded.problem("auth.jwt_secret", reason));
+        Some(_) => {
+            if let Err(error) = config.auth.check_secret() {
+                problems.push(loaded.problem("auth.jwt_secret", error.to_string()));
+            }
         }
         None if checks_tokens && !config.is_embedded_demo() => problems.push(loaded.problem(
             "auth.jwt_secret",
             "not set; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE to a file that holds it \
              (only a node with the embedded database and broker on loopback makes its own)",
         )),
-        _ => {}
+        None => {}
     }
     if !config.grpc.require_token && !config.grpc.listen.ip().is_loopback() {
         let reason =

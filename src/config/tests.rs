@@ -72,7 +72,7 @@ fn cluster_toml_has_every_key_with_its_default() {
     }
     let loaded = given().file(effective::DEFAULTS).load();
     assert_eq!(format!("{:?}", loaded.config), format!("{:?}", Config::default()));
-    assert_eq!(loaded.config.store.url, StoreSection::default().url);
+    assert_eq!(loaded.config.store.url, store::DEFAULT_URL);
     loaded.check().unwrap();
 }
 

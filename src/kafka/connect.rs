@@ -71,7 +71,9 @@ impl Kafka {
             .then(|| Arc::new(Gate::new(settings.embedded_unread_max_bytes)));
         let producer_config = settings.producer_config(&bootstrap)?;
         let watched = gate.clone().map(|gate| (Arc::clone(&names.topic), gate));
-        let publisher = Arc::new(KafkaPublisher::new(settings, producer_config, link.clone(), watched));
+        let publisher = Arc::new(KafkaPublisher::new(settings, producer_config, link.clone(), watched)?);
+        // A consumer is made later; what librdkafka refuses of its settings is said now.
+        settings.consumer_config(&bootstrap)?.create_native_config().map_err(|e| making(&e))?;
         let incarnation = OnceCell::new();
         if settings.is_embedded() {
             incarnation.set(format!("embedded-{}", uuid::Uuid::now_v7())).unwrap_or_default();

@@ -208,8 +208,9 @@ impl Reader {
     /// One look at orders, messages and rebalances; false when nobody listens any more.
     fn turn(&mut self) -> bool {
         if let Ok(order) = self.orders.try_recv() {
-            let started = self.take(&order);
-            if !self.say(Told::Started(started)) {
+            let answer = self.take(&order);
+            let goes_on = answer.is_ok();
+            if !self.say(answer.map_or_else(Told::Ended, Told::Started)) || !goes_on {
                 return false;
             }
         }
@@ -254,20 +255,15 @@ impl Reader {
         })
     }
 
-    /// Takes the assignment, at these positions.
-    fn take(&mut self, order: &StartOrder) -> bool {
-        let Some(partitions) = self.assigned.as_ref().filter(|_| order.assignment == self.assignments) else {
-            return false;
-        };
-        match positioned(&self.topic, partitions, &order.positions).and_then(|list| self.native.assign(&list))
-        {
-            Ok(()) => self.started = true,
-            Err(error) => {
-                tracing::warn!(target: "hygeia::kafka", %error, "the assignment could not be taken");
-                self.started = false;
-            }
-        }
-        self.started
+    /// Takes the assignment, at these positions; false if it is void by now.
+    fn take(&mut self, order: &StartOrder) -> std::result::Result<bool, String> {
+        let current = order.assignment == self.assignments;
+        let Some(partitions) = self.assigned.as_ref().filter(|_| current) else { return Ok(false) };
+        positioned(&self.topic, partitions, &order.positions)
+            .and_then(|list| self.native.assign(&list))
+            .map_err(|error| error.to_string())?;
+        self.started = true;
+        Ok(true)
     }
 
     /// The messages at hand, after the first has been waited for: bounded in number, bytes and time.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::client::{ClientEvents, LinkState, making};
 use super::gate::Gate;
-use super::{Delivery, Outgoing, Publisher, Settings};
+use super::{Delivery, Outgoing, Publisher, Result, Settings};
 
 /// How long to wait before asking a full queue again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
@@ -109,16 +109,7 @@ impl Ticket {
     }
 
     fn failed(self, error: &KafkaError) {
-        self.batch.report(self.index, failure(error), None);
-    }
-}
-
-fn failure(error: &KafkaError) -> Delivery {
-    match error.rdkafka_error_code() {
-        Some(RDKafkaErrorCode::Fatal | RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight) => {
-            Delivery::ProducerLost(error.to_string())
-        }
-        _ => Delivery::Failed(error.to_string()),
+        self.batch.report(self.index, Delivery::Failed(error.to_string()), None);
     }
 }
 
@@ -134,36 +125,43 @@ pub(super) struct KafkaPublisher {
 }
 
 impl KafkaPublisher {
-    /// A publisher; the producer itself is made at the first use.
+    /// A publisher, with its first producer: that one gets its id from the broker while there is nothing to
+    /// publish yet, which takes half a second.
+    ///
+    /// # Errors
+    /// `Settings`
     pub(super) fn new(
         settings: &Settings,
         config: ClientConfig,
         link: LinkState,
         gate: Option<(Arc<str>, Arc<Gate>)>,
-    ) -> Self {
+    ) -> Result<Self> {
         // librdkafka reports every message by its delivery timeout, then it checks its queues once a second.
         let report_timeout = Duration::from_millis(settings.delivery_timeout_ms) + Duration::from_secs(5);
-        KafkaPublisher { config, link, gate, report_timeout, current: Mutex::new(None) }
+        let publisher = KafkaPublisher { config, link, gate, report_timeout, current: Mutex::new(None) };
+        publisher.current()?;
+        Ok(publisher)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Native>>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self) -> Result<Arc<Native>, KafkaError> {
+    fn current(&self) -> Result<Arc<Native>> {
         let mut current = self.lock();
         if let Some(producer) = &*current {
             return Ok(Arc::clone(producer));
         }
         let events = ProducerEvents(ClientEvents::new("producer", self.link.clone()));
-        let made = Arc::new(Native::from_config_and_context(&self.config, events)?);
+        let made = Native::from_config_and_context(&self.config, events).map_err(|e| making(&e))?;
+        let made = Arc::new(made);
         *current = Some(Arc::clone(&made));
         Ok(made)
     }
 
-    /// Puts `producer` out of use if it has failed for good. What it holds fails.
-    fn retire_if_fatal(&self, producer: &Arc<Native>) {
-        let Some((code, reason)) = producer.client().fatal_error() else { return };
+    /// Puts `producer` out of use if it has failed for good, which is the answer. What it holds fails.
+    fn retire_if_fatal(&self, producer: &Arc<Native>) -> bool {
+        let Some((code, reason)) = producer.client().fatal_error() else { return false };
         let mut current = self.lock();
         if current.as_ref().is_some_and(|c| Arc::ptr_eq(c, producer)) {
             *current = None;
@@ -172,6 +170,7 @@ impl KafkaPublisher {
             metrics::counter!("hygeia_kafka_producers_replaced_total").increment(1);
             producer.purge(PurgeConfig::default().queue().inflight());
         }
+        true
     }
 
     /// Hands the batch to librdkafka, which waits for room in the queue as long as it takes.
@@ -206,20 +205,20 @@ impl Publisher for KafkaPublisher {
         let reservation = self.reserve(batch).await;
         let producer = match self.current() {
             Ok(producer) => producer,
-            Err(error) => return vec![Delivery::Failed(making(&error).to_string()); batch.len()],
+            Err(error) => return vec![Delivery::Failed(error.to_string()); batch.len()],
         };
         let report = BatchReport::new(batch.len());
         self.enqueue(&producer, batch, &report).await;
         let deadline = Instant::now() + self.report_timeout;
         // Past the deadline, what is not known counts as failed: it may be in the log all the same.
         let _ = tokio::time::timeout_at(deadline, report.complete.notified()).await;
-        let (deliveries, landed) = {
+        let (mut deliveries, landed) = {
             let mut state = report.lock();
-            let deliveries = state
-                .deliveries
-                .iter()
-                .map(|d| d.clone().unwrap_or_else(|| Delivery::Failed("no report in time".into())))
-                .collect::<Vec<_>>();
+            let mut deliveries = Vec::with_capacity(batch.len());
+            for delivery in &state.deliveries {
+                let unknown = || Delivery::Failed("no report in time".into());
+                deliveries.push(delivery.clone().unwrap_or_else(unknown));
+            }
             (deliveries, std::mem::take(&mut state.landed))
         };
         if let (Some((_, gate)), Some(_)) = (&self.gate, &reservation) {
@@ -230,8 +229,12 @@ impl Publisher for KafkaPublisher {
         if deliveries.iter().any(Delivery::is_delivered) {
             self.link.up();
         }
-        if !deliveries.iter().all(Delivery::is_delivered) {
-            self.retire_if_fatal(&producer);
+        if !deliveries.iter().all(Delivery::is_delivered) && self.retire_if_fatal(&producer) {
+            for delivery in &mut deliveries {
+                if let Delivery::Failed(reason) = delivery {
+                    *delivery = Delivery::ProducerLost(std::mem::take(reason));
+                }
+            }
         }
         release(producer);
         deliveries
@@ -282,11 +285,5 @@ mod tests {
         let state = report.lock();
         assert_eq!(state.landed, [(1, 9, 20)]);
         assert!(matches!(state.deliveries[1], Some(Delivery::Failed(_))));
-    }
-
-    #[test]
-    fn what_ends_the_producer_is_told_apart() {
-        let lost = failure(&KafkaError::MessageProduction(RDKafkaErrorCode::PurgeInflight));
-        assert!(matches!(lost, Delivery::ProducerLost(_)));
     }
 }

@@ -169,37 +169,47 @@ impl Settings {
         self.brokers == EMBEDDED
     }
 
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let checks = [
+            (
+                "brokers",
+                !self.brokers.trim().is_empty(),
+                "`embedded`, or host:port with commas between several",
+            ),
+            ("topic", !self.topic.is_empty(), "a name"),
+            ("dead_letter_topic", !self.dead_letter_topic.is_empty(), "a name"),
+            ("dead_letter_topic", self.dead_letter_topic != self.topic, "another name than topic has"),
+            ("group", !self.group.is_empty(), "a name"),
+            ("partitions", (1..=1_000).contains(&self.partitions), "1 to 1000"),
+            ("queue_max_messages", self.queue_max_messages >= 1, "at least 1"),
+            ("queue_max_bytes", self.queue_max_bytes >= 1024 * 1024, "at least 1048576"),
+            ("batch_max_messages", self.batch_max_messages >= 1, "at least 1"),
+            ("batch_max_bytes", self.batch_max_bytes >= 1, "at least 1"),
+            (
+                "delivery_timeout_ms",
+                self.delivery_timeout_ms >= self.linger_ms.max(1),
+                "at least 1, and at least linger_ms",
+            ),
+            (
+                "security_protocol",
+                self.security_protocol == SecurityProtocol::Plaintext || cfg!(feature = "kafka-tls"),
+                "plaintext; the others need the feature kafka-tls",
+            ),
+        ];
+        let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
+        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+    }
+
     /// Whether these settings can work at all.
     ///
     /// # Errors
     /// `Settings`: the first that cannot.
     pub fn validate(&self) -> Result<()> {
-        let no = |what: &str| Err(Error::Settings(what.into()));
-        if self.brokers.trim().is_empty() {
-            return no("brokers is empty: say `embedded` or host:port");
+        match self.problems().into_iter().next() {
+            Some((key, allowed)) => Err(Error::Settings(format!("{key}: allowed is {allowed}"))),
+            None => Ok(()),
         }
-        if self.topic.is_empty() || self.dead_letter_topic.is_empty() || self.group.is_empty() {
-            return no("topic, dead_letter_topic and group must be given");
-        }
-        if self.topic == self.dead_letter_topic {
-            return no("topic and dead_letter_topic must differ");
-        }
-        if !(1..=1_000).contains(&self.partitions) {
-            return no("partitions must be from 1 to 1000");
-        }
-        if self.queue_max_messages == 0 || self.queue_max_bytes < 1024 * 1024 {
-            return no("queue_max_messages must be at least 1 and queue_max_bytes at least 1048576");
-        }
-        if self.batch_max_messages == 0 || self.batch_max_bytes == 0 {
-            return no("batch_max_messages and batch_max_bytes must be at least 1");
-        }
-        if self.delivery_timeout_ms < self.linger_ms || self.delivery_timeout_ms == 0 {
-            return no("delivery_timeout_ms must be at least linger_ms and not 0");
-        }
-        if self.security_protocol != SecurityProtocol::Plaintext && !cfg!(feature = "kafka-tls") {
-            return no("security_protocol other than plaintext needs the feature kafka-tls");
-        }
-        Ok(())
     }
 
     /// What a client is told that neither produces nor consumes.

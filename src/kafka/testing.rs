@@ -45,6 +45,8 @@ pub(crate) enum Refusal {
     Disconnect,
     /// The topic may not be written: the message fails.
     NotAllowed,
+    /// It has lost count of the producer's messages: the producer fails for good.
+    Desynchronized,
 }
 
 impl Refusal {
@@ -53,6 +55,7 @@ impl Refusal {
             Refusal::NotEnoughReplicas => RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
             Refusal::NotLeader => RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
             Refusal::Disconnect => RDKafkaRespErr::RD_KAFKA_RESP_ERR__TRANSPORT,
+            Refusal::Desynchronized => RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
             Refusal::NotAllowed => RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
         }
     }
@@ -74,15 +77,6 @@ impl Kafka {
         self.with_control(|c| {
             let broker = c.client().mock_cluster().expect("embedded");
             broker.request_errors(RDKafkaApiKey::Produce, &codes);
-        });
-    }
-
-    /// The next request for a producer id ends in an error that a producer does not survive.
-    pub(crate) fn refuse_producer_id(&self) {
-        self.with_control(|c| {
-            let broker = c.client().mock_cluster().expect("embedded");
-            let code = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
-            broker.request_errors(RDKafkaApiKey::InitProducerId, &[code]);
         });
     }
 }

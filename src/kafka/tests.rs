@@ -166,9 +166,9 @@ async fn a_message_that_may_not_be_written_fails_and_may_be_sent_again() {
 async fn a_producer_that_failed_for_good_is_replaced() {
     let settings = embedded("fatal");
     let kafka = Kafka::connect(&settings).expect("connect");
-    kafka.refuse_producer_id();
+    kafka.refuse(&[Refusal::Desynchronized]);
     let publisher = kafka.publisher();
-    let batch = messages(&settings.topic, 5, 5);
+    let batch = messages(&settings.topic, 20, 1);
     let deliveries = patiently("first", publisher.publish(&batch)).await;
     assert!(deliveries.iter().all(|d| matches!(d, Delivery::ProducerLost(_))), "{deliveries:?}");
     let deliveries = patiently("second", publisher.publish(&batch)).await;
@@ -246,4 +246,15 @@ async fn a_broker_that_is_away_at_the_start_is_asked_again_later() {
     let kafka = Kafka::connect(&settings).expect("connect");
     assert!(matches!(kafka.incarnation().await, Err(Error::Away(_))));
     assert!(matches!(kafka.incarnation().await, Err(Error::Away(_))));
+}
+
+#[tokio::test]
+async fn what_librdkafka_refuses_is_said_at_once_and_without_its_value() {
+    let mut settings = embedded("refuses");
+    settings.properties.0.insert("acks".into(), "canary".into());
+    let Err(error) = Kafka::connect(&settings) else { panic!("acks=canary") };
+    assert!(
+        matches!(&error, Error::Settings(what) if what.contains("acks") && !what.contains("canary")),
+        "{error}"
+    );
 }

@@ -44,6 +44,12 @@ impl RuntimeFile {
         std::fs::rename(&draft, data_dir.join(NAME))
     }
 
+    /// Takes the file away: the addresses are no longer in use.
+    pub fn remove(data_dir: &Path) {
+        // A file that cannot be removed is one that the next start replaces.
+        let _ = std::fs::remove_file(data_dir.join(NAME));
+    }
+
     /// The file in `data_dir`; `None` if there is none.
     ///
     /// # Errors

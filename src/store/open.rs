@@ -12,11 +12,15 @@ use super::postgres::PostgresStore;
 use super::sqlite::SqliteStore;
 use super::{Error, Result, Store};
 
+/// The embedded default: a file in the data directory.
+pub const DEFAULT_URL: &str = "sqlite:hygeia.db";
+
 /// Where the database is and how long anything may wait for it.
 #[derive(Clone, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `sqlite:path/to/file` or `postgres://user:password@host:port/database`.
+    /// `sqlite:path/to/file`, a relative path being one inside the data directory, or
+    /// `postgres://user:password@host:port/database`.
     pub url: String,
     /// Connections to PostgreSQL.
     pub connections_max: u32,
@@ -43,7 +47,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
-            url: "sqlite:hygeia-data/hygeia.db".to_owned(),
+            url: DEFAULT_URL.to_owned(),
             connections_max: 12,
             read_connections_max: 4,
             connect_timeout_ms: 10_000,
@@ -69,11 +73,8 @@ impl std::fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// Says what is wrong with these settings, naming the key and what is allowed.
-    ///
-    /// # Errors
-    /// The first thing that is wrong, as a sentence without secrets.
-    pub fn check(&self) -> std::result::Result<(), String> {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
         let positive = [
             ("connections_max", u64::from(self.connections_max)),
             ("read_connections_max", u64::from(self.read_connections_max)),
@@ -84,13 +85,24 @@ impl Settings {
             ("bulk_timeout_ms", self.bulk_timeout_ms),
             ("migrate_timeout_ms", self.migrate_timeout_ms),
         ];
-        for (key, value) in positive {
-            // PostgreSQL counts its time limits in milliseconds of 31 bits, and takes 0 as no limit.
-            if value == 0 || value > 2_000_000_000 {
-                return Err(format!("{key} is {value}; allowed is 1 to 2000000000"));
-            }
+        // PostgreSQL counts its time limits in milliseconds of 31 bits, and takes 0 as no limit.
+        let broken = positive.into_iter().filter(|(_, value)| !(1..=2_000_000_000).contains(value));
+        let mut problems: Vec<_> = broken.map(|(key, _)| (key, "1 to 2000000000".to_owned())).collect();
+        if let Err(allowed) = self.location() {
+            problems.push(("url", allowed));
         }
-        self.location().map(drop)
+        problems
+    }
+
+    /// Says what is wrong with these settings, naming the key and what is allowed.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, as a sentence without secrets.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        match self.problems().into_iter().next() {
+            Some((key, allowed)) => Err(format!("{key}: allowed is {allowed}")),
+            None => Ok(()),
+        }
     }
 
     /// The URL as it may be shown: without a password and without parameters.
@@ -108,22 +120,31 @@ impl Settings {
         }
     }
 
+    /// Takes a relative path of a SQLite file as one inside `data_dir`.
+    #[must_use]
+    pub fn within(mut self, data_dir: &std::path::Path) -> Self {
+        if let Ok(Location::Sqlite(path)) = self.location() {
+            self.url = format!("sqlite:{}", data_dir.join(path).display());
+        }
+        self
+    }
+
     /// What the URL names.
     pub(super) fn location(&self) -> std::result::Result<Location, String> {
-        const ALLOWED: &str = "allowed are sqlite:path/to/file and postgres://user@host/database";
+        const ALLOWED: &str = "sqlite:path/to/file or postgres://user@host/database";
         let (scheme, rest) = self.url.split_once(':').unwrap_or_default();
         match scheme {
             "sqlite" => {
                 let path = rest.strip_prefix("//").unwrap_or(rest);
                 if path.is_empty() || path.starts_with(':') {
-                    return Err(format!("url has no path to a database file; {ALLOWED}"));
+                    return Err(format!("{ALLOWED}; this one has no path to a file"));
                 }
                 Ok(Location::Sqlite(PathBuf::from(path)))
             }
             "postgres" | "postgresql" => PgConnectOptions::from_str(&self.url)
                 .map(|options| Location::Postgres(Box::new(options)))
-                .map_err(|_| format!("url is not one of PostgreSQL; {ALLOWED}")),
-            _ => Err(format!("url names no database that is known; {ALLOWED}")),
+                .map_err(|_| format!("{ALLOWED}; this one is not a URL of PostgreSQL")),
+            _ => Err(ALLOWED.to_owned()),
         }
     }
 }
@@ -143,21 +164,17 @@ pub enum Use {
     Tool,
 }
 
-/// Opens the database that `settings` name.
+/// Opens the database that `settings` name. PostgreSQL may be away when the server opens it:
+/// `Store::prepare` tells when it is there.
 ///
 /// # Errors
-/// `Unavailable`: it cannot be reached within `connect_timeout_ms`, or another server uses the SQLite
+/// `Unavailable`: a tool cannot reach it within `connect_timeout_ms`, or another server uses the SQLite
 /// file. `Broken`: the settings are wrong, the file is not a database, or the schema does not fit.
 pub async fn open(settings: &Settings, by: Use) -> Result<Arc<dyn Store>> {
     settings.check().map_err(Error::Broken)?;
     match settings.location().map_err(Error::Broken)? {
         Location::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, settings, by).await?)),
-        Location::Postgres(options) => {
-            if by == Use::Serve && settings.migrate_on_start {
-                super::postgres::migrate(&options, settings).await?;
-            }
-            Ok(Arc::new(PostgresStore::open(&options, settings).await?))
-        }
+        Location::Postgres(options) => Ok(Arc::new(PostgresStore::open(&options, settings, by).await?)),
     }
 }
 

@@ -30,7 +30,7 @@ use sqlx::{ConnectOptions, Connection, FromRow, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
 use self::fault::{Failure, Intent};
-use super::open::{AppliedMigration, Schema, Settings, compare_schema, ms};
+use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
 use super::{Error, Result, Store};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
@@ -52,14 +52,17 @@ pub(super) struct PostgresStore {
     bulk_timeout_ms: u64,
     /// Where the next trimming of `outbox_sent` goes on.
     trimmed_to: AtomicI64,
+    options: PgConnectOptions,
+    settings: Settings,
 }
 
 impl PostgresStore {
-    /// Connects, and checks the schema.
+    /// For a tool: connects, and checks the schema. For the server the database may be away yet; that
+    /// it is there is found out by `prepare`.
     ///
     /// # Errors
     /// As `super::open`.
-    pub(super) async fn open(options: &PgConnectOptions, settings: &Settings) -> Result<Self> {
+    pub(super) async fn open(options: &PgConnectOptions, settings: &Settings, by: Use) -> Result<Self> {
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections_max)
             .acquire_timeout(ms(settings.acquire_timeout_ms))
@@ -78,10 +81,19 @@ impl PostgresStore {
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
             bulk_timeout_ms: settings.bulk_timeout_ms,
             trimmed_to: AtomicI64::new(i64::MIN),
+            options: options.clone(),
+            settings: settings.clone(),
         };
-        store.reach(settings).await?;
-        match store.schema().await? {
-            Schema::Fits => Ok(store),
+        if by == Use::Tool {
+            store.reach(settings).await?;
+            store.check_schema().await?;
+        }
+        Ok(store)
+    }
+
+    async fn check_schema(&self) -> Result<()> {
+        match self.schema().await? {
+            Schema::Fits => Ok(()),
             Schema::Behind(n) => {
                 let message = format!("{n} migrations are missing in the database; run `hygeia migrate`");
                 Err(Error::Broken(message))
@@ -151,6 +163,18 @@ impl PostgresStore {
 
 #[async_trait]
 impl Store for PostgresStore {
+    async fn prepare(&self) -> Result<()> {
+        if self.settings.migrate_on_start {
+            migrate(&self.options, &self.settings).await?;
+        }
+        self.check_schema().await
+    }
+
+    fn writers(&self) -> usize {
+        // What the journals have in flight must leave connections for loads, lists and leases.
+        (self.settings.connections_max as usize / 2).max(1)
+    }
+
     async fn ping(&self) -> Result<()> {
         let rows = self.read(sqlx::query("SELECT current_setting('transaction_read_only') = 'on'")).await?;
         if rows.first().map(|row| column::<bool>(row, 0)).transpose()?.unwrap_or_default() {

@@ -117,6 +117,15 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    async fn prepare(&self) -> Result<()> {
+        // Done when the file was opened.
+        Ok(())
+    }
+
+    fn writers(&self) -> usize {
+        1
+    }
+
     async fn ping(&self) -> Result<()> {
         self.writer.write(|_| Box::pin(async { Ok(()) })).await?;
         self.read(sqlx::query("SELECT count(*) FROM settings")).await.map(drop)

@@ -7,28 +7,8 @@ use time::OffsetDateTime;
 
 use crate::domain::time::Timestamp;
 
-/// Which bytes are escaped.
-type Table = [bool; 256];
-
-/// What could end a line or make a terminal act.
-const CONTROLS: Table = {
-    let mut escaped = [false; 256];
-    let mut byte = 0;
-    while byte < 0x20 {
-        escaped[byte] = true;
-        byte += 1;
-    }
-    escaped[0x7f] = true;
-    escaped
-};
-
-/// That, and what must not stand in a JSON string as it is (RFC 8259, section 7).
-const JSON: Table = {
-    let mut escaped = CONTROLS;
-    escaped[b'"' as usize] = true;
-    escaped[b'\\' as usize] = true;
-    escaped
-};
+/// Bytes that are looked at in one go: few enough for short texts, enough for vector instructions.
+const CHUNK_BYTES: usize = 16;
 
 /// The longest escape, that of a control character.
 const ESCAPE_BYTES_MAX: usize = 6;
@@ -39,18 +19,19 @@ pub(super) struct Escaping<'a> {
     pub(super) max_bytes: usize,
     /// Whether something did not fit.
     pub(super) cut: bool,
-    table: &'static Table,
+    /// Whether `"` and `\` are escaped, as JSON wants it (RFC 8259, section 7).
+    quotes: bool,
 }
 
 impl<'a> Escaping<'a> {
     /// As within a JSON string.
     pub(super) fn of_json(out: &'a mut Vec<u8>, max_bytes: usize) -> Self {
-        Escaping { out, max_bytes, cut: false, table: &JSON }
+        Escaping { out, max_bytes, cut: false, quotes: true }
     }
 
     /// Control characters only.
     pub(super) fn of_text(out: &'a mut Vec<u8>, max_bytes: usize) -> Self {
-        Escaping { out, max_bytes, cut: false, table: &CONTROLS }
+        Escaping { out, max_bytes, cut: false, quotes: false }
     }
 }
 
@@ -60,7 +41,7 @@ impl Escaping<'_> {
         let mut rest = text;
         loop {
             let bytes = rest.as_bytes();
-            let plain = bytes.iter().position(|b| self.table[usize::from(*b)]).unwrap_or(bytes.len());
+            let plain = self.plain_bytes(bytes);
             let room = self.max_bytes.saturating_sub(self.out.len());
             if plain > room {
                 self.out.extend_from_slice(&bytes[..rest.floor_char_boundary(room)]);
@@ -76,6 +57,21 @@ impl Escaping<'_> {
             escape(self.out, *byte);
             rest = &rest[plain + 1..];
         }
+    }
+}
+
+impl Escaping<'_> {
+    /// How many bytes come before the first that is escaped. Controls could end a line or make a
+    /// terminal act.
+    fn plain_bytes(&self, bytes: &[u8]) -> usize {
+        const DEL: u8 = 0x7f;
+        let (quote, backslash) = if self.quotes { (b'"', b'\\') } else { (DEL, DEL) };
+        let escaped = |byte: u8| (byte < 0x20) | (byte == DEL) | (byte == quote) | (byte == backslash);
+        // Without a way out of the loop the compiler uses vector instructions: most texts have none.
+        let clean = |chunk: &&[u8]| !chunk.iter().fold(false, |any, byte| any | escaped(*byte));
+        let clean_bytes = bytes.chunks_exact(CHUNK_BYTES).take_while(clean).count() * CHUNK_BYTES;
+        let rest = &bytes[clean_bytes..];
+        clean_bytes + rest.iter().position(|byte| escaped(*byte)).unwrap_or(rest.len())
     }
 }
 

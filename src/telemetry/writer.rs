@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 const LINGER: Duration = Duration::from_millis(1);
 
 /// What a buffer keeps of its memory after a burst.
-const KEPT_BYTES: usize = 256 * 1024;
+const KEPT_BYTES: usize = 1024 * 1024;
 
 /// Lines that wait to be written.
 pub(super) struct Queue {

@@ -23,7 +23,13 @@ struct Told {
 }
 
 /// One client: registers, changes and now and then deletes, until the node is gone.
-async fn write_until_it_dies(base: String, client: reqwest::Client, token: String, name: String, told: Arc<Mutex<Told>>) {
+async fn write_until_it_dies(
+    base: String,
+    client: reqwest::Client,
+    token: String,
+    name: String,
+    told: Arc<Mutex<Told>>,
+) {
     for n in 0.. {
         let body = patient(format!("{name}-{n}"));
         let sent = client.post(format!("{base}/api/patients")).bearer_auth(&token).json(&body).send().await;
@@ -64,8 +70,15 @@ async fn crash_rounds(site: &Site, seed: u64) {
         let token = node.login().await;
         let writers: Vec<_> = (0..WRITERS)
             .map(|w| {
-                let (base, client, token) = (node.http_url().to_owned(), node.client().clone(), token.clone());
-                tokio::spawn(write_until_it_dies(base, client, token, format!("{round}-{w}"), Arc::clone(&told)))
+                let (base, client, token) =
+                    (node.http_url().to_owned(), node.client().clone(), token.clone());
+                tokio::spawn(write_until_it_dies(
+                    base,
+                    client,
+                    token,
+                    format!("{round}-{w}"),
+                    Arc::clone(&told),
+                ))
             })
             .collect();
         tokio::time::sleep(Duration::from_millis(rng.u64(50..1_500))).await;
@@ -118,7 +131,8 @@ async fn all_patients(node: &Node, token: &str) -> BTreeMap<String, Value> {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("HYGEIA_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed =
+        std::env::var("HYGEIA_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("replay with HYGEIA_SEED={seed}");
     seed
 }
@@ -145,12 +159,22 @@ async fn a_crash_of_postgres_is_survived() {
     for round in 0..2 {
         let writing: Vec<_> = (0..WRITERS)
             .map(|w| {
-                let (base, client, token) = (node.http_url().to_owned(), node.client().clone(), token.clone());
-                tokio::spawn(write_until_it_dies(base, client, token, format!("{round}-{w}"), Arc::clone(&told)))
+                let (base, client, token) =
+                    (node.http_url().to_owned(), node.client().clone(), token.clone());
+                tokio::spawn(write_until_it_dies(
+                    base,
+                    client,
+                    token,
+                    format!("{round}-{w}"),
+                    Arc::clone(&told),
+                ))
             })
             .collect();
         let enough = told.lock().expect("sane").acknowledged.len() + 50;
-        eventually("some writes", || async { (told.lock().expect("sane").acknowledged.len() > enough).then_some(()) }).await;
+        eventually("some writes", || async {
+            (told.lock().expect("sane").acknowledged.len() > enough).then_some(())
+        })
+        .await;
         server.stop(crate::postgres::Stop::Kill);
         eventually("the node says it is not ready", || async {
             (node.readiness().await == Some(StatusCode::SERVICE_UNAVAILABLE)).then_some(())
@@ -160,8 +184,10 @@ async fn a_crash_of_postgres_is_survived() {
             writer.abort();
         }
         server.start();
-        eventually("the node is ready again", || async { (node.readiness().await == Some(StatusCode::OK)).then_some(()) })
-            .await;
+        eventually("the node is ready again", || async {
+            (node.readiness().await == Some(StatusCode::OK)).then_some(())
+        })
+        .await;
     }
     check(&node, &told.lock().expect("sane")).await;
 }

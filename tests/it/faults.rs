@@ -24,7 +24,10 @@ async fn create(node: &Node, token: &str, name: &str) -> StatusCode {
 }
 
 async fn becomes(node: &Node, status: StatusCode) {
-    eventually(&format!("readiness {status}"), || async { (node.readiness().await == Some(status)).then_some(()) }).await;
+    eventually(&format!("readiness {status}"), || async {
+        (node.readiness().await == Some(status)).then_some(())
+    })
+    .await;
 }
 
 async fn creates_again(node: &Node, token: &str) {
@@ -100,7 +103,8 @@ async fn a_second_node_on_the_same_data_is_refused() {
     let (site, _node) = Node::embedded().await;
     let output = site.command().output().expect("runs");
     assert!(!output.status.success());
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(said.contains("use"), "{said}");
 }
 
@@ -151,7 +155,8 @@ async fn a_full_disk_is_said_and_survived() {
 
     // What the database may still have in spare pages is used up before it fails.
     let filler = disk.join("filler");
-    let filled = Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", filler.display())).output();
+    let filled =
+        Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", filler.display())).output();
     assert!(!filled.expect("runs").status.success(), "the disk is not full");
     let mut acknowledged = Vec::new();
     let mut n = 0;

@@ -88,7 +88,8 @@ async fn a_broker_that_forgets_costs_no_event() {
         let node = site.start().await;
         let token = node.login().await;
         for n in 0..30 {
-            let response = node.post_patient(&token, &patient(format!("{round}-{n}"))).await.expect("an answer");
+            let response =
+                node.post_patient(&token, &patient(format!("{round}-{n}"))).await.expect("an answer");
             assert_eq!(response.status(), StatusCode::CREATED);
         }
         expected += 30;

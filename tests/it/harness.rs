@@ -92,7 +92,10 @@ impl Site {
     /// The binary with this site's settings.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hygeia"));
-        command.current_dir(self.directory.path()).env_clear().env("HYGEIA__DATA_DIR", &self.options.data_dir);
+        command
+            .current_dir(self.directory.path())
+            .env_clear()
+            .env("HYGEIA__DATA_DIR", &self.options.data_dir);
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }
@@ -213,8 +216,10 @@ impl Node {
     /// Waits until `process` is ready to serve.
     pub async fn ready(process: Process) -> Self {
         let node = Self::listening(process).await;
-        eventually("the node is ready", || async { (node.readiness().await == Some(StatusCode::OK)).then_some(()) })
-            .await;
+        eventually("the node is ready", || async {
+            (node.readiness().await == Some(StatusCode::OK)).then_some(())
+        })
+        .await;
         node
     }
 

@@ -62,7 +62,11 @@ async fn a_login_gives_a_token_or_says_nothing_of_why_not() {
     assert_eq!(given.status(), StatusCode::OK);
     assert_eq!(given.headers()["cache-control"], "no-store");
     let given: Value = given.json().await.expect("JSON");
-    assert_eq!((&given["tokenType"], given["expiresIn"].is_u64()), (&json!("Bearer"), true), "the token's frame");
+    assert_eq!(
+        (&given["tokenType"], given["expiresIn"].is_u64()),
+        (&json!("Bearer"), true),
+        "the token's frame"
+    );
     let token = given["token"].as_str().expect("a token");
     assert_eq!(node.get(token, "/auth/validate").await.status(), StatusCode::OK);
 
@@ -93,7 +97,8 @@ async fn a_login_gives_a_token_or_says_nothing_of_why_not() {
 #[tokio::test]
 async fn nobody_comes_in_without_a_token_that_holds() {
     let (_site, node) = node_with_known_secret().await;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
     let claims = json!({"sub": USER, "role": "ADMIN", "iss": "hygeia", "iat": now, "exp": now + 600});
     let with = |key: &str, value: Value| {
         let mut changed = claims.clone();
@@ -142,7 +147,8 @@ async fn routes_methods_and_head() {
         let refused = ask(&node, "patch", &concrete(path)).await;
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
         let allow = refused.headers()["allow"].to_str().expect("ASCII").to_lowercase();
-        let allowed: BTreeSet<&str> = allow.split(',').map(str::trim).filter(|method| *method != "head").collect();
+        let allowed: BTreeSet<&str> =
+            allow.split(',').map(str::trim).filter(|method| *method != "head").collect();
         assert_eq!(allowed, methods.iter().copied().collect(), "{path}");
         let refused: Value = refused.json().await.expect("JSON");
         assert_eq!(refused["code"], "METHOD_NOT_ALLOWED");

@@ -43,7 +43,8 @@ impl<'a> Api<'a> {
     }
 
     async fn put(&self, id: &str, patient: &Value) -> Response {
-        let request = self.node.client().put(self.url(&format!("/api/patients/{id}"))).bearer_auth(&self.token);
+        let request =
+            self.node.client().put(self.url(&format!("/api/patients/{id}"))).bearer_auth(&self.token);
         request.json(patient).send().await.expect("an answer")
     }
 
@@ -131,7 +132,10 @@ async fn what_is_not_there_or_taken_or_no_id() {
         problem(api.put(no_id, &patient("x")).await, 400, "INVALID").await;
         problem(api.delete(no_id).await, 400, "INVALID").await;
         let account = node.get(&api.token, &format!("/api/billing/accounts/{no_id}")).await;
-        assert_eq!(problem(account, 400, "INVALID").await["errors"], json!({"patientId": "Should be a UUID"}));
+        assert_eq!(
+            problem(account, 400, "INVALID").await["errors"],
+            json!({"patientId": "Should be a UUID"})
+        );
     }
 
     let first = body(api.post(&patient("first")).await).await;
@@ -198,7 +202,9 @@ async fn bodies_that_are_not_what_they_should_be() {
     assert_eq!(said["errors"], json!({"name": "Given more than once"}));
 
     let valid = patient("typed").to_string();
-    for content_type in [None, Some("text/plain"), Some("application/xml"), Some("application/json; charset=latin1")] {
+    for content_type in
+        [None, Some("text/plain"), Some("application/xml"), Some("application/json; charset=latin1")]
+    {
         problem(api.post_text(&valid, content_type).await, 415, "UNSUPPORTED_MEDIA_TYPE").await;
     }
     let mut large = patient("large");
@@ -276,7 +282,8 @@ async fn a_list_has_pages_and_an_order() {
         ("cursor=tampered", "cursor"),
         ("cursor=", "cursor"),
     ] {
-        let said = problem(node.get(&api.token, &format!("/api/patients?{query}")).await, 400, "INVALID").await;
+        let said =
+            problem(node.get(&api.token, &format!("/api/patients?{query}")).await, 400, "INVALID").await;
         assert!(said["errors"][field].is_string(), "{query}: {said}");
     }
     let response = node.get(&api.token, "/api/patients?limit=1").await;

@@ -48,7 +48,10 @@ async fn one_request_is_one_trace_over_all_hops() {
         let parent = line["parent"].as_str().expect("text");
         assert!(spans.contains(parent) || parent == "b7ad6b7169203331", "an orphan: {line}");
         if line["target"] == json!("hygeia::message") {
-            assert!(line["queue_us"].is_u64() && line["handle_us"].is_u64() && line["outcome"].is_string(), "{line}");
+            assert!(
+                line["queue_us"].is_u64() && line["handle_us"].is_u64() && line["outcome"].is_string(),
+                "{line}"
+            );
         }
     }
 }
@@ -80,7 +83,10 @@ async fn canaries_are_never_logged() {
     invalid["email"] = json!("canary-mail at canary-host.example");
     invalid["dateOfBirth"] = json!("1931-07-99");
     answers.push(send(reqwest::Method::POST, url.clone(), invalid).await);
-    answers.push(send(reqwest::Method::POST, url.clone(), json!({"name": ["Canaryname Xyzzy"], "Canarystreet": 1})).await);
+    answers.push(
+        send(reqwest::Method::POST, url.clone(), json!({"name": ["Canaryname Xyzzy"], "Canarystreet": 1}))
+            .await,
+    );
     answers.push(
         node.client()
             .post(&url)
@@ -91,7 +97,13 @@ async fn canaries_are_never_logged() {
             .await,
     );
     answers.push(send(reqwest::Method::PUT, one.clone(), canary.clone()).await);
-    answers.push(node.client().get(format!("{url}?cursor=Canaryname-Xyzzy&q=canary-mail")).bearer_auth(&token).send().await);
+    answers.push(
+        node.client()
+            .get(format!("{url}?cursor=Canaryname-Xyzzy&q=canary-mail"))
+            .bearer_auth(&token)
+            .send()
+            .await,
+    );
     answers.push(send(reqwest::Method::DELETE, one.clone(), json!({})).await);
     answers.push(send(reqwest::Method::PUT, one, canary).await);
     let login = json!({"email": "canary-mail@canary-host.example", "password": "canary-password-1"});
@@ -105,10 +117,25 @@ async fn canaries_are_never_logged() {
         }
     }
     node.counted(&token).await;
-    said += &node.client().get(format!("{}/metrics", node.http_url())).send().await.expect("an answer").text().await.expect("text");
+    said += &node
+        .client()
+        .get(format!("{}/metrics", node.http_url()))
+        .send()
+        .await
+        .expect("an answer")
+        .text()
+        .await
+        .expect("text");
     said += &node.log();
     let canaries = [
-        "Canaryname", "canary-mail", "canary-host", "1931-07-29", "2001-02-03", "canary-password", "canary.token", PASSWORD,
+        "Canaryname",
+        "canary-mail",
+        "canary-host",
+        "1931-07-29",
+        "2001-02-03",
+        "canary-password",
+        "canary.token",
+        PASSWORD,
         &token,
     ];
     for canary in canaries {
@@ -119,5 +146,8 @@ async fn canaries_are_never_logged() {
             panic!("{canary} came up in: {line}");
         }
     }
-    assert!(!said.lines().any(|line| line.starts_with('{') && line.contains(PASSWORD)), "a password in a log line");
+    assert!(
+        !said.lines().any(|line| line.starts_with('{') && line.contains(PASSWORD)),
+        "a password in a log line"
+    );
 }

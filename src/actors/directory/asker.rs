@@ -104,7 +104,7 @@ impl<E: Entity> Asker<E> {
             let pause = self.pause(tries);
             tries += 1;
             if self.clock.mono().plus(pause) >= ctx.deadline {
-                return Err(time_up(unknown));
+                return Err(gave_up(&miss, unknown));
             }
             metrics::counter!("hygeia_ask_retries_total", "kind" => E::KIND.as_str()).increment(1);
             tokio::time::sleep(pause).await;
@@ -173,7 +173,7 @@ impl<E: Entity> Asker<E> {
             let pause = self.pause(tries);
             tries += 1;
             if self.clock.mono().plus(pause) >= ctx.deadline {
-                return Err(time_up(false));
+                return Err(gave_up(&miss, false));
             }
             tokio::time::sleep(pause).await;
         }
@@ -214,6 +214,16 @@ fn refusal(refused: Refused) -> Error {
         Refused::EmailTaken => {
             Error::new(ErrorCode::AlreadyExists, "A patient with this email address already exists")
         }
+    }
+}
+
+/// The time is up after tries that were all in vain.
+fn gave_up(last: &Miss, unknown: bool) -> Error {
+    match last {
+        Miss::Failed(Failure::NotServing) if !unknown => {
+            Error::new(ErrorCode::Unavailable, "No node serves this record now; nothing was done")
+        }
+        _ => time_up(unknown),
     }
 }
 

@@ -148,8 +148,9 @@ async fn refusals_of_broker_and_store_change_no_order_and_lose_nothing() {
     let mut rng = fastrand::Rng::with_seed(seed);
     let kafka = Kafka::connect(&embedded("refusals")).expect("connect");
     let store = Arc::new(FakeStore::default());
-    let retriable = [Refusal::NotEnoughReplicas, Refusal::NotLeader, Refusal::Disconnect];
-    let refusals: Vec<_> = (0..12).map(|_| retriable[rng.usize(..3)]).collect();
+    let kinds =
+        [Refusal::NotEnoughReplicas, Refusal::NotLeader, Refusal::Disconnect, Refusal::Desynchronized];
+    let refusals: Vec<_> = (0..12).map(|_| kinds[rng.usize(..4)]).collect();
     let faults = [Fault::Unavailable, Fault::UnknownDone, Fault::UnknownNotDone, Fault::Panic];
     for call in ["unpublished", "mark_published", "republish_forgotten", "acquire", "renew"] {
         let ordered: Vec<_> = (0..4).map(|_| faults[rng.usize(..4)]).collect();
@@ -240,7 +241,8 @@ async fn with_an_unruly_producer_crashes_and_two_bridges_the_order_holds() {
     for n in 0..6 {
         let settings = Settings { lease_ttl_ms: 30, poll_ms: 10, ..quick() };
         bridges.push(Bridge::start(&store, Arc::new(Arc::clone(&unruly)), &format!("b{n}"), settings).await);
-        tokio::time::sleep(Duration::from_millis(rng.u64(20..80))).await;
+        let goal = store.unpublished_count().saturating_sub(rng.usize(1..60));
+        until("some progress", || store.unpublished_count() <= goal).await;
         if rng.bool() {
             bridges.swap_remove(rng.usize(..bridges.len())).kill().await;
         }

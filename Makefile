@@ -1,0 +1,33 @@
+# `make test` is what CI runs. Nothing but Rust, gcc, g++ and make is expected to be there.
+
+CARGO ?= cargo
+
+.PHONY: test setup fmt lint bench run
+
+## Set up what the tests need, then check the form, lint, and run every test.
+test: setup
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked
+
+## What the tests need beside Rust: the programs of PostgreSQL.
+setup:
+	@tests/setup.sh
+
+## Write the source in the form that `make test` wants.
+fmt:
+	$(CARGO) fmt
+
+## Lint alone; with cargo-deny installed, the dependencies too.
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi
+
+## Measure. Log lines of the programs measured go to standard output, results to standard error.
+bench: setup
+	$(CARGO) bench --locked
+
+## One node with everything in it, on this machine.
+run:
+	$(CARGO) run --locked --release

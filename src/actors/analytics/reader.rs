@@ -1,0 +1,249 @@
+//! The reader: joins the group, counts what it is given, and goes on until the consumer ends.
+//!
+//! One batch at a time: read it, put aside what cannot be read, count the rest together with the offsets.
+//! If the database refuses, the batch is held and counted again; counting twice has no effect. If its
+//! outcome is unknown, the database is asked where it stands, and reading goes on from there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{AnalyticsArgs, NAME, summary};
+use crate::actors::background::Backoff;
+use crate::context::{Hop, TraceContext};
+use crate::domain::analytics::Observation;
+use crate::domain::time::MonoTime;
+use crate::health::Status;
+use crate::kafka::{
+    self, Assignment, Consumer, ConsumerEvent, Delivery, Incoming, Link, Outgoing, Position, wire,
+};
+use crate::store::{self, PartitionOffset, ProjectionSource};
+
+/// Reads until the consumer ends; answers why.
+pub(super) async fn run(args: AnalyticsArgs) -> String {
+    let source = match summary::source(&args).await {
+        Ok(source) => source,
+        Err(error) => return error.to_string(),
+    };
+    let consumer = match args.broker.consumer().await {
+        Ok(consumer) => consumer,
+        Err(error) => return error.to_string(),
+    };
+    let backoff = args.settings.backoff();
+    let mut reader = Reader { args, source, consumer, backoff, assignment: None, expected: BTreeMap::new() };
+    match reader.read().await {
+        Ok(never) => match never {},
+        Err(error) => error.to_string(),
+    }
+}
+
+struct Reader {
+    args: AnalyticsArgs,
+    source: ProjectionSource,
+    consumer: Box<dyn Consumer>,
+    backoff: Backoff,
+    assignment: Option<Assignment>,
+    /// The next offset of each partition read.
+    expected: BTreeMap<i32, i64>,
+}
+
+impl Reader {
+    async fn read(&mut self) -> kafka::Result<std::convert::Infallible> {
+        let idle = Duration::from_millis(self.args.settings.idle_ms.max(1));
+        loop {
+            self.tell_health(None);
+            match tokio::time::timeout(idle, self.consumer.next()).await {
+                Err(_) => self.look_at_link().await,
+                Ok(event) => match event? {
+                    ConsumerEvent::Assigned(assignment) => {
+                        self.assignment = Some(assignment);
+                        self.position().await?;
+                    }
+                    ConsumerEvent::Revoked => self.assignment = None,
+                    ConsumerEvent::Messages(messages) => self.count(messages).await?,
+                },
+            }
+        }
+    }
+
+    fn tell_health(&self, trouble: Option<String>) {
+        let status = match (trouble, &self.assignment, self.args.broker.link()) {
+            (Some(reason), ..) => Status::Explained(reason),
+            (None, _, Link::Away(reason)) => Status::Explained(format!("the broker is away: {reason}")),
+            (None, None, _) => Status::Explained("joining the consumer group".into()),
+            (None, Some(_), _) => Status::Ready,
+        };
+        self.args.health.report(NAME, status);
+    }
+
+    async fn look_at_link(&self) {
+        if matches!(self.args.broker.link(), Link::Away(_)) {
+            // What comes of it stands in the link.
+            let _ = self.args.broker.probe().await;
+        }
+    }
+
+    /// Begins to read where the database stands.
+    async fn position(&mut self) -> kafka::Result<()> {
+        let Some(assignment) = self.assignment.clone() else { return Ok(()) };
+        let offsets = self.offsets().await;
+        let positions: Vec<_> = offsets
+            .iter()
+            .filter(|o| assignment.partitions.contains(&o.partition))
+            .map(|o| Position { partition: o.partition, next_offset: o.next_offset })
+            .collect();
+        if self.consumer.start(assignment.id, &positions).await? {
+            self.expected = positions.iter().map(|p| (p.partition, p.next_offset)).collect();
+            tracing::info!(partitions = assignment.partitions.len(), "analytics reads its partitions");
+        } else {
+            // Another assignment is on its way, or this one could not be taken and is asked for again.
+            self.assignment = None;
+        }
+        Ok(())
+    }
+
+    async fn offsets(&self) -> Vec<PartitionOffset> {
+        let mut failures = 0;
+        loop {
+            match self.within(self.args.projections.offsets(&self.source)).await {
+                Ok(offsets) => return offsets,
+                Err(error) => self.wait(&mut failures, &error.to_string()).await,
+            }
+        }
+    }
+
+    async fn count(&mut self, messages: Vec<Incoming>) -> kafka::Result<()> {
+        let taken_at = self.args.clock.mono();
+        self.note_gaps(&messages);
+        let mut observations = Vec::with_capacity(messages.len());
+        let mut dead_letters = Vec::new();
+        let mut outcomes = Vec::with_capacity(messages.len());
+        let names = self.args.broker.names();
+        for message in &messages {
+            match wire::decode(message) {
+                Ok(observation) => {
+                    observations.push(observation);
+                    outcomes.push("ok");
+                }
+                Err(reason) => {
+                    tracing::warn!(
+                        partition = message.partition, offset = message.offset, %reason,
+                        "a message cannot be read and goes to the dead letter topic"
+                    );
+                    let letter = wire::dead_letter(&names.dead_letter_topic, &names.topic, message, reason);
+                    dead_letters.push(letter);
+                    outcomes.push("dead_letter");
+                }
+            }
+        }
+        self.put_aside(dead_letters).await;
+        if self.apply(&messages, &observations).await? {
+            self.log_hops(&messages, &outcomes, taken_at);
+        }
+        Ok(())
+    }
+
+    /// Publishes what cannot be read, until the broker has it.
+    async fn put_aside(&self, mut letters: Vec<Outgoing>) {
+        let mut failures = 0;
+        while !letters.is_empty() {
+            let deliveries = self.args.broker.publisher().publish(&letters).await;
+            let mut reason = None;
+            let mut outcome = deliveries.into_iter();
+            letters.retain(|_| match outcome.next() {
+                Some(Delivery::Delivered) => false,
+                Some(Delivery::Failed(r) | Delivery::ProducerLost(r)) => {
+                    reason = Some(r);
+                    true
+                }
+                None => true,
+            });
+            if let Some(reason) = reason {
+                self.wait(&mut failures, &format!("no dead letter can be written: {reason}")).await;
+            }
+        }
+    }
+
+    /// Counts, in one transaction with the offsets, until the database has done it. False if it is not
+    /// known whether it has: then reading goes on from where the database stands.
+    async fn apply(&mut self, messages: &[Incoming], observations: &[Observation]) -> kafka::Result<bool> {
+        let next: BTreeMap<i32, i64> = messages.iter().map(|m| (m.partition, m.offset + 1)).collect();
+        let offsets: Vec<_> = next
+            .iter()
+            .map(|(partition, next_offset)| PartitionOffset {
+                partition: *partition,
+                next_offset: *next_offset,
+            })
+            .collect();
+        let mut failures = 0;
+        loop {
+            match self.within(self.args.projections.apply(&self.source, &offsets, observations)).await {
+                Ok(applied) => {
+                    metrics::counter!("hygeia_analytics_counted_total").increment(applied.counted);
+                    metrics::counter!("hygeia_analytics_repeated_total").increment(applied.repeated);
+                    break;
+                }
+                Err(store::Error::Unknown(reason)) => {
+                    self.wait(&mut failures, &reason).await;
+                    self.position().await?;
+                    return Ok(false);
+                }
+                Err(error) => self.wait(&mut failures, &error.to_string()).await,
+            }
+        }
+        let positions: Vec<_> =
+            next.iter().map(|(p, n)| Position { partition: *p, next_offset: *n }).collect();
+        self.consumer.applied(&positions);
+        Ok(true)
+    }
+
+    fn log_hops(&self, messages: &[Incoming], outcomes: &[&'static str], taken_at: MonoTime) {
+        let (now, handled) = (self.args.clock.now(), self.args.clock.mono().since(taken_at));
+        for (message, outcome) in messages.iter().zip(outcomes) {
+            let Some(parent) = message.traceparent.as_deref().and_then(TraceContext::parse) else { continue };
+            let entity = message.key.as_deref().and_then(|k| std::str::from_utf8(k).ok());
+            let since_published_us = u64::try_from(now.0 - message.published_at_us).unwrap_or(0);
+            Hop {
+                actor: NAME,
+                message: "Count",
+                entity: entity.and_then(|text| uuid::Uuid::try_parse(text).ok()),
+                trace: &parent.child(),
+                queued: Duration::from_micros(since_published_us).saturating_sub(handled),
+                handled,
+                outcome,
+            }
+            .log();
+        }
+    }
+
+    /// Says if the broker has dropped messages before they were read: that breaks the count.
+    fn note_gaps(&mut self, messages: &[Incoming]) {
+        for message in messages {
+            let next = self.expected.insert(message.partition, message.offset + 1);
+            let missed = next.map_or(0, |next| message.offset - next);
+            if missed > 0 {
+                metrics::counter!("hygeia_analytics_missed_total").increment(missed.unsigned_abs());
+                tracing::error!(
+                    partition = message.partition,
+                    offset = message.offset,
+                    missed,
+                    "the topic does not hold offsets that were not read yet"
+                );
+            }
+        }
+    }
+
+    /// Waits after a failure, and tells it.
+    async fn wait(&self, failures: &mut u32, reason: &str) {
+        *failures = failures.saturating_add(1);
+        self.tell_health(Some(reason.to_owned()));
+        tokio::time::sleep(self.backoff.pause(*failures)).await;
+    }
+
+    async fn within<T>(&self, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
+        let limit = Duration::from_millis(self.args.settings.store_timeout_ms);
+        match tokio::time::timeout(limit, call).await {
+            Ok(result) => result,
+            Err(_) => Err(store::Error::Unknown("no answer in time".into())),
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! Reading a summary: the counts, and how many events are still on their way to them.
+
+use std::time::Duration;
+
+use time::Duration as Days;
+use tokio::sync::Mutex;
+
+use super::{AnalyticsArgs, SummaryView};
+use crate::domain::analytics::{REGISTRATION_DAYS, summarize};
+use crate::domain::time::MonoTime;
+use crate::error::{Error, ErrorCode, Result};
+use crate::kafka::Link;
+use crate::store::ProjectionSource;
+
+/// How many events are not counted yet, asked for at most once in a while.
+pub(super) struct Lag {
+    last: Mutex<Option<(MonoTime, u64)>>,
+    limit: Duration,
+    fresh: Duration,
+}
+
+impl Lag {
+    pub(super) fn new(args: &AnalyticsArgs) -> Self {
+        Lag {
+            last: Mutex::new(None),
+            limit: Duration::from_millis(args.settings.lag_timeout_ms),
+            fresh: Duration::from_millis(args.settings.lag_cache_ms),
+        }
+    }
+
+    /// The lag, or `None` if it cannot be known within the limit.
+    pub(super) async fn events(&self, args: &AnalyticsArgs) -> Option<u64> {
+        tokio::time::timeout(self.limit, self.ask_or_recall(args)).await.ok().flatten()
+    }
+
+    async fn ask_or_recall(&self, args: &AnalyticsArgs) -> Option<u64> {
+        let mut last = self.last.lock().await;
+        let now = args.clock.mono();
+        if let Some((at, events)) = *last
+            && now.since(at) < self.fresh
+        {
+            return Some(events);
+        }
+        let events = ask(args).await?;
+        *last = Some((now, events));
+        Some(events)
+    }
+}
+
+/// What waits in the outbox and what lies in the topic behind the offsets. Asked in the order in which
+/// events pass, so that one on its way may be seen twice but is not missed.
+async fn ask(args: &AnalyticsArgs) -> Option<u64> {
+    if matches!(args.broker.link(), Link::Away(_)) {
+        return None;
+    }
+    let unpublished = args.outbox.outbox_depth().await.ok()?.unpublished_rows;
+    let watermarks = args.broker.watermarks().await.ok()?;
+    let source = source(args).await.ok()?;
+    let offsets = args.projections.offsets(&source).await.ok()?;
+    let unread = watermarks.iter().map(|w| {
+        let next = offsets.iter().find(|o| o.partition == w.partition).map_or(w.low, |o| o.next_offset);
+        u64::try_from(w.high - next.max(w.low)).unwrap_or(0)
+    });
+    Some(unpublished + unread.sum::<u64>())
+}
+
+/// The log whose offsets count.
+pub(super) async fn source(args: &AnalyticsArgs) -> crate::kafka::Result<ProjectionSource> {
+    let broker = args.broker.incarnation().await?;
+    let names = args.broker.names();
+    Ok(ProjectionSource { group: names.group.to_string(), broker, topic: names.topic.to_string() })
+}
+
+/// The summary, by `deadline`.
+pub(super) async fn read(args: &AnalyticsArgs, lag: &Lag, deadline: MonoTime) -> Result<SummaryView> {
+    let late = || Error::new(ErrorCode::DeadlineExceeded, "The summary was not ready in time");
+    let left = deadline.since(args.clock.mono());
+    if left.is_zero() {
+        return Err(late());
+    }
+    let as_of = args.clock.now();
+    let today = as_of.date();
+    let first_day = today - Days::days(REGISTRATION_DAYS - 1);
+    // The lag is worth a part of the time only: without it the summary is still one.
+    let lag = async { tokio::time::timeout(left / 2, lag.events(args)).await.ok().flatten() };
+    let counts = tokio::time::timeout(left, args.projections.counts(first_day));
+    let (lag_events, counts) = tokio::join!(lag, counts);
+    let counts = counts
+        .map_err(|_| late())?
+        .map_err(|_| Error::new(ErrorCode::Unavailable, "The counts cannot be read at the moment"))?;
+    Ok(SummaryView { summary: summarize(&counts, today), lag_events, as_of })
+}

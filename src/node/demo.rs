@@ -1,0 +1,186 @@
+//! What a newcomer finds: a user to log in as and fifteen patients, made by the ordinary command path
+//! so that their events flow. Only on the embedded defaults, and only where there is nothing yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use time::{Date, Month};
+use uuid::Uuid;
+
+use super::runtime_file::RuntimeFile;
+use crate::actors::patients::PatientHandle;
+use crate::auth;
+use crate::context::{RequestContext, TraceContext};
+use crate::domain::access::{Caller, Role};
+use crate::domain::ids::{CommandId, PatientId};
+use crate::domain::patient::PatientDetails;
+use crate::domain::time::Clock;
+use crate::error::ErrorCode;
+use crate::store::Store;
+
+/// The demo user's name, known to everyone: it exists only where nobody else can reach the node.
+const USER: &str = "testuser@test.com";
+/// The demo user's password, known to everyone.
+const PASSWORD: &str = "password123";
+
+/// The pause before the demo is tried again, while the shards are not served yet.
+const TRY_EVERY: Duration = Duration::from_millis(50);
+
+/// Name, e-mail address, address, year, month and day of birth, and the day registered.
+type Row = (&'static str, &'static str, &'static str, (i32, u8, u8), (i32, u8, u8));
+
+const PATIENTS: [Row; 15] = [
+    ("John Doe", "john.doe@example.com", "1 Harbour Road, Kingsport", (1985, 6, 15), (2024, 1, 10)),
+    ("Amara Okafor", "amara.okafor@example.com", "14 Quarry Lane, Eastmere", (1991, 2, 3), (2024, 2, 19)),
+    ("Bela Kiss", "bela.kiss@example.com", "7 Mill Row, Kingsport", (1958, 11, 27), (2023, 10, 4)),
+    ("Chiyo Tanaka", "chiyo.tanaka@example.com", "230 Lantern Street, Westbay", (1979, 4, 9), (2024, 5, 30)),
+    ("Dafydd Prys", "dafydd.prys@example.com", "3 Chapel Hill, Eastmere", (1946, 8, 21), (2022, 3, 14)),
+    ("Elif Yildiz", "elif.yildiz@example.com", "88 Orchard Way, Westbay", (2001, 12, 1), (2024, 6, 11)),
+    (
+        "Farid Haddad",
+        "farid.haddad@example.com",
+        "19 Station Square, Kingsport",
+        (1968, 7, 16),
+        (2023, 1, 25),
+    ),
+    (
+        "Greta Lindqvist",
+        "greta.lindqvist@example.com",
+        "5 Beacon Terrace, Northfold",
+        (2014, 3, 30),
+        (2024, 4, 2),
+    ),
+    ("Hugo Almeida", "hugo.almeida@example.com", "41 Saltmarsh Drive, Westbay", (1988, 9, 12), (2023, 7, 7)),
+    ("Ines Moreau", "ines.moreau@example.com", "62 Foundry Street, Northfold", (1973, 1, 5), (2022, 9, 18)),
+    (
+        "Jonas Petrauskas",
+        "jonas.petrauskas@example.com",
+        "11 Willow Court, Eastmere",
+        (1996, 10, 23),
+        (2024, 3, 8),
+    ),
+    (
+        "Kavya Raman",
+        "kavya.raman@example.com",
+        "150 Observatory Road, Kingsport",
+        (1983, 5, 28),
+        (2023, 12, 12),
+    ),
+    ("Liam Byrne", "liam.byrne@example.com", "27 Fisher's Walk, Westbay", (2009, 6, 6), (2024, 1, 31)),
+    ("Mei Ling Chow", "meiling.chow@example.com", "9 Granary Yard, Northfold", (1938, 2, 17), (2022, 11, 3)),
+    ("Noor van Dijk", "noor.vandijk@example.com", "73 Canal View, Eastmere", (1999, 8, 8), (2024, 6, 24)),
+];
+
+/// The id of the first demo patient; the others follow it.
+const FIRST_ID: u128 = 0x123e_4567_e89b_12d3_a456_4266_1417_4000;
+
+/// What it takes to make the demo.
+pub(super) struct Demo {
+    pub(super) auth: auth::Settings,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) patients: PatientHandle,
+    pub(super) request_budget: Duration,
+}
+
+impl Demo {
+    /// Makes what is missing; true if the demo user can log in.
+    ///
+    /// The ids and the command ids are fixed, so a start that was cut short in the middle is finished
+    /// by the next one. A demo whose data was changed since is left alone: the user is made last.
+    pub(super) async fn make(&self) -> bool {
+        let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
+        match users.list(None, 1).await {
+            Ok(found) if found.is_empty() => {}
+            Ok(found) => return found.iter().any(|user| user.email == USER && !user.disabled),
+            Err(error) => {
+                tracing::warn!(%error, "the demo was not made");
+                return false;
+            }
+        }
+        for (number, row) in (0..).zip(PATIENTS) {
+            if !self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), row).await {
+                return false;
+            }
+        }
+        match users.create(USER, PASSWORD, Role::Admin).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "the demo user was not made");
+                false
+            }
+        }
+    }
+
+    /// Registers one demo patient, as soon as its shard is served.
+    async fn register(&self, id: PatientId, row: Row) -> bool {
+        let Some(details) = details(row) else { return false };
+        loop {
+            let caller = Caller::system("demo");
+            let mut ctx =
+                RequestContext::new(caller, TraceContext::root(), &*self.clock, self.request_budget);
+            ctx.command_id = CommandId(id.0);
+            match self.patients.register(&ctx, id, details.clone()).await {
+                Ok(_) => return true,
+                Err(error) if error.code == ErrorCode::AlreadyExists => return true,
+                Err(error) if error.code.http_status() >= 500 => tokio::time::sleep(TRY_EVERY).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the demo was not made");
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+fn details((name, email, address, born, registered): Row) -> Option<PatientDetails> {
+    let date = |(year, month, day): (i32, u8, u8)| {
+        Date::from_calendar_date(year, Month::try_from(month).ok()?, day).ok()
+    };
+    Some(PatientDetails {
+        name: name.into(),
+        email: email.into(),
+        address: address.into(),
+        date_of_birth: date(born)?,
+        registered_date: date(registered)?,
+    })
+}
+
+/// Says where the node is, on standard error: standard output is the log.
+#[expect(clippy::print_stderr, reason = "this is what a person who starts a node by hand looks for")]
+pub(super) fn tell(addresses: &RuntimeFile, demo: bool) {
+    let http = addresses.http.as_deref().unwrap_or_default();
+    eprintln!("\nHygeia is up.");
+    eprintln!("  HTTP   http://{http}      try http://{http}/swagger-ui/");
+    eprintln!("  gRPC   {}", addresses.grpc.as_deref().unwrap_or_default());
+    eprintln!("  Kafka  {}", addresses.kafka.as_deref().unwrap_or_default());
+    if demo {
+        eprintln!("  Login  {USER} / {PASSWORD} (ADMIN; a demo, made because nothing is set up)");
+        eprintln!("\n  curl -s http://{http}/auth/login -H 'content-type: application/json' \\");
+        eprintln!("    -d '{{\"email\":\"{USER}\",\"password\":\"{PASSWORD}\"}}'\n");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::validate::{self, PatientInput, format_date};
+
+    #[test]
+    fn the_demo_keeps_the_rules() {
+        let today = time::macros::date!(2026 - 01 - 01);
+        for row in PATIENTS {
+            let details = details(row).expect("real dates");
+            let (born, registered) =
+                (format_date(details.date_of_birth), format_date(details.registered_date));
+            let input = PatientInput {
+                name: Some(&details.name),
+                email: Some(&details.email),
+                address: Some(&details.address),
+                date_of_birth: Some(&born),
+                registered_date: Some(&registered),
+            };
+            assert_eq!(validate::registration(&input, today), Ok(details));
+        }
+    }
+}

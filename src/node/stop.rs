@@ -1,0 +1,94 @@
+//! How a node is told to stop, and the order in which it does.
+//!
+//! Every wait has a limit, and together they stay under ten seconds: what orchestrators give a process
+//! before they kill it.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+
+use super::Actors;
+use crate::actors::billing_relay::BillingRelayMessage;
+use crate::actors::kafka_bridge::BridgeMessage;
+use crate::actors::system;
+use crate::{grpc, http};
+
+/// How long relay and bridge may take to end what they have in hand. What they do not
+/// finish is still in the outbox.
+const FOLLOWERS_LIMIT: Duration = Duration::from_secs(1);
+/// How long the regions may take to end commits and give up their leases. Leases that are not given up
+/// run out.
+const REGIONS_LIMIT: Duration = Duration::from_secs(1);
+/// How long the database may take to close its connections.
+pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+
+/// The signals that stop a node.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on these signals no longer end the process at once.
+    pub(super) fn listen() -> io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// The name of the next one.
+    pub(super) async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// The servers at the edges, each a task that ends when it has drained.
+pub(super) struct Edges {
+    pub(super) http: JoinHandle<http::Drained>,
+    pub(super) grpc: JoinHandle<Result<(), grpc::Error>>,
+}
+
+impl Edges {
+    /// Waits until both have drained; each has its own limit.
+    pub(super) async fn ended(self) {
+        match self.http.await {
+            Ok(drained) if drained.cut_off > 0 => {
+                tracing::warn!(connections = drained.cut_off, "HTTP connections were cut off");
+            }
+            Ok(_) => {}
+            Err(error) => tracing::error!(%error, "the HTTP server ended badly"),
+        }
+        match self.grpc.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the gRPC server ended badly"),
+            Err(error) => tracing::error!(%error, "the gRPC server ended badly"),
+        }
+    }
+}
+
+/// Has the actors end what they have in hand, in the reverse of the way of an event. Analytics needs no
+/// word: a batch that it does not finish leaves no trace, and is read again.
+pub(super) async fn drain(actors: &Actors) {
+    let relay = system::ask(&actors.relay, BillingRelayMessage::Drain, FOLLOWERS_LIMIT);
+    let bridge = system::ask(&actors.bridge, BridgeMessage::Drain, FOLLOWERS_LIMIT);
+    let (relay, bridge) = tokio::join!(relay, bridge);
+    let patients = actors.patients.drain(REGIONS_LIMIT);
+    let accounts = actors.accounts.drain(REGIONS_LIMIT);
+    let (patients, accounts) = tokio::join!(patients, accounts);
+    let (relay, bridge) = (relay.is_some(), bridge == Some(true));
+    if !(relay && bridge && patients && accounts) {
+        tracing::warn!(
+            relay,
+            bridge,
+            patients,
+            accounts,
+            "not drained in time; what is left is in the outbox"
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! The program, run as a process: what it prints where, and its exit codes.
+
+use std::process::{Command, Output, Stdio};
+
+const SECRET: &str = "canary-canary-canary-canary-canary";
+
+/// Runs the program in a new directory with this environment alone.
+fn hygeia(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_hygeia"))
+        .args(arguments)
+        .env_clear()
+        .envs(environment.iter().copied())
+        .current_dir(dir.path())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (output, dir)
+}
+
+/// The exit code, standard output and standard error.
+fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    let (output, _dir) = hygeia(arguments, environment);
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn check_prints_what_a_node_would_use_and_makes_nothing() {
+    let (output, dir) = hygeia(&["check"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("http.listen = \"127.0.0.1:8080\"  # default\n"), "{text}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a check leaves nothing behind");
+}
+
+#[test]
+fn check_hides_secrets() {
+    let environment = [
+        ("HYGEIA__AUTH__JWT_SECRET", SECRET),
+        ("HYGEIA__STORE__URL", "postgres://joe:canary@db/hygeia"),
+        ("HYGEIA__HTTP__LISTEN", "0.0.0.0:8080"),
+    ];
+    let (code, out, err) = run(&["check", "--kafka-brokers", "broker:9092"], &environment);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(
+        out.contains("auth.jwt_secret = (hidden)  # environment variable HYGEIA__AUTH__JWT_SECRET\n"),
+        "{out}"
+    );
+    assert!(out.contains("store.url = \"postgres://joe:***@db/hygeia\"") && !out.contains("canary"), "{out}");
+    assert!(out.contains("kafka.brokers = \"broker:9092\"  # argument --kafka-brokers\n"), "{out}");
+}
+
+#[test]
+fn a_wrong_configuration_is_told_with_exit_code_78_by_every_command() {
+    let listen = "hygeia: http.listen = \"nowhere\", from environment variable HYGEIA__HTTP__LISTEN: invalid socket \
+                  address syntax; allowed: an address and a port, such as 127.0.0.1:8080 (port 0: any free one)\n";
+    let commands: [&[&str]; 7] = [
+        &[],
+        &["serve"],
+        &["check"],
+        &["migrate"],
+        &["healthcheck"],
+        &["user", "list"],
+        &["user", "add", "joe@example.com"],
+    ];
+    for command in commands {
+        let (code, out, err) = run(command, &[("HYGEIA__HTTP__LISTEN", "nowhere")]);
+        assert_eq!((code, out.as_str(), err.as_str()), (78, "", listen), "{command:?}");
+    }
+    for (arguments, environment, told) in [
+        (
+            &["check", "--set", "http.lissen=canary"][..],
+            [("A", "b")],
+            "http.lissen, from argument --set: unknown key",
+        ),
+        (&["check"], [("HYGEIA__AUTH__JWT_SECRET", "canary")], "at least 32 bytes are needed"),
+        (
+            &["--http-listen", "0.0.0.0:0"],
+            [("A", "b")],
+            "auth.jwt_secret: not set; set HYGEIA__AUTH__JWT_SECRET",
+        ),
+        (&["check"], [("HYGEIA_CONFIG", "none.toml")], "the configuration file none.toml cannot be read"),
+        (
+            &["check", "--config", "none.toml"],
+            [("A", "b")],
+            "the configuration file none.toml cannot be read",
+        ),
+    ] {
+        let (code, out, err) = run(arguments, &environment);
+        assert_eq!((code, out.as_str()), (78, ""), "{err}");
+        assert!(err.contains(told) && !err.contains("canary"), "{err}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_told_with_exit_code_64_and_help_is_no_failure() {
+    for arguments in [&["fly"][..], &["serve", "--fly"], &["user"], &["check", "--set", "canary"]] {
+        let (code, out, err) = run(arguments, &[]);
+        assert_eq!((code, out.as_str()), (64, ""), "{arguments:?}");
+        assert!(!err.is_empty() && !err.contains("canary"), "{err}");
+    }
+    let (code, out, err) = run(&["--help"], &[]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("78  the configuration is wrong") && out.contains("healthcheck"), "{out}");
+    let (code, out, _) = run(&["--version"], &[]);
+    assert_eq!((code, out), (0, format!("hygeia {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn healthcheck_fails_when_no_node_runs() {
+    let (code, out, err) = run(&["healthcheck", "--http-listen", "127.0.0.1:0"], &[]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("the node is not running"), "{err}");
+    // Port 1 of loopback: nobody listens there.
+    let (code, _, err) = run(&["healthcheck", "--http-listen", "127.0.0.1:1"], &[]);
+    assert!(code == 1 && err.contains("the node at 127.0.0.1:1 does not answer"), "{err}");
+}
