@@ -138,6 +138,13 @@ impl Settings {
 #[serde(transparent)]
 pub struct SecretText(String);
 
+impl SecretText {
+    /// The text, for those who need it.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<String> for SecretText {
     fn from(text: String) -> Self {
         SecretText(text)

@@ -174,9 +174,10 @@ impl Node {
             Ok(Ok(shards)) => {
                 parts.shards = shards;
                 let children = children(&config, &parts, &kafka, &actors);
+                // Before the actors: the node must not be called ready without its demo.
+                let demo = start_demo(&config, &parts, &actors, &addresses);
                 let tree = Tree::start(&parts, children).await.map_err(failed)?;
                 let watching = tokio::spawn(watch::follow(Arc::clone(&store), health.clone()));
-                let demo = start_demo(&config, &parts, &actors, &addresses);
                 let outcome = serve(tree, &mut signals, &stopping, edges, &actors).await;
                 demo.abort();
                 watching.abort();
@@ -266,9 +267,13 @@ fn start_demo(config: &Config, parts: &Parts, actors: &Actors, addresses: &Runti
         store: Arc::clone(&parts.store),
         clock: Arc::clone(&parts.clock),
         patients: actors.patients.handle(parts),
+        health: parts.health.clone(),
         request_budget: Duration::from_millis(config.http.request_deadline_ms),
     };
     let (wanted, addresses) = (config.is_embedded_demo(), addresses.clone());
+    if wanted {
+        demo.announce();
+    }
     tokio::spawn(async move {
         let made = wanted && demo.make().await;
         demo::tell(&addresses, made);

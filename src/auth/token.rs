@@ -150,7 +150,7 @@ pub(super) fn refused() -> Error {
 
 /// The key in the settings.
 pub(super) fn secret_bytes(settings: &Settings) -> std::result::Result<Vec<u8>, super::Error> {
-    let text = settings.jwt_secret.as_ref().map_or("", |secret| secret.0.trim());
+    let text = settings.jwt_secret.as_ref().map_or("", |secret| secret.reveal().trim());
     if text.is_empty() {
         return Err(super::Error::SecretMissing);
     }

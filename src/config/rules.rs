@@ -4,6 +4,9 @@ use super::Loaded;
 use super::node::{Node, Role};
 use super::problem::{Error, Problem};
 
+/// Keys whose rules only a node that serves must keep: `check_serving` has them.
+const ONLY_TO_SERVE: [&str; 2] = ["jwt_secret", "require_token"];
+
 /// Rules of single values, for every command.
 pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
@@ -34,7 +37,7 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
         ("analytics", config.analytics.problems()),
     ];
     for (section, found) in sections {
-        for (key, reason) in found {
+        for (key, reason) in found.into_iter().filter(|(key, _)| !ONLY_TO_SERVE.contains(key)) {
             problems.push(loaded.problem(&format!("{section}.{key}"), format!("allowed: {reason}")));
         }
     }

@@ -326,7 +326,7 @@ mod tests {
         let edits: [(&str, fn(&mut Settings)); 6] = [
             ("brokers", |s| s.brokers = " ".into()),
             ("group", |s| s.group = String::new()),
-            ("differ", |s| s.dead_letter_topic = s.topic.clone()),
+            ("dead_letter_topic", |s| s.dead_letter_topic = s.topic.clone()),
             ("partitions", |s| s.partitions = 0),
             ("batch_max_messages", |s| s.batch_max_messages = 0),
             ("delivery_timeout_ms", |s| s.delivery_timeout_ms = 0),

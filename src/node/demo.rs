@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use time::{Date, Month};
 use uuid::Uuid;
 
@@ -16,6 +17,7 @@ use crate::domain::ids::{CommandId, PatientId};
 use crate::domain::patient::PatientDetails;
 use crate::domain::time::Clock;
 use crate::error::ErrorCode;
+use crate::health::{Health, Status};
 use crate::store::Store;
 
 /// The demo user's name, known to everyone: it exists only where nobody else can reach the node.
@@ -80,15 +82,30 @@ pub(super) struct Demo {
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) patients: PatientHandle,
+    pub(super) health: Health,
     pub(super) request_budget: Duration,
 }
 
+/// The part's name in health: whoever waits for the node to be ready may log in then.
+const PART: &str = "demo";
+
 impl Demo {
+    /// From now on the node is not ready until `make` is over.
+    pub(super) fn announce(&self) {
+        self.health.report(PART, Status::NotReady("the demo is being made".into()));
+    }
+
     /// Makes what is missing; true if the demo user can log in.
-    ///
+    pub(super) async fn make(&self) -> bool {
+        let made = self.complete().await;
+        let status = if made { Status::Ready } else { Status::Explained("there is no demo".into()) };
+        self.health.report(PART, status);
+        made
+    }
+
     /// The ids and the command ids are fixed, so a start that was cut short in the middle is finished
     /// by the next one. A demo whose data was changed since is left alone: the user is made last.
-    pub(super) async fn make(&self) -> bool {
+    async fn complete(&self) -> bool {
         let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
         match users.list(None, 1).await {
             Ok(found) if found.is_empty() => {}
@@ -98,10 +115,11 @@ impl Demo {
                 return false;
             }
         }
-        for (number, row) in (0..).zip(PATIENTS) {
-            if !self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), row).await {
-                return false;
-            }
+        let registered = (0..)
+            .zip(PATIENTS)
+            .map(|(number, row)| self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), row));
+        if join_all(registered).await.contains(&false) {
+            return false;
         }
         match users.create(USER, PASSWORD, Role::Admin).await {
             Ok(()) => true,

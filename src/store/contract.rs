@@ -8,7 +8,7 @@ mod outbox;
 mod patients;
 mod projection;
 mod races;
-mod world;
+pub(super) mod world;
 
 use std::sync::Arc;
 

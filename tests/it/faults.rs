@@ -113,7 +113,7 @@ async fn a_corrupt_database_file_is_named() {
     let site = Site::embedded();
     let file = site.path().join("broken.db");
     std::fs::write(&file, "this is no database, and long enough to look at".repeat(100)).expect("written");
-    let mut process = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", file.display())).spawn();
+    let mut process = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", file.display())).set_up().spawn();
     assert!(!process.ended().await.success());
     assert!(process.log().contains("broken.db"), "{}", process.log());
 }
@@ -122,7 +122,7 @@ async fn a_corrupt_database_file_is_named() {
 async fn a_locked_database_is_waited_for_within_bounds() {
     let site = Site::embedded();
     let file = site.path().join("locked.db");
-    let site = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", file.display()));
+    let site = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", file.display())).set_up().with_user();
     let node = site.start().await;
     let token = node.login().await;
     assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
@@ -148,7 +148,8 @@ async fn a_full_disk_is_said_and_survived() {
         return;
     }
     let _unmount = Unmount(disk.clone());
-    let site = site.with("HYGEIA__STORE__URL", &format!("sqlite:{}", disk.join("h.db").display()));
+    let url = format!("sqlite:{}", disk.join("h.db").display());
+    let site = site.with("HYGEIA__STORE__URL", &url).set_up().with_user();
     let node = site.start().await;
     let token = node.login().await;
     assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
@@ -220,10 +221,8 @@ async fn a_paused_postgres_delays_nobody_beyond_the_deadline() {
 async fn a_broker_that_is_away_holds_up_nobody_and_misses_nothing() {
     let broker = MockCluster::new(1).expect("a broker");
     broker.broker_down(1).expect("down");
-    let site = Site::embedded()
-        .with("HYGEIA__KAFKA__BROKERS", &broker.bootstrap_servers())
-        .with("HYGEIA__AUTH__JWT_SECRET", "a secret of the tests, at least 32 bytes long");
-    site.run(&["user", "add", crate::harness::USER, "--role", "ADMIN"], crate::harness::PASSWORD);
+    let site =
+        Site::embedded().with("HYGEIA__KAFKA__BROKERS", &broker.bootstrap_servers()).set_up().with_user();
     let node = site.start().await;
     let token = node.login().await;
     for n in 0..10 {

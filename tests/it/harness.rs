@@ -11,18 +11,21 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 /// How long a condition is awaited before the test fails. Generous: machines are busy.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The login of the demo user that the embedded defaults make.
-pub const USER: &str = "testuser@test.com";
+pub(crate) const USER: &str = "testuser@test.com";
 /// Its password.
-pub const PASSWORD: &str = "password123";
+pub(crate) const PASSWORD: &str = "password123";
 
 /// Awaits that `condition` gives a value, asking again and again for at most `PATIENCE`.
 ///
 /// # Panics
 /// It did not, within that time.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(value) = condition().await {
@@ -35,21 +38,21 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condit
 
 /// How a node is started.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub(crate) struct Options {
     environment: Vec<(String, String)>,
     data_dir: PathBuf,
 }
 
 /// A data directory with the settings of the node that lives on it; removed at the end.
 #[derive(Debug)]
-pub struct Site {
+pub(crate) struct Site {
     directory: tempfile::TempDir,
     options: Options,
 }
 
 impl Site {
     /// The embedded defaults, on ports of their own.
-    pub fn embedded() -> Self {
+    pub(crate) fn embedded() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         Self::at(directory)
     }
@@ -63,34 +66,40 @@ impl Site {
     }
 
     /// The embedded defaults but for the database at `url`, with a user to log in as.
-    pub fn on_postgres(url: &str) -> Self {
-        let site = Self::embedded()
-            .with("HYGEIA__STORE__URL", url)
-            .with("HYGEIA__AUTH__JWT_SECRET", "a secret of the tests, at least 32 bytes long");
+    pub(crate) fn on_postgres(url: &str) -> Self {
+        let site = Self::embedded().with("HYGEIA__STORE__URL", url).set_up();
         site.run(&["migrate"], "");
+        site.with_user()
+    }
+
+    /// With the secret that any node but the demo needs.
+    #[must_use]
+    pub(crate) fn set_up(self) -> Self {
+        self.with("HYGEIA__AUTH__JWT_SECRET", "a secret of the tests, at least 32 bytes long")
+    }
+
+    /// With a user to log in as.
+    #[must_use]
+    pub(crate) fn with_user(self) -> Self {
+        let site = self;
         site.run(&["user", "add", USER, "--role", "ADMIN"], PASSWORD);
         site
     }
 
     /// One more setting.
     #[must_use]
-    pub fn with(mut self, key: &str, value: &str) -> Self {
+    pub(crate) fn with(mut self, key: &str, value: &str) -> Self {
         self.options.environment.push((key.into(), value.into()));
         self
     }
 
-    /// The node's data directory.
-    pub fn data_dir(&self) -> &Path {
-        &self.options.data_dir
-    }
-
     /// A place for files of the test.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
     /// The binary with this site's settings.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hygeia"));
         command
             .current_dir(self.directory.path())
@@ -112,7 +121,7 @@ impl Site {
     ///
     /// # Panics
     /// It failed.
-    pub fn run(&self, arguments: &[&str], input: &str) -> String {
+    pub(crate) fn run(&self, arguments: &[&str], input: &str) -> String {
         let input_file = self.directory.path().join("input");
         std::fs::write(&input_file, input).expect("written");
         let mut command = self.command();
@@ -124,7 +133,7 @@ impl Site {
     }
 
     /// Starts the node without waiting for anything.
-    pub fn spawn(&self) -> Process {
+    pub(crate) fn spawn(&self) -> Process {
         let log_path = self.directory.path().join("log");
         let log = File::options().create(true).append(true).open(&log_path).expect("a log file");
         let runtime = self.options.data_dir.join("runtime.json");
@@ -135,14 +144,14 @@ impl Site {
     }
 
     /// Starts the node and waits until it is ready.
-    pub async fn start(&self) -> Node {
+    pub(crate) async fn start(&self) -> Node {
         let process = self.spawn();
         Node::ready(process).await
     }
 }
 
 /// A started process, perhaps not serving yet. Killed when it is dropped.
-pub struct Process {
+pub(crate) struct Process {
     child: Child,
     runtime: PathBuf,
     log_path: PathBuf,
@@ -155,22 +164,22 @@ impl Process {
     }
 
     /// The addresses it has written down, if it has.
-    pub fn addresses(&self) -> Option<Value> {
+    pub(crate) fn addresses(&self) -> Option<Value> {
         serde_json::from_slice(&std::fs::read(&self.runtime).ok()?).ok()
     }
 
     /// Everything it has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(&self.log_path).unwrap_or_default()).into_owned()
     }
 
     /// How it ended, if it has.
-    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the process can be waited for")
     }
 
     /// Waits for its end.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.try_wait() {
@@ -190,7 +199,7 @@ impl Drop for Process {
 }
 
 /// A node that serves.
-pub struct Node {
+pub(crate) struct Node {
     process: Process,
     http: String,
     grpc: String,
@@ -199,7 +208,7 @@ pub struct Node {
 
 impl Node {
     /// Waits until `process` has written its addresses.
-    pub async fn listening(mut process: Process) -> Self {
+    pub(crate) async fn listening(mut process: Process) -> Self {
         let addresses = eventually("the node writes its addresses", || {
             let ended = process.try_wait();
             assert!(ended.is_none(), "the node ended with {ended:?}:\n{}", process.log());
@@ -214,7 +223,7 @@ impl Node {
     }
 
     /// Waits until `process` is ready to serve.
-    pub async fn ready(process: Process) -> Self {
+    pub(crate) async fn ready(process: Process) -> Self {
         let node = Self::listening(process).await;
         eventually("the node is ready", || async {
             (node.readiness().await == Some(StatusCode::OK)).then_some(())
@@ -224,45 +233,40 @@ impl Node {
     }
 
     /// A node on the embedded defaults with its site.
-    pub async fn embedded() -> (Site, Node) {
+    pub(crate) async fn embedded() -> (Site, Node) {
         let site = Site::embedded();
         let node = site.start().await;
         (site, node)
     }
 
     /// What `/health/ready` answers, if anything.
-    pub async fn readiness(&self) -> Option<StatusCode> {
+    pub(crate) async fn readiness(&self) -> Option<StatusCode> {
         let answer = self.client.get(format!("{}/health/ready", self.http)).send().await;
         answer.ok().map(|response| response.status())
     }
 
     /// `http://host:port`
-    pub fn http_url(&self) -> &str {
+    pub(crate) fn http_url(&self) -> &str {
         &self.http
     }
 
     /// `http://host:port`
-    pub fn grpc_url(&self) -> &str {
+    pub(crate) fn grpc_url(&self) -> &str {
         &self.grpc
     }
 
     /// An HTTP client.
-    pub fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// The process behind it.
-    pub fn process(&mut self) -> &mut Process {
-        &mut self.process
-    }
-
     /// Everything it has logged so far.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 
     /// A token of the test's user.
-    pub async fn login(&self) -> String {
+    pub(crate) async fn login(&self) -> String {
         let body = json!({"email": USER, "password": PASSWORD});
         let response = self.client.post(format!("{}/auth/login", self.http)).json(&body).send().await;
         let response = response.expect("login is answered");
@@ -272,41 +276,41 @@ impl Node {
     }
 
     /// `GET path` with `token`.
-    pub async fn get(&self, token: &str, path: &str) -> Response {
+    pub(crate) async fn get(&self, token: &str, path: &str) -> Response {
         let request = self.client.get(format!("{}{path}", self.http)).bearer_auth(token);
         request.send().await.expect("an answer")
     }
 
     /// `GET path` as JSON, which must be a success.
-    pub async fn get_json(&self, token: &str, path: &str) -> Value {
+    pub(crate) async fn get_json(&self, token: &str, path: &str) -> Value {
         let response = self.get(token, path).await;
         assert_eq!(response.status(), StatusCode::OK, "GET {path}");
         response.json().await.expect("JSON")
     }
 
     /// Registers a patient.
-    pub async fn post_patient(&self, token: &str, patient: &Value) -> reqwest::Result<Response> {
+    pub(crate) async fn post_patient(&self, token: &str, patient: &Value) -> reqwest::Result<Response> {
         self.client.post(format!("{}/api/patients", self.http)).bearer_auth(token).json(patient).send().await
     }
 
     /// `kill -9`, and waits for the end.
-    pub async fn kill(mut self) {
+    pub(crate) async fn kill(mut self) {
         self.process.signal(Signal::KILL);
         self.process.ended().await;
     }
 
     /// SIGTERM.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         self.process.signal(Signal::TERM);
     }
 
     /// Waits for the end.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         self.process.ended().await
     }
 
     /// Waits until analytics has counted everything that was decided.
-    pub async fn counted(&self, token: &str) -> Value {
+    pub(crate) async fn counted(&self, token: &str) -> Value {
         eventually("analytics has counted everything", || async {
             let response = self.get(token, "/api/analytics/summary").await;
             let summary: Value = response.json().await.ok()?;
@@ -317,7 +321,7 @@ impl Node {
 }
 
 /// A patient that passes all rules, unlike any with another `n`.
-pub fn patient(n: impl std::fmt::Display) -> Value {
+pub(crate) fn patient(n: impl std::fmt::Display) -> Value {
     json!({
         "name": format!("Patient {n}"),
         "email": format!("patient-{n}@example.com"),

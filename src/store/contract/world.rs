@@ -13,32 +13,32 @@ use crate::domain::time::Timestamp;
 use crate::store::{AppendOutcome, PatientAppend, Store, TakenLease};
 
 /// Shards in these tests.
-pub(super) const SHARDS: u16 = 4;
+pub(in crate::store) const SHARDS: u16 = 4;
 /// Longer than any test runs.
-pub(super) const LONG: Duration = Duration::from_secs(600);
+pub(in crate::store) const LONG: Duration = Duration::from_secs(600);
 /// When time begins.
-pub(super) const START: i64 = 1_700_000_000_000_000;
+pub(in crate::store) const START: i64 = 1_700_000_000_000_000;
 
 /// The `n`th patient's id.
-pub(super) fn id(n: u128) -> PatientId {
+pub(in crate::store) fn id(n: u128) -> PatientId {
     PatientId(Uuid::from_u128(n))
 }
 
 /// A command id never used before.
-pub(super) fn new_command() -> CommandId {
+pub(in crate::store) fn new_command() -> CommandId {
     CommandId(Uuid::new_v4())
 }
 
 /// A region that holds the leases of all shards.
-pub(super) struct Region {
-    pub(super) store: Arc<dyn Store>,
-    pub(super) owner: &'static str,
-    pub(super) held: Vec<TakenLease>,
+pub(in crate::store) struct Region {
+    pub(in crate::store) store: Arc<dyn Store>,
+    pub(in crate::store) owner: &'static str,
+    pub(in crate::store) held: Vec<TakenLease>,
 }
 
 impl Region {
     /// Takes all shards.
-    pub(super) async fn start(store: &Arc<dyn Store>) -> Region {
+    pub(in crate::store) async fn start(store: &Arc<dyn Store>) -> Region {
         let owner = "region#1";
         let shards: Vec<ShardNo> = (0..SHARDS).collect();
         let mut held = store.acquire(Kind::Patient, &shards, owner, LONG).await.expect("leases");
@@ -47,12 +47,12 @@ impl Region {
         Region { store: Arc::clone(store), owner, held }
     }
 
-    pub(super) fn epoch(&self, shard: ShardNo) -> Epoch {
+    pub(in crate::store) fn epoch(&self, shard: ShardNo) -> Epoch {
         self.held[usize::from(shard)].epoch
     }
 
     /// The row of `event`, under this region's epoch.
-    pub(super) fn append(&self, event: PatientEvent, released: Option<&str>) -> PatientAppend {
+    pub(in crate::store) fn append(&self, event: PatientEvent, released: Option<&str>) -> PatientAppend {
         let shard = event.patient().id.shard(SHARDS);
         PatientAppend {
             shard,
@@ -70,12 +70,12 @@ impl Region {
     }
 
     /// The registration of the `n`th patient.
-    pub(super) fn register(&self, n: u128, email: &str) -> PatientAppend {
+    pub(in crate::store) fn register(&self, n: u128, email: &str) -> PatientAppend {
         self.append(PatientEvent::Registered(Arc::new(patient(n, email))), None)
     }
 
     /// The next change of `before`, to another address.
-    pub(super) fn update(&self, before: &Patient, email: &str) -> PatientAppend {
+    pub(in crate::store) fn update(&self, before: &Patient, email: &str) -> PatientAppend {
         let mut after = before.clone();
         after.version += 1;
         after.details.email = email.into();
@@ -84,39 +84,39 @@ impl Region {
     }
 
     /// The deletion of `before`.
-    pub(super) fn delete(&self, before: &Patient) -> PatientAppend {
+    pub(in crate::store) fn delete(&self, before: &Patient) -> PatientAppend {
         let mut after = before.clone();
         after.version += 1;
         self.append(PatientEvent::Deleted(Arc::new(after)), Some(&before.details.email))
     }
 
     /// Commits one row.
-    pub(super) async fn commit(&self, row: &PatientAppend) -> AppendOutcome {
+    pub(in crate::store) async fn commit(&self, row: &PatientAppend) -> AppendOutcome {
         let outcomes = self.store.commit_patients(std::slice::from_ref(row)).await.expect("a commit");
         assert_eq!(outcomes.len(), 1);
         outcomes[0]
     }
 
     /// Registers the `n`th patient, which must go well.
-    pub(super) async fn registered(&self, n: u128, email: &str) -> Patient {
+    pub(in crate::store) async fn registered(&self, n: u128, email: &str) -> Patient {
         let row = self.register(n, email);
         assert_eq!(self.commit(&row).await, AppendOutcome::Committed);
         Patient::clone(row.recorded.event.patient())
     }
 
     /// Commits `row`, which must go well; the patient after it.
-    pub(super) async fn done(&self, row: PatientAppend) -> Patient {
+    pub(in crate::store) async fn done(&self, row: PatientAppend) -> Patient {
         assert_eq!(self.commit(&row).await, AppendOutcome::Committed);
         Patient::clone(row.recorded.event.patient())
     }
 
-    pub(super) async fn state(&self, id: PatientId) -> PatientState {
+    pub(in crate::store) async fn state(&self, id: PatientId) -> PatientState {
         self.store.load_patient(id, None).await.expect("a state").state
     }
 }
 
 /// The `n`th patient at registration.
-pub(super) fn patient(n: u128, email: &str) -> Patient {
+pub(in crate::store) fn patient(n: u128, email: &str) -> Patient {
     let days = i64::try_from(n % 1000).expect("small");
     Patient {
         id: id(n),

@@ -1,1 +1,246 @@
+//! What only SQLite can be asked: one server a file, callers who give up, a disk that is full, files
+//! that are no databases.
 
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+use sqlx::{ConnectOptions, Executor};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{SqliteStore, change};
+use crate::domain::ids::Kind;
+use crate::domain::patient::PatientState;
+use crate::store::AppendOutcome::Committed;
+use crate::store::contract::world::{LONG, Region, id};
+use crate::store::{
+    Error, LeaseStore, OutboxStore, PatientStore, Result, Settings, Store, Use, migrate, open,
+};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn place() -> (TempDir, Settings) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite:{}", directory.path().join("new/hygeia.db").display());
+    (directory, Settings { url, lock_timeout_ms: 100, ..Settings::default() })
+}
+
+fn path_of(settings: &Settings) -> std::path::PathBuf {
+    settings.url.strip_prefix("sqlite:").expect("a path").into()
+}
+
+async fn serve(settings: &Settings) -> Arc<SqliteStore> {
+    Arc::new(SqliteStore::open(path_of(settings), settings, Use::Serve).await.expect("a store"))
+}
+
+/// Another process that has the file open for writing.
+async fn other_process(settings: &Settings) -> SqliteConnection {
+    SqliteConnectOptions::new().filename(path_of(settings)).connect().await.expect("a connection")
+}
+
+#[tokio::test]
+async fn one_server_at_a_time_and_tools_beside_it() {
+    let (_directory, settings) = place();
+    let first = open(&settings, Use::Serve).await.expect("a store");
+    let Err(Error::Unavailable(said)) = open(&settings, Use::Serve).await.map(drop) else { panic!("two") };
+    assert!(said.contains("another server") && said.contains("hygeia.db"), "{said}");
+    let tool = open(&settings, Use::Tool).await.expect("a tool");
+    assert!(tool.list_users(None, 1).await.expect("users").is_empty());
+    migrate(&settings).await.expect("nothing to do");
+    tool.close().await;
+    first.close().await;
+    drop(first);
+    open(&settings, Use::Serve).await.expect("the first has gone").close().await;
+}
+
+#[tokio::test]
+async fn a_tool_may_come_first() {
+    let (_directory, settings) = place();
+    open(&settings, Use::Tool).await.expect("a schema").close().await;
+    let (_directory, settings) = place();
+    let (one, two) = tokio::join!(migrate(&settings), migrate(&settings));
+    one.expect("migrated");
+    two.expect("migrated");
+}
+
+#[tokio::test]
+async fn the_file_is_for_its_owner_alone() {
+    let (_directory, settings) = place();
+    let store = serve(&settings).await;
+    Region::start(&(Arc::clone(&store) as Arc<dyn Store>)).await.registered(1, "one@example.com").await;
+    let path = path_of(&settings);
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        let mode = std::fs::metadata(&name).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{name:?} has mode {mode:o}");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_finds_all_and_waits_for_no_lease() {
+    let (_directory, settings) = place();
+    let store: Arc<dyn Store> = serve(&settings).await;
+    let region = Region::start(&store).await;
+    region.registered(1, "one@example.com").await;
+    let epoch = region.epoch(0);
+    drop((region, store));
+    // Dropped, not closed: the connections close by themselves, the lock goes with the file.
+    let deadline = Instant::now() + PATIENCE;
+    let store = loop {
+        match open(&settings, Use::Serve).await {
+            Ok(store) => break store,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        sleep(Duration::from_millis(10)).await;
+    };
+    let taken = store.acquire(Kind::Patient, &[0, 1, 2, 3], "other#2", LONG).await.expect("leases");
+    assert_eq!(taken.len(), 4, "no other owner can live");
+    assert!(taken.iter().all(|lease| lease.epoch > epoch));
+    let loaded = store.load_patient(id(1), None).await.expect("a state");
+    assert!(matches!(loaded.state, PatientState::Active(_)));
+}
+
+#[tokio::test]
+async fn what_is_no_database_is_said_with_its_path() {
+    let (directory, settings) = place();
+    let file = directory.path().join("text.db");
+    std::fs::write(&file, "this is a text, and long enough to be looked at as a database\n".repeat(100))
+        .expect("a file");
+    let settings = Settings { url: format!("sqlite:{}", file.display()), ..settings };
+    for by in [Use::Serve, Use::Tool] {
+        let Err(Error::Broken(said)) = open(&settings, by).await.map(drop) else { panic!("must fail") };
+        assert!(said.contains("text.db") && said.contains("not a database"), "{said}");
+    }
+    let settings = Settings { url: format!("sqlite:{}", directory.path().display()), ..settings };
+    let Err(Error::Unavailable(said)) = open(&settings, Use::Serve).await.map(drop) else {
+        panic!("a folder")
+    };
+    assert!(said.contains(&directory.path().display().to_string()), "{said}");
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_said_with_its_path() {
+    let (_directory, settings) = place();
+    let store: Arc<dyn Store> = serve(&settings).await;
+    let region = Region::start(&store).await;
+    let rows: Vec<_> = (1..=400).map(|n| region.register(n, &format!("p{n}@example.com"))).collect();
+    store.commit_patients(&rows).await.expect("outcomes");
+    store.close().await;
+    drop((region, store));
+    let path = path_of(&settings);
+    let mut bytes = std::fs::read(&path).expect("a file");
+    // The header and the schema stay, all rows go.
+    bytes[4096 * 40..].fill(0xa5);
+    std::fs::write(&path, bytes).expect("a file");
+    let outcome = async {
+        let store = open(&settings, Use::Serve).await?;
+        store.list_patients(None, 1000).await?;
+        store.unpublished(1000).await.map(drop)
+    };
+    let Err(Error::Broken(said)) = outcome.await else { panic!("must fail") };
+    assert!(said.contains("hygeia.db") && said.contains("damaged"), "{said}");
+}
+
+#[tokio::test]
+async fn a_caller_who_gives_up_leaves_no_transaction_open() {
+    let (_directory, settings) = place();
+    let settings = Settings { lock_timeout_ms: 20_000, ..settings };
+    let store: Arc<dyn Store> = serve(&settings).await;
+    let region = Region::start(&store).await;
+    let mut other = other_process(&settings).await;
+    other.execute("BEGIN IMMEDIATE").await.expect("the lock");
+    let batch = [region.register(1, "one@example.com")];
+    let given_up = timeout(Duration::from_millis(50), store.commit_patients(&batch)).await;
+    assert!(given_up.is_err(), "the file is locked");
+    let load = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.load_patient(id(1), None).await }
+    });
+    other.execute("ROLLBACK").await.expect("the lock");
+    // The load waits for what was given up, and sees it.
+    let loaded = timeout(PATIENCE, load).await.expect("in time").expect("no panic").expect("a state");
+    assert!(matches!(loaded.state, PatientState::Active(_)), "{loaded:?}");
+    assert_eq!(region.commit(&region.register(2, "two@example.com")).await, Committed);
+}
+
+#[tokio::test]
+async fn a_file_locked_by_another_process_is_a_known_abort() {
+    let (_directory, settings) = place();
+    let store: Arc<dyn Store> = serve(&settings).await;
+    let region = Region::start(&store).await;
+    let mut other = other_process(&settings).await;
+    other.execute("BEGIN IMMEDIATE").await.expect("the lock");
+    let batch = [region.register(1, "one@example.com")];
+    let outcome = store.commit_patients(&batch).await;
+    assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
+    assert!(matches!(store.ping().await, Err(Error::Unavailable(_))), "not ready to write");
+    assert!(store.is_empty().await.expect("reading goes on"));
+    other.execute("ROLLBACK").await.expect("the lock");
+    assert_eq!(store.commit_patients(&batch).await.expect("outcomes"), [Committed]);
+}
+
+#[tokio::test]
+async fn the_queue_for_the_writer_is_bounded_in_time() {
+    let (_directory, settings) = place();
+    let settings = Settings { lock_timeout_ms: 3_000, acquire_timeout_ms: 100, ..settings };
+    let store = serve(&settings).await;
+    let mut other = other_process(&settings).await;
+    other.execute("BEGIN IMMEDIATE").await.expect("the lock");
+    let first = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { store.shard_count(8).await }
+    });
+    let deadline = Instant::now() + PATIENCE;
+    while store.writer.is_idle() {
+        assert!(Instant::now() < deadline, "the first call does not get its turn");
+        tokio::task::yield_now().await;
+    }
+    let second = store.shard_count(8).await;
+    assert!(matches!(&second, Err(Error::Unavailable(said)) if said.contains("turn")), "{second:?}");
+    other.execute("ROLLBACK").await.expect("the lock");
+    assert_eq!(first.await.expect("no panic"), Ok(8));
+}
+
+async fn break_off(connection: &mut SqliteConnection, how: &'static str) -> Result<u64> {
+    let insert = sqlx::query("INSERT INTO settings (name, value) VALUES ('half', 1)");
+    change(connection, insert).await?;
+    match how {
+        "fail" => Err(Error::Broken("on purpose".to_owned())),
+        "panic" => panic!("on purpose"),
+        _ => Ok(1),
+    }
+}
+
+#[tokio::test]
+async fn what_fails_half_way_is_undone() {
+    let (_directory, settings) = place();
+    let store = serve(&settings).await;
+    let failed = store.writer.write(|c| Box::pin(break_off(c, "fail"))).await;
+    assert!(matches!(failed, Err(Error::Broken(_))), "{failed:?}");
+    let panicked = store.writer.write(|c| Box::pin(break_off(c, "panic"))).await;
+    assert!(matches!(panicked, Err(Error::Unknown(_))), "{panicked:?}");
+    // The row would be there twice if one of them were.
+    assert_eq!(store.writer.write(|c| Box::pin(break_off(c, "succeed"))).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_a_known_abort() {
+    let (_directory, settings) = place();
+    let store = serve(&settings).await;
+    let region = Region::start(&(Arc::clone(&store) as Arc<dyn Store>)).await;
+    let limit = |pages: &'static str| {
+        store.writer.write(move |c| Box::pin(async move { change(c, sqlx::query(pages)).await }))
+    };
+    limit("PRAGMA max_page_count = 1").await.expect("a limit");
+    let batch: Vec<_> = (1..=400).map(|n| region.register(n, &format!("p{n}@example.com"))).collect();
+    let outcome = store.commit_patients(&batch).await;
+    assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
+    assert!(store.is_empty().await.expect("an answer"), "all or nothing");
+    limit("PRAGMA max_page_count = 1000000").await.expect("a limit");
+    let outcomes = store.commit_patients(&batch).await.expect("outcomes");
+    assert!(outcomes.iter().all(|outcome| *outcome == Committed));
+    assert_eq!(store.outbox_depth().await.expect("a depth").unpublished_rows, 400);
+}

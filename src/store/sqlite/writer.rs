@@ -102,6 +102,12 @@ impl Writer {
         }
     }
 
+    /// Whether no transaction is under way.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.shared.slot.try_lock().is_ok()
+    }
+
     /// Closes the connection after the transactions that wait for it.
     pub(super) async fn close(&self) {
         let mut slot = self.shared.slot.lock().await;

@@ -1,0 +1,142 @@
+//! A server that is away, hangs or ends, and databases that are not as they should be.
+
+use std::time::Duration;
+
+use sqlx::{Connection, Executor, PgConnection};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::PATIENCE;
+use crate::domain::ids::Kind;
+use crate::store::contract::server::{Durability, Postgres, Stop};
+use crate::store::contract::world::{LONG, Region};
+use crate::store::{Error, Settings, Use, migrate, open};
+
+fn hasty(url: &str) -> Settings {
+    Settings {
+        url: url.to_owned(),
+        connect_timeout_ms: 300,
+        acquire_timeout_ms: 300,
+        statement_timeout_ms: 300,
+        lock_timeout_ms: 200,
+        ..Settings::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
+    let server = Postgres::start_private(Durability::None);
+    let database = server.create_database().await;
+    let settings = hasty(database.url());
+    migrate(&Settings { connect_timeout_ms: 10_000, ..settings.clone() }).await.expect("a schema");
+    let store = open(&settings, Use::Serve).await.expect("a store");
+    let region = Region::start(&store).await;
+    region.registered(1, "one@example.com").await;
+
+    server.pause();
+    let began = Instant::now();
+    let commit = store.commit_patients(&[region.register(2, "two@example.com")]).await;
+    assert!(matches!(commit, Err(Error::Unknown(_))), "sent, no answer: {commit:?}");
+    let list = store.list_patients(None, 1).await;
+    assert!(matches!(list, Err(Error::Unavailable(_))), "{list:?}");
+    assert!(began.elapsed() < Duration::from_secs(10), "nothing waits for ever");
+    server.resume();
+    recover(&store).await;
+    // What was sent is settled by the taking of the lease: it is there, or it will never be.
+    let taken = store.acquire(Kind::Patient, &[0, 1, 2, 3], region.owner, LONG).await.expect("leases");
+    assert_eq!(taken.len(), 4);
+    let before = store.list_patients(None, 9).await.expect("a page").len();
+    assert_eq!(
+        region.commit(&region.register(3, "three@example.com")).await,
+        crate::store::AppendOutcome::Fenced
+    );
+    assert_eq!(store.list_patients(None, 9).await.expect("a page").len(), before);
+
+    for how in [Stop::Fast, Stop::Kill] {
+        server.stop(how);
+        let ping = store.ping().await;
+        assert!(matches!(ping, Err(Error::Unavailable(_))), "{ping:?}");
+        let renewed = store.renew(Kind::Patient, &taken, region.owner, LONG).await;
+        assert!(renewed.is_err());
+        server.start();
+        recover(&store).await;
+        assert_eq!(store.list_patients(None, 9).await.expect("a page").len(), before);
+    }
+    store.close().await;
+}
+
+async fn recover(store: &std::sync::Arc<dyn crate::store::Store>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = store.ping().await {
+        assert!(Instant::now() < deadline, "{error}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_said_in_time_and_without_the_password() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    // One that takes connections and says nothing, then one that takes none.
+    let mut listener = Some(listener);
+    for _ in 0..2 {
+        let settings = hasty(&format!("postgres://ada:hunter2@127.0.0.1:{port}/clinic"));
+        for outcome in [open(&settings, Use::Serve).await.map(drop), migrate(&settings).await] {
+            let Err(Error::Unavailable(said)) = outcome else { panic!("{outcome:?}") };
+            assert!(said.contains(&port.to_string()) && !said.contains("hunter2"), "{said}");
+        }
+        listener.take();
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_said_at_once() {
+    let url = Postgres::shared_fast().url("no_such_database");
+    let settings = Settings { url, ..Settings::default() };
+    let began = Instant::now();
+    let Err(Error::Broken(said)) = open(&settings, Use::Serve).await.map(drop) else { panic!("must fail") };
+    assert!(said.contains("no_such_database"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(5), "no use in trying again");
+}
+
+#[tokio::test]
+async fn a_schema_must_fit() {
+    let database = Postgres::shared_fast().create_database().await;
+    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    for by in [Use::Serve, Use::Tool] {
+        let Err(Error::Broken(said)) = open(&settings, by).await.map(drop) else { panic!("must fail") };
+        assert!(said.contains("hygeia migrate"), "{said}");
+    }
+    let willing = Settings { migrate_on_start: true, ..settings.clone() };
+    open(&willing, Use::Serve).await.expect("it migrates when told").close().await;
+    let store = open(&settings, Use::Tool).await.expect("it fits now");
+    store.close().await;
+
+    let mut session = PgConnection::connect(database.url()).await.expect("a session");
+    // A newer program has been here: migrations only add, so this one can go on.
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES (9999, 'newer', true, '\\x00', 0)";
+    session.execute(newer).await.expect("a row");
+    open(&settings, Use::Serve).await.expect("it fits still").close().await;
+    migrate(&settings).await.expect("nothing to do");
+    // Another program altogether.
+    session.execute("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1").await.expect("a row");
+    let Err(Error::Broken(_)) = open(&settings, Use::Serve).await.map(drop) else { panic!("must fail") };
+    assert!(matches!(migrate(&settings).await, Err(Error::Broken(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_may_migrate_at_once() {
+    let database = Postgres::shared_fast().create_database().await;
+    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    let tasks: Vec<_> = (0..5)
+        .map(|_| {
+            let settings = settings.clone();
+            tokio::spawn(async move { migrate(&settings).await })
+        })
+        .collect();
+    for task in tasks {
+        let outcome = timeout(PATIENCE, task).await.expect("in time").expect("no panic");
+        outcome.expect("migrated, by this one or by another");
+    }
+    open(&settings, Use::Serve).await.expect("it fits").close().await;
+}

@@ -1,0 +1,221 @@
+//! Sessions that wait for each other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::{PATIENCE, Stage};
+use crate::domain::event::EventType;
+use crate::domain::ids::Kind;
+use crate::domain::patient::PatientState;
+use crate::store::AppendOutcome::{Committed, Conflict, Fenced};
+use crate::store::contract::world::{LONG, id, new_command};
+use crate::store::{Error, PartitionOffset, ProjectionSource};
+
+/// A commit of this shard, stopped between its lock of the lease and its end.
+const COMMIT_IN_FLIGHT: &str = "BEGIN; SELECT FROM leases WHERE kind = 'patient' AND shard = 0 FOR KEY SHARE";
+
+#[tokio::test]
+async fn a_taker_waits_for_a_commit_in_flight() {
+    let mut stage = Stage::set(|_| ()).await;
+    stage.other(COMMIT_IN_FLIGHT).await;
+    stage.store.release(Kind::Patient, &stage.region.held, stage.region.owner).await.expect("an answer");
+    let store = Arc::clone(&stage.store);
+    let taker = tokio::spawn(async move { store.acquire(Kind::Patient, &[0], "b#1", LONG).await });
+    stage.until_someone_waits().await;
+    assert!(!taker.is_finished());
+    stage.other("COMMIT").await;
+    let taken = timeout(PATIENCE, taker).await.expect("in time").expect("no panic").expect("an answer");
+    assert!(taken[0].epoch > stage.region.epoch(0));
+}
+
+#[tokio::test]
+async fn a_taker_does_not_wait_for_ever() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 50).await;
+    stage.other(COMMIT_IN_FLIGHT).await;
+    stage.store.release(Kind::Patient, &stage.region.held, stage.region.owner).await.expect("an answer");
+    let taken = stage.store.acquire(Kind::Patient, &[0, 1], "b#1", LONG).await;
+    assert!(matches!(taken, Err(Error::Unavailable(_))), "{taken:?}");
+    let rows = stage.store.leases(Kind::Patient).await.expect("rows");
+    assert!(rows.iter().all(|row| row.owner == stage.region.owner), "all or nothing");
+}
+
+#[tokio::test]
+async fn a_lease_of_another_is_left_out_without_a_wait() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 50).await;
+    stage.other(COMMIT_IN_FLIGHT).await;
+    let taken = stage.store.acquire(Kind::Patient, &[0, 9], "b#1", LONG).await.expect("an answer");
+    assert_eq!(taken.iter().map(|lease| lease.shard).collect::<Vec<_>>(), [9]);
+}
+
+#[tokio::test]
+async fn a_renewal_does_not_wait_for_commits() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 50).await;
+    stage.other(COMMIT_IN_FLIGHT).await;
+    let held = stage.region.held.clone();
+    let renewed = stage.store.renew(Kind::Patient, &held, stage.region.owner, LONG).await;
+    assert_eq!(renewed.expect("an answer").len(), held.len());
+    // Nor the other way round: commits go on under a renewal that has not ended.
+    stage.other("ROLLBACK; BEGIN; UPDATE leases SET expires_at = clock_timestamp()").await;
+    stage.region.registered(1, "one@example.com").await;
+}
+
+#[tokio::test]
+async fn a_commit_that_met_a_taker_is_fenced() {
+    let mut stage = Stage::set(|_| ()).await;
+    let row = stage.region.register(1, "one@example.com");
+    stage.other("BEGIN; UPDATE leases SET epoch = epoch + 1").await;
+    let (store, batch) = (Arc::clone(&stage.store), [row]);
+    let commit = tokio::spawn(async move { store.commit_patients(&batch).await });
+    stage.until_someone_waits().await;
+    stage.other("COMMIT").await;
+    let outcomes = timeout(PATIENCE, commit).await.expect("in time").expect("no panic");
+    assert_eq!(outcomes.expect("outcomes"), [Fenced]);
+}
+
+#[tokio::test]
+async fn a_commit_that_cannot_get_its_lock_did_not_happen() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 30).await;
+    let batch = [stage.region.register(1, "one@example.com"), stage.region.register(2, "two@example.com")];
+    stage.other("BEGIN; UPDATE leases SET epoch = epoch + 1").await;
+    let outcomes = stage.store.commit_patients(&batch).await;
+    assert!(matches!(outcomes, Err(Error::Unavailable(_))), "{outcomes:?}");
+    stage.other("ROLLBACK").await;
+    assert!(stage.store.is_empty().await.expect("an answer"));
+    assert_eq!(stage.store.commit_patients(&batch).await.expect("outcomes"), [Committed, Committed]);
+}
+
+#[tokio::test]
+async fn a_locked_row_does_not_keep_its_neighbours() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 30).await;
+    let one = stage.region.registered(1, "one@example.com").await;
+    let batch: Vec<_> = (2..=5).map(|n| stage.region.register(n, &format!("p{n}@example.com"))).collect();
+    let batch = [batch, vec![stage.region.update(&one, "one@example.com")]].concat();
+    stage.other("BEGIN; UPDATE patients SET version = version").await;
+    // Four are committed, so the answer for the batch cannot be that nothing happened.
+    let outcomes = stage.store.commit_patients(&batch).await;
+    assert!(matches!(outcomes, Err(Error::Unknown(_))), "{outcomes:?}");
+    assert!(matches!(stage.region.state(id(2)).await, PatientState::Active(_)));
+}
+
+/// A registration that the shard does not know of, in flight.
+fn zombie(n: u32, email: &str) -> String {
+    format!(
+        "BEGIN;
+         INSERT INTO patient_emails VALUES ('{email}', '00000000-0000-0000-0000-00000000000{n}');
+         INSERT INTO patients (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
+         VALUES ('00000000-0000-0000-0000-00000000000{n}', 1, false, 1, 'n', '{email}', 'a', '2000-01-01', '2026-01-01')"
+    )
+}
+
+#[tokio::test]
+async fn a_zombies_row_is_a_conflict_and_its_neighbours_are_committed() {
+    let mut stage = Stage::set(|_| ()).await;
+    stage.other(&zombie(2, "zombie@example.com")).await;
+    let batch: Vec<_> = (1..=3).map(|n| stage.region.register(n, &format!("p{n}@example.com"))).collect();
+    let store = Arc::clone(&stage.store);
+    let commit = tokio::spawn(async move { store.commit_patients(&batch).await });
+    stage.until_someone_waits().await;
+    stage.other("COMMIT").await;
+    let outcomes = timeout(PATIENCE, commit).await.expect("in time").expect("no panic");
+    assert_eq!(outcomes.expect("outcomes"), [Committed, Conflict, Committed]);
+    assert_eq!(stage.number("SELECT count(*) FROM patient_events").await, 2);
+    assert_eq!(stage.number("SELECT count(*) FROM patient_emails").await, 3, "no address is left behind");
+}
+
+#[tokio::test]
+async fn a_zombies_address_is_a_conflict_for_its_patient() {
+    let mut stage = Stage::set(|_| ()).await;
+    stage.other(&zombie(2, "p2@example.com")).await;
+    let batch = [stage.region.register(2, "P2@example.com")];
+    let store = Arc::clone(&stage.store);
+    let commit = tokio::spawn(async move { store.commit_patients(&batch).await });
+    stage.until_someone_waits().await;
+    stage.other("COMMIT").await;
+    let outcomes = timeout(PATIENCE, commit).await.expect("in time").expect("no panic");
+    assert_eq!(outcomes.expect("outcomes"), [Conflict]);
+}
+
+#[tokio::test]
+async fn a_load_waits_for_a_change_in_flight() {
+    let mut stage = Stage::set(|_| ()).await;
+    stage.region.registered(1, "one@example.com").await;
+    stage.other("BEGIN; UPDATE patients SET version = 2").await;
+    let store = Arc::clone(&stage.store);
+    let load = tokio::spawn(async move { store.load_patient(id(1), Some(new_command())).await });
+    stage.until_someone_waits().await;
+    stage.other("COMMIT").await;
+    let loaded = timeout(PATIENCE, load).await.expect("in time").expect("no panic").expect("a state");
+    let PatientState::Active(patient) = loaded.state else { panic!("the patient lives") };
+    assert_eq!(patient.version, 2);
+    // One that was undone leaves its trace in the row, which only costs another look.
+    stage.other("BEGIN; UPDATE patients SET version = 3; ROLLBACK").await;
+    let PatientState::Active(patient) = stage.region.state(id(1)).await else { panic!("the patient lives") };
+    assert_eq!(patient.version, 2);
+}
+
+#[tokio::test]
+async fn a_call_that_is_dropped_leaves_its_connection_to_nobody() {
+    let mut stage = Stage::set(|settings| {
+        settings.connections_max = 1;
+        settings.acquire_timeout_ms = 20_000;
+    })
+    .await;
+    stage.other("BEGIN; UPDATE leases SET epoch = epoch + 1").await;
+    for n in 1..=3 {
+        let (store, batch) =
+            (Arc::clone(&stage.store), [stage.region.register(n, &format!("p{n}@example.com"))]);
+        let commit = tokio::spawn(async move { store.commit_patients(&batch).await });
+        stage.until_someone_waits().await;
+        commit.abort();
+        assert!(commit.await.expect_err("aborted").is_cancelled());
+    }
+    stage.other("ROLLBACK").await;
+    // Answers belong to their questions: the outcomes of the dropped calls are not taken for it.
+    assert_eq!(stage.store.leases(Kind::Patient).await.expect("rows").len(), 4);
+    assert_eq!(stage.region.commit(&stage.region.register(9, "p9@example.com")).await, Committed);
+}
+
+#[tokio::test]
+async fn what_analytics_has_applied_is_forgotten_by_the_outbox() {
+    let mut stage = Stage::set(|_| ()).await;
+    let batch: Vec<_> = (1..=300).map(|n| stage.region.register(n, &format!("p{n}@example.com"))).collect();
+    stage.store.commit_patients(&batch).await.expect("outcomes");
+    let events = stage.store.unpublished(1000).await.expect("events");
+    let seqs: Vec<i64> = events.iter().map(|e| e.seq).collect();
+    stage.store.mark_published(&seqs, "b1").await.expect("marked");
+    assert_eq!(stage.number("SELECT count(*) FROM outbox_sent").await, 300);
+    let source = ProjectionSource { group: "g".into(), broker: "b1".into(), topic: "t".into() };
+    // Applied from the newest on, so that the trimming has to come round.
+    let mut events: Vec<_> = events.iter().map(|e| &e.recorded).collect();
+    events.reverse();
+    for chunk in events.chunks(50) {
+        let observations: Vec<_> = chunk
+            .iter()
+            .map(|e| crate::domain::analytics::Observation {
+                patient_id: e.patient_id(),
+                version: e.version(),
+                event_type: EventType::Created,
+                at: e.at,
+                date_of_birth: None,
+            })
+            .collect();
+        let offsets = [PartitionOffset { partition: 0, next_offset: 1 }];
+        stage.store.apply(&source, &offsets, &observations).await.expect("applied");
+    }
+    let left = stage.number("SELECT count(*) FROM outbox_sent").await;
+    assert!(left <= 164, "{left} rows are left, though each call looks at 164 and all are applied");
+}
+
+#[tokio::test]
+async fn consumers_wait_for_each_other_but_not_for_ever() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 50).await;
+    stage.other("BEGIN; SELECT pg_advisory_xact_lock(114849211771233)").await;
+    let source = ProjectionSource { group: "g".into(), broker: "b1".into(), topic: "t".into() };
+    let applied = stage.store.apply(&source, &[], &[]).await;
+    assert!(matches!(applied, Err(Error::Unavailable(_))), "{applied:?}");
+    stage.other("ROLLBACK").await;
+    let applied = timeout(Duration::from_secs(20), stage.store.apply(&source, &[], &[])).await;
+    applied.expect("in time").expect("applied");
+}
