@@ -1,4 +1,6 @@
-//! A question to a local actor and its answer: ractor as it is, and actix.
+//! A question to a local actor and its answer: ours, ractor as it is, and actix.
+
+mod ours;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,15 +25,19 @@ struct Measured {
 pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let (bare, _) = ractor::Actor::spawn(None, Bare, ()).await?;
     let actix = start_actix()?;
-    let (mut ractors, mut actixes) = (Vec::new(), Vec::new());
+    let chain = ours::Ours::start().await?;
+    let (mut own, mut ractors, mut actixes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
+        let asked = chain.asked();
+        own.push(measure(effort.measured, move || asked.clone().ask()).await?);
         let asked = bare.clone();
         ractors.push(measure(effort.measured, move || ask_ractor(asked.clone())).await?);
         let asked = actix.clone();
         actixes.push(measure(effort.measured, move || ask_actix(asked.clone())).await?);
     }
     bare.stop(None);
-    add(report, "ractor, bare", &ractors, &ractors);
+    chain.stop().await?;
+    add(report, "a patient in memory, by our handle", &own, &ractors);
     add(report, "actix", &actixes, &ractors);
     Ok(())
 }

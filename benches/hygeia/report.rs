@@ -59,7 +59,9 @@ impl Report {
 
     /// Shows the table.
     pub(crate) fn print(&self) -> Result<()> {
-        say(&self.table()?);
+        if !self.rows.is_empty() {
+            say(&self.table()?);
+        }
         Ok(())
     }
 

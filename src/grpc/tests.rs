@@ -31,6 +31,8 @@ use crate::health::Status as PartStatus;
 use crate::proto::billing_service_client::BillingServiceClient;
 use crate::proto::{BillingRequest, BillingResponse};
 
+/// How long a condition is awaited before a test fails. Generous: machines are busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENT: &str = "123e4567-e89b-12d3-a456-426614174000";
 const NAME: &str = "Canary Holder";
 const EMAIL: &str = "canary@example.com";
@@ -149,7 +151,7 @@ fn error_code(status: &Status) -> &str {
 }
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+    let waited = tokio::time::timeout(PATIENCE, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }

@@ -19,6 +19,8 @@ use crate::domain::time::{MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode};
 use crate::store::{self, OutboxDepth};
 
+/// How long a condition is awaited before a test fails. Generous: machines are busy.
+const PATIENCE: Duration = Duration::from_secs(60);
 const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
 const SPAN: u64 = 0xb7ad_6b71_6920_3331;
 
@@ -217,7 +219,7 @@ async fn start(args: &Args) -> ActorRef<BillingRelayMessage> {
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+    let waited = tokio::time::timeout(PATIENCE, async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -377,9 +379,9 @@ async fn a_drain_waits_for_the_round_and_begins_no_other() {
     let relay = start(&args(&store, &accounts, quick())).await;
     until("opening", || accounts.asked(1) == 1).await;
     let reads = store.reads.load(Ordering::SeqCst);
-    ractor::call_t!(relay, BillingRelayMessage::Drain, 5_000).expect("the round ends by its own limits");
+    ractor::call_t!(relay, BillingRelayMessage::Drain, 60_000).expect("the round ends by its own limits");
     relay.cast(BillingRelayMessage::Nudge).unwrap();
-    ractor::call_t!(relay, BillingRelayMessage::Drain, 5_000).expect("drained already");
+    ractor::call_t!(relay, BillingRelayMessage::Drain, 60_000).expect("drained already");
     assert_eq!(store.reads.load(Ordering::SeqCst), reads);
     relay.stop(None);
 }

@@ -4,9 +4,9 @@ use super::*;
 
 #[tokio::test]
 async fn an_account_is_opened_within_the_callers_trace_and_deadline() {
-    let running = start(settings()).await;
+    let running = start(Settings { timeout_ms: 3_600_000, ..settings() }).await;
     let before = SystemClock.mono();
-    let request = with(with(asking(NAME), "traceparent", TRACEPARENT), "grpc-timeout", "2S");
+    let request = with(with(asking(NAME), "traceparent", TRACEPARENT), "grpc-timeout", "100S");
     let answer = running.client().await.create_billing_account(request).await.expect("opened");
     let trace_id = answer.metadata().get("trace-id").expect("a trace id");
     assert_eq!(trace_id, "0af7651916cd43dd8448eb211c80319c");
@@ -17,7 +17,7 @@ async fn an_account_is_opened_within_the_callers_trace_and_deadline() {
     assert_eq!(ctx.trace.parent_id, 0xb7ad_6b71_6920_3331);
     assert_eq!(&*ctx.caller.subject, "system:test");
     let budget = ctx.deadline.since(before);
-    assert!(budget > Duration::from_millis(1_900) && budget < Duration::from_secs(3), "{budget:?}");
+    assert!(budget > Duration::from_secs(99) && budget < Duration::from_secs(200), "{budget:?}");
 }
 
 #[tokio::test]

@@ -7,10 +7,8 @@ async fn every_call_is_answered_in_time_and_says_what_is_known() {
     let running = start(Settings { timeout_ms: 300, ..settings() }).await;
     let mut client = running.client().await;
     let in_auth = with(asking(NAME), "authorization", "Bearer hang");
-    let shorter = with(asking("hang"), "grpc-timeout", "100m");
     for (request, name, at_most_ms) in [
         (asking("hang"), "OUTCOME_UNKNOWN", 300),
-        (shorter, "OUTCOME_UNKNOWN", 100),
         (with(asking("hang"), "grpc-timeout", "1H"), "OUTCOME_UNKNOWN", 300),
         (in_auth, "DEADLINE_EXCEEDED", 300),
     ] {
@@ -18,10 +16,21 @@ async fn every_call_is_answered_in_time_and_says_what_is_known() {
         let status = client.create_billing_account(request).await.expect_err("too late");
         let took = SystemClock.mono().since(began);
         assert_eq!((status.code(), error_code(&status)), (Code::DeadlineExceeded, name));
-        // The slack is the machine's: other tests run beside this one.
-        assert!(took < Duration::from_millis(at_most_ms + 1_000), "{name} after {took:?}");
+        // The slack is for the machine: other tests run beside this one.
+        assert!(took < Duration::from_millis(at_most_ms + 10_000), "{name} after {took:?}");
         assert!(took >= Duration::from_millis(at_most_ms * 8 / 10), "{name} after {took:?}");
     }
+}
+
+/// The client's library gives up by itself, too, so either of the two may have been first.
+#[tokio::test]
+async fn a_caller_may_ask_for_less_time() {
+    let running = start(Settings { timeout_ms: 3_600_000, ..settings() }).await;
+    let before = SystemClock.mono();
+    let shorter = with(asking("hang"), "grpc-timeout", "200m");
+    let status = running.client().await.create_billing_account(shorter).await.expect_err("too late");
+    assert!(matches!(status.code(), Code::DeadlineExceeded | Code::Cancelled), "{status}");
+    assert!(running.fake.asked.lock().unwrap()[0].deadline.since(before) < Duration::from_secs(60));
 }
 
 #[tokio::test]
@@ -59,7 +68,7 @@ async fn connections_beyond_the_limit_are_closed_and_silent_ones_too() {
     let mut refused = TcpStream::connect(running.address).await.unwrap();
     let mut byte = [0];
     let closed = |read: io::Result<usize>| matches!(read, Ok(0) | Err(_));
-    assert!(closed(timeout(Duration::from_secs(5), refused.read(&mut byte)).await.expect("closed at once")));
+    assert!(closed(timeout(PATIENCE, refused.read(&mut byte)).await.expect("closed at once")));
     until("the silent one is closed", async || {
         let mut buffer = [0; 64];
         timeout(Duration::from_millis(10), silent.read(&mut buffer)).await.is_ok_and(closed)
@@ -88,7 +97,7 @@ async fn a_drain_lets_calls_end_and_takes_no_new_ones() {
     assert!(!running.served.is_finished());
     running.fake.gate.add_permits(1);
     call.await.unwrap().expect("a call in flight is answered");
-    timeout(Duration::from_secs(5), running.served).await.expect("drained").unwrap().expect("no failure");
+    timeout(PATIENCE, running.served).await.expect("drained").unwrap().expect("no failure");
 }
 
 #[tokio::test]
@@ -103,7 +112,7 @@ async fn what_does_not_end_is_cut_off_at_the_end_of_the_drain() {
     let call = tokio::spawn(async move { client.create_billing_account(asking("hang")).await });
     until("the call runs", async || !running.fake.asked.lock().unwrap().is_empty()).await;
     running.stop();
-    timeout(Duration::from_secs(5), running.served).await.expect("bounded").unwrap().expect("no failure");
+    timeout(PATIENCE, running.served).await.expect("bounded").unwrap().expect("no failure");
     call.await.unwrap().expect_err("cut off");
     let mut last = None;
     while let Ok(Some(update)) = watch.message().await {
