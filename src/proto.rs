@@ -1,5 +1,11 @@
 //! Code generated from `proto/`.
-#![allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 
 include!(concat!(env!("OUT_DIR"), "/protos.rs"));
 

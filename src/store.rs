@@ -19,7 +19,6 @@ mod postgres;
 mod sqlite;
 mod trimming;
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -197,18 +196,13 @@ pub trait LeaseStore: Send + Sync {
 pub trait OutboxStore: Send + Sync {
     /// Events not yet published, in the order of `seq`, at most `limit_rows`: for each patient a
     /// prefix of what is unpublished.
-    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+        self.unpublished_besides(&[], limit_rows).await
+    }
 
     /// As `unpublished`, without the rows `known`: what a reader asks that is still busy with those. For
     /// each patient, `known` and the answer together are a prefix of what is unpublished.
-    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
-        let known: HashSet<i64> = known.iter().copied().collect();
-        let reach = limit_rows.saturating_add(u32::try_from(known.len()).unwrap_or(u32::MAX));
-        let mut rows = self.unpublished(reach).await?;
-        rows.retain(|row| !known.contains(&row.seq));
-        rows.truncate(limit_rows as usize);
-        Ok(rows)
-    }
+    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>>;
 
     /// Notes that the broker incarnation `broker` took the events.
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()>;

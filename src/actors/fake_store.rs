@@ -125,9 +125,10 @@ impl FakeStore {
 
 #[async_trait]
 impl OutboxStore for FakeStore {
-    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
         self.attempt("unpublished", |state| {
             let waiting = state.events.values().filter(|(_, broker)| broker.is_none());
+            let waiting = waiting.filter(|(event, _)| !known.contains(&event.seq));
             waiting.take(limit_rows as usize).map(|(event, _)| event.clone()).collect()
         })
     }

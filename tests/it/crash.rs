@@ -88,7 +88,8 @@ async fn crash_rounds(site: &Site, seed: u64) {
         }
     }
     let node = site.start().await;
-    check(&node, &told.lock().expect("sane")).await;
+    let told = std::mem::take(&mut *told.lock().expect("sane"));
+    check(&node, &told).await;
 }
 
 async fn check(node: &Node, told: &Told) {
@@ -190,5 +191,6 @@ async fn a_crash_of_postgres_is_survived() {
         })
         .await;
     }
-    check(&node, &told.lock().expect("sane")).await;
+    let told = std::mem::take(&mut *told.lock().expect("sane"));
+    check(&node, &told).await;
 }

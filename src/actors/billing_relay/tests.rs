@@ -86,7 +86,7 @@ impl FakeStore {
 
 #[async_trait]
 impl OutboxStore for FakeStore {
-    async fn unpublished(&self, _: u32) -> store::Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(&self, _: &[i64], _: u32) -> store::Result<Vec<OutboxEvent>> {
         unreachable!("not the relay's")
     }
 

@@ -55,6 +55,8 @@ pub(super) async fn events_wait_in_the_order_of_commits(store: Arc<dyn Store>) {
     assert!(events[1].recorded == row.recorded && events[1].shard == row.shard);
     assert_eq!(names(&store.unpublished(2).await.expect("events")), [(1, 1), (2, 1)]);
     assert!(store.unpublished(0).await.expect("events").is_empty());
+    let first = store.unpublished(1).await.expect("events")[0].seq;
+    assert_eq!(names(&store.unpublished_besides(&[first], 1).await.expect("events")), [(2, 1)]);
 }
 
 pub(super) async fn what_is_marked_does_not_come_back(store: Arc<dyn Store>) {

@@ -17,14 +17,15 @@ fn count(value: i64) -> u64 {
 
 #[async_trait]
 impl OutboxStore for PostgresStore {
-    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
         let query = sqlx::query(
             "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
                  e.subject, e.traceparent, e.body
-             FROM (SELECT seq, patient_id, version FROM outbox ORDER BY seq LIMIT $1) o
+             FROM (SELECT seq, patient_id, version FROM outbox
+                   WHERE seq <> ALL ($2) ORDER BY seq LIMIT $1) o
              JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
         );
-        let rows = self.read(query.bind(limit(limit_rows))).await?;
+        let rows = self.read(query.bind(limit(limit_rows)).bind(known)).await?;
         rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
     }
 

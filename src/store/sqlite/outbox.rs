@@ -22,13 +22,14 @@ fn json(seqs: &[i64]) -> Result<String> {
 
 #[async_trait]
 impl OutboxStore for SqliteStore {
-    async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
         let query = sqlx::query(
             "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
                  e.subject, e.traceparent, e.body
-             FROM outbox o JOIN patient_events e ON e.seq = o.seq ORDER BY o.seq LIMIT $1",
+             FROM outbox o JOIN patient_events e ON e.seq = o.seq
+             WHERE o.seq NOT IN (SELECT value FROM json_each($2)) ORDER BY o.seq LIMIT $1",
         );
-        let rows = self.read(query.bind(limit_rows)).await?;
+        let rows = self.read(query.bind(limit_rows).bind(json(known)?)).await?;
         rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
     }
 
