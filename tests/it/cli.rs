@@ -74,7 +74,7 @@ fn a_wrong_configuration_is_told_with_exit_code_78_by_every_command() {
             [("A", "b")],
             "http.lissen, from argument --set: unknown key",
         ),
-        (&["check"], [("HYGEIA__AUTH__JWT_SECRET", "canary")], "at least 32 are needed"),
+        (&["check"], [("HYGEIA__AUTH__JWT_SECRET", "canary")], "at least 32 bytes are needed"),
         (
             &["--http-listen", "0.0.0.0:0"],
             [("A", "b")],
