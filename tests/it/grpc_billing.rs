@@ -60,7 +60,7 @@ async fn the_same_patient_has_the_same_account_on_both_edges() {
     let answer = node.client().get(url).bearer_auth(&token).send().await.expect("an answer");
     assert_eq!(answer.status(), StatusCode::OK);
     let account: Value = answer.json().await.expect("JSON");
-    assert_eq!(account["accountId"], first.account_id.as_str());
+    assert_eq!(account["id"], first.account_id.as_str());
     assert_eq!(account["status"], "ACTIVE");
 
     let other = open(&mut client, &token, holder(Uuid::now_v7())).await.expect("opened");
