@@ -29,6 +29,9 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// The store's trait that this kind needs.
     type Store: Send + Sync + ?Sized + 'static;
 
+    /// The command's name in logs.
+    fn command_name(command: &Self::Command) -> &'static str;
+
     /// What a reader is answered.
     ///
     /// # Errors
@@ -188,7 +191,7 @@ impl<E: Entity> Op<E> {
     pub fn name(&self) -> &'static str {
         match self {
             Op::Read => "Read",
-            Op::Write(_) => "Write",
+            Op::Write(write) => E::command_name(&write.command),
         }
     }
 }

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::Limits;
 use crate::actors::entity::{Decision, Entity, Failure, LeaseView, Loaded, Op, Refused, Stamp};
+use crate::actors::journal::{AppendResult, NotCommitted};
 use crate::context::TraceContext;
 use crate::domain::ids::{CommandId, Epoch, EventId, ShardNo};
 use crate::domain::time::{MonoTime, Timestamp};
@@ -57,7 +58,7 @@ pub(super) enum Effect<E: Entity, T> {
     /// Answer a request.
     Reply(T, Result<E::Answer, Failure>),
     /// Read an entity, then call `loaded`.
-    Load { id: Uuid, command: Option<CommandId> },
+    Load { id: Uuid, command: Option<CommandId>, trace: TraceContext },
     /// Write, unless `deadline` has passed before it is begun; then call `appended`.
     Append { id: Uuid, append: E::Append, deadline: MonoTime, trace: TraceContext },
     /// Take the lease anew, under a new epoch, then call `refenced`.
@@ -191,7 +192,7 @@ impl<E: Entity, T> Core<E, T> {
     }
 
     /// A commit has ended.
-    pub(super) fn appended(&mut self, id: Uuid, result: store::Result<AppendOutcome>, world: &impl World) {
+    pub(super) fn appended(&mut self, id: Uuid, result: AppendResult, world: &impl World) {
         let Some(Active { phase, waiting }) = self.take_active(id, |p| matches!(p, Phase::Appending(_)))
         else {
             return;
@@ -209,13 +210,18 @@ impl<E: Entity, T> Core<E, T> {
             }
             Ok(AppendOutcome::Conflict) => self.look_again(id, request, waiting),
             Ok(AppendOutcome::Fenced) => self.fenced(id, epoch, request, waiting),
-            Err(store::Error::Unavailable(_) | store::Error::Broken(_)) => {
-                self.fail(request, Failure::Unavailable);
-                self.go_on(id, before, waiting, world);
-            }
-            Err(store::Error::Unknown(_)) => {
+            Err(NotCommitted::Store(store::Error::Unknown(_))) => {
                 self.fail(request, Failure::Unknown);
                 self.hold(id, waiting);
+            }
+            Err(undone) => {
+                let failure = match undone {
+                    NotCommitted::Full => Failure::Busy,
+                    NotCommitted::Late => Failure::Expired,
+                    NotCommitted::Store(_) => Failure::Unavailable,
+                };
+                self.fail(request, failure);
+                self.go_on(id, before, waiting, world);
             }
         }
     }
@@ -352,13 +358,19 @@ impl<E: Entity, T> Core<E, T> {
         if !self.serving {
             return self.fail_all(waiting, Failure::NotServing);
         }
-        let command = match waiting.front().map(|request| &request.op) {
-            Some(Op::Write(write)) if write.maybe_done => Some(write.command_id),
+        let Some(first) = waiting.front() else {
+            // Nobody is left who wants to know.
+            self.hot.pop(&id);
+            return;
+        };
+        let trace = first.trace;
+        let command = match &first.op {
+            Op::Write(write) if write.maybe_done => Some(write.command_id),
             _ => None,
         };
         self.hot.pop(&id);
         self.active.insert(id, Active { phase: Phase::Loading, waiting });
-        self.effects.push(Effect::Load { id, command });
+        self.effects.push(Effect::Load { id, command, trace });
     }
 
     fn keep(&mut self, id: Uuid, state: E::State) {
