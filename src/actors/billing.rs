@@ -79,6 +79,10 @@ impl Entity for Accounts {
         }
     }
 
+    fn presumed(_command: &OpenAccount) -> Option<Self::State> {
+        Some(None)
+    }
+
     fn committed(append: &AccountAppend) -> (Self::State, Arc<Account>) {
         (Some(Arc::clone(&append.account)), Arc::clone(&append.account))
     }

@@ -141,6 +141,10 @@ impl Entity for Patients {
         }
     }
 
+    fn presumed(command: &PatientCommand) -> Option<PatientState> {
+        matches!(command, PatientCommand::Register(_)).then_some(PatientState::Absent)
+    }
+
     fn committed(append: &PatientAppend) -> (PatientState, Arc<Patient>) {
         let event = &append.recorded.event;
         (patient::evolve(event), Arc::clone(event.patient()))

@@ -94,6 +94,10 @@ impl Entity for Sum {
         })
     }
 
+    fn presumed(_: &i64) -> Option<i64> {
+        None
+    }
+
     fn committed(append: &SumAppend) -> (i64, i64) {
         (append.after, append.after)
     }

@@ -84,8 +84,9 @@ enum Phase<E: Entity, T> {
 
 struct Appending<E: Entity, T> {
     request: Request<E, T>,
-    /// The state the decision was made on: what holds if the append is refused.
-    before: E::State,
+    /// The state the decision was made on: what holds if the append is refused. None if it was only
+    /// presumed.
+    before: Option<E::State>,
     after: E::State,
     answer: E::Answer,
     epoch: Epoch,
@@ -163,8 +164,34 @@ impl<E: Entity, T> Core<E, T> {
                 let state = state.clone();
                 self.go_on(id, state, VecDeque::from([request]), world);
             }
+            (None, Op::Write(write)) if !write.maybe_done && E::presumed(&write.command).is_some() => {
+                self.presume(id, request, world);
+            }
             (None, _) => self.load(id, VecDeque::from([request])),
         }
+    }
+
+    /// Decides on the state that the command presumes, which spares a read of the database. The commit
+    /// checks it: if it is another one, the append is a conflict and the entity is read after all. Only
+    /// an append may come of a presumption; an answer or a refusal needs the state as it is.
+    fn presume(&mut self, id: Uuid, request: Request<E, T>, world: &impl World) {
+        let append = match &request.op {
+            Op::Write(write) => E::presumed(&write.command).and_then(|state| {
+                match E::decide(id, &state, write, &self.stamp(world)) {
+                    Decision::Append(append) => Some(append),
+                    Decision::Answer(_) | Decision::Refuse(_) => None,
+                }
+            }),
+            Op::Read => None,
+        };
+        match append {
+            Some(append) => self.append(id, append, request, None, VecDeque::new()),
+            None => self.load(id, VecDeque::from([request])),
+        }
+    }
+
+    fn stamp(&self, world: &impl World) -> Stamp {
+        Stamp { now: world.now(), event_id: world.event_id(), shard: self.shard, epoch: self.epoch }
     }
 
     /// The database was read.
@@ -206,7 +233,7 @@ impl<E: Entity, T> Core<E, T> {
             }
             Ok(AppendOutcome::EmailTaken) => {
                 self.fail(request, Failure::Refused(Refused::EmailTaken));
-                self.go_on(id, before, waiting, world);
+                self.go_back(id, before, waiting, world);
             }
             Ok(AppendOutcome::Conflict) => self.look_again(id, request, waiting),
             Ok(AppendOutcome::Fenced) => self.fenced(id, epoch, request, waiting),
@@ -221,8 +248,22 @@ impl<E: Entity, T> Core<E, T> {
                     NotCommitted::Store(_) => Failure::Unavailable,
                 };
                 self.fail(request, failure);
-                self.go_on(id, before, waiting, world);
+                self.go_back(id, before, waiting, world);
             }
+        }
+    }
+
+    /// Nothing came of an append: the state before it holds, and is read if it was only presumed.
+    fn go_back(
+        &mut self,
+        id: Uuid,
+        before: Option<E::State>,
+        waiting: VecDeque<Request<E, T>>,
+        world: &impl World,
+    ) {
+        match before {
+            Some(state) => self.go_on(id, state, waiting, world),
+            None => self.load(id, waiting),
         }
     }
 
@@ -270,21 +311,13 @@ impl<E: Entity, T> Core<E, T> {
                     waiting.push_front(request);
                     return self.load(id, waiting);
                 }
-                Op::Write(write) => {
-                    let stamp = Stamp {
-                        now: world.now(),
-                        event_id: world.event_id(),
-                        shard: self.shard,
-                        epoch: self.epoch,
-                    };
-                    match E::decide(id, &state, write, &stamp) {
-                        Decision::Append(append) => {
-                            return self.append(id, append, request, state, waiting);
-                        }
-                        Decision::Answer(answer) => Ok(answer),
-                        Decision::Refuse(refused) => Err(Failure::Refused(refused)),
+                Op::Write(write) => match E::decide(id, &state, write, &self.stamp(world)) {
+                    Decision::Append(append) => {
+                        return self.append(id, append, request, Some(state), waiting);
                     }
-                }
+                    Decision::Answer(answer) => Ok(answer),
+                    Decision::Refuse(refused) => Err(Failure::Refused(refused)),
+                },
             };
             let holds = world.lease().holds(world.mono());
             self.reply(request, outcome, holds);
@@ -297,7 +330,7 @@ impl<E: Entity, T> Core<E, T> {
         id: Uuid,
         append: E::Append,
         request: Request<E, T>,
-        before: E::State,
+        before: Option<E::State>,
         waiting: VecDeque<Request<E, T>>,
     ) {
         let (after, answer) = E::committed(&append);
