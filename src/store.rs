@@ -52,7 +52,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// One change of one patient, decided under a lease.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PatientAppend {
     /// The shard that decided it.
     pub shard: ShardNo,
@@ -63,6 +63,17 @@ pub struct PatientAppend {
     /// The e-mail address in its unique form that the patient had before, if the event frees one:
     /// a deletion, or an update that changes it.
     pub released_email_key: Option<String>,
+}
+
+/// Never prints the address.
+impl std::fmt::Debug for PatientAppend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PatientAppend")
+            .field("shard", &self.shard)
+            .field("epoch", &self.epoch)
+            .field("recorded", &self.recorded)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One opening of an account, decided under a lease.
