@@ -232,7 +232,11 @@ pub trait OutboxStore: Send + Sync {
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;
 }
 
-/// How full the outbox is.
+/// How far the rows of the outbox are counted.
+pub const OUTBOX_DEPTH_ROWS_MAX: u32 = 100_000;
+
+/// How full the outbox is. Rows are counted up to `OUTBOX_DEPTH_ROWS_MAX`, so that asking costs little
+/// however full it is; one more than that stands for any larger number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutboxDepth {
     /// Events that wait for Kafka.
@@ -353,7 +357,7 @@ pub trait Store:
     /// # Errors
     /// `Broken`: the schema does not fit.
     async fn prepare(&self) -> Result<()>;
-    /// How many transactions it takes at the same time with profit.
+    /// How many transactions each of the two journals (patients, accounts) may have in flight.
     fn writers(&self) -> usize;
     /// Answers if the database can be read and written.
     async fn ping(&self) -> Result<()>;

@@ -9,7 +9,7 @@ use super::{PostgresStore, column, decode, limit, ms};
 use crate::domain::event::OutboxEvent;
 use crate::domain::time::Timestamp;
 use crate::store::codec::OutboxRow;
-use crate::store::{OutboxDepth, OutboxStore, Result};
+use crate::store::{OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, Result};
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
@@ -62,11 +62,12 @@ impl OutboxStore for PostgresStore {
 
     async fn outbox_depth(&self) -> Result<OutboxDepth> {
         let query = sqlx::query(
-            "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM unbilled),
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT $1) o),
+                 (SELECT count(*) FROM (SELECT 1 FROM unbilled LIMIT $1) u),
                  (SELECT e.at FROM (SELECT patient_id, version FROM outbox ORDER BY seq LIMIT 1) o
                   JOIN patient_events e USING (patient_id, version))",
         );
-        let rows = self.read(query).await?;
+        let rows = self.read(query.bind(limit(OUTBOX_DEPTH_ROWS_MAX + 1))).await?;
         let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
         Ok(OutboxDepth {
             unpublished_rows: count(column(row, 0)?),

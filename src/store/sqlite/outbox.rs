@@ -9,7 +9,7 @@ use super::{SqliteStore, change, column, decode, rows};
 use crate::domain::event::OutboxEvent;
 use crate::domain::time::Timestamp;
 use crate::store::codec::OutboxRow;
-use crate::store::{Error, OutboxDepth, OutboxStore, Result};
+use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, Result};
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
@@ -77,10 +77,11 @@ impl OutboxStore for SqliteStore {
 
     async fn outbox_depth(&self) -> Result<OutboxDepth> {
         let query = sqlx::query(
-            "SELECT (SELECT count(*) FROM outbox), (SELECT count(*) FROM unbilled),
+            "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT $1) o),
+                 (SELECT count(*) FROM (SELECT 1 FROM unbilled LIMIT $1) u),
                  (SELECT e.at FROM outbox o JOIN patient_events e ON e.seq = o.seq ORDER BY o.seq LIMIT 1)",
         );
-        let rows = self.read(query).await?;
+        let rows = self.read(query.bind(OUTBOX_DEPTH_ROWS_MAX + 1)).await?;
         let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
         Ok(OutboxDepth {
             unpublished_rows: count(column(row, 0)?),
