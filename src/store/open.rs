@@ -22,7 +22,7 @@ pub struct Settings {
     /// `sqlite:path/to/file`, a relative path being one inside the data directory, or
     /// `postgres://user:password@host:port/database`.
     pub url: String,
-    /// Connections to PostgreSQL.
+    /// Connections to PostgreSQL, without the two more that only leases use.
     pub connections_max: u32,
     /// Connections for reading in SQLite, beside the one that writes.
     pub read_connections_max: u32,
