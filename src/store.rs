@@ -219,8 +219,9 @@ pub trait OutboxStore: Send + Sync {
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()>;
 
     /// Puts back what other incarnations than `broker` took and analytics has not applied, since
-    /// those brokers may have forgotten it. Answers with how many.
-    async fn republish_forgotten(&self, broker: &str) -> Result<u64>;
+    /// those brokers may have forgotten it. One call looks at no more than `rows_max` rows, those after
+    /// the number `after`, so that no call takes long: call again until there is no `next`.
+    async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack>;
 
     /// How many events wait, and since when the oldest does.
     async fn outbox_depth(&self) -> Result<OutboxDepth>;
@@ -230,6 +231,15 @@ pub trait OutboxStore: Send + Sync {
 
     /// Notes that the patients of these events have their accounts.
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;
+}
+
+/// What a call of `OutboxStore::republish_forgotten` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PutBack {
+    /// How many events wait again.
+    pub rows: u64,
+    /// After which number the next call has to look; `None` if nothing is left.
+    pub next: Option<i64>,
 }
 
 /// How far the rows of the outbox are counted.

@@ -17,7 +17,7 @@ use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::{
     Applied, Error, LeaseRow, LeaseStore, OutboxDepth, OutboxStore, PartitionOffset, ProjectionSource,
-    ProjectionStore, Result, TakenLease,
+    ProjectionStore, PutBack, Result, TakenLease,
 };
 
 /// How a call ends instead of as it should.
@@ -49,6 +49,7 @@ struct State {
     registrations: BTreeMap<Date, i64>,
     offsets: HashMap<(String, String, String, i32), i64>,
     faults: HashMap<&'static str, VecDeque<Fault>>,
+    put_back_takes: Duration,
 }
 
 /// See above.
@@ -65,6 +66,11 @@ impl FakeStore {
     /// The next calls of `call` end like this.
     pub(super) fn order(&self, call: &'static str, faults: &[Fault]) {
         self.lock().faults.entry(call).or_default().extend(faults);
+    }
+
+    /// From now on each call that puts back events takes this long.
+    pub(super) fn slow_put_back(&self, takes: Duration) {
+        self.lock().put_back_takes = takes;
     }
 
     /// How many faults were ordered and have not happened.
@@ -141,18 +147,25 @@ impl OutboxStore for FakeStore {
         })
     }
 
-    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
+    async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
+        let takes = self.lock().put_back_takes;
+        tokio::time::sleep(takes).await;
         self.attempt("republish_forgotten", |state| {
-            let mut again = 0;
-            for (event, published) in state.events.values_mut() {
+            let (mut rows, mut seen, mut last) = (0, 0, None);
+            let sent = state
+                .events
+                .iter_mut()
+                .filter(|(seq, (_, broker))| broker.is_some() && after.is_none_or(|after| **seq > after));
+            for (seq, (event, published)) in sent.take(rows_max as usize) {
+                (seen, last) = (seen + 1, Some(*seq));
                 let counted = state.versions.get(&event.recorded.patient_id()).map_or(0, |v| v.0);
                 let elsewhere = published.as_deref().is_some_and(|p| p != broker);
                 if elsewhere && event.recorded.version() > counted {
                     *published = None;
-                    again += 1;
+                    rows += 1;
                 }
             }
-            again
+            PutBack { rows, next: last.filter(|_| seen == rows_max) }
         })
     }
 

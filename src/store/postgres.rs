@@ -1,5 +1,5 @@
-//! PostgreSQL. Every change is one statement that commits by itself, but for the projection and the
-//! putting back of events, which are transactions.
+//! PostgreSQL. Every change is one statement that commits by itself, but for the projection, which is a
+//! transaction.
 //!
 //! Invariants:
 //! - Nothing waits without a bound: the server ends a statement after `statement_timeout_ms` and a wait
@@ -54,7 +54,6 @@ pub(super) struct PostgresStore {
     pool: PgPool,
     leases: PgPool,
     answer_timeout: Duration,
-    bulk_timeout_ms: u64,
     trimming: Trimming,
     options: PgConnectOptions,
     settings: Settings,
@@ -71,7 +70,6 @@ impl PostgresStore {
             pool: pool(options, settings, settings.connections_max),
             leases: pool(options, settings, LEASE_CONNECTIONS),
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
-            bulk_timeout_ms: settings.bulk_timeout_ms,
             trimming: Trimming::new(),
             options: options.clone(),
             settings: settings.clone(),

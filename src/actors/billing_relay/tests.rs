@@ -17,7 +17,7 @@ use crate::domain::ids::{AccountId, CommandId, EventId, PatientId};
 use crate::domain::patient::{Patient, PatientDetails, PatientEvent};
 use crate::domain::time::{MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode};
-use crate::store::{self, OutboxDepth};
+use crate::store::{self, OutboxDepth, PutBack};
 
 /// How long a condition is awaited before a test fails. Generous: machines are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -94,7 +94,7 @@ impl OutboxStore for FakeStore {
         unreachable!("not the relay's")
     }
 
-    async fn republish_forgotten(&self, _: &str) -> store::Result<u64> {
+    async fn republish_forgotten(&self, _: &str, _: Option<i64>, _: u32) -> store::Result<PutBack> {
         unreachable!("not the relay's")
     }
 

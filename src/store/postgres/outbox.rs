@@ -5,11 +5,12 @@
 
 use async_trait::async_trait;
 
-use super::{PostgresStore, column, decode, limit, ms};
+use super::{PostgresStore, column, decode, limit};
 use crate::domain::event::OutboxEvent;
 use crate::domain::time::Timestamp;
 use crate::store::codec::OutboxRow;
-use crate::store::{OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, Result};
+use crate::store::trimming::{TRIM_CHUNK_ROWS, next_after};
+use crate::store::{OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, PutBack, Result};
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
@@ -38,26 +39,30 @@ impl OutboxStore for PostgresStore {
         self.change(query.bind(seqs).bind(broker)).await.map(drop)
     }
 
-    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
-        let limit = ms(self.bulk_timeout_ms);
-        let mut transaction = self.begin("BEGIN", limit).await?;
-        let longer = sqlx::query("SELECT set_config('statement_timeout', $1, true)");
-        transaction.rows(longer.bind(self.bulk_timeout_ms.to_string())).await?;
-        let applied = sqlx::query(
-            "DELETE FROM outbox_sent s WHERE s.version <=
-                 (SELECT p.version FROM projection_patients p WHERE p.patient_id = s.patient_id)",
+    async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
+        // Whether an event is applied is asked for row by row, so that the plan never reads all of a
+        // large table; and the rows are bounded by their numbers for the same reason.
+        let query = sqlx::query(
+            "WITH seen AS MATERIALIZED (
+                 SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2
+             ), gone AS (
+                 DELETE FROM outbox_sent s WHERE s.seq > $1 AND s.seq <= (SELECT max(seq) FROM seen)
+                 AND (s.broker <> $3 OR s.version <= (
+                     SELECT p.version FROM projection_patients p WHERE p.patient_id = s.patient_id))
+                 RETURNING s.seq, s.patient_id, s.version
+             ), back AS (
+                 INSERT INTO outbox (seq, patient_id, version)
+                 SELECT g.seq, g.patient_id, g.version FROM gone g WHERE g.version > coalesce((
+                     SELECT p.version FROM projection_patients p WHERE p.patient_id = g.patient_id), 0)
+                 RETURNING seq
+             )
+             SELECT (SELECT count(*) FROM back), count(*), max(seq) FROM seen",
         );
-        transaction.rows(applied).await?;
-        let put_back = sqlx::query(
-            "WITH forgotten AS (DELETE FROM outbox_sent WHERE broker <> $1 RETURNING seq, patient_id, version),
-             back AS (INSERT INTO outbox (seq, patient_id, version)
-                      SELECT seq, patient_id, version FROM forgotten RETURNING seq)
-             SELECT count(*) FROM back",
-        );
-        let rows = transaction.rows(put_back.bind(broker)).await?;
-        let put_back = rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
-        transaction.commit().await?;
-        Ok(count(put_back))
+        let query = query.bind(after.unwrap_or(i64::MIN)).bind(limit(rows_max)).bind(broker);
+        let rows = self.write(query).await?;
+        let Some(row) = rows.first() else { return Ok(PutBack::default()) };
+        let next = next_after(rows_max, column(row, 1)?, column(row, 2)?);
+        Ok(PutBack { rows: count(column(row, 0)?), next })
     }
 
     async fn outbox_depth(&self) -> Result<OutboxDepth> {
@@ -93,21 +98,34 @@ impl OutboxStore for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them. What a
-    /// call misses a later one finds, so a failure does not matter.
+    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them, a chunk in
+    /// a transaction. What a call misses a later one finds, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
+        let mut left = rows_max;
+        while left > 0 {
+            let chunk = left.min(TRIM_CHUNK_ROWS);
+            left -= chunk;
+            if !self.trim_chunk(chunk).await? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are more rows to look at.
+    async fn trim_chunk(&self, rows_max: u32) -> Result<bool> {
         let query = sqlx::query(
             "WITH seen AS MATERIALIZED (
-                 SELECT seq, patient_id, version FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2
+                 SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2
              ), gone AS (
-                 DELETE FROM outbox_sent s USING seen JOIN projection_patients p USING (patient_id)
-                 WHERE s.seq = seen.seq AND p.version >= seen.version
+                 DELETE FROM outbox_sent s WHERE s.seq > $1 AND s.seq <= (SELECT max(seq) FROM seen)
+                 AND s.version <= (
+                     SELECT p.version FROM projection_patients p WHERE p.patient_id = s.patient_id)
              )
              SELECT count(*), max(seq) FROM seen",
         );
         let rows = self.write(query.bind(self.trimming.from()).bind(limit(rows_max))).await?;
-        let Some(row) = rows.first() else { return Ok(()) };
-        self.trimming.seen(rows_max, column(row, 0)?, column(row, 1)?);
-        Ok(())
+        let Some(row) = rows.first() else { return Ok(false) };
+        Ok(self.trimming.seen(rows_max, column(row, 0)?, column(row, 1)?))
     }
 }

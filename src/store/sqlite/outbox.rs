@@ -4,12 +4,14 @@
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
 use async_trait::async_trait;
+use sqlx::sqlite::SqliteConnection;
 
 use super::{SqliteStore, change, column, decode, rows};
 use crate::domain::event::OutboxEvent;
 use crate::domain::time::Timestamp;
 use crate::store::codec::OutboxRow;
-use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, Result};
+use crate::store::trimming::{TRIM_CHUNK_ROWS, next_after};
+use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, PutBack, Result};
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
@@ -52,24 +54,23 @@ impl OutboxStore for SqliteStore {
             .await
     }
 
-    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
-        let broker = broker.to_owned();
+    async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
+        let (broker, after) = (broker.to_owned(), after.unwrap_or(i64::MIN));
         self.writer
             .write(move |connection| {
                 Box::pin(async move {
-                    let applied = sqlx::query(
-                        "DELETE FROM outbox_sent WHERE version <= (SELECT p.version
-                         FROM projection_patients p WHERE p.patient_id = outbox_sent.patient_id)",
-                    );
-                    change(connection, applied).await?;
+                    let (seen, last) = forget_applied(connection, after, rows_max).await?;
                     let put_back = sqlx::query(
                         "INSERT INTO outbox (seq, patient_id, version)
-                         SELECT seq, patient_id, version FROM outbox_sent WHERE broker <> $1",
+                         SELECT seq, patient_id, version FROM outbox_sent
+                         WHERE seq > $1 AND seq <= $2 AND broker <> $3",
                     );
-                    let put_back = change(connection, put_back.bind(broker.clone())).await?;
-                    let forget = sqlx::query("DELETE FROM outbox_sent WHERE broker <> $1");
-                    change(connection, forget.bind(broker)).await?;
-                    Ok(put_back)
+                    let put_back = put_back.bind(after).bind(last).bind(broker.clone());
+                    let rows = change(connection, put_back).await?;
+                    let forget =
+                        sqlx::query("DELETE FROM outbox_sent WHERE seq > $1 AND seq <= $2 AND broker <> $3");
+                    change(connection, forget.bind(after).bind(last).bind(broker)).await?;
+                    Ok(PutBack { rows, next: next_after(rows_max, seen, last) })
                 })
             })
             .await
@@ -115,31 +116,46 @@ impl OutboxStore for SqliteStore {
 }
 
 impl SqliteStore {
-    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them. What a
-    /// call misses a later one finds, so a failure does not matter.
+    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them, a chunk in
+    /// a transaction. What a call misses a later one finds, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
-        let from = self.trimming.from();
-        let (n, last) = self
-            .writer
-            .write(move |connection| {
-                Box::pin(async move {
-                    let seen = sqlx::query(
-                        "SELECT count(*), max(seq) FROM
-                         (SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2)",
-                    );
-                    let seen = rows(connection, seen.bind(from).bind(rows_max)).await?;
-                    let Some(row) = seen.first() else { return Ok((0, None)) };
-                    let (n, last): (i64, Option<i64>) = (column(row, 0)?, column(row, 1)?);
-                    let applied = sqlx::query(
-                        "DELETE FROM outbox_sent WHERE seq > $1 AND seq <= $2 AND version <= (SELECT p.version
-                         FROM projection_patients p WHERE p.patient_id = outbox_sent.patient_id)",
-                    );
-                    change(connection, applied.bind(from).bind(last)).await?;
-                    Ok((n, last))
-                })
-            })
-            .await?;
-        self.trimming.seen(rows_max, n, last);
+        let mut left = rows_max;
+        while left > 0 {
+            let chunk = left.min(TRIM_CHUNK_ROWS);
+            left -= chunk;
+            if !self.trim_chunk(chunk).await? {
+                break;
+            }
+        }
         Ok(())
     }
+
+    /// Whether there are more rows to look at.
+    async fn trim_chunk(&self, rows_max: u32) -> Result<bool> {
+        let from = self.trimming.from();
+        let (n, last) =
+            self.writer.write(move |connection| Box::pin(forget_applied(connection, from, rows_max))).await?;
+        Ok(self.trimming.seen(rows_max, n, last))
+    }
+}
+
+/// Of the first `rows_max` sent events after the number `from`, forgets those that analytics has applied.
+/// Answers with how many there were, and the number of the last.
+async fn forget_applied(
+    connection: &mut SqliteConnection,
+    from: i64,
+    rows_max: u32,
+) -> Result<(i64, Option<i64>)> {
+    let seen = sqlx::query(
+        "SELECT count(*), max(seq) FROM (SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2)",
+    );
+    let seen = rows(connection, seen.bind(from).bind(rows_max)).await?;
+    let Some(row) = seen.first() else { return Ok((0, None)) };
+    let (n, last): (i64, Option<i64>) = (column(row, 0)?, column(row, 1)?);
+    let applied = sqlx::query(
+        "DELETE FROM outbox_sent WHERE seq > $1 AND seq <= $2 AND version <= (SELECT p.version
+         FROM projection_patients p WHERE p.patient_id = outbox_sent.patient_id)",
+    );
+    change(connection, applied.bind(from).bind(last)).await?;
+    Ok((n, last))
 }
