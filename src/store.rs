@@ -16,6 +16,7 @@ mod contract;
 mod delta;
 mod open;
 mod postgres;
+mod reading;
 mod sqlite;
 mod trimming;
 
@@ -33,6 +34,7 @@ use crate::domain::patient::{Patient, PatientState};
 use crate::domain::time::Timestamp;
 
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
+pub use reading::{OutboxRows, UnreadableRow};
 
 /// Why the database did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -208,12 +210,19 @@ pub trait OutboxStore: Send + Sync {
     /// Events not yet published, in the order of `seq`, at most `limit_rows`: for each patient a
     /// prefix of what is unpublished.
     async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
-        self.unpublished_besides(&[], limit_rows).await
+        self.unpublished_besides(&[], &[], limit_rows).await.map(|rows| rows.events)
     }
 
-    /// As `unpublished`, without the rows `known`: what a reader asks that is still busy with those. For
-    /// each patient, `known` and the answer together are a prefix of what is unpublished.
-    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+    /// As `unpublished`, without the rows `known` and without any of the patients `held`: what a reader
+    /// asks that is still busy with the ones and holds back the others. For each patient who is not held,
+    /// `known` and the answer together are a prefix of what is unpublished. Rows that cannot be read are
+    /// told as such and are no reason to fail.
+    async fn unpublished_besides(
+        &self,
+        known: &[i64],
+        held: &[PatientId],
+        limit_rows: u32,
+    ) -> Result<OutboxRows>;
 
     /// Notes that the broker incarnation `broker` took the events.
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()>;
@@ -226,8 +235,9 @@ pub trait OutboxStore: Send + Sync {
     /// How many events wait, and since when the oldest does.
     async fn outbox_depth(&self) -> Result<OutboxDepth>;
 
-    /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`.
-    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+    /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`, without those
+    /// of the patients `held`. Rows that cannot be read are told as such and are no reason to fail.
+    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows>;
 
     /// Notes that the patients of these events have their accounts.
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;

@@ -2,6 +2,7 @@
 //! own and knows the store by its traits alone.
 
 mod accounts;
+mod damage;
 mod leases;
 mod model;
 mod outbox;

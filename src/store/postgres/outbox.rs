@@ -4,30 +4,51 @@
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
 use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::{PostgresStore, column, decode, limit};
 use crate::domain::event::OutboxEvent;
+use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
 use crate::store::codec::OutboxRow;
 use crate::store::trimming::{TRIM_CHUNK_ROWS, next_after};
-use crate::store::{OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, PutBack, Result};
+use crate::store::{
+    OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxRows, OutboxStore, PutBack, Result, UnreadableRow,
+};
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
 }
 
+fn uuids(patients: &[PatientId]) -> Vec<Uuid> {
+    patients.iter().map(|id| id.0).collect()
+}
+
+/// A row of columns `seq`, `shard`, `patient_id`, `version` and so on: whose it is, and what it says.
+fn place_and_event(row: &PgRow) -> Result<(UnreadableRow, Result<OutboxEvent>)> {
+    let patient_id = PatientId(column(row, 2)?);
+    let place = UnreadableRow { seq: column(row, 0)?, patient_id, version: column(row, 3)? };
+    Ok((place, decode::<OutboxRow>(row).and_then(OutboxRow::into_event)))
+}
+
 #[async_trait]
 impl OutboxStore for PostgresStore {
-    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(
+        &self,
+        known: &[i64],
+        held: &[PatientId],
+        limit_rows: u32,
+    ) -> Result<OutboxRows> {
         let query = sqlx::query(
             "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
                  e.subject, e.traceparent, e.body
              FROM (SELECT seq, patient_id, version FROM outbox
-                   WHERE seq <> ALL ($2) ORDER BY seq LIMIT $1) o
+                   WHERE seq <> ALL ($2) AND patient_id <> ALL ($3) ORDER BY seq LIMIT $1) o
              JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
         );
-        let rows = self.read(query.bind(limit(limit_rows)).bind(known)).await?;
-        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+        let rows = self.read(query.bind(limit(limit_rows)).bind(known).bind(uuids(held))).await?;
+        OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
@@ -81,15 +102,16 @@ impl OutboxStore for PostgresStore {
         })
     }
 
-    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows> {
         let query = sqlx::query(
             "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
                  e.subject, e.traceparent, e.body
-             FROM (SELECT seq, patient_id, version FROM unbilled ORDER BY seq LIMIT $1) o
+             FROM (SELECT seq, patient_id, version FROM unbilled
+                   WHERE patient_id <> ALL ($2) ORDER BY seq LIMIT $1) o
              JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
         );
-        let rows = self.read(query.bind(limit(limit_rows))).await?;
-        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+        let rows = self.read(query.bind(limit(limit_rows)).bind(uuids(held))).await?;
+        OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()> {

@@ -4,14 +4,17 @@
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
 use async_trait::async_trait;
-use sqlx::sqlite::SqliteConnection;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::{SqliteStore, change, column, decode, rows};
 use crate::domain::event::OutboxEvent;
+use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
 use crate::store::codec::OutboxRow;
 use crate::store::trimming::{TRIM_CHUNK_ROWS, next_after};
-use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxStore, PutBack, Result};
+use crate::store::{
+    Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxRows, OutboxStore, PutBack, Result, UnreadableRow,
+};
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
@@ -22,17 +25,36 @@ fn json(seqs: &[i64]) -> Result<String> {
     serde_json::to_string(seqs).map_err(|_| Error::Broken("numbers cannot be written as JSON".to_owned()))
 }
 
+/// The ids as a JSON array of what `unhex` reads.
+fn json_of_ids(patients: &[PatientId]) -> Result<String> {
+    let ids: Vec<String> = patients.iter().map(|id| id.0.simple().to_string()).collect();
+    serde_json::to_string(&ids).map_err(|_| Error::Broken("ids cannot be written as JSON".to_owned()))
+}
+
+/// A row of columns `seq`, `shard`, `patient_id`, `version` and so on: whose it is, and what it says.
+fn place_and_event(row: &SqliteRow) -> Result<(UnreadableRow, Result<OutboxEvent>)> {
+    let patient_id = PatientId(column(row, 2)?);
+    let place = UnreadableRow { seq: column(row, 0)?, patient_id, version: column(row, 3)? };
+    Ok((place, decode::<OutboxRow>(row).and_then(OutboxRow::into_event)))
+}
+
 #[async_trait]
 impl OutboxStore for SqliteStore {
-    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(
+        &self,
+        known: &[i64],
+        held: &[PatientId],
+        limit_rows: u32,
+    ) -> Result<OutboxRows> {
         let query = sqlx::query(
             "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
                  e.subject, e.traceparent, e.body
              FROM outbox o JOIN patient_events e ON e.seq = o.seq
-             WHERE o.seq NOT IN (SELECT value FROM json_each($2)) ORDER BY o.seq LIMIT $1",
+             WHERE o.seq NOT IN (SELECT value FROM json_each($2))
+             AND o.patient_id NOT IN (SELECT unhex(value) FROM json_each($3)) ORDER BY o.seq LIMIT $1",
         );
-        let rows = self.read(query.bind(limit_rows).bind(json(known)?)).await?;
-        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+        let rows = self.read(query.bind(limit_rows).bind(json(known)?).bind(json_of_ids(held)?)).await?;
+        OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
@@ -91,14 +113,15 @@ impl OutboxStore for SqliteStore {
         })
     }
 
-    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows> {
         let query = sqlx::query(
             "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
                  e.subject, e.traceparent, e.body
-             FROM unbilled u JOIN patient_events e ON e.seq = u.seq ORDER BY u.seq LIMIT $1",
+             FROM unbilled u JOIN patient_events e ON e.seq = u.seq
+             WHERE u.patient_id NOT IN (SELECT unhex(value) FROM json_each($2)) ORDER BY u.seq LIMIT $1",
         );
-        let rows = self.read(query.bind(limit_rows)).await?;
-        rows.iter().map(|row| decode::<OutboxRow>(row)?.into_event()).collect()
+        let rows = self.read(query.bind(limit_rows).bind(json_of_ids(held)?)).await?;
+        OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()> {
