@@ -12,6 +12,7 @@ pub mod directory;
 pub mod entity;
 #[cfg(test)]
 mod fake_store;
+mod held;
 pub mod journal;
 pub mod kafka_bridge;
 pub mod open_accounts;

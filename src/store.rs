@@ -16,6 +16,7 @@ mod contract;
 mod delta;
 mod open;
 mod postgres;
+mod reading;
 mod sqlite;
 mod trimming;
 
@@ -33,6 +34,7 @@ use crate::domain::patient::{Patient, PatientState};
 use crate::domain::time::Timestamp;
 
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
+pub use reading::{OutboxRows, UnreadableRow};
 
 /// Why the database did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,7 +54,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// One change of one patient, decided under a lease.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PatientAppend {
     /// The shard that decided it.
     pub shard: ShardNo,
@@ -63,6 +65,17 @@ pub struct PatientAppend {
     /// The e-mail address in its unique form that the patient had before, if the event frees one:
     /// a deletion, or an update that changes it.
     pub released_email_key: Option<String>,
+}
+
+/// Never prints the address.
+impl std::fmt::Debug for PatientAppend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PatientAppend")
+            .field("shard", &self.shard)
+            .field("epoch", &self.epoch)
+            .field("recorded", &self.recorded)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One opening of an account, decided under a lease.
@@ -197,31 +210,53 @@ pub trait OutboxStore: Send + Sync {
     /// Events not yet published, in the order of `seq`, at most `limit_rows`: for each patient a
     /// prefix of what is unpublished.
     async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
-        self.unpublished_besides(&[], limit_rows).await
+        self.unpublished_besides(&[], &[], limit_rows).await.map(|rows| rows.events)
     }
 
-    /// As `unpublished`, without the rows `known`: what a reader asks that is still busy with those. For
-    /// each patient, `known` and the answer together are a prefix of what is unpublished.
-    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+    /// As `unpublished`, without the rows `known` and without any of the patients `held`: what a reader
+    /// asks that is still busy with the ones and holds back the others. For each patient who is not held,
+    /// `known` and the answer together are a prefix of what is unpublished. Rows that cannot be read are
+    /// told as such and are no reason to fail.
+    async fn unpublished_besides(
+        &self,
+        known: &[i64],
+        held: &[PatientId],
+        limit_rows: u32,
+    ) -> Result<OutboxRows>;
 
     /// Notes that the broker incarnation `broker` took the events.
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()>;
 
     /// Puts back what other incarnations than `broker` took and analytics has not applied, since
-    /// those brokers may have forgotten it. Answers with how many.
-    async fn republish_forgotten(&self, broker: &str) -> Result<u64>;
+    /// those brokers may have forgotten it. One call looks at no more than `rows_max` rows, those after
+    /// the number `after`, so that no call takes long: call again until there is no `next`.
+    async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack>;
 
     /// How many events wait, and since when the oldest does.
     async fn outbox_depth(&self) -> Result<OutboxDepth>;
 
-    /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`.
-    async fn unbilled(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>>;
+    /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`, without those
+    /// of the patients `held`. Rows that cannot be read are told as such and are no reason to fail.
+    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows>;
 
     /// Notes that the patients of these events have their accounts.
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;
 }
 
-/// How full the outbox is.
+/// What a call of `OutboxStore::republish_forgotten` did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PutBack {
+    /// How many events wait again.
+    pub rows: u64,
+    /// After which number the next call has to look; `None` if nothing is left.
+    pub next: Option<i64>,
+}
+
+/// How far the rows of the outbox are counted.
+pub const OUTBOX_DEPTH_ROWS_MAX: u32 = 100_000;
+
+/// How full the outbox is. Rows are counted up to `OUTBOX_DEPTH_ROWS_MAX`, so that asking costs little
+/// however full it is; one more than that stands for any larger number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutboxDepth {
     /// Events that wait for Kafka.
@@ -342,7 +377,7 @@ pub trait Store:
     /// # Errors
     /// `Broken`: the schema does not fit.
     async fn prepare(&self) -> Result<()>;
-    /// How many transactions it takes at the same time with profit.
+    /// How many transactions each of the two journals (patients, accounts) may have in flight.
     fn writers(&self) -> usize;
     /// Answers if the database can be read and written.
     async fn ping(&self) -> Result<()>;

@@ -44,7 +44,8 @@ pub struct SummaryView {
     /// The counts.
     pub summary: Summary,
     /// Events that were decided and are not counted yet, in the outbox or in Kafka; `None` if the
-    /// broker cannot be asked.
+    /// broker cannot be asked. Exact while at most `store::OUTBOX_DEPTH_ROWS_MAX` wait in the outbox; of
+    /// more than that, one more is told.
     pub lag_events: Option<u64>,
     /// When the counts were read.
     pub as_of: Timestamp,

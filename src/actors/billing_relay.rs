@@ -9,6 +9,7 @@
 //!   id, so a row that comes twice has no second effect.
 //! - One round at a time, as a task that reports back; `handle` never waits. A round that dies is
 //!   noticed and counts as a failure. A round dies with its actor.
+//! - A row that cannot be read is held back and concerns nobody else: see `held`.
 //! - A row that fails waits by itself (`row_backoff_*`) and does not keep others from their accounts;
 //!   when nothing works, the whole relay pauses (`pause_*`).
 //! - Messages are hints: with every nudge lost, the poll still finds each row.
@@ -27,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::backlog::Backlog;
 use self::round::Report;
+use super::held::Held;
 use super::open_accounts::OpenAccounts;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
@@ -135,6 +137,7 @@ pub struct BillingRelay;
 pub struct State {
     args: Args,
     backlog: Backlog,
+    held: Held,
     /// Watches the round in flight, which ends with it.
     round: Option<AbortOnDropHandle<()>>,
     /// A nudge came during the round: the outbox may hold what the round has not read.
@@ -156,6 +159,7 @@ impl Actor for BillingRelay {
         Ok(State {
             args,
             backlog: Backlog::default(),
+            held: Held::new(NAME),
             round: None,
             nudged: false,
             draining: false,
@@ -211,7 +215,8 @@ impl State {
         };
         self.nudged = false;
         let myself = myself.clone();
-        let round = AbortOnDropHandle::new(tokio::spawn(round::run(self.args.clone(), plan)));
+        let round =
+            AbortOnDropHandle::new(tokio::spawn(round::run(self.args.clone(), plan, self.held.patients())));
         self.round = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let report = round.await.ok();
             // Without the actor nobody is left to tell.
@@ -224,12 +229,13 @@ impl State {
         let now = self.args.clock.mono();
         let failing_before = self.backlog.failing_rows();
         self.backlog.round_ended(&self.args.settings, report, now);
+        let holds_more = report.is_some_and(|r| self.held.note(&r.unreadable));
         self.tell(report);
         if let Some(reply) = self.drained.take() {
             let _ = reply.send(());
         }
         // A full window may hide more rows. Without progress the next tick is soon enough.
-        let further = self.backlog.failing_rows() > failing_before;
+        let further = holds_more || self.backlog.failing_rows() > failing_before;
         let more = report.is_some_and(|r| r.full && (further || !r.billed.is_empty()));
         match self.backlog.resume_in(now) {
             Some(left) => drop(myself.send_after(left, || BillingRelayMessage::Tick)),
@@ -259,7 +265,8 @@ impl State {
             Some(_) if self.backlog.failing_rows() > 0 => Some("some accounts could not be opened yet"),
             Some(_) => None,
         };
-        let status = status.map_or(Status::Ready, |reason| Status::Explained(reason.into()));
+        let status = status.map(str::to_owned).or_else(|| self.held.explanation());
+        let status = status.map_or(Status::Ready, Status::Explained);
         self.args.health.report(NAME, status);
         let Some(report) = report else { return };
         metrics::counter!("hygeia_billing_relay_billed_total").increment(report.billed.len() as u64);

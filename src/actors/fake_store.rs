@@ -1,7 +1,7 @@
 //! A database in memory for tests of the actors that move events: outbox, lease and projection, with
 //! faults on order.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::{
-    Applied, Error, LeaseRow, LeaseStore, OutboxDepth, OutboxStore, PartitionOffset, ProjectionSource,
-    ProjectionStore, Result, TakenLease,
+    Applied, Error, LeaseRow, LeaseStore, OutboxDepth, OutboxRows, OutboxStore, PartitionOffset,
+    ProjectionSource, ProjectionStore, PutBack, Result, TakenLease, UnreadableRow,
 };
 
 /// How a call ends instead of as it should.
@@ -49,6 +49,8 @@ struct State {
     registrations: BTreeMap<Date, i64>,
     offsets: HashMap<(String, String, String, i32), i64>,
     faults: HashMap<&'static str, VecDeque<Fault>>,
+    put_back_takes: Duration,
+    spoiled: HashSet<i64>,
 }
 
 /// See above.
@@ -65,6 +67,16 @@ impl FakeStore {
     /// The next calls of `call` end like this.
     pub(super) fn order(&self, call: &'static str, faults: &[Fault]) {
         self.lock().faults.entry(call).or_default().extend(faults);
+    }
+
+    /// The event at `seq` cannot be read any more.
+    pub(super) fn spoil(&self, seq: i64) {
+        self.lock().spoiled.insert(seq);
+    }
+
+    /// From now on each call that puts back events takes this long.
+    pub(super) fn slow_put_back(&self, takes: Duration) {
+        self.lock().put_back_takes = takes;
     }
 
     /// How many faults were ordered and have not happened.
@@ -125,12 +137,25 @@ impl FakeStore {
 
 #[async_trait]
 impl OutboxStore for FakeStore {
-    async fn unpublished_besides(&self, known: &[i64], limit_rows: u32) -> Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(
+        &self,
+        known: &[i64],
+        held: &[PatientId],
+        limit_rows: u32,
+    ) -> Result<OutboxRows> {
         self.attempt("unpublished", |state| {
-            let waiting = state.events.values().filter(|(_, broker)| broker.is_none());
-            let waiting = waiting.filter(|(event, _)| !known.contains(&event.seq));
-            waiting.take(limit_rows as usize).map(|(event, _)| event.clone()).collect()
-        })
+            let waiting =
+                state.events.values().filter(|(_, broker)| broker.is_none()).map(|(event, _)| event);
+            let waiting = waiting.filter(|event| !known.contains(&event.seq));
+            let waiting = waiting.filter(|event| !held.contains(&event.recorded.patient_id()));
+            let rows = waiting.take(limit_rows as usize).map(|event| {
+                let (patient_id, version) = (event.recorded.patient_id(), event.recorded.version());
+                let spoiled = state.spoiled.contains(&event.seq);
+                let read = if spoiled { Err(Error::Broken("spoiled".into())) } else { Ok(event.clone()) };
+                Ok((UnreadableRow { seq: event.seq, patient_id, version }, read))
+            });
+            OutboxRows::gather(rows, limit_rows)
+        })?
     }
 
     async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
@@ -141,18 +166,25 @@ impl OutboxStore for FakeStore {
         })
     }
 
-    async fn republish_forgotten(&self, broker: &str) -> Result<u64> {
+    async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
+        let takes = self.lock().put_back_takes;
+        tokio::time::sleep(takes).await;
         self.attempt("republish_forgotten", |state| {
-            let mut again = 0;
-            for (event, published) in state.events.values_mut() {
+            let (mut rows, mut seen, mut last) = (0, 0, None);
+            let sent = state
+                .events
+                .iter_mut()
+                .filter(|(seq, (_, broker))| broker.is_some() && after.is_none_or(|after| **seq > after));
+            for (seq, (event, published)) in sent.take(rows_max as usize) {
+                (seen, last) = (seen + 1, Some(*seq));
                 let counted = state.versions.get(&event.recorded.patient_id()).map_or(0, |v| v.0);
                 let elsewhere = published.as_deref().is_some_and(|p| p != broker);
                 if elsewhere && event.recorded.version() > counted {
                     *published = None;
-                    again += 1;
+                    rows += 1;
                 }
             }
-            again
+            PutBack { rows, next: last.filter(|_| seen == rows_max) }
         })
     }
 
@@ -165,8 +197,8 @@ impl OutboxStore for FakeStore {
         })
     }
 
-    async fn unbilled(&self, _limit_rows: u32) -> Result<Vec<OutboxEvent>> {
-        Ok(Vec::new())
+    async fn unbilled(&self, _held: &[PatientId], _limit_rows: u32) -> Result<OutboxRows> {
+        Ok(OutboxRows::default())
     }
 
     async fn mark_billed(&self, _seqs: &[i64]) -> Result<()> {

@@ -15,6 +15,7 @@
 //! Other invariants:
 //! - Nothing is published before the log's incarnation is known and what earlier ones forgot is put back.
 //! - A row is marked only after its event was acknowledged.
+//! - A row that cannot be read holds back its own patient's later rows and nobody else's: see `held`.
 //! - `handle` never awaits: every call of the store or the broker is a task that reports back, or that is
 //!   noticed when it dies. Failed calls are made again at the next tick.
 //! - Messages are hints: with every nudge lost, the tick still finds each row.
@@ -36,11 +37,10 @@ pub use self::state::BridgeState;
 use self::task::LeaseAnswer;
 use self::window::Limits;
 use super::background::Backoff;
-use crate::domain::event::OutboxEvent;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::kafka::Broker;
-use crate::store::{self, LeaseStore, OutboxStore};
+use crate::store::{self, LeaseStore, OutboxRows, OutboxStore};
 
 /// The actor's name in logs.
 pub const NAME: &str = "kafka-bridge";
@@ -166,7 +166,7 @@ pub struct Report(Outcome);
 enum Outcome {
     Lease(LeaseAnswer),
     Prepared(Result<Arc<str>, String>),
-    Read { rows_max: usize, rows: store::Result<Vec<OutboxEvent>> },
+    Read(store::Result<OutboxRows>),
     Published { batch: u64, delivered: Vec<bool> },
     Rested(u64),
     Marked(store::Result<()>),

@@ -88,13 +88,11 @@ fn same_store(one: store::Settings, other: store::Settings) {
             acquire_timeout_ms,
             statement_timeout_ms,
             lock_timeout_ms,
-            bulk_timeout_ms,
             migrate_timeout_ms,
             migrate_on_start,
         } = settings;
         let waits = [connect_timeout_ms, acquire_timeout_ms, statement_timeout_ms, lock_timeout_ms];
-        let long_waits = [bulk_timeout_ms, migrate_timeout_ms];
-        (url, connections_max, read_connections_max, waits, long_waits, migrate_on_start)
+        (url, connections_max, read_connections_max, waits, migrate_timeout_ms, migrate_on_start)
     };
     assert_eq!(fields(one), fields(other));
 }

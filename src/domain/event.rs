@@ -1,5 +1,6 @@
 //! An event with everything that is recorded of it: the row of the journal, the outbox and the history.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::ids::{CommandId, EventId, PatientId, ShardNo, Version};
@@ -7,7 +8,7 @@ use super::patient::{Patient, PatientEvent};
 use super::time::Timestamp;
 
 /// An event of a patient, as it is committed and as it is read back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct RecordedEvent {
     /// Unique over all events; drawn when the event was decided.
     pub event_id: EventId,
@@ -17,10 +18,23 @@ pub struct RecordedEvent {
     pub event: PatientEvent,
     /// When it was decided.
     pub at: Timestamp,
-    /// Who caused it.
+    /// Who caused it: a user's e-mail address, or a part of the system.
     pub subject: Arc<str>,
     /// The W3C `traceparent` of the request that caused it.
     pub traceparent: Box<str>,
+}
+
+/// Never prints the subject.
+impl fmt::Debug for RecordedEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RecordedEvent")
+            .field("event_id", &self.event_id)
+            .field("command_id", &self.command_id)
+            .field("event", &self.event)
+            .field("at", &self.at)
+            .field("traceparent", &self.traceparent)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RecordedEvent {
@@ -111,5 +125,41 @@ impl EventType {
     /// The type of that number.
     pub fn from_code(code: i16) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.code() == code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::time::macros::date;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::patient::PatientDetails;
+
+    #[test]
+    fn debug_tells_neither_who_caused_it_nor_what_the_record_holds() {
+        let patient = Patient {
+            id: PatientId(Uuid::nil()),
+            version: 7,
+            created_at: Timestamp(0),
+            details: PatientDetails {
+                name: "canary name".into(),
+                email: "canary@example.com".into(),
+                address: "canary way".into(),
+                date_of_birth: date!(1985 - 06 - 15),
+                registered_date: date!(2024 - 01 - 10),
+            },
+        };
+        let recorded = RecordedEvent {
+            event_id: EventId(Uuid::nil()),
+            command_id: CommandId(Uuid::nil()),
+            event: EventType::Updated.event(Arc::new(patient)),
+            at: Timestamp(0),
+            subject: "canary@example.com".into(),
+            traceparent: "00-trace".into(),
+        };
+        let shown = format!("{:?}", OutboxEvent { seq: 42, shard: 0, recorded });
+        assert!(shown.contains("42") && shown.contains("00-trace"), "{shown}");
+        assert!(!shown.contains("canary") && !shown.contains("1985"), "{shown}");
     }
 }

@@ -3,6 +3,8 @@
 //! before that much has gathered, so that no event is dropped before analytics has counted it.
 //!
 //! What lies where is known only after delivery, so a batch is first reserved against every partition.
+//! Reading may be faster than the report of a delivery: what is reported below the position that was
+//! applied counts as read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,8 @@ struct State {
 #[derive(Default)]
 struct Unread {
     bytes: u64,
+    /// What lies before this offset was read.
+    applied: i64,
     /// Runs of messages: the last offset of each, and its bytes.
     runs: VecDeque<(i64, u64)>,
 }
@@ -75,18 +79,21 @@ impl Gate {
     pub(super) fn landed(&self, partition: i32, last_offset: i64, bytes: u64) {
         let mut state = self.lock();
         let unread = state.partitions.entry(partition).or_default();
-        unread.bytes += bytes;
-        unread.runs.push_back((last_offset, bytes));
+        if last_offset >= unread.applied {
+            unread.bytes += bytes;
+            unread.runs.push_back((last_offset, bytes));
+        }
     }
 
     /// What lies before these positions has been read and has taken effect.
     pub(super) fn applied(&self, positions: &[Position]) {
         let mut state = self.lock();
         for position in positions {
-            let Some(unread) = state.partitions.get_mut(&position.partition) else { continue };
+            let unread = state.partitions.entry(position.partition).or_default();
+            unread.applied = unread.applied.max(position.next_offset);
             // Batches in flight at the same time may land in any order, so runs are not sorted.
             unread.runs.retain(|(last_offset, bytes)| {
-                let read = *last_offset < position.next_offset;
+                let read = *last_offset < unread.applied;
                 if read {
                     unread.bytes -= bytes;
                 }
@@ -171,6 +178,22 @@ mod tests {
         assert!(is_held(&gate, 11).await);
         gate.applied(&[Position { partition: 1, next_offset: 1 }]);
         assert!(!is_held(&gate, 50).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_read_before_its_delivery_was_reported_is_not_unread() {
+        let gate = Arc::new(Gate::new(100));
+        gate.applied(&[Position { partition: 0, next_offset: 10 }]);
+        gate.landed(0, 9, 90);
+        assert!(!is_held(&gate, 100).await, "all of it was read");
+        // A consumer that starts again somewhat earlier does not make it unread.
+        gate.applied(&[Position { partition: 0, next_offset: 3 }]);
+        gate.landed(0, 8, 90);
+        assert!(!is_held(&gate, 100).await);
+        gate.landed(0, 10, 90);
+        assert!(is_held(&gate, 11).await, "offset 10 is unread");
+        gate.applied(&[Position { partition: 0, next_offset: 11 }]);
+        assert!(!is_held(&gate, 100).await);
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::client::{ClientEvents, LinkState, making};
-use super::gate::Gate;
+use super::gate::{Gate, Reservation};
 use super::{Delivery, Outgoing, Publisher, Result, Settings};
 
 /// How long to wait before asking a full queue again.
@@ -61,27 +61,60 @@ pub(super) struct Ticket {
     bytes: u64,
 }
 
-/// What is known of a batch so far.
+/// What is known of a batch so far. It lives until each message was reported, even if nobody waits for
+/// that any more: what lies in the log is then still counted by the gate.
 struct BatchReport {
     state: Mutex<BatchState>,
     complete: Notify,
+    /// The gate to be told what has landed, with the batch's claim on it.
+    claim: Option<(Arc<Gate>, Reservation)>,
 }
 
 struct BatchState {
     open: usize,
     deliveries: Vec<Option<Delivery>>,
-    /// Per partition: the last offset and how many bytes.
+    /// Per partition: the last offset and how many bytes. The gate has not been told yet.
     landed: Vec<(i32, i64, u64)>,
+    /// Nobody waits any more: the gate is told of each message by itself.
+    left: bool,
+}
+
+/// Somebody who waits for a batch. With the end of it, by a cancelled call too, the gate is told what has
+/// landed.
+struct Awaited(Arc<BatchReport>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.left = true;
+        self.0.tell_gate(&mut state);
+    }
 }
 
 impl BatchReport {
-    fn new(messages: usize) -> Arc<Self> {
-        let state = BatchState { open: messages, deliveries: vec![None; messages], landed: Vec::new() };
-        Arc::new(BatchReport { state: Mutex::new(state), complete: Notify::new() })
+    fn new(messages: usize, claim: Option<(Arc<Gate>, Reservation)>) -> Arc<Self> {
+        let deliveries = vec![None; messages];
+        let state = BatchState { open: messages, deliveries, landed: Vec::new(), left: false };
+        Arc::new(BatchReport { state: Mutex::new(state), complete: Notify::new(), claim })
+    }
+
+    fn tell_gate(&self, state: &mut BatchState) {
+        let landed = std::mem::take(&mut state.landed);
+        if let Some((gate, _)) = &self.claim {
+            for (partition, last_offset, bytes) in landed {
+                gate.landed(partition, last_offset, bytes);
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BatchState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of each message, as far as it is known.
+    fn deliveries(&self) -> Vec<Delivery> {
+        let unknown = || Delivery::Failed("no report in time".into());
+        self.lock().deliveries.iter().map(|d| d.clone().unwrap_or_else(unknown)).collect()
     }
 
     fn report(&self, index: usize, delivery: Delivery, landed: Option<(i32, i64, u64)>) {
@@ -94,6 +127,9 @@ impl BatchReport {
         }
         if state.deliveries[index].replace(delivery).is_none() {
             state.open -= 1;
+        }
+        if state.left {
+            self.tell_gate(&mut state);
         }
         let complete = state.open == 0;
         drop(state);
@@ -189,10 +225,10 @@ impl KafkaPublisher {
         }
     }
 
-    async fn reserve(&self, batch: &[Outgoing]) -> Option<super::gate::Reservation> {
+    async fn reserve(&self, batch: &[Outgoing]) -> Option<(Arc<Gate>, Reservation)> {
         let (topic, gate) = self.gate.as_ref()?;
         let bytes = batch.iter().filter(|m| m.topic == *topic).map(wire_bytes).sum::<u64>();
-        if bytes == 0 { None } else { Some(gate.reserve(bytes).await) }
+        if bytes == 0 { None } else { Some((Arc::clone(gate), gate.reserve(bytes).await)) }
     }
 }
 
@@ -202,30 +238,18 @@ impl Publisher for KafkaPublisher {
         if batch.is_empty() {
             return Vec::new();
         }
-        let reservation = self.reserve(batch).await;
+        let claim = self.reserve(batch).await;
         let producer = match self.current() {
             Ok(producer) => producer,
             Err(error) => return vec![Delivery::Failed(error.to_string()); batch.len()],
         };
-        let report = BatchReport::new(batch.len());
-        self.enqueue(&producer, batch, &report).await;
+        let awaited = Awaited(BatchReport::new(batch.len(), claim));
+        self.enqueue(&producer, batch, &awaited.0).await;
         let deadline = Instant::now() + self.report_timeout;
         // Past the deadline, what is not known counts as failed: it may be in the log all the same.
-        let _ = tokio::time::timeout_at(deadline, report.complete.notified()).await;
-        let (mut deliveries, landed) = {
-            let mut state = report.lock();
-            let mut deliveries = Vec::with_capacity(batch.len());
-            for delivery in &state.deliveries {
-                let unknown = || Delivery::Failed("no report in time".into());
-                deliveries.push(delivery.clone().unwrap_or_else(unknown));
-            }
-            (deliveries, std::mem::take(&mut state.landed))
-        };
-        if let (Some((_, gate)), Some(_)) = (&self.gate, &reservation) {
-            for (partition, offset, bytes) in landed {
-                gate.landed(partition, offset, bytes);
-            }
-        }
+        let _ = tokio::time::timeout_at(deadline, awaited.0.complete.notified()).await;
+        let mut deliveries = awaited.0.deliveries();
+        drop(awaited);
         if deliveries.iter().any(Delivery::is_delivered) {
             self.link.up();
         }
@@ -276,7 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_is_complete_when_each_message_was_reported_once() {
-        let report = BatchReport::new(3);
+        let report = BatchReport::new(3, None);
         let ticket = |index| Ticket { batch: Arc::clone(&report), index, bytes: 10 };
         ticket(0).delivered(1, 7);
         ticket(2).delivered(1, 9);
@@ -285,5 +309,27 @@ mod tests {
         let state = report.lock();
         assert_eq!(state.landed, [(1, 9, 20)]);
         assert!(matches!(state.deliveries[1], Some(Delivery::Failed(_))));
+    }
+
+    async fn is_held(gate: &Arc<Gate>, bytes: u64) -> bool {
+        tokio::time::timeout(Duration::from_millis(20), gate.reserve(bytes)).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn the_gate_hears_of_messages_that_are_reported_when_nobody_waits_any_more() {
+        let gate = Arc::new(Gate::new(100));
+        let claim = (Arc::clone(&gate), gate.reserve(60).await);
+        let awaited = Awaited(BatchReport::new(3, Some(claim)));
+        let ticket = |index| Ticket { batch: Arc::clone(&awaited.0), index, bytes: 20 };
+        let (first, second, third) = (ticket(0), ticket(1), ticket(2));
+        first.delivered(0, 5);
+        drop(awaited);
+        assert!(is_held(&gate, 30).await, "20 are unread, and the claim holds: 40 may still land");
+        second.delivered(0, 6);
+        third.failed(&KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut));
+        assert!(!is_held(&gate, 60).await, "the claim ends with the last report");
+        assert!(is_held(&gate, 61).await, "40 are unread");
+        gate.applied(&[crate::kafka::Position { partition: 0, next_offset: 7 }]);
+        assert!(!is_held(&gate, 100).await);
     }
 }

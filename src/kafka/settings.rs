@@ -14,6 +14,11 @@ pub const EMBEDDED: &str = "embedded";
 /// comes: this is a part of the time from an event to its being counted.
 const EMBEDDED_FETCH_WAIT_MS: u64 = 40;
 
+/// What `Settings::embedded_unread_max_bytes` may be: enough for a few batches, and so little that the
+/// embedded broker, which drops messages at 5 MiB, has room for what the gate counts too low.
+const EMBEDDED_UNREAD_LEAST: u64 = 1 << 20;
+const EMBEDDED_UNREAD_MOST: u64 = 4 << 20;
+
 /// The broker and our clients of it.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -61,7 +66,8 @@ pub struct Settings {
     /// How long a batch is gathered while messages keep coming, in milliseconds.
     pub batch_wait_ms: u64,
     /// Bytes per partition that the embedded broker holds unread, at most; then publishing waits for the
-    /// reader. It drops the oldest messages at 5 MiB. Zero: publishing never waits for the reader.
+    /// reader. It drops the oldest messages at 5 MiB. 1 MiB to 4 MiB; zero: publishing never waits for
+    /// the reader.
     pub embedded_unread_max_bytes: u64,
     /// How to speak to the broker. Anything but plaintext needs the feature `kafka-tls`.
     pub security_protocol: SecurityProtocol,
@@ -186,6 +192,11 @@ impl Settings {
             ("queue_max_bytes", self.queue_max_bytes >= 1024 * 1024, "at least 1048576"),
             ("batch_max_messages", self.batch_max_messages >= 1, "at least 1"),
             ("batch_max_bytes", self.batch_max_bytes >= 1, "at least 1"),
+            (
+                "embedded_unread_max_bytes",
+                matches!(self.embedded_unread_max_bytes, 0 | EMBEDDED_UNREAD_LEAST..=EMBEDDED_UNREAD_MOST),
+                "1048576 to 4194304, or 0 for no bound",
+            ),
             (
                 "delivery_timeout_ms",
                 self.delivery_timeout_ms >= self.linger_ms.max(1),
@@ -337,6 +348,18 @@ mod tests {
             edit(&mut settings);
             let error = settings.validate().expect_err(named).to_string();
             assert!(error.contains(named), "{error} does not name {named}");
+        }
+    }
+
+    #[test]
+    fn the_bound_of_what_is_unread_stays_below_what_the_embedded_broker_holds() {
+        let with = |embedded_unread_max_bytes| Settings { embedded_unread_max_bytes, ..Settings::default() };
+        for allowed in [0, 1 << 20, 4 << 20] {
+            with(allowed).validate().expect("allowed");
+        }
+        for refused in [1, (1 << 20) - 1, (4 << 20) + 1, u64::MAX] {
+            let said = with(refused).validate().expect_err("refused").to_string();
+            assert!(said.contains("embedded_unread_max_bytes"), "{said}");
         }
     }
 

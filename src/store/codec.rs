@@ -260,6 +260,26 @@ mod tests {
     }
 
     #[test]
+    fn debug_of_a_change_does_not_tell_the_address_it_frees() {
+        let patient = crate::store::contract::world::patient(1, "canary@example.com");
+        let append = crate::store::PatientAppend {
+            shard: 7,
+            epoch: crate::domain::ids::Epoch(1),
+            recorded: RecordedEvent {
+                event_id: EventId(Uuid::nil()),
+                command_id: CommandId(Uuid::nil()),
+                event: EventType::Deleted.event(Arc::new(patient)),
+                at: Timestamp(0),
+                subject: "canary@example.com".into(),
+                traceparent: String::new().into(),
+            },
+            released_email_key: Some("canary@example.com".to_owned()),
+        };
+        let shown = format!("{append:?}");
+        assert!(shown.contains("shard: 7") && !shown.contains("canary"), "{shown}");
+    }
+
+    #[test]
     fn an_unreadable_row_is_named_without_its_content() {
         let row = EventRow {
             patient_id: Uuid::nil(),

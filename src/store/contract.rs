@@ -2,6 +2,7 @@
 //! own and knows the store by its traits alone.
 
 mod accounts;
+mod damage;
 mod leases;
 mod model;
 mod outbox;
@@ -92,6 +93,7 @@ contract! {
         what_is_marked_does_not_come_back,
         what_a_broker_forgot_is_told_again,
         what_is_applied_is_not_told_again,
+        a_call_that_puts_back_is_bounded,
         registrations_wait_for_an_account,
         depth_tells_the_oldest,
     }

@@ -22,7 +22,7 @@ pub struct Settings {
     /// `sqlite:path/to/file`, a relative path being one inside the data directory, or
     /// `postgres://user:password@host:port/database`.
     pub url: String,
-    /// Connections to PostgreSQL.
+    /// Connections to PostgreSQL, without the two more that only leases use.
     pub connections_max: u32,
     /// Connections for reading in SQLite, beside the one that writes.
     pub read_connections_max: u32,
@@ -36,8 +36,6 @@ pub struct Settings {
     /// How long a statement waits for a row that another transaction has locked, and in SQLite for
     /// another process that writes.
     pub lock_timeout_ms: u64,
-    /// How long the putting back of what a broker forgot may run: it may concern many rows.
-    pub bulk_timeout_ms: u64,
     /// How long a migration may run, waiting for another process that migrates included.
     pub migrate_timeout_ms: u64,
     /// Whether the server migrates a PostgreSQL database by itself. SQLite always does.
@@ -54,7 +52,6 @@ impl Default for Settings {
             acquire_timeout_ms: 2_000,
             statement_timeout_ms: 5_000,
             lock_timeout_ms: 2_000,
-            bulk_timeout_ms: 60_000,
             migrate_timeout_ms: 600_000,
             migrate_on_start: false,
         }
@@ -82,7 +79,6 @@ impl Settings {
             ("acquire_timeout_ms", self.acquire_timeout_ms),
             ("statement_timeout_ms", self.statement_timeout_ms),
             ("lock_timeout_ms", self.lock_timeout_ms),
-            ("bulk_timeout_ms", self.bulk_timeout_ms),
             ("migrate_timeout_ms", self.migrate_timeout_ms),
         ];
         // PostgreSQL counts its time limits in milliseconds of 31 bits, and takes 0 as no limit.

@@ -1,10 +1,12 @@
-//! PostgreSQL. Every change is one statement that commits by itself, but for the projection and the
-//! putting back of events, which are transactions.
+//! PostgreSQL. Every change is one statement that commits by itself, but for the projection, which is a
+//! transaction.
 //!
 //! Invariants:
 //! - Nothing waits without a bound: the server ends a statement after `statement_timeout_ms` and a wait
 //!   for a lock after `lock_timeout_ms`; this side gives up half a second later.
 //! - A connection whose last call did not come to a clean end is closed, never used again.
+//! - Leases have connections of their own: however many loads and commits wait, a renewal does not wait
+//!   behind them.
 
 mod accounts;
 mod commit;
@@ -40,16 +42,18 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// A connection that has been idle this long is tried before it is used, so that a restart of the
 /// server between two calls does not make the outcome of the second unknown.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// Connections for leases alone: one may wait for a commit in flight while the other renews.
+const LEASE_CONNECTIONS: u32 = 2;
 /// The pause between two tries to reach the server at the start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// The store over a pool of connections.
+/// The store over its connections.
 pub(super) struct PostgresStore {
     pool: PgPool,
+    leases: PgPool,
     answer_timeout: Duration,
-    bulk_timeout_ms: u64,
     trimming: Trimming,
     options: PgConnectOptions,
     settings: Settings,
@@ -62,23 +66,10 @@ impl PostgresStore {
     /// # Errors
     /// As `super::open`.
     pub(super) async fn open(options: &PgConnectOptions, settings: &Settings, by: Use) -> Result<Self> {
-        let pool = PgPoolOptions::new()
-            .max_connections(settings.connections_max)
-            .acquire_timeout(ms(settings.acquire_timeout_ms))
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > TRUSTED_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(session(options, settings, settings.statement_timeout_ms));
         let store = PostgresStore {
-            pool,
+            pool: pool(options, settings, settings.connections_max),
+            leases: pool(options, settings, LEASE_CONNECTIONS),
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
-            bulk_timeout_ms: settings.bulk_timeout_ms,
             trimming: Trimming::new(),
             options: options.clone(),
             settings: settings.clone(),
@@ -104,7 +95,7 @@ impl PostgresStore {
     async fn reach(&self, settings: &Settings) -> Result<()> {
         let deadline = Instant::now() + ms(settings.connect_timeout_ms);
         loop {
-            let Err(error) = self.checkout().await else { return Ok(()) };
+            let Err(error) = checkout(&self.pool).await else { return Ok(()) };
             let hopeless = error.is_refusal();
             let error = error.into_error(Intent::Read);
             if hopeless || Instant::now() + CONNECT_PAUSE > deadline {
@@ -126,15 +117,12 @@ impl PostgresStore {
         compare_schema(&MIGRATOR, &applied)
     }
 
-    async fn checkout(&self) -> std::result::Result<Checkout, Failure> {
-        match self.pool.acquire().await {
-            Ok(connection) => Ok(Checkout { connection, clean: false }),
-            Err(error) => Err(Failure::NotSent(error)),
-        }
+    async fn rows_or_failure(&self, query: PgQuery<'_>) -> std::result::Result<Vec<PgRow>, Failure> {
+        self.rows_over(&self.pool, query).await
     }
 
-    async fn rows_or_failure(&self, query: PgQuery<'_>) -> std::result::Result<Vec<PgRow>, Failure> {
-        let mut checkout = self.checkout().await?;
+    async fn rows_over(&self, pool: &PgPool, query: PgQuery<'_>) -> std::result::Result<Vec<PgRow>, Failure> {
+        let mut checkout = checkout(pool).await?;
         let result = within(self.answer_timeout, query.fetch_all(&mut *checkout.connection)).await;
         checkout.settle(&result);
         result
@@ -150,10 +138,15 @@ impl PostgresStore {
         self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Write))
     }
 
+    /// As `write`, over the connections for leases.
+    async fn write_lease(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        self.rows_over(&self.leases, query).await.map_err(|failure| failure.into_error(Intent::Write))
+    }
+
     /// Runs a statement that changes something; answers with the number of rows changed.
     async fn change(&self, query: PgQuery<'_>) -> Result<u64> {
         let failed = |failure: Failure| failure.into_error(Intent::Write);
-        let mut checkout = self.checkout().await.map_err(failed)?;
+        let mut checkout = checkout(&self.pool).await.map_err(failed)?;
         let result = within(self.answer_timeout, query.execute(&mut *checkout.connection)).await;
         checkout.settle(&result);
         Ok(result.map_err(failed)?.rows_affected())
@@ -170,8 +163,8 @@ impl Store for PostgresStore {
     }
 
     fn writers(&self) -> usize {
-        // What the journals have in flight must leave connections for loads, lists and leases.
-        (self.settings.connections_max as usize / 2).max(1)
+        // What both journals have in flight must leave connections for loads and lists.
+        (self.settings.connections_max as usize / 4).max(1)
     }
 
     async fn ping(&self) -> Result<()> {
@@ -183,7 +176,31 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        tokio::join!(self.pool.close(), self.leases.close());
+    }
+}
+
+/// At most `connections_max` connections, each made when it is needed.
+fn pool(options: &PgConnectOptions, settings: &Settings, connections_max: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ms(settings.acquire_timeout_ms))
+        .test_before_acquire(false)
+        .before_acquire(|connection, meta| {
+            Box::pin(async move {
+                if meta.idle_for > TRUSTED_IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .connect_lazy_with(session(options, settings, settings.statement_timeout_ms))
+}
+
+async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
+    match pool.acquire().await {
+        Ok(connection) => Ok(Checkout { connection, clean: false }),
+        Err(error) => Err(Failure::NotSent(error)),
     }
 }
 
@@ -288,7 +305,7 @@ impl PostgresStore {
     /// Begins a transaction with `begin`, which may hold further statements.
     async fn begin(&self, begin: &'static str, limit: Duration) -> Result<Transaction> {
         let failed = |failure: Failure| failure.into_error(Intent::Read);
-        let checkout = self.checkout().await.map_err(failed)?;
+        let checkout = checkout(&self.pool).await.map_err(failed)?;
         let mut transaction = Transaction { checkout, limit };
         transaction.batch(begin).await.map_err(failed)?;
         Ok(transaction)

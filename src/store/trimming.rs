@@ -11,6 +11,9 @@ pub(super) const TRIM_AFTER_EVENTS: u64 = 2_000;
 /// The most rows that one trimming looks at.
 const TRIM_ROWS_MAX: u64 = 20_000;
 
+/// The most rows that one transaction of a trimming looks at: others must not wait long for their turn.
+pub(super) const TRIM_CHUNK_ROWS: u32 = 2_000;
+
 /// The state of trimming, in the memory of one process.
 pub(super) struct Trimming {
     applied: AtomicU64,
@@ -38,11 +41,18 @@ impl Trimming {
     }
 
     /// Notes that `seen` of at most `rows_max` rows were looked at, the `last` of them with this number.
-    /// Fewer than asked for means the end: the next trimming begins anew.
-    pub(super) fn seen(&self, rows_max: u32, seen: i64, last: Option<i64>) {
-        let at_end = seen < i64::from(rows_max);
-        self.from.store(last.filter(|_| !at_end).unwrap_or(i64::MIN), Ordering::Relaxed);
+    /// Fewer than asked for means the end: the next trimming begins anew. Answers whether there are more.
+    pub(super) fn seen(&self, rows_max: u32, seen: i64, last: Option<i64>) -> bool {
+        let next = next_after(rows_max, seen, last);
+        self.from.store(next.unwrap_or(i64::MIN), Ordering::Relaxed);
+        next.is_some()
     }
+}
+
+/// After which number to go on, when `seen` of at most `rows_max` rows were looked at, the `last` of them
+/// with this number; `None` at the end.
+pub(super) fn next_after(rows_max: u32, seen: i64, last: Option<i64>) -> Option<i64> {
+    last.filter(|_| seen >= i64::from(rows_max))
 }
 
 #[cfg(test)]
@@ -56,11 +66,11 @@ mod tests {
         assert_eq!(trimming.due(1), Some(4_000));
         assert_eq!(trimming.due(1), None);
         assert_eq!(trimming.due(1 << 40), Some(20_000), "bounded");
-        trimming.seen(10, 10, Some(70));
+        assert!(trimming.seen(10, 10, Some(70)));
         assert_eq!(trimming.from(), 70);
-        trimming.seen(10, 9, Some(90));
+        assert!(!trimming.seen(10, 9, Some(90)));
         assert_eq!(trimming.from(), i64::MIN);
-        trimming.seen(10, 0, None);
+        assert!(!trimming.seen(10, 0, None));
         assert_eq!(trimming.from(), i64::MIN);
     }
 }

@@ -17,9 +17,9 @@ use super::{Args, NAME};
 use crate::context::{Hop, RequestContext, TraceContext};
 use crate::domain::access::Caller;
 use crate::domain::event::OutboxEvent;
-use crate::domain::ids::CommandId;
+use crate::domain::ids::{CommandId, PatientId};
 use crate::error::ErrorCode;
-use crate::store;
+use crate::store::{self, UnreadableRow};
 
 /// How long past its own deadline an open may take to say so.
 const OPEN_GRACE: Duration = Duration::from_millis(250);
@@ -29,7 +29,9 @@ const OPEN_GRACE: Duration = Duration::from_millis(250);
 pub struct Report {
     /// The rows that were read; `None` if the store did not answer.
     pub(super) window: Option<HashSet<i64>>,
-    /// Whether as many rows were read as were asked for: there may be more.
+    /// Rows that were found and cannot be read.
+    pub(super) unreadable: Vec<UnreadableRow>,
+    /// Whether as many rows were found as were asked for: there may be more.
     pub(super) full: bool,
     /// Rows whose account is open and that are marked so.
     pub(super) billed: Vec<i64>,
@@ -58,14 +60,16 @@ fn is_outage(code: ErrorCode) -> bool {
     )
 }
 
-/// Runs one round.
-pub(super) async fn run(args: Args, plan: Plan) -> Report {
+/// Runs one round, without the rows of the patients `held`.
+pub(super) async fn run(args: Args, plan: Plan, held: Vec<PatientId>) -> Report {
     let mut report = Report::default();
-    let window = match bounded(&args, args.store.unbilled(plan.limit_rows)).await {
-        Ok(window) => window,
+    let window = match bounded(&args, args.store.unbilled(&held, plan.limit_rows)).await {
+        Ok(rows) => {
+            (report.full, report.unreadable) = (rows.full, rows.unreadable);
+            rows.events
+        }
         Err(error) => return Report { store_failure: Some(error), ..report },
     };
-    report.full = window.len() >= plan.limit_rows as usize;
     report.window = Some(window.iter().map(|event| event.seq).collect());
     // What failed before comes last and has its own share, so that neither kind starves the other.
     let batch = args.settings.batch_rows_max.max(1) as usize;

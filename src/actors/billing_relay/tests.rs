@@ -17,7 +17,7 @@ use crate::domain::ids::{AccountId, CommandId, EventId, PatientId};
 use crate::domain::patient::{Patient, PatientDetails, PatientEvent};
 use crate::domain::time::{MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode};
-use crate::store::{self, OutboxDepth};
+use crate::store::{self, OutboxDepth, OutboxRows, PutBack, UnreadableRow};
 
 /// How long a condition is awaited before a test fails. Generous: machines are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +56,7 @@ fn registration(seq: i64) -> OutboxEvent {
 #[derive(Default)]
 struct FakeStore {
     rows: Mutex<BTreeMap<i64, OutboxEvent>>,
+    spoiled: Mutex<Vec<i64>>,
     marked: Mutex<Vec<i64>>,
     reads: AtomicUsize,
     widest: AtomicUsize,
@@ -86,7 +87,7 @@ impl FakeStore {
 
 #[async_trait]
 impl OutboxStore for FakeStore {
-    async fn unpublished_besides(&self, _: &[i64], _: u32) -> store::Result<Vec<OutboxEvent>> {
+    async fn unpublished_besides(&self, _: &[i64], _: &[PatientId], _: u32) -> store::Result<OutboxRows> {
         unreachable!("not the relay's")
     }
 
@@ -94,7 +95,7 @@ impl OutboxStore for FakeStore {
         unreachable!("not the relay's")
     }
 
-    async fn republish_forgotten(&self, _: &str) -> store::Result<u64> {
+    async fn republish_forgotten(&self, _: &str, _: Option<i64>, _: u32) -> store::Result<PutBack> {
         unreachable!("not the relay's")
     }
 
@@ -102,14 +103,23 @@ impl OutboxStore for FakeStore {
         unreachable!("not the relay's")
     }
 
-    async fn unbilled(&self, limit_rows: u32) -> store::Result<Vec<OutboxEvent>> {
+    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> store::Result<OutboxRows> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.widest.fetch_max(limit_rows as usize, Ordering::SeqCst);
         assert!(!self.reads_panic.swap(false, Ordering::SeqCst), "a panic on purpose");
         if self.reads_fail.load(Ordering::SeqCst) {
             return Err(store::Error::Unavailable("away on purpose".into()));
         }
-        Ok(self.rows.lock().unwrap().values().take(limit_rows as usize).cloned().collect())
+        let rows = self.rows.lock().unwrap();
+        let rows = rows.values().filter(|event| !held.contains(&event.recorded.patient_id()));
+        let spoiled = self.spoiled.lock().unwrap();
+        let read = rows.take(limit_rows as usize).map(|event| {
+            let (seq, patient_id) = (event.seq, event.recorded.patient_id());
+            let broken = || store::Error::Broken("spoiled".into());
+            let read = if spoiled.contains(&seq) { Err(broken()) } else { Ok(event.clone()) };
+            Ok((UnreadableRow { seq, patient_id, version: 1 }, read))
+        });
+        OutboxRows::gather(read, limit_rows)
     }
 
     async fn mark_billed(&self, seqs: &[i64]) -> store::Result<()> {
@@ -408,4 +418,21 @@ fn waits_double_up_to_their_bound_and_memory_has_one() {
     // Rows that left the window are forgotten.
     backlog.round_ended(&settings, Some(&Report { window: Some([1].into()), ..Report::default() }), now);
     assert_eq!(backlog.failing_rows(), 1);
+}
+
+#[tokio::test]
+async fn registrations_that_cannot_be_read_keep_nobody_from_an_account() {
+    let (store, accounts) = (FakeStore::with(1..=20), Arc::new(FakeAccounts::default()));
+    store.spoiled.lock().unwrap().extend(1..=12);
+    // One tick: what is found behind the unreadable rows is found without another.
+    let args = args(&store, &accounts, Settings { batch_rows_max: 5, poll_ms: 60_000, ..quick() });
+    let relay = start(&args).await;
+    until("the others have accounts", || store.marked() == (13..=20).collect::<Vec<_>>()).await;
+    until("told", || {
+        matches!(health_of(&args), Status::Explained(reason) if reason.starts_with("12 rows of the outbox"))
+    })
+    .await;
+    let reads = store.reads.load(Ordering::SeqCst);
+    assert!(reads < 10, "{reads} reads: what cannot be read is no reason to read again and again");
+    relay.stop(None);
 }

@@ -7,14 +7,15 @@ use ractor::{ActorRef, RpcReplyPort};
 
 use super::task::{self, LeaseAnswer};
 use super::window::Window;
-use super::{BridgeMessage, KafkaBridgeArgs, Outcome, PART, Report};
+use super::{BridgeMessage, KafkaBridgeArgs, NAME, Outcome, PART, Report};
 use crate::actors::background::Tasks;
+use crate::actors::held::Held;
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::Kind;
 use crate::domain::time::MonoTime;
 use crate::health::Status;
 use crate::kafka::Link;
-use crate::store::{self, TakenLease};
+use crate::store::{self, OutboxRows, TakenLease};
 
 /// For how many ticks the embedded broker may be full before health says so.
 const FULL_TICKS: u32 = 3;
@@ -37,6 +38,7 @@ pub struct BridgeState {
     /// The log that delivered events are in. Known before the first is published.
     incarnation: Option<Arc<str>>,
     window: Window,
+    held: Held,
     role: Role,
     /// The lease, and up to when it is believed.
     lease: Option<(TakenLease, MonoTime)>,
@@ -61,6 +63,7 @@ impl BridgeState {
             topic: args.broker.names().topic,
             incarnation: None,
             window: Window::new(args.settings.limits()),
+            held: Held::new(NAME),
             role: Role::Standby(None),
             lease: None,
             tasks: Tasks::default(),
@@ -95,11 +98,7 @@ impl BridgeState {
         match outcome {
             Outcome::Lease(answer) => self.leased(myself, answer),
             Outcome::Prepared(result) => self.prepared(result),
-            Outcome::Read { rows_max, rows } => {
-                let rows = self.heed(rows).unwrap_or_default();
-                self.unread |= rows.len() >= rows_max;
-                self.window.end_read(rows);
-            }
+            Outcome::Read(rows) => self.end_read(rows),
             Outcome::Published { batch, delivered } => self.published(myself, batch, &delivered),
             Outcome::Rested(rest) => self.window.wake(rest),
             Outcome::Marked(result) => {
@@ -116,6 +115,17 @@ impl BridgeState {
                 self.drained(true);
             }
             Outcome::DrainTimeout => self.drained(false),
+        }
+    }
+
+    fn end_read(&mut self, rows: store::Result<OutboxRows>) {
+        let rows = self.heed(rows).unwrap_or_default();
+        let holds_more = self.held.note(&rows.unreadable);
+        // Without either, the next read would find the same.
+        self.unread |= rows.full && (holds_more || !rows.events.is_empty());
+        self.window.end_read(rows.events);
+        if holds_more {
+            self.tell_health();
         }
     }
 
@@ -246,12 +256,11 @@ impl BridgeState {
         let Some(read) = self.window.begin_read() else { return };
         self.unread = false;
         let (outbox, limit) = (Arc::clone(&self.args.outbox), self.args.settings.store_timeout());
-        let rows_max = read.rows_max;
+        let held = self.held.patients();
         let lost = Err(store::Error::Unavailable("the read was lost".into()));
-        self.run(myself, Outcome::Read { rows_max, rows: lost }, async move {
-            let asked = u32::try_from(rows_max).unwrap_or(u32::MAX);
-            let rows = task::within(limit, outbox.unpublished_besides(&read.known, asked)).await;
-            Outcome::Read { rows_max, rows }
+        self.run(myself, Outcome::Read(lost), async move {
+            let rows_max = u32::try_from(read.rows_max).unwrap_or(u32::MAX);
+            Outcome::Read(task::within(limit, outbox.unpublished_besides(&read.known, &held, rows_max)).await)
         });
     }
 
@@ -367,7 +376,7 @@ impl BridgeState {
             (Role::Active, Link::Full) if self.full_ticks >= FULL_TICKS => {
                 explained("the embedded broker is full of what analytics has not read".into())
             }
-            (Role::Active, _) => Status::Ready,
+            (Role::Active, _) => self.held.explanation().map_or(Status::Ready, explained),
         };
         self.args.health.report(PART, status);
     }

@@ -10,6 +10,9 @@ use crate::domain::time::{Clock, MonoTime};
 use crate::kafka::{Broker, Delivery, wire};
 use crate::store::{self, LeaseStore, OutboxStore, TakenLease};
 
+/// How many rows one call that puts back events looks at: few enough for the ordinary limit in time, and
+/// for others to have their turn at the database in between.
+const PUT_BACK_ROWS: u32 = 2_000;
 /// The outbox is one slice: one bridge publishes all of it.
 const SLICE: ShardNo = 0;
 
@@ -61,18 +64,34 @@ pub(super) async fn lease(
 }
 
 /// Learns which log this is, and puts back into the outbox what only forgotten ones held. Nothing is
-/// published before.
+/// published before all of that is done. `limit` is for each call of the store.
 pub(super) async fn prepare(
     broker: Arc<dyn Broker>,
     outbox: Arc<dyn OutboxStore>,
     limit: Duration,
 ) -> Result<Arc<str>, String> {
     let incarnation = broker.incarnation().await.map_err(|e| e.to_string())?;
-    let again = within(limit, outbox.republish_forgotten(&incarnation)).await.map_err(|e| e.to_string())?;
-    if again > 0 {
-        tracing::info!(events = again, "events that an earlier broker has forgotten are published again");
-    }
+    put_back(&*outbox, &incarnation, limit).await.map_err(|e| e.to_string())?;
     Ok(incarnation.into())
+}
+
+/// Goes once through all that brokers have taken. What was done stays done if a call fails.
+async fn put_back(outbox: &dyn OutboxStore, incarnation: &str, limit: Duration) -> store::Result<()> {
+    let mut events = 0;
+    let mut after = None;
+    loop {
+        let call = outbox.republish_forgotten(incarnation, after, PUT_BACK_ROWS);
+        let put_back = within(limit, call).await?;
+        events += put_back.rows;
+        if put_back.next.is_none() {
+            break;
+        }
+        after = put_back.next;
+    }
+    if events > 0 {
+        tracing::info!(events, "events that an earlier broker has forgotten are published again");
+    }
+    Ok(())
 }
 
 /// Publishes `rows`; answers for each whether it was delivered.
@@ -127,5 +146,24 @@ pub(super) async fn depth(outbox: Arc<dyn OutboxStore>, clock: Arc<dyn Clock>, l
         metrics::gauge!("hygeia_outbox_unpublished_rows").set(depth.unpublished_rows as f64);
         metrics::gauge!("hygeia_outbox_unbilled_rows").set(depth.unbilled_rows as f64);
         metrics::gauge!("hygeia_outbox_age_seconds").set(age_us as f64 / 1e6);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::fake_store::{FakeStore, event};
+
+    #[tokio::test]
+    async fn however_much_was_forgotten_no_call_takes_long() {
+        let store = FakeStore::default();
+        store.commit_all((0..9_000).map(|n| event(n, 1)));
+        let seqs: Vec<i64> = (1..=9_000).collect();
+        store.mark_published(&seqs, "old").await.expect("marked");
+        store.mark_published(&seqs[..100], "new").await.expect("marked");
+        // Five calls, which together take longer than one may.
+        store.slow_put_back(Duration::from_millis(450));
+        put_back(&store, "new", Duration::from_secs(2)).await.expect("each call is in time");
+        assert_eq!(store.unpublished_count(), 8_900);
     }
 }

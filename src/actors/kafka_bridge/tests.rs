@@ -336,3 +336,23 @@ async fn a_broker_that_is_away_at_the_start_is_explained() {
     until("told", || bridge.explains("broker is away")).await;
     assert_eq!(store.unpublished_count(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_cannot_be_read_hold_back_their_patients_alone() {
+    let kafka = Kafka::connect(&embedded("unreadable")).expect("connect");
+    let store = Arc::new(FakeStore::default());
+    // Of patients 0 to 19 one row each, all but the last unreadable: many more than a read takes.
+    store.commit_all(workload(20, 1));
+    (1..=19).for_each(|seq| store.spoil(seq));
+    store.commit_all((2..=3).flat_map(|version| (0..30).map(move |n| event(n, version))));
+    let narrow = Settings { window_rows_max: 8, read_rows_max: 4, ..quick() };
+    let bridge = Bridge::start(&store, Arc::new(kafka.clone()), "a", narrow).await;
+    // What waits: 19 patients with three rows each.
+    until("the others are published", || store.unpublished_count() == 57).await;
+    until("told", || bridge.explains("19 rows of the outbox cannot be read")).await;
+    assert!(bridge.health.snapshot().0, "the node serves on");
+    let log = read_topic(&kafka, &kafka.names().topic, |log| log.len() >= 23).await;
+    let seen = first_appearances(&log);
+    assert_eq!(seen[&patient(19)], [1, 2, 3]);
+    assert!((0..19).all(|n| !seen.contains_key(&patient(n))), "nothing after what is held back");
+}

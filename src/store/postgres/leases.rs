@@ -69,7 +69,7 @@ impl LeaseStore for PostgresStore {
         .bind(shards_of(shards.iter().copied()))
         .bind(owner)
         .bind(micros(ttl));
-        let rows = self.write(query).await?;
+        let rows = self.write_lease(query).await?;
         rows.iter()
             .map(|row| Ok(TakenLease { shard: shard_at(row, 0)?, epoch: Epoch(column(row, 1)?) }))
             .collect()
@@ -98,7 +98,7 @@ impl LeaseStore for PostgresStore {
         .bind(epochs_of(held))
         .bind(owner)
         .bind(micros(ttl));
-        self.write(query).await?.iter().map(|row| shard_at(row, 0)).collect()
+        self.write_lease(query).await?.iter().map(|row| shard_at(row, 0)).collect()
     }
 
     async fn release(&self, kind: Kind, held: &[TakenLease], owner: &str) -> Result<()> {
@@ -116,7 +116,7 @@ impl LeaseStore for PostgresStore {
         .bind(shards_of(held.iter().map(|lease| lease.shard)))
         .bind(epochs_of(held))
         .bind(owner);
-        self.change(query).await.map(drop)
+        self.write_lease(query).await.map(drop)
     }
 
     async fn leases(&self, kind: Kind) -> Result<Vec<LeaseRow>> {

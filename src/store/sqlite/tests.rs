@@ -16,7 +16,8 @@ use crate::domain::patient::PatientState;
 use crate::store::AppendOutcome::Committed;
 use crate::store::contract::world::{LONG, Region, id};
 use crate::store::{
-    Error, LeaseStore, OutboxStore, PatientStore, Result, Settings, Store, Use, migrate, open,
+    Error, LeaseStore, OUTBOX_DEPTH_ROWS_MAX, OutboxStore, PatientStore, Result, Settings, Store, Use,
+    migrate, open,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -243,4 +244,20 @@ async fn a_full_disk_is_a_known_abort() {
     let outcomes = store.commit_patients(&batch).await.expect("outcomes");
     assert!(outcomes.iter().all(|outcome| *outcome == Committed));
     assert_eq!(store.outbox_depth().await.expect("a depth").unpublished_rows, 400);
+}
+
+#[tokio::test]
+async fn a_deep_outbox_is_not_counted_to_its_end() {
+    let (_directory, settings) = place();
+    let store = serve(&settings).await;
+    let mut other = other_process(&settings).await;
+    let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100010)
+                INSERT INTO outbox SELECT n, x'00', 1 FROM n; INSERT INTO unbilled SELECT * FROM outbox";
+    other.execute(fill).await.expect("rows");
+    let beyond = u64::from(OUTBOX_DEPTH_ROWS_MAX) + 1;
+    let depth = store.outbox_depth().await.expect("a depth");
+    assert_eq!((depth.unpublished_rows, depth.unbilled_rows), (beyond, beyond));
+    other.execute("DELETE FROM outbox WHERE seq > 99999").await.expect("rows");
+    assert_eq!(store.outbox_depth().await.expect("a depth").unpublished_rows, 99_999);
+    store.close().await;
 }

@@ -30,6 +30,9 @@ async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
     migrate(&Settings { connect_timeout_ms: 10_000, ..settings.clone() }).await.expect("a schema");
     let store = open(&settings, Use::Serve).await.expect("a store");
     let region = Region::start(&store).await;
+    // Two connections, so that one is at rest when the server stops to answer.
+    let pings = tokio::join!(store.ping(), store.ping());
+    assert_eq!(pings, (Ok(()), Ok(())));
     region.registered(1, "one@example.com").await;
 
     server.pause();

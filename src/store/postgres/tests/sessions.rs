@@ -11,7 +11,7 @@ use crate::domain::ids::Kind;
 use crate::domain::patient::PatientState;
 use crate::store::AppendOutcome::{Committed, Conflict, Fenced};
 use crate::store::contract::world::{LONG, id, new_command};
-use crate::store::{Error, PartitionOffset, ProjectionSource};
+use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, PartitionOffset, ProjectionSource};
 
 /// A commit of this shard, stopped between its lock of the lease and its end.
 const COMMIT_IN_FLIGHT: &str = "BEGIN; SELECT FROM leases WHERE kind = 'patient' AND shard = 0 FOR KEY SHARE";
@@ -59,6 +59,38 @@ async fn a_renewal_does_not_wait_for_commits() {
     // Nor the other way round: commits go on under a renewal that has not ended.
     stage.other("ROLLBACK; BEGIN; UPDATE leases SET expires_at = clock_timestamp()").await;
     stage.region.registered(1, "one@example.com").await;
+}
+
+#[tokio::test]
+async fn a_flood_of_loads_does_not_keep_leases_waiting() {
+    let mut stage = Stage::set(|settings| {
+        settings.connections_max = 1;
+        settings.acquire_timeout_ms = 1_000;
+    })
+    .await;
+    stage.region.registered(1, "one@example.com").await;
+    stage.other("BEGIN; UPDATE patients SET version = 2").await;
+    let store = Arc::clone(&stage.store);
+    let load = tokio::spawn(async move { store.load_patient(id(1), None).await });
+    stage.until_someone_waits().await;
+    let starved = stage.store.list_patients(None, 1).await;
+    assert!(matches!(starved, Err(Error::Unavailable(_))), "the only connection is busy: {starved:?}");
+    let (held, owner) = (stage.region.held.clone(), stage.region.owner);
+    let renewed = stage.store.renew(Kind::Patient, &held, owner, LONG).await.expect("an answer");
+    assert_eq!(renewed.len(), held.len());
+    stage.store.release(Kind::Patient, &held[..1], owner).await.expect("an answer");
+    assert_eq!(stage.store.acquire(Kind::Patient, &[0], "b#1", LONG).await.expect("an answer").len(), 1);
+    assert!(!load.is_finished());
+    stage.other("COMMIT").await;
+    timeout(PATIENCE, load).await.expect("in time").expect("no panic").expect("a state");
+}
+
+#[tokio::test]
+async fn both_journals_leave_connections_for_loads() {
+    for (connections_max, writers) in [(1, 1), (4, 1), (12, 3)] {
+        let stage = Stage::set(|settings| settings.connections_max = connections_max).await;
+        assert_eq!(stage.store.writers(), writers);
+    }
 }
 
 #[tokio::test]
@@ -221,7 +253,8 @@ async fn what_analytics_has_applied_is_forgotten_by_the_outbox() {
     // After 2000 it looked at the 4000 oldest, of which 1000 were applied; after 4000 it looked at the
     // other 1000. What was applied in between is for the next round, or for the next start.
     assert_eq!(left, 3000);
-    assert_eq!(stage.store.republish_forgotten("b2").await.expect("a count"), 0);
+    let put_back = stage.store.republish_forgotten("b2", None, 5_000).await.expect("an answer");
+    assert_eq!(put_back.rows, 0);
     assert_eq!(stage.number("SELECT count(*) FROM outbox_sent").await, 0);
 }
 
@@ -235,4 +268,20 @@ async fn consumers_wait_for_each_other_but_not_for_ever() {
     stage.other("ROLLBACK").await;
     let applied = timeout(Duration::from_secs(20), stage.store.apply(&source, &[], &[])).await;
     applied.expect("in time").expect("applied");
+}
+
+#[tokio::test]
+async fn a_deep_outbox_is_not_counted_to_its_end() {
+    let mut stage = Stage::set(|_| ()).await;
+    stage
+        .other(
+            "INSERT INTO outbox SELECT n, 1, gen_random_uuid() FROM generate_series(1, 100010) n;
+             INSERT INTO unbilled SELECT * FROM outbox",
+        )
+        .await;
+    let beyond = u64::from(OUTBOX_DEPTH_ROWS_MAX) + 1;
+    let depth = stage.store.outbox_depth().await.expect("a depth");
+    assert_eq!((depth.unpublished_rows, depth.unbilled_rows), (beyond, beyond));
+    stage.other("DELETE FROM outbox WHERE seq > 99999").await;
+    assert_eq!(stage.store.outbox_depth().await.expect("a depth").unpublished_rows, 99_999);
 }

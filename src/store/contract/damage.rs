@@ -1,0 +1,97 @@
+//! Rows that a newer program has written, or that are damaged.
+
+use std::sync::Arc;
+
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
+
+use super::world::{Region, id};
+use crate::domain::event::OutboxEvent;
+use crate::store::{Store, UnreadableRow};
+
+/// A session of the database beside the store.
+enum Beside {
+    Sqlite(SqliteConnection),
+    Postgres(PgConnection),
+}
+
+impl Beside {
+    async fn run(&mut self, sql: &'static str) {
+        match self {
+            Beside::Sqlite(session) => session.execute(sql).await.map(drop),
+            Beside::Postgres(session) => session.execute(sql).await.map(drop),
+        }
+        .expect("a statement");
+    }
+}
+
+async fn on_sqlite() -> (tempfile::TempDir, Arc<dyn Store>, Beside) {
+    let (place, store) = super::sqlite().await;
+    let url = format!("sqlite:{}", place.path().join("test.db").display());
+    let session = SqliteConnection::connect(&url).await.expect("a session");
+    (place, store, Beside::Sqlite(session))
+}
+
+async fn on_postgres() -> (super::server::Database, Arc<dyn Store>, Beside) {
+    let (place, store) = super::postgres().await;
+    let session = PgConnection::connect(place.url()).await.expect("a session");
+    (place, store, Beside::Postgres(session))
+}
+
+fn names(events: &[OutboxEvent]) -> Vec<(u128, i64)> {
+    events.iter().map(|e| (e.recorded.patient_id().0.as_u128(), e.recorded.version())).collect()
+}
+
+fn unreadable(rows: &[UnreadableRow]) -> Vec<(u128, i64)> {
+    rows.iter().map(|row| (row.patient_id.0.as_u128(), row.version)).collect()
+}
+
+async fn an_unreadable_event_holds_back_its_patient_alone(store: Arc<dyn Store>, mut beside: Beside) {
+    let region = Region::start(&store).await;
+    let one = region.registered(1, "one@example.com").await;
+    let one = region.done(region.update(&one, "uno@example.com")).await;
+    region.registered(2, "two@example.com").await;
+    region.done(region.delete(&one)).await;
+    region.registered(3, "three@example.com").await;
+    // The second event of the first patient and the registration of the second.
+    beside.run("UPDATE patient_events SET kind = 99 WHERE version = 2").await;
+    let damage = "UPDATE patient_events SET body = '{\"name\": \"canary\"' WHERE version = 1 AND seq =
+                  (SELECT max(seq) FROM patient_events WHERE version = 1 AND seq <
+                   (SELECT max(seq) FROM patient_events WHERE version = 1))";
+    beside.run(damage).await;
+
+    let read = store.unpublished_besides(&[], &[], 10).await.expect("the others");
+    assert_eq!(names(&read.events), [(1, 1), (3, 1)], "version 3 of patient 1 waits for version 2");
+    assert_eq!(unreadable(&read.unreadable), [(1, 2), (2, 1)]);
+    assert!(!read.full);
+    // What cannot be read does not hide what can.
+    let first = read.events[0].seq;
+    let narrow = store.unpublished_besides(&[first], &[], 2).await.expect("rows");
+    assert!(narrow.events.is_empty() && narrow.full);
+    let narrow = store.unpublished_besides(&[first], &[id(1), id(2)], 2).await.expect("rows");
+    assert_eq!(names(&narrow.events), [(3, 1)]);
+    assert!(narrow.unreadable.is_empty() && !narrow.full);
+
+    let owed = store.unbilled(&[], 2).await.expect("rows");
+    assert_eq!((names(&owed.events), unreadable(&owed.unreadable)), (vec![(1, 1)], vec![(2, 1)]));
+    assert!(owed.full);
+    let owed = store.unbilled(&[id(2)], 2).await.expect("rows");
+    assert_eq!((names(&owed.events), owed.unreadable.len()), (vec![(1, 1), (3, 1)], 0));
+
+    // Once it can be read it comes in its place.
+    beside.run("UPDATE patient_events SET kind = 2 WHERE kind = 99").await;
+    let read = store.unpublished_besides(&[], &[id(2)], 10).await.expect("rows");
+    assert_eq!(names(&read.events), [(1, 1), (1, 2), (1, 3), (3, 1)]);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_event_holds_back_its_patient_alone_on_sqlite() {
+    let (_place, store, beside) = on_sqlite().await;
+    an_unreadable_event_holds_back_its_patient_alone(store, beside).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unreadable_event_holds_back_its_patient_alone_on_postgres() {
+    let (_place, store, beside) = on_postgres().await;
+    an_unreadable_event_holds_back_its_patient_alone(store, beside).await;
+}
