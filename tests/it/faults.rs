@@ -173,6 +173,8 @@ async fn a_full_disk_is_said_and_survived() {
         assert!(n < 20_000, "the full disk is not noticed");
     };
     assert!(is_away(refused), "{refused}");
+    // Leases are rows too: a node that cannot renew them serves nothing, and says so.
+    becomes(&node, StatusCode::SERVICE_UNAVAILABLE).await;
     std::fs::remove_file(&filler).expect("removed");
     creates_again(&node, &token).await;
     becomes(&node, StatusCode::OK).await;

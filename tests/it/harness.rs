@@ -328,6 +328,16 @@ impl Node {
         self.process.signal(Signal::TERM);
     }
 
+    /// SIGSTOP: connections stay open, nothing answers.
+    pub(crate) fn pause(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Undoes `pause`.
+    pub(crate) fn resume(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
     /// Waits for the end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
         self.process.ended().await
