@@ -173,7 +173,8 @@ async fn a_full_disk_is_said_and_survived() {
         assert!(n < 20_000, "the full disk is not noticed");
     };
     assert!(is_away(refused), "{refused}");
-    // Leases are rows too: a node that cannot renew them serves nothing, and says so.
+    // The database still answers a look at it. But leases are rows too: once they cannot be renewed the node
+    // serves no shard, and says so.
     becomes(&node, StatusCode::SERVICE_UNAVAILABLE).await;
     std::fs::remove_file(&filler).expect("removed");
     creates_again(&node, &token).await;

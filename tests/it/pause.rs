@@ -184,7 +184,9 @@ async fn each_changed(caller: &Caller, ids: &[String]) {
 #[tokio::test]
 async fn a_node_paused_for_longer_than_its_leases_tells_nothing_stale() {
     let database = Postgres::shared().create_database().await;
-    let (site, told) = (Site::on_postgres(database.url()), Arc::new(Told::default()));
+    // With the user remembered, nothing but the lease stands between a question and the memory of a shard.
+    let site = Site::on_postgres(database.url()).with("HYGEIA__AUTH__USER_CACHE_MS", "60000");
+    let told = Arc::new(Told::default());
     let first = site.start().await;
     let token = first.login().await;
     let mut ids = Vec::new();
