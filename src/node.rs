@@ -9,8 +9,8 @@
 //! | 5. actors, in the supervisor's order | 2. edges drained |
 //! | 6. demo data, where it belongs | 1. SIGTERM or SIGINT |
 //!
-//! So a port in use is told before anything is touched, and a database that is away keeps nobody from
-//! asking why the node is not ready.
+//! So a port in use is told before any actor runs, and a database that is away keeps nobody from asking
+//! why the node is not ready.
 
 mod demo;
 pub mod runtime_file;
@@ -72,8 +72,14 @@ fn failed(error: impl std::fmt::Display) -> Error {
 /// # Errors
 /// See `Error`.
 pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error> {
-    let signals = stop::Signals::listen().map_err(failed)?;
-    let node = Node::assemble(config, telemetry).await?;
+    let mut signals = stop::Signals::listen().map_err(failed)?;
+    let node = tokio::select! {
+        node = Node::assemble(config, telemetry) => node?,
+        signal = signals.next() => {
+            tracing::info!(signal, "told to stop before the start was over");
+            return Ok(());
+        }
+    };
     node.run(signals).await
 }
 
@@ -208,10 +214,15 @@ async fn serve(
     };
     stopping.cancel();
     if outcome.is_ok() {
-        edges.ended().await;
-        tree.stopping();
-        stop::drain(actors).await;
-        tree.stop().await;
+        let stop = async {
+            edges.ended().await;
+            tree.stopping();
+            stop::drain(actors).await;
+            tree.stop().await;
+        };
+        if tokio::time::timeout(stop::STOP_LIMIT, stop).await.is_err() {
+            tracing::warn!("not everything had ended in time; what is left is in the database");
+        }
     }
     outcome
 }

@@ -9,6 +9,7 @@
 
 mod ask;
 mod broker;
+mod disk;
 mod load;
 mod memory;
 mod node;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::disk::Disk;
 use crate::load::{self, Outcome, Task, Work};
 use crate::node::{Node, Site, token_without_node};
 use crate::report::{Report, Row};
@@ -77,13 +78,16 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
         let token = node.token().await?;
         let told = roles.map_or("all roles".into(), |roles| format!("roles {roles} alone"));
         let (mut many, mut one, mut bench_many, mut bench_one) = (vec![], vec![], vec![], vec![]);
+        let mut disk = Disk::default();
         for round in 0..effort.rounds {
+            disk.look().await?;
             for (connections, ours) in [(WRITERS, &mut many), (1, &mut one)] {
                 let tag = format!("r{round}c{connections}");
                 let task = post_task(&node, &token, connections, &tag, usize::MAX, Some(effort.measured));
                 ours.push(load::run(task).await?);
                 at_rest(&node, &database, roles.is_none()).await?;
             }
+            disk.look().await?;
             bench_many.push(pg::pgbench(&yard, PGBENCH_CLIENTS, effort.measured).await?);
             bench_one.push(pg::pgbench(&yard, 1, effort.measured).await?);
             say(&format!(
@@ -94,10 +98,12 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
                 bench_one.last().map_or(f64::NAN, |o| o.mean_us),
             ));
         }
+        disk.look().await?;
+        let disk = disk.told();
         let their_rate = median(&bench_many.iter().map(|o| o.rate).collect::<Vec<_>>());
         report.add(Row {
             what: format!("POST patient, PostgreSQL, {WRITERS} clients ({told})"),
-            beside: format!("pgbench, {PGBENCH_CLIENTS} clients, the same rows one per transaction"),
+            beside: format!("pgbench, {PGBENCH_CLIENTS} clients, the same rows one per transaction{disk}"),
             ours: format!("{:.0} rows/s, {}", rate(&many), latencies(&many)),
             yardstick: format!("{their_rate:.0} rows/s"),
             ratio: rate(&many) / their_rate,
@@ -107,7 +113,7 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
         let their_us = median(&bench_one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
         report.add(Row {
             what: format!("POST patient, PostgreSQL, one client ({told})"),
-            beside: "pgbench, one client: one such transaction".into(),
+            beside: format!("pgbench, one client: one such transaction{disk}"),
             ours: format!("{our_us:.0} us mean, {}", latencies(&one)),
             yardstick: format!("{their_us:.0} us mean"),
             ratio: our_us / their_us,

@@ -11,7 +11,7 @@ use sqlx::migrate::Migrator;
 use sqlx::{Connection, Executor, PgConnection};
 
 pub(crate) use self::harness::{Database, Postgres};
-use crate::Result;
+use crate::{Result, say};
 
 /// The same rows as a registration of ours, one patient per transaction, as few round trips as there
 /// can be: one statement that checks the lease under the lock that a commit of ours takes.
@@ -68,9 +68,46 @@ pub(crate) async fn yardstick_database(server: &Postgres) -> Result<Database> {
 }
 
 /// Runs the script with `clients` at a time for `measured`.
+///
+/// # Errors
+/// Also if it did not do what it is the measure of: each transaction inserts its row, durably. A statement
+/// whose lease does not hold inserts nothing, and is fast.
 pub(crate) async fn pgbench(database: &Database, clients: usize, measured: Duration) -> Result<Outcome> {
-    let url = database.url().to_owned();
-    tokio::task::spawn_blocking(move || -> Result<Outcome> {
+    let before = inspect(database).await?;
+    let (outcome, transactions) = run_script(database.url().to_owned(), clients, measured).await?;
+    let after = inspect(database).await?;
+    let (rows, syncs) = (after.rows - before.rows, after.wal_syncs - before.wal_syncs);
+    say(&format!(
+        "pgbench, {clients} clients: {transactions} transactions, {rows} rows, {syncs} syncs of the log"
+    ));
+    if rows != transactions {
+        return Err(format!("pgbench: {transactions} transactions inserted {rows} rows").into());
+    }
+    if !after.durable {
+        return Err("the server does not wait for its disk: no measure of a durable commit".into());
+    }
+    Ok(outcome)
+}
+
+/// What tells whether a yardstick did its work.
+struct Inspected {
+    rows: i64,
+    /// How often the server has waited for its log to be on disk, over all databases.
+    wal_syncs: i64,
+    durable: bool,
+}
+
+async fn inspect(database: &Database) -> Result<Inspected> {
+    let mut connection = PgConnection::connect(database.url()).await?;
+    let query = "SELECT (SELECT count(*) FROM patient_events), (SELECT wal_sync FROM pg_stat_wal),
+        current_setting('fsync') = 'on' AND current_setting('synchronous_commit') = 'on'";
+    let (rows, wal_syncs, durable) = sqlx::query_as(query).fetch_one(&mut connection).await?;
+    connection.close().await?;
+    Ok(Inspected { rows, wal_syncs, durable })
+}
+
+async fn run_script(url: String, clients: usize, measured: Duration) -> Result<(Outcome, i64)> {
+    tokio::task::spawn_blocking(move || -> Result<(Outcome, i64)> {
         let script = tempfile::NamedTempFile::new()?;
         std::fs::write(script.path(), SCRIPT)?;
         let output = Command::new(program("pgbench")?)
@@ -88,7 +125,9 @@ pub(crate) async fn pgbench(database: &Database, clients: usize, measured: Durat
             let text = line.and_then(|rest| rest.split_whitespace().next());
             Ok(text.ok_or_else(|| format!("pgbench did not tell {before:?}: {told}"))?.parse()?)
         };
-        Ok(Outcome { rate: number("tps = ")?, mean_us: number("latency average = ")? * 1_000.0 })
+        let transactions = number("number of transactions actually processed: ")? as i64;
+        let outcome = Outcome { rate: number("tps = ")?, mean_us: number("latency average = ")? * 1_000.0 };
+        Ok((outcome, transactions))
     })
     .await?
 }

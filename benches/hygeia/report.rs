@@ -121,7 +121,8 @@ const HOW: &str = "
 - **GET**: closed loop over keep-alive connections; every status is checked. The yardstick is an axum handler that verifies
   the same HS256 token with the same library for each request and serializes the same patient, without looking one up.
 - **POST**: each request registers another patient. pgbench inserts the same rows (patient, e-mail address, event, outbox, unbilled)
-  in one prepared statement that checks the lease under the same lock, one patient per transaction.
+  in one prepared statement that checks the lease under the same lock, one patient per transaction. The bench counts its rows
+  and refuses a server that does not wait for its disk. The disk's own sync is measured before, between and after.
 - **ask**: a question to an actor and its answer, in one process, over the public API of each library.
 - **relay**: an outbox full of events is published by a node with the role `bridge` alone; the yardstick is a bare
   librdkafka producer with the same settings and messages of the same form, at the same broker (librdkafka's mock cluster,

@@ -62,6 +62,10 @@ impl Entity for Accounts {
     type QueryAnswer = std::convert::Infallible;
     type Store = dyn AccountStore;
 
+    fn command_name(_command: &OpenAccount) -> &'static str {
+        "Open"
+    }
+
     fn read(state: &Self::State) -> std::result::Result<Arc<Account>, Refused> {
         state.clone().ok_or(Refused::NotFound)
     }
@@ -73,6 +77,10 @@ impl Entity for Accounts {
             }
             Err(existing) => Decision::Answer(existing),
         }
+    }
+
+    fn presumed(_command: &OpenAccount) -> Option<Self::State> {
+        Some(None)
     }
 
     fn committed(append: &AccountAppend) -> (Self::State, Arc<Account>) {

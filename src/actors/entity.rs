@@ -29,6 +29,9 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// The store's trait that this kind needs.
     type Store: Send + Sync + ?Sized + 'static;
 
+    /// The command's name in logs.
+    fn command_name(command: &Self::Command) -> &'static str;
+
     /// What a reader is answered.
     ///
     /// # Errors
@@ -37,6 +40,11 @@ pub trait Entity: Sized + Send + Sync + 'static {
 
     /// What a command comes to, by the pure rules.
     fn decide(id: Uuid, state: &Self::State, write: &Write<Self>, stamp: &Stamp) -> Decision<Self>;
+
+    /// The state that a command may be decided on without reading it first, since only that one would let
+    /// it through: a registration presumes that there is nothing. The store must refuse the append with
+    /// `Conflict` if the state is another.
+    fn presumed(command: &Self::Command) -> Option<Self::State>;
 
     /// The state and the answer once `append` is durable.
     fn committed(append: &Self::Append) -> (Self::State, Self::Answer);
@@ -188,7 +196,7 @@ impl<E: Entity> Op<E> {
     pub fn name(&self) -> &'static str {
         match self {
             Op::Read => "Read",
-            Op::Write(_) => "Write",
+            Op::Write(write) => E::command_name(&write.command),
         }
     }
 }

@@ -18,7 +18,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use uuid::Uuid;
 
 use super::entity::Entity;
-use super::shard::ShardMessage;
+use super::shard::{Ended, ShardMessage};
 use crate::context::{Hop, TraceContext};
 use crate::domain::time::{Clock, MonoTime};
 use crate::store::{self, AppendOutcome};
@@ -36,14 +36,26 @@ pub struct Limits {
     pub transactions_max: usize,
 }
 
+/// Why an append was not committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotCommitted {
+    /// The queue was full. It was not begun.
+    Full,
+    /// Its deadline passed in the queue. It was not begun.
+    Late,
+    /// What the database says.
+    Store(store::Error),
+}
+
+/// How an append ended.
+pub type AppendResult = std::result::Result<AppendOutcome, NotCommitted>;
+
 /// An append on its way to the database.
 pub struct JournalEntry<E: Entity> {
     /// What is written.
     pub append: E::Append,
     /// Past it the transaction is not begun.
     pub deadline: MonoTime,
-    /// The hop that wants it.
-    pub trace: TraceContext,
     /// When the shard sent it.
     pub sent_at: MonoTime,
     /// Who is told how it ended.
@@ -54,31 +66,39 @@ pub struct JournalEntry<E: Entity> {
 /// or a panicking task, it says that the outcome is unknown: so no shard waits for ever.
 pub struct AppendTicket<E: Entity> {
     id: Uuid,
+    trace: TraceContext,
+    clock: Arc<dyn Clock>,
     shard: Option<ActorRef<ShardMessage<E>>>,
 }
 
 impl<E: Entity> AppendTicket<E> {
-    /// The duty to tell `shard` of the append for entity `id`.
-    pub fn new(id: Uuid, shard: ActorRef<ShardMessage<E>>) -> Self {
-        AppendTicket { id, shard: Some(shard) }
+    /// The duty to tell `shard` of the append for entity `id`, which the hop `trace` wants.
+    pub fn new(
+        id: Uuid,
+        trace: TraceContext,
+        clock: Arc<dyn Clock>,
+        shard: ActorRef<ShardMessage<E>>,
+    ) -> Self {
+        AppendTicket { id, trace: trace.child(), clock, shard: Some(shard) }
     }
 
     /// Tells it.
-    pub fn end(mut self, result: store::Result<AppendOutcome>) {
+    pub fn end(mut self, result: AppendResult) {
         self.tell(result);
     }
 
-    fn tell(&mut self, result: store::Result<AppendOutcome>) {
+    fn tell(&mut self, result: AppendResult) {
         if let Some(shard) = self.shard.take() {
+            let ended = Ended { id: self.id, trace: self.trace, sent_at: self.clock.mono(), result };
             // A shard that is gone has a successor with a new epoch, which asks the database.
-            let _ = shard.send_message(ShardMessage::Appended { id: self.id, result });
+            let _ = shard.send_message(ShardMessage::Appended(Box::new(ended)));
         }
     }
 }
 
 impl<E: Entity> Drop for AppendTicket<E> {
     fn drop(&mut self) {
-        self.tell(Err(store::Error::Unknown("the journal ended early".into())));
+        self.tell(Err(NotCommitted::Store(store::Error::Unknown("the journal ended early".into()))));
     }
 }
 
@@ -185,7 +205,7 @@ impl<E: Entity> JournalState<E> {
     fn enqueue(&mut self, entry: JournalEntry<E>) {
         if self.queue.len() >= self.args.limits.queue_rows_max {
             metrics::counter!("hygeia_journal_rejected_total", "kind" => E::KIND.as_str()).increment(1);
-            return entry.ticket.end(Err(store::Error::Unavailable("the journal's queue is full".into())));
+            return entry.ticket.end(Err(NotCommitted::Full));
         }
         self.queue.push_back(entry);
     }
@@ -220,7 +240,7 @@ impl<E: Entity> JournalState<E> {
             if now < entry.deadline {
                 batch.push(entry);
             } else {
-                entry.ticket.end(Err(store::Error::Unavailable("the deadline passed in the journal".into())));
+                entry.ticket.end(Err(NotCommitted::Late));
             }
         }
         batch
@@ -240,9 +260,9 @@ impl<E: Entity> Drop for TransactionGuard<E> {
 async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
     let begun = args.clock.mono();
     let (mut appends, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-    for JournalEntry { append, trace, sent_at, ticket, .. } in batch {
+    for JournalEntry { append, sent_at, ticket, .. } in batch {
         appends.push(append);
-        waiting.push((trace, sent_at, ticket));
+        waiting.push((sent_at, ticket));
     }
     let result = E::commit(&args.store, &appends).await;
     let took = args.clock.mono().since(begun);
@@ -255,19 +275,20 @@ async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
     }
     let mut outcomes = result.map(VecDeque::from);
     let mut committed = false;
-    for (trace, sent_at, ticket) in waiting {
+    for (sent_at, ticket) in waiting {
         let result = match &mut outcomes {
             Ok(outcomes) => outcomes
                 .pop_front()
                 .ok_or_else(|| store::Error::Unknown("the store answered with too few outcomes".into())),
             Err(error) => Err(error.clone()),
-        };
+        }
+        .map_err(NotCommitted::Store);
         committed |= result == Ok(AppendOutcome::Committed);
         Hop {
             actor: "journal",
             message: "Append",
             entity: Some(ticket.id),
-            trace: &trace.child(),
+            trace: &ticket.trace,
             queued: begun.since(sent_at),
             handled: took,
             outcome: outcome_name(&result),
@@ -280,14 +301,16 @@ async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
     }
 }
 
-fn outcome_name(result: &store::Result<AppendOutcome>) -> &'static str {
+fn outcome_name(result: &AppendResult) -> &'static str {
     match result {
+        Err(NotCommitted::Full) => "full",
+        Err(NotCommitted::Late) => "late",
         Ok(AppendOutcome::Committed) => "committed",
         Ok(AppendOutcome::EmailTaken) => "email_taken",
         Ok(AppendOutcome::Fenced) => "fenced",
         Ok(AppendOutcome::Conflict) => "conflict",
-        Err(store::Error::Unavailable(_)) => "unavailable",
-        Err(store::Error::Unknown(_)) => "unknown",
-        Err(store::Error::Broken(_)) => "broken",
+        Err(NotCommitted::Store(store::Error::Unavailable(_))) => "unavailable",
+        Err(NotCommitted::Store(store::Error::Unknown(_))) => "unknown",
+        Err(NotCommitted::Store(store::Error::Broken(_))) => "broken",
     }
 }

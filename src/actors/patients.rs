@@ -106,6 +106,14 @@ impl Entity for Patients {
     type QueryAnswer = Vec<Patient>;
     type Store = dyn PatientStore;
 
+    fn command_name(command: &PatientCommand) -> &'static str {
+        match command {
+            PatientCommand::Register(_) => "Register",
+            PatientCommand::Update(_) => "Update",
+            PatientCommand::Delete => "Delete",
+        }
+    }
+
     fn read(state: &PatientState) -> std::result::Result<Arc<Patient>, Refused> {
         match state {
             PatientState::Active(patient) => Ok(Arc::clone(patient)),
@@ -131,6 +139,10 @@ impl Entity for Patients {
             Err(Refusal::NotFound) => Decision::Refuse(Refused::NotFound),
             Err(Refusal::AlreadyExists) => Decision::Refuse(Refused::IdTaken),
         }
+    }
+
+    fn presumed(command: &PatientCommand) -> Option<PatientState> {
+        matches!(command, PatientCommand::Register(_)).then_some(PatientState::Absent)
     }
 
     fn committed(append: &PatientAppend) -> (PatientState, Arc<Patient>) {

@@ -22,6 +22,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 
 pub use self::message::{HeldLease, LeaseTimes, QueryAsk, RegionArgs, RegionMessage};
 use self::slots::{Slot, Slots};
+use super::background::Tasks;
 use super::entity::{Entity, Failure};
 use super::shard::{Ask, Shard, ShardArgs, ShardEnv, ShardMessage};
 use crate::context::Hop;
@@ -44,6 +45,7 @@ pub struct RegionState<E: Entity> {
     args: RegionArgs<E>,
     name: String,
     slots: Slots<E>,
+    tasks: Tasks,
     /// A renewal is under way: the next tick does not start another.
     renewing: bool,
     /// Shards whose acquisition is under way.
@@ -75,6 +77,7 @@ impl<E: Entity> Actor for Region<E> {
         Ok(RegionState {
             name: format!("{}-region", E::KIND.as_str()),
             slots: Slots::new(args.shards, args.restart),
+            tasks: Tasks::default(),
             renewing: false,
             acquiring: Vec::new(),
             queries: Arc::new(tokio::sync::Semaphore::new(args.queries_max)),
@@ -104,7 +107,10 @@ impl<E: Entity> Actor for Region<E> {
             RegionMessage::LeaseLost(shard) => state.lost(shard),
             RegionMessage::Drain(reply) => state.drain(reply),
             RegionMessage::Released => state.released(&myself),
-            RegionMessage::Restart(shard) => state.acquire(&myself, vec![shard]),
+            RegionMessage::Restart(shard) => {
+                state.slots.pause_is_over(shard);
+                state.acquire(&myself, vec![shard]);
+            }
         }
         state.release_when_drained(&myself);
         Ok(())
@@ -201,13 +207,14 @@ impl<E: Entity> RegionState<E> {
         }
         self.renewing = true;
         let args = self.args.clone();
-        let myself = myself.clone();
-        tokio::spawn(async move {
+        let asked_at = args.clock.mono();
+        let lost = RegionMessage::Renewed { asked_at, held: held.clone(), result: Err(task_died()) };
+        self.tasks.run(myself, lost, async move {
             let asked_at = args.clock.mono();
             let times = args.lease_times;
             let renewal = args.leases.renew(E::KIND, &held, &args.owner, times.ttl);
             let result = limited(times.statement_timeout, renewal).await;
-            let _ = myself.send_message(RegionMessage::Renewed { asked_at, held, result });
+            RegionMessage::Renewed { asked_at, held, result }
         });
     }
 
@@ -219,13 +226,14 @@ impl<E: Entity> RegionState<E> {
         }
         self.acquiring.extend(&shards);
         let args = self.args.clone();
-        let myself = myself.clone();
-        tokio::spawn(async move {
+        let asked_at = args.clock.mono();
+        let lost = RegionMessage::Acquired { asked_at, shards: shards.clone(), result: Err(task_died()) };
+        self.tasks.run(myself, lost, async move {
             let asked_at = args.clock.mono();
             let times = args.lease_times;
             let taking = args.leases.acquire(E::KIND, &shards, &args.owner, times.ttl);
             let result = limited(times.statement_timeout, taking).await;
-            let _ = myself.send_message(RegionMessage::Acquired { asked_at, shards, result });
+            RegionMessage::Acquired { asked_at, shards, result }
         });
     }
 
@@ -357,13 +365,12 @@ impl<E: Entity> RegionState<E> {
         draining.releasing = true;
         let leases = self.slots.take_releasable();
         let args = self.args.clone();
-        let myself = myself.clone();
-        tokio::spawn(async move {
+        self.tasks.run(myself, RegionMessage::Released, async move {
             let releasing = args.leases.release(E::KIND, &leases, &args.owner);
             if let Err(error) = limited(args.lease_times.statement_timeout, releasing).await {
                 tracing::warn!(%error, "leases were not released; they will run out");
             }
-            let _ = myself.send_message(RegionMessage::Released);
+            RegionMessage::Released
         });
     }
 
@@ -392,6 +399,10 @@ impl<E: Entity> RegionState<E> {
         };
         self.args.health.report(E::KIND.as_str(), status);
     }
+}
+
+fn task_died() -> store::Error {
+    store::Error::Unknown("the task that asked has died".into())
 }
 
 async fn limited<T>(limit: Duration, statement: impl Future<Output = store::Result<T>>) -> store::Result<T> {

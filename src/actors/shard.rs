@@ -14,12 +14,12 @@ use uuid::Uuid;
 use self::core::{Core, Effect, Request, World};
 use super::address::Address;
 use super::entity::{Entity, Failure, LeaseView, Loaded, Op};
-use super::journal::{AppendTicket, JournalEntry, JournalMessage};
+use super::journal::{AppendResult, AppendTicket, JournalEntry, JournalMessage};
 use super::region::{HeldLease, RegionMessage};
 use crate::context::{Hop, TraceContext};
 use crate::domain::ids::{CommandId, EventId, ShardNo};
 use crate::domain::time::{Clock, MonoTime, Timestamp};
-use crate::store::{self, AppendOutcome};
+use crate::store;
 
 /// The bounds of one shard.
 #[derive(Clone, Copy, Debug)]
@@ -55,19 +55,9 @@ pub enum ShardMessage<E: Entity> {
     /// By the region: answered on `reply` as soon as it can be.
     Ask(Box<Ask<E>>),
     /// By the shard's own task: a read of the database has ended.
-    Loaded {
-        /// Of which entity.
-        id: Uuid,
-        /// What was read.
-        result: store::Result<Loaded<E>>,
-    },
+    Loaded(Box<Ended<store::Result<Loaded<E>>>>),
     /// By the journal: an append has ended.
-    Appended {
-        /// Of which entity.
-        id: Uuid,
-        /// How it ended.
-        result: store::Result<AppendOutcome>,
-    },
+    Appended(Box<Ended<AppendResult>>),
     /// By the region: the lease was taken anew.
     Refenced(HeldLease),
     /// By the region: the lease is lost or is to be given up. The shard stops itself when what is
@@ -76,6 +66,18 @@ pub enum ShardMessage<E: Entity> {
 }
 
 impl<E: Entity> ractor::Message for ShardMessage<E> {}
+
+/// How something ended that a shard had begun.
+pub struct Ended<R> {
+    /// Of which entity.
+    pub id: Uuid,
+    /// The hop of it.
+    pub trace: TraceContext,
+    /// When it was told.
+    pub sent_at: MonoTime,
+    /// How it ended.
+    pub result: R,
+}
 
 /// What a shard needs of the node.
 pub struct ShardEnv<E: Entity> {
@@ -191,8 +193,12 @@ impl<E: Entity> Actor for Shard<E> {
         let world = ShardWorld { clock: &*clock, lease: &lease };
         match message {
             ShardMessage::Ask(ask) => state.ask(*ask, &world),
-            ShardMessage::Loaded { id, result } => state.core.loaded(id, result, &world),
-            ShardMessage::Appended { id, result } => state.core.appended(id, result, &world),
+            ShardMessage::Loaded(ended) => {
+                state.note("Loaded", *ended, |core, id, result| core.loaded(id, result, &world));
+            }
+            ShardMessage::Appended(ended) => {
+                state.note("Appended", *ended, |core, id, result| core.appended(id, result, &world));
+            }
             ShardMessage::Refenced(lease) => {
                 state.core.refenced(lease.epoch());
                 state.lease = lease;
@@ -239,7 +245,28 @@ impl<E: Entity> ShardState<E> {
         .log();
     }
 
-    /// What the request just handled came to: its own effects are the last ones.
+    /// Tells the core of an end, and logs it.
+    fn note<R>(
+        &mut self,
+        message: &'static str,
+        ended: Ended<R>,
+        tell: impl FnOnce(&mut Core<E, Ticket<E>>, Uuid, R),
+    ) {
+        let begun = self.env.clock.mono();
+        tell(&mut self.core, ended.id, ended.result);
+        Hop {
+            actor: &self.name,
+            message,
+            entity: Some(ended.id),
+            trace: &ended.trace.child(),
+            queued: begun.since(ended.sent_at),
+            handled: self.env.clock.mono().since(begun),
+            outcome: self.outcome(),
+        }
+        .log();
+    }
+
+    /// What the message just handled came to: its own effects are the last ones.
     fn outcome(&self) -> &'static str {
         match self.core.last_effect() {
             Some(Effect::Reply(_, Ok(_))) => "ok",
@@ -259,11 +286,10 @@ impl<E: Entity> ShardState<E> {
                     // The caller may have given up; nobody is left to tell then.
                     let _ = ticket.send(result);
                 }
-                Effect::Load { id, command } => self.load(myself.clone(), id, command),
+                Effect::Load { id, command, trace } => self.load(myself.clone(), id, command, trace),
                 Effect::Append { id, append, deadline, trace } => {
-                    let ticket = AppendTicket::new(id, myself.clone());
-                    let entry =
-                        JournalEntry { append, deadline, trace, sent_at: self.env.clock.mono(), ticket };
+                    let ticket = AppendTicket::new(id, trace, Arc::clone(&self.env.clock), myself.clone());
+                    let entry = JournalEntry { append, deadline, sent_at: self.env.clock.mono(), ticket };
                     // If no journal is there, the ticket is dropped and says so to this shard.
                     self.env.journal.cast(JournalMessage::Append(Box::new(entry)));
                 }
@@ -278,10 +304,17 @@ impl<E: Entity> ShardState<E> {
         self.effects = effects;
     }
 
-    fn load(&self, myself: ActorRef<ShardMessage<E>>, id: Uuid, command: Option<CommandId>) {
+    fn load(
+        &self,
+        myself: ActorRef<ShardMessage<E>>,
+        id: Uuid,
+        command: Option<CommandId>,
+        trace: TraceContext,
+    ) {
         let store = Arc::clone(&self.env.store);
         let limit = self.env.limits.load_timeout;
-        let report = LoadReport { id, shard: myself, reported: false };
+        let clock = Arc::clone(&self.env.clock);
+        let report = LoadReport { id, trace, clock, shard: Some(myself) };
         tokio::spawn(async move {
             let result = match tokio::time::timeout(limit, E::load(&store, id, command)).await {
                 Ok(result) => result,
@@ -296,22 +329,26 @@ impl<E: Entity> ShardState<E> {
 /// entity waiting for ever.
 struct LoadReport<E: Entity> {
     id: Uuid,
-    shard: ActorRef<ShardMessage<E>>,
-    reported: bool,
+    trace: TraceContext,
+    clock: Arc<dyn Clock>,
+    shard: Option<ActorRef<ShardMessage<E>>>,
 }
 
 impl<E: Entity> LoadReport<E> {
     fn end(mut self, result: store::Result<Loaded<E>>) {
-        self.reported = true;
-        let _ = self.shard.send_message(ShardMessage::Loaded { id: self.id, result });
+        self.tell(result);
+    }
+
+    fn tell(&mut self, result: store::Result<Loaded<E>>) {
+        if let Some(shard) = self.shard.take() {
+            let ended = Ended { id: self.id, trace: self.trace, sent_at: self.clock.mono(), result };
+            let _ = shard.send_message(ShardMessage::Loaded(Box::new(ended)));
+        }
     }
 }
 
 impl<E: Entity> Drop for LoadReport<E> {
     fn drop(&mut self) {
-        if !self.reported {
-            let result = Err(store::Error::Unavailable("the reading task ended early".into()));
-            let _ = self.shard.send_message(ShardMessage::Loaded { id: self.id, result });
-        }
+        self.tell(Err(store::Error::Unavailable("the reading task ended early".into())));
     }
 }

@@ -8,7 +8,7 @@ use crate::node;
 use crate::telemetry::{self, Output};
 
 /// What is still running when the node has stopped gets this long.
-const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_secs(2);
+const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
 /// Runs the node.
 pub(super) fn run(loaded: Loaded) -> Result<(), Failure> {

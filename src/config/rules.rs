@@ -74,6 +74,8 @@ pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
         problems.push(loaded.problem("grpc.require_token", reason));
     }
     if !config.node.is_alone() {
+        let reason = "this version runs every role on one node: allowed is the list of all of them";
+        problems.push(loaded.problem("node.roles", reason));
         let why = "is for one node that has every role, and node.roles leaves some to others";
         if config.store.url.starts_with("sqlite:") {
             problems.push(loaded.problem("store.url", format!("SQLite {why}; use postgres://…")));

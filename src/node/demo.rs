@@ -14,11 +14,11 @@ use crate::auth;
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::{Caller, Role};
 use crate::domain::ids::{CommandId, PatientId};
-use crate::domain::patient::PatientDetails;
+use crate::domain::patient::{PatientDetails, PatientState};
 use crate::domain::time::Clock;
 use crate::error::ErrorCode;
 use crate::health::{Health, Status};
-use crate::store::Store;
+use crate::store::{self, Store};
 
 /// The demo user's name, known to everyone: it exists only where nobody else can reach the node.
 const USER: &str = "testuser@test.com";
@@ -86,6 +86,16 @@ pub(super) struct Demo {
     pub(super) request_budget: Duration,
 }
 
+/// How the database stands to the demo.
+enum Standing {
+    /// The demo user is there and may log in.
+    Made,
+    /// There is nothing yet, or a demo that a start did not finish.
+    Wanted,
+    /// Somebody has begun to use the database.
+    Unwanted,
+}
+
 /// The part's name in health: whoever waits for the node to be ready may log in then.
 const PART: &str = "demo";
 
@@ -107,9 +117,10 @@ impl Demo {
     /// by the next one. A demo whose data was changed since is left alone: the user is made last.
     async fn complete(&self) -> bool {
         let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
-        match users.list(None, 1).await {
-            Ok(found) if found.is_empty() => {}
-            Ok(found) => return found.iter().any(|user| user.email == USER && !user.disabled),
+        match self.standing().await {
+            Ok(Standing::Made) => return true,
+            Ok(Standing::Wanted) => {}
+            Ok(Standing::Unwanted) => return false,
             Err(error) => {
                 tracing::warn!(%error, "the demo was not made");
                 return false;
@@ -128,6 +139,17 @@ impl Demo {
                 false
             }
         }
+    }
+
+    async fn standing(&self) -> store::Result<Standing> {
+        if let Some(user) = self.store.find_user(USER).await? {
+            return Ok(if user.disabled { Standing::Unwanted } else { Standing::Made });
+        }
+        let first = self.store.load_patient(PatientId(Uuid::from_u128(FIRST_ID)), None).await?;
+        let begun = matches!(first.state, PatientState::Active(_));
+        let nobody = self.store.list_users(None, 1).await?.is_empty();
+        let empty = nobody && (begun || self.store.is_empty().await?);
+        Ok(if empty { Standing::Wanted } else { Standing::Unwanted })
     }
 
     /// Registers one demo patient, as soon as its shard is served.

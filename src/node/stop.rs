@@ -1,7 +1,7 @@
 //! How a node is told to stop, and the order in which it does.
 //!
-//! Every wait has a limit, and together they stay under ten seconds: what orchestrators give a process
-//! before they kill it.
+//! Every wait has a limit, and all together have one too, so that a node is gone within ten seconds:
+//! what orchestrators give a process before they kill it.
 
 use std::io;
 use std::time::Duration;
@@ -21,6 +21,8 @@ const FOLLOWERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long the regions may take to end commits and give up their leases. Leases that are not given up
 /// run out.
 const REGIONS_LIMIT: Duration = Duration::from_secs(1);
+/// How long draining may take in all.
+pub(super) const STOP_LIMIT: Duration = Duration::from_millis(7_500);
 /// How long the database may take to close its connections.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 

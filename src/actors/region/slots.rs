@@ -112,13 +112,19 @@ impl<E: Entity> Slots<E> {
         }
     }
 
+    /// The shard may start again as soon as it has a lease, at whichever try.
+    pub(super) fn pause_is_over(&mut self, shard: ShardNo) {
+        if let Some(pausing) = self.pausing.get_mut(usize::from(shard)) {
+            *pausing = false;
+        }
+    }
+
     /// The shard has a new lease: the actor to tell, if it runs.
     pub(super) fn refenced(
         &mut self,
         shard: ShardNo,
         lease: &HeldLease,
     ) -> Option<&ActorRef<ShardMessage<E>>> {
-        self.pausing[usize::from(shard)] = false;
         let slot = self.slot_mut(shard)?;
         slot.refencing = false;
         slot.lease = lease.clone();

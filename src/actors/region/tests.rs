@@ -55,6 +55,9 @@ struct SumStore {
     go: Notify,
     held: AtomicU32,
     commits: AtomicU32,
+    /// No lease can be taken.
+    refuse_leases: AtomicBool,
+    leases_refused: AtomicU32,
     next_epoch: AtomicI64,
 }
 
@@ -67,6 +70,10 @@ impl Entity for Sum {
     type Query = ();
     type QueryAnswer = usize;
     type Store = SumStore;
+
+    fn command_name(_: &i64) -> &'static str {
+        "Add"
+    }
 
     fn read(state: &i64) -> Result<i64, Refused> {
         Ok(*state)
@@ -85,6 +92,10 @@ impl Entity for Sum {
             after: state + write.command,
             command: write.command_id,
         })
+    }
+
+    fn presumed(_: &i64) -> Option<i64> {
+        None
     }
 
     fn committed(append: &SumAppend) -> (i64, i64) {
@@ -151,6 +162,10 @@ impl LeaseStore for SumStore {
         owner: &str,
         _ttl: Duration,
     ) -> store::Result<Vec<TakenLease>> {
+        if self.refuse_leases.load(Ordering::SeqCst) {
+            self.leases_refused.fetch_add(1, Ordering::SeqCst);
+            return Err(store::Error::Unavailable("as asked".into()));
+        }
         let mut epochs = self.epochs.lock().unwrap();
         let take = |shard: &ShardNo| {
             let row = epochs.entry(*shard).or_insert((0, owner.to_owned()));
@@ -302,6 +317,23 @@ async fn a_panic_in_a_shard_restarts_it_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_shard_whose_lease_is_not_to_be_had_after_a_panic_is_tried_again() {
+    let rig = rig(ROOMY, 100).await;
+    assert_eq!(rig.asker.write(&ctx(5_000), ID, 5).await, Ok(5));
+    rig.store.refuse_leases.store(true, Ordering::SeqCst);
+    let killed = rig.asker.write(&ctx(30), ID, 666).await;
+    assert_eq!(killed.map_err(|e| e.code), Err(ErrorCode::OutcomeUnknown));
+    let refused = async {
+        while rig.store.leases_refused.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), refused).await.expect("the shard asks for its lease");
+    rig.store.refuse_leases.store(false, Ordering::SeqCst);
+    assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(5));
+}
+
+#[tokio::test]
 async fn a_shard_that_fails_too_often_fails_the_node() {
     let rig = rig(ROOMY, 100).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -379,7 +411,7 @@ async fn a_full_journal_turns_away_and_what_waits_too_long_in_it_is_not_begun() 
     }
     // One is being committed; of the next two, one fills the queue and the other is turned away.
     let mut two: FuturesUnordered<_> = [ask(2, 300), ask(3, 300)].into_iter().collect();
-    assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::Unavailable));
+    assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::Overloaded));
     assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::OutcomeUnknown));
     rig.store.hold.store(false, Ordering::SeqCst);
     rig.store.go.notify_waiters();

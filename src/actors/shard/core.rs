@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::Limits;
 use crate::actors::entity::{Decision, Entity, Failure, LeaseView, Loaded, Op, Refused, Stamp};
+use crate::actors::journal::{AppendResult, NotCommitted};
 use crate::context::TraceContext;
 use crate::domain::ids::{CommandId, Epoch, EventId, ShardNo};
 use crate::domain::time::{MonoTime, Timestamp};
@@ -57,7 +58,7 @@ pub(super) enum Effect<E: Entity, T> {
     /// Answer a request.
     Reply(T, Result<E::Answer, Failure>),
     /// Read an entity, then call `loaded`.
-    Load { id: Uuid, command: Option<CommandId> },
+    Load { id: Uuid, command: Option<CommandId>, trace: TraceContext },
     /// Write, unless `deadline` has passed before it is begun; then call `appended`.
     Append { id: Uuid, append: E::Append, deadline: MonoTime, trace: TraceContext },
     /// Take the lease anew, under a new epoch, then call `refenced`.
@@ -83,8 +84,9 @@ enum Phase<E: Entity, T> {
 
 struct Appending<E: Entity, T> {
     request: Request<E, T>,
-    /// The state the decision was made on: what holds if the append is refused.
-    before: E::State,
+    /// The state the decision was made on: what holds if the append is refused. None if it was only
+    /// presumed.
+    before: Option<E::State>,
     after: E::State,
     answer: E::Answer,
     epoch: Epoch,
@@ -162,8 +164,34 @@ impl<E: Entity, T> Core<E, T> {
                 let state = state.clone();
                 self.go_on(id, state, VecDeque::from([request]), world);
             }
+            (None, Op::Write(write)) if !write.maybe_done && E::presumed(&write.command).is_some() => {
+                self.presume(id, request, world);
+            }
             (None, _) => self.load(id, VecDeque::from([request])),
         }
+    }
+
+    /// Decides on the state that the command presumes, which spares a read of the database. The commit
+    /// checks it: if it is another one, the append is a conflict and the entity is read after all. Only
+    /// an append may come of a presumption; an answer or a refusal needs the state as it is.
+    fn presume(&mut self, id: Uuid, request: Request<E, T>, world: &impl World) {
+        let append = match &request.op {
+            Op::Write(write) => E::presumed(&write.command).and_then(|state| {
+                match E::decide(id, &state, write, &self.stamp(world)) {
+                    Decision::Append(append) => Some(append),
+                    Decision::Answer(_) | Decision::Refuse(_) => None,
+                }
+            }),
+            Op::Read => None,
+        };
+        match append {
+            Some(append) => self.append(id, append, request, None, VecDeque::new()),
+            None => self.load(id, VecDeque::from([request])),
+        }
+    }
+
+    fn stamp(&self, world: &impl World) -> Stamp {
+        Stamp { now: world.now(), event_id: world.event_id(), shard: self.shard, epoch: self.epoch }
     }
 
     /// The database was read.
@@ -191,7 +219,7 @@ impl<E: Entity, T> Core<E, T> {
     }
 
     /// A commit has ended.
-    pub(super) fn appended(&mut self, id: Uuid, result: store::Result<AppendOutcome>, world: &impl World) {
+    pub(super) fn appended(&mut self, id: Uuid, result: AppendResult, world: &impl World) {
         let Some(Active { phase, waiting }) = self.take_active(id, |p| matches!(p, Phase::Appending(_)))
         else {
             return;
@@ -205,18 +233,37 @@ impl<E: Entity, T> Core<E, T> {
             }
             Ok(AppendOutcome::EmailTaken) => {
                 self.fail(request, Failure::Refused(Refused::EmailTaken));
-                self.go_on(id, before, waiting, world);
+                self.go_back(id, before, waiting, world);
             }
             Ok(AppendOutcome::Conflict) => self.look_again(id, request, waiting),
             Ok(AppendOutcome::Fenced) => self.fenced(id, epoch, request, waiting),
-            Err(store::Error::Unavailable(_) | store::Error::Broken(_)) => {
-                self.fail(request, Failure::Unavailable);
-                self.go_on(id, before, waiting, world);
-            }
-            Err(store::Error::Unknown(_)) => {
+            Err(NotCommitted::Store(store::Error::Unknown(_))) => {
                 self.fail(request, Failure::Unknown);
                 self.hold(id, waiting);
             }
+            Err(undone) => {
+                let failure = match undone {
+                    NotCommitted::Full => Failure::Busy,
+                    NotCommitted::Late => Failure::Expired,
+                    NotCommitted::Store(_) => Failure::Unavailable,
+                };
+                self.fail(request, failure);
+                self.go_back(id, before, waiting, world);
+            }
+        }
+    }
+
+    /// Nothing came of an append: the state before it holds, and is read if it was only presumed.
+    fn go_back(
+        &mut self,
+        id: Uuid,
+        before: Option<E::State>,
+        waiting: VecDeque<Request<E, T>>,
+        world: &impl World,
+    ) {
+        match before {
+            Some(state) => self.go_on(id, state, waiting, world),
+            None => self.load(id, waiting),
         }
     }
 
@@ -264,21 +311,13 @@ impl<E: Entity, T> Core<E, T> {
                     waiting.push_front(request);
                     return self.load(id, waiting);
                 }
-                Op::Write(write) => {
-                    let stamp = Stamp {
-                        now: world.now(),
-                        event_id: world.event_id(),
-                        shard: self.shard,
-                        epoch: self.epoch,
-                    };
-                    match E::decide(id, &state, write, &stamp) {
-                        Decision::Append(append) => {
-                            return self.append(id, append, request, state, waiting);
-                        }
-                        Decision::Answer(answer) => Ok(answer),
-                        Decision::Refuse(refused) => Err(Failure::Refused(refused)),
+                Op::Write(write) => match E::decide(id, &state, write, &self.stamp(world)) {
+                    Decision::Append(append) => {
+                        return self.append(id, append, request, Some(state), waiting);
                     }
-                }
+                    Decision::Answer(answer) => Ok(answer),
+                    Decision::Refuse(refused) => Err(Failure::Refused(refused)),
+                },
             };
             let holds = world.lease().holds(world.mono());
             self.reply(request, outcome, holds);
@@ -291,7 +330,7 @@ impl<E: Entity, T> Core<E, T> {
         id: Uuid,
         append: E::Append,
         request: Request<E, T>,
-        before: E::State,
+        before: Option<E::State>,
         waiting: VecDeque<Request<E, T>>,
     ) {
         let (after, answer) = E::committed(&append);
@@ -352,13 +391,19 @@ impl<E: Entity, T> Core<E, T> {
         if !self.serving {
             return self.fail_all(waiting, Failure::NotServing);
         }
-        let command = match waiting.front().map(|request| &request.op) {
-            Some(Op::Write(write)) if write.maybe_done => Some(write.command_id),
+        let Some(first) = waiting.front() else {
+            // Nobody is left who wants to know.
+            self.hot.pop(&id);
+            return;
+        };
+        let trace = first.trace;
+        let command = match &first.op {
+            Op::Write(write) if write.maybe_done => Some(write.command_id),
             _ => None,
         };
         self.hot.pop(&id);
         self.active.insert(id, Active { phase: Phase::Loading, waiting });
-        self.effects.push(Effect::Load { id, command });
+        self.effects.push(Effect::Load { id, command, trace });
     }
 
     fn keep(&mut self, id: Uuid, state: E::State) {

@@ -105,9 +105,9 @@ async fn compare(region: &Region, model: &Model) {
 }
 
 pub(super) async fn random_histories_match_the_model(store: Arc<dyn Store>) {
-    let seed = std::env::var("HYGEIA_TEST_SEED").ok().and_then(|s| s.parse().ok());
+    let seed = std::env::var("HYGEIA_SEED").ok().and_then(|s| s.parse().ok());
     let seed: u64 = seed.unwrap_or_else(|| fastrand::u64(..));
-    println!("HYGEIA_TEST_SEED={seed}");
+    println!("HYGEIA_SEED={seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
     let region = Region::start(&store).await;
     let mut model = Model::default();

@@ -246,7 +246,8 @@ impl Sim {
             InFlight::Append { id, told: told @ false, done: None, .. } if lost_answer => {
                 // The shard hears that nothing is known, and the transaction is still on its way.
                 *told = true;
-                let (id, unknown) = (*id, Err(store::Error::Unknown("drawn".into())));
+                let unknown = store::Error::Unknown("drawn".into());
+                let (id, unknown) = (*id, Err(NotCommitted::Store(unknown)));
                 self.core.appended(id, unknown, &self.world);
             }
             InFlight::Append { append, done: done @ None, .. } => {
@@ -273,9 +274,14 @@ impl Sim {
             InFlight::Load { id, read: Some(read), .. } => self.core.loaded(id, read, &self.world),
             InFlight::Append { id, done: Some(outcome), told: false, .. } => {
                 let aborted = outcome != AppendOutcome::Committed && self.rng.u32(0..10) == 0;
+                let undone = match self.rng.u32(0..3) {
+                    0 => NotCommitted::Full,
+                    1 => NotCommitted::Late,
+                    _ => NotCommitted::Store(store::Error::Unavailable("drawn".into())),
+                };
                 let result = match (lost_answer, aborted) {
-                    (true, _) => Err(store::Error::Unknown("drawn".into())),
-                    (false, true) => Err(store::Error::Unavailable("drawn".into())),
+                    (true, _) => Err(NotCommitted::Store(store::Error::Unknown("drawn".into()))),
+                    (false, true) => Err(undone),
                     (false, false) => Ok(outcome),
                 };
                 self.core.appended(id, result, &self.world);
@@ -356,7 +362,7 @@ impl Sim {
                     assert!(question.answer.is_none(), "question {ticket} was answered twice");
                     question.answer = Some((self.step, result));
                 }
-                Effect::Load { id, command } => {
+                Effect::Load { id, command, .. } => {
                     self.in_flight.push(InFlight::Load { id, command, read: None });
                 }
                 Effect::Append { id, append, .. } => {
