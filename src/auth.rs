@@ -4,9 +4,11 @@
 //! - A token is a JWT (RFC 7519) under HS256 and no other algorithm; issuer, subject, role and an end are
 //!   required of it.
 //! - A token holds only while its user exists and is not disabled; that is known anew at least every
-//!   `user_cache_ms`. If the database cannot be asked, nobody is refused as unknown: it is `Unavailable`.
+//!   `user_cache_ms`. If the database cannot be asked, nobody is refused as unknown: it is `Unavailable`, or
+//!   `Internal` if it is broken.
 //! - A login that fails says and costs the same whether the user is unknown, disabled, or the password
-//!   wrong or too long.
+//!   wrong or too long. Where `bcrypt_cost` was lowered, hashes made before still cost more to check, and so
+//!   tell their users from unknown ones until the passwords are set anew.
 //! - Memory is bounded: the caches have a capacity, and hashing has a queue with an end.
 //! - No password, hash, token, secret or e-mail address is logged or printed.
 
@@ -218,11 +220,11 @@ impl Auth {
         Ok(Auth { inner: Arc::new(Inner { signer, hasher, callers }) })
     }
 
-    /// A token for the user of `email` if `password` is theirs. Always costs one hash.
+    /// A token for the user of `email` if `password` is theirs. To be told that it is not costs one hash, too.
     ///
     /// # Errors
     /// `Unauthenticated`: they do not fit, without a word on which. `Overloaded`: too many log in.
-    /// `Unavailable`: the database cannot say.
+    /// `Unavailable`: the database cannot say. `Internal`: the stored hash is damaged.
     pub async fn login(&self, email: &str, password: &str) -> Result<Token> {
         let outcome = self.try_login(email, password).await;
         let label = match &outcome {

@@ -33,7 +33,8 @@ pub enum ErrorCode {
     Unavailable,
     /// The deadline passed. Nothing was done.
     DeadlineExceeded,
-    /// It cannot be known whether the change was made: ask, or repeat under the same command id.
+    /// It cannot be known whether the change was made, or will be: look for it (of a registration the caller is
+    /// told the id), or, inside the cluster, repeat it under the same command id.
     OutcomeUnknown,
     /// A fault of ours.
     Internal,

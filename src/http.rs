@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! listener ─► axum router ─► pipeline ─────────────────────────────────► handler ─► actors' handles
-//!  connections, head size     trace, admission, deadline, token, body      patients, billing, …
+//!  connections, head size     trace, deadline, token, body, admission      patients, billing, …
 //!  and time, drain            then headers, metrics, one log line
 //! ```
 //!
@@ -58,7 +58,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// A request is answered within this time after its head was read, whatever happens.
     pub request_deadline_ms: u64,
-    /// Requests worked on at once; beyond, they are refused as `OVERLOADED`. Health and metrics do not count.
+    /// Requests worked on at once; beyond, they are refused as `OVERLOADED`. Health and metrics do not count, nor
+    /// does a request that has not come in whole: a slow sender takes a connection, and no place.
     pub in_flight_max: usize,
     /// Connections held at once, a file descriptor each. Further ones wait in the kernel's queue until one is
     /// free, which `header_timeout_ms` sees to. More than `in_flight_max`, so that what is too much is told so.
@@ -73,6 +74,8 @@ pub struct Settings {
     /// The longest request body.
     pub body_max_bytes: usize,
     /// How long a client may leave an answer unread before its connection is ended (TCP user timeout, RFC 5482).
+    /// One that reads on, however slowly, is not ended: it takes a connection and one answer's memory, and no
+    /// place among the requests in flight.
     pub write_stall_ms: u32,
     /// How long requests in flight may still take when the node stops.
     pub drain_timeout_ms: u64,

@@ -1,7 +1,8 @@
 //! Passwords: BCrypt (Provos and Mazières, 1999) on a bounded pool of blocking threads.
 //!
 //! Invariants: no more threads hash than `hashing_threads_max`, no more callers wait than
-//! `hashing_queue_max`; a check costs as much as a new hash would, whatever it is checked against.
+//! `hashing_queue_max`; a check costs at least as much as a new hash would, whatever it is checked against, and
+//! more only against a hash of a higher cost than is set now.
 
 use std::hint::black_box;
 use std::str::FromStr;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -29,6 +30,9 @@ use crate::error::{Error, ErrorCode};
 
 /// The most time that is kept back from the budget so that the answer still leaves within it.
 const RESERVE_MAX: Duration = Duration::from_millis(20);
+
+/// Streams of the probes (health's `Watch`, reflection) that may be open at once: they have no end of their own.
+pub(super) const PROBE_STREAMS_MAX: usize = 64;
 
 /// What a service knows of the call it serves, from the request's extensions.
 #[derive(Clone)]
@@ -58,13 +62,15 @@ struct Shared {
     clock: Arc<dyn Clock>,
     timeout: Duration,
     calls: Arc<Semaphore>,
+    probe_streams: Arc<Semaphore>,
 }
 
 impl Envelope {
     /// At most `in_flight_max` calls over all connections, none longer than `timeout`.
     pub(super) fn new(clock: Arc<dyn Clock>, timeout: Duration, in_flight_max: usize) -> Self {
         let calls = Arc::new(Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS)));
-        Envelope { shared: Arc::new(Shared { clock, timeout, calls }) }
+        let probe_streams = Arc::new(Semaphore::new(PROBE_STREAMS_MAX));
+        Envelope { shared: Arc::new(Shared { clock, timeout, calls, probe_streams }) }
     }
 }
 
@@ -125,8 +131,11 @@ impl Shared {
         let answer = match self.admit(method, &request) {
             Ok(permits) => {
                 let answer = run(service, request, &call, budget.saturating_sub(reserve)).await;
-                drop(permits);
-                answer
+                if method.is_probe_stream() {
+                    answer.map(|response| holding(response, permits))
+                } else {
+                    answer
+                }
             }
             Err(error) => Err(error),
         };
@@ -135,11 +144,14 @@ impl Shared {
         response
     }
 
-    /// The right to run, for as long as the permits are held. Probes are always let in: a busy server
-    /// must not look like a dead one.
+    /// The right to run, for as long as the permits are held. Single questions of probes are always let in:
+    /// a busy server must not look like a dead one.
     fn admit(&self, method: Method, request: &Request<Body>) -> Result<Permits, Error> {
-        let Method::CreateBillingAccount = method else { return Ok((None, None)) };
         let full = |_| Error::new(ErrorCode::Overloaded, "Too many calls at the same time");
+        if method.is_probe_stream() {
+            return Ok((None, Some(Arc::clone(&self.probe_streams).try_acquire_owned().map_err(full)?)));
+        }
+        let Method::CreateBillingAccount = method else { return Ok((None, None)) };
         let on_connection = match request.extensions().get::<ConnectionInfo>() {
             Some(connection) => Some(Arc::clone(&connection.calls).try_acquire_owned().map_err(full)?),
             None => None,
@@ -150,6 +162,16 @@ impl Shared {
 }
 
 type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
+
+/// `response`, which gives back `permits` at the end of its stream.
+fn holding(response: Response<Body>, permits: Permits) -> Response<Body> {
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &permits;
+            frame
+        }))
+    })
+}
 
 async fn run<S>(
     mut service: S,
@@ -211,15 +233,21 @@ fn log(method: Method, code: &'static str, hop: &TraceContext, took: Duration) {
 enum Method {
     CreateBillingAccount,
     Health,
+    Watch,
     Reflection,
     Other,
 }
 
 impl Method {
+    /// Whether it answers with a stream that ends when its caller likes.
+    const fn is_probe_stream(self) -> bool {
+        matches!(self, Method::Watch | Method::Reflection)
+    }
+
     const fn as_str(self) -> &'static str {
         match self {
             Method::CreateBillingAccount => "BillingService/CreateBillingAccount",
-            Method::Health => "grpc.health.v1.Health",
+            Method::Health | Method::Watch => "grpc.health.v1.Health",
             Method::Reflection => "grpc.reflection",
             Method::Other => "other",
         }
@@ -229,6 +257,7 @@ impl Method {
 fn method(path: &str) -> Method {
     match path {
         "/BillingService/CreateBillingAccount" => Method::CreateBillingAccount,
+        "/grpc.health.v1.Health/Watch" => Method::Watch,
         _ if path.starts_with("/grpc.health.v1.Health/") => Method::Health,
         _ if path.starts_with("/grpc.reflection.") => Method::Reflection,
         _ => Method::Other,

@@ -147,8 +147,9 @@ fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
     for code in failures(endpoint) {
         by_status.entry(code.http_status()).or_default().push(code);
     }
+    let registers = endpoint.verb == Verb::Post && endpoint.path == "/api/patients";
     for (status, codes) in by_status {
-        let response = problem_response(&codes);
+        let response = problem_response(&codes, registers);
         operation.responses.responses.entry(status.to_string()).or_insert(RefOr::T(response));
     }
     let trace = header("The trace of the request (W3C Trace Context).");
@@ -183,9 +184,9 @@ fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
     codes
 }
 
-fn problem_response(codes: &[ErrorCode]) -> utoipa::openapi::Response {
+fn problem_response(codes: &[ErrorCode], registers: bool) -> utoipa::openapi::Response {
     let titles: Vec<&str> = codes.iter().map(|code| code.title()).collect();
-    let examples = codes.iter().map(|code| (code.as_str(), example(*code)));
+    let examples = codes.iter().map(|code| (code.as_str(), example(*code, registers)));
     let content = ContentBuilder::new()
         .schema(Some(Ref::from_schema_name("Problem")))
         .examples_from_iter(examples)
@@ -208,7 +209,7 @@ fn header(description: &str) -> utoipa::openapi::header::Header {
         .build()
 }
 
-fn example(code: ErrorCode) -> utoipa::openapi::example::Example {
+fn example(code: ErrorCode, registers: bool) -> utoipa::openapi::example::Example {
     let mut problem = serde_json::json!({
         "type": format!("urn:hygeia:problem:{}", code.as_str()),
         "title": code.title(),
@@ -219,6 +220,9 @@ fn example(code: ErrorCode) -> utoipa::openapi::example::Example {
     });
     if code == ErrorCode::Invalid {
         problem["errors"] = serde_json::json!({"name": "Name is required"});
+    }
+    if code == ErrorCode::OutcomeUnknown && registers {
+        problem["patientId"] = serde_json::json!("123e4567-e89b-12d3-a456-426614174000");
     }
     utoipa::openapi::example::ExampleBuilder::new().value(Some(problem)).build()
 }
@@ -285,7 +289,7 @@ mod tests {
             assert_eq!(missing, Vec::<String>::new());
             assert_eq!(document["components"]["securitySchemes"]["bearer"]["scheme"], "bearer");
             let problem = &document["components"]["schemas"]["Problem"]["properties"];
-            for field in ["type", "title", "status", "detail", "code", "traceId", "errors"] {
+            for field in ["type", "title", "status", "detail", "code", "traceId", "patientId", "errors"] {
                 assert!(problem[field].is_object(), "{field}");
             }
             let schemas = document["components"]["schemas"].as_object().expect("schemas");

@@ -1,4 +1,7 @@
 //! `/health` and `/metrics`: for those who run the node. Open, and answered at any load.
+//!
+//! Invariant: as anyone may ask, no part's reason is told further than its first words, which are fixed. What the
+//! database, the broker or the system said (hosts, users, files) follows after a colon, and stands in the log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +37,7 @@ pub(super) struct PartBody {
     /// `ready`; `explained`: it does not work for now, which does not keep the node from serving; `not ready`.
     #[schema(value_type = String)]
     status: &'static str,
+    /// In general; what exactly stands in the node's log.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -65,14 +69,20 @@ fn readiness(health: &Health) -> (StatusCode, ReadinessBody) {
     let (ready, parts) = health.snapshot();
     let shown = |status| match status {
         Status::Ready => PartBody { status: "ready", reason: None },
-        Status::Explained(reason) => PartBody { status: "explained", reason: Some(reason) },
-        Status::NotReady(reason) => PartBody { status: "not ready", reason: Some(reason) },
+        Status::Explained(reason) => PartBody { status: "explained", reason: Some(fixed_words(reason)) },
+        Status::NotReady(reason) => PartBody { status: "not ready", reason: Some(fixed_words(reason)) },
     };
     let body = ReadinessBody {
         status: if ready { "ready" } else { "not ready" },
         parts: parts.into_iter().map(|(part, status)| (part, shown(status))).collect(),
     };
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
+}
+
+/// `reason` up to what a part was told by others.
+fn fixed_words(mut reason: String) -> String {
+    reason.truncate(reason.find(": ").unwrap_or(reason.len()));
+    reason
 }
 
 /// The metrics as Prometheus text.
@@ -101,10 +111,13 @@ mod tests {
             json!({"status": "ready", "parts": {
                 "store": {"status": "ready"}, "consumer": {"status": "explained", "reason": "joining"}}})
         );
-        health.report("store", Status::NotReady("away".into()));
+        let told = "the database is unavailable: canary at canary-host";
+        health.report("store", Status::NotReady(told.into()));
+        health.report("consumer", Status::Explained("the broker is away: canary-host".into()));
         let (status, body) = readiness(&health);
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(body.status, "not ready");
-        assert_eq!(body.parts["store"].reason.as_deref(), Some("away"));
+        assert_eq!(body.parts["store"].reason.as_deref(), Some("the database is unavailable"));
+        assert_eq!(body.parts["consumer"].reason.as_deref(), Some("the broker is away"));
     }
 }

@@ -119,7 +119,10 @@ pub(super) fn id_of(call: &Call, field: &'static str) -> Result<PatientId, Failu
 
 /// Registers a patient.
 ///
-/// The e-mail address must be no other living patient's.
+/// The e-mail address must be no other living patient's. If the outcome is not known (504, `OUTCOME_UNKNOWN`), the
+/// problem's `patientId` is the id to look for: once it is found, the patient is registered; while it is not, a
+/// transaction still under way may yet make it. Sending the same form again cannot register twice: the address is
+/// taken then.
 #[utoipa::path(post, path = "/api/patients", operation_id = "registerPatient", tag = "patients",
     request_body = PatientForm,
     responses(
@@ -129,7 +132,7 @@ pub(super) fn id_of(call: &Call, field: &'static str) -> Result<PatientId, Failu
 pub(super) async fn register(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let today = app.clock.now().date();
     let details = ruled(&call.body, |input| registration(input, today))?;
-    let id = PatientId(Uuid::now_v7());
+    let id = *call.registers.get_or_init(|| PatientId(Uuid::now_v7()));
     let patient = app.patients.register(&call.ctx, id, details).await?;
     let mut response = reply::json(StatusCode::CREATED, &PatientBody::from(&*patient))?;
     if let Ok(location) = HeaderValue::try_from(format!("/api/patients/{}", patient.id)) {

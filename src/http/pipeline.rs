@@ -1,10 +1,13 @@
-//! What happens to every request, in this order: route (404, 405), admission (503), token (401), body (413, 415,
-//! 408), handler; around it all the trace, the deadline, the catching of panics, and the notes. Endpoints are data
+//! What happens to every request, in this order: route (404, 405), token (401), body (413, 415, 408), admission
+//! (503), handler; around it all the trace, the deadline, the catching of panics, and the notes. Endpoints are data
 //! (`Endpoint`), so that the router and the documentation are made of the same table.
+//!
+//! Admission comes last: a request that is still on its way, or from nobody known, takes no place from one that
+//! could be worked on.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -18,11 +21,12 @@ use futures::future::BoxFuture;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, HeaderMap};
 use http::{HeaderName, HeaderValue, request};
 use metrics::Gauge;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::auth::{self, Auth};
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Caller;
+use crate::domain::ids::PatientId;
 use crate::domain::time::{Clock, MonoTime};
 use crate::error::ErrorCode;
 
@@ -120,6 +124,8 @@ pub(super) struct Call {
     pub(super) parts: request::Parts,
     pub(super) body: Bytes,
     pub(super) path: &'static str,
+    /// Where a handler says which patient it is about to register: an unknown outcome tells the caller.
+    pub(super) registers: Arc<OnceLock<PatientId>>,
 }
 
 /// What of `path` the placeholder at the end of `template` stands for.
@@ -159,29 +165,12 @@ impl<S: Send + Sync + 'static> Edge<S> {
     async fn serve(&self, endpoint: &'static Endpoint<S>, meter: &Meter, request: Request) -> Response {
         let began = self.clock.mono();
         let trace = trace_of(request.headers());
-        let working = AssertUnwindSafe(self.admit(endpoint, began, &trace, request));
+        let working = AssertUnwindSafe(self.within_deadline(endpoint, began, &trace, request));
         let outcome = working.catch_unwind().await.unwrap_or_else(|_panic| {
             meter.note_panic(&trace);
             Err(Failure::new(ErrorCode::Internal, "The request could not be worked on"))
         });
         self.finish(outcome, meter, &trace, began)
-    }
-
-    async fn admit(
-        &self,
-        endpoint: &'static Endpoint<S>,
-        began: MonoTime,
-        trace: &TraceContext,
-        request: Request,
-    ) -> Result<Response, Failure> {
-        if endpoint.admission == Admission::Exempt {
-            return self.within_deadline(endpoint, began, trace, request).await;
-        }
-        let Ok(_admitted) = self.admitted.try_acquire() else {
-            return Err(Failure::new(ErrorCode::Overloaded, "Too many requests are being worked on"));
-        };
-        let _counted = Counted::one_more(&self.in_flight);
-        self.within_deadline(endpoint, began, trace, request).await
     }
 
     async fn within_deadline(
@@ -193,10 +182,14 @@ impl<S: Send + Sync + 'static> Edge<S> {
     ) -> Result<Response, Failure> {
         let stage = Stage::new();
         let working = self.perform(endpoint, began, trace, request, &stage);
-        match tokio::time::timeout(self.deadline, working).await {
+        let outcome = match tokio::time::timeout(self.deadline, working).await {
             Ok(outcome) => outcome,
             Err(_) => Err(stage.late(endpoint.effect)),
-        }
+        };
+        outcome.map_err(|failure| match failure.error.code {
+            ErrorCode::OutcomeUnknown => Failure { registers: stage.registers.get().copied(), ..failure },
+            _ => failure,
+        })
     }
 
     async fn perform(
@@ -216,6 +209,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 return Err(failure);
             }
         };
+        let _admitted = self.admit(endpoint.admission)?;
         let (app, path) = (Arc::clone(&self.app), endpoint.path);
         stage.enter(Stage::HANDED_OVER);
         match (&endpoint.handler, caller) {
@@ -224,7 +218,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 let spent = self.clock.mono().since(began) + ANSWER_MARGIN;
                 let budget = self.deadline.saturating_sub(spent);
                 let ctx = RequestContext::new(caller, *trace, &*self.clock, budget);
-                handler(app, Call { ctx, parts, body, path }).await
+                let registers = Arc::clone(&stage.registers);
+                handler(app, Call { ctx, parts, body, path, registers }).await
             }
             (Handler::Named(_), None) => Err(Failure::new(ErrorCode::Unauthenticated, "A token is needed")),
         }
@@ -250,6 +245,17 @@ impl<S: Send + Sync + 'static> Edge<S> {
             }
         };
         Ok((caller, body))
+    }
+
+    /// A place among the requests worked on, for as long as it is held.
+    fn admit(&self, admission: Admission) -> Result<Option<Admitted<'_>>, Failure> {
+        if admission == Admission::Exempt {
+            return Ok(None);
+        }
+        match self.admitted.try_acquire() {
+            Ok(permit) => Ok(Some(Admitted::new(permit, &self.in_flight))),
+            Err(_) => Err(Failure::new(ErrorCode::Overloaded, "Too many requests are being worked on")),
+        }
     }
 
     async fn caller(&self, headers: &HeaderMap) -> Result<Caller, Failure> {
@@ -307,7 +313,11 @@ impl<S: Send + Sync + 'static> Edge<S> {
 }
 
 /// How far a request has come: what being late means depends on it.
-struct Stage(AtomicU8);
+struct Stage {
+    reached: AtomicU8,
+    /// `Call::registers`
+    registers: Arc<OnceLock<PatientId>>,
+}
 
 impl Stage {
     const CHECKING: u8 = 0;
@@ -315,15 +325,15 @@ impl Stage {
     const HANDED_OVER: u8 = 2;
 
     fn new() -> Self {
-        Stage(AtomicU8::new(Self::CHECKING))
+        Stage { reached: AtomicU8::new(Self::CHECKING), registers: Arc::default() }
     }
 
     fn enter(&self, stage: u8) {
-        self.0.store(stage, Ordering::Relaxed);
+        self.reached.store(stage, Ordering::Relaxed);
     }
 
     fn late(&self, effect: Effect) -> Failure {
-        match (self.0.load(Ordering::Relaxed), effect) {
+        match (self.reached.load(Ordering::Relaxed), effect) {
             (Self::RECEIVING, _) => Failure::new(ErrorCode::RequestTimeout, "The body did not come in time"),
             (Self::HANDED_OVER, Effect::Writes) => Failure::new(
                 ErrorCode::OutcomeUnknown,
@@ -334,19 +344,22 @@ impl Stage {
     }
 }
 
-/// Counts one request for as long as it lives, also if it is dropped unfinished.
-struct Counted<'a>(&'a Gauge);
+/// The place of one request, which it leaves also if it is dropped unfinished.
+struct Admitted<'a> {
+    _permit: SemaphorePermit<'a>,
+    in_flight: &'a Gauge,
+}
 
-impl<'a> Counted<'a> {
-    fn one_more(gauge: &'a Gauge) -> Self {
-        gauge.increment(1.0);
-        Counted(gauge)
+impl<'a> Admitted<'a> {
+    fn new(permit: SemaphorePermit<'a>, in_flight: &'a Gauge) -> Self {
+        in_flight.increment(1.0);
+        Admitted { _permit: permit, in_flight }
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        self.0.decrement(1.0);
+        self.in_flight.decrement(1.0);
     }
 }
 

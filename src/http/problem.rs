@@ -8,8 +8,10 @@ use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::context::TraceContext;
+use crate::domain::ids::PatientId;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
@@ -24,11 +26,13 @@ pub(super) struct Failure {
     pub(super) other_fields: BTreeMap<String, &'static str>,
     /// Whether a token was shown, and does not hold (RFC 6750, section 3.1).
     pub(super) token_shown: bool,
+    /// For `OutcomeUnknown` of a registration: the id that the patient has, if there is one.
+    pub(super) registers: Option<PatientId>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure { error, other_fields: BTreeMap::new(), token_shown: false }
+        Failure { error, other_fields: BTreeMap::new(), token_shown: false, registers: None }
     }
 }
 
@@ -79,6 +83,7 @@ impl Failure {
             detail,
             code: code.as_str(),
             trace_id: format!("{:032x}", trace.trace_id),
+            patient_id: self.registers.map(|id| id.0),
             errors,
         };
         serde_json::to_vec(&problem).unwrap_or_default()
@@ -106,6 +111,10 @@ pub(super) struct Problem<'a> {
     code: &'a str,
     /// The trace of the request: what to tell whoever runs the system.
     trace_id: String,
+    /// With `OUTCOME_UNKNOWN` of a registration: the id that the patient has if it was registered, to look for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = Uuid)]
+    patient_id: Option<Uuid>,
     /// What is wrong, by field.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     errors: BTreeMap<&'a str, &'a str>,

@@ -22,12 +22,16 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Auth;
 use crate::auth::fake::{FakeClock, FakeUsers, auth};
 use crate::clock::SystemClock;
+use crate::domain::ids::PatientId;
+use crate::error::ErrorCode;
 
 use super::listener::{Drained, Listener};
-use super::pipeline::{Admission, Edge, Effect, Endpoint, Handler, Takes, Verb, router};
+use super::pipeline::{Admission, Call, Edge, Effect, Endpoint, Handler, Takes, Verb, router};
+use super::problem::Failure;
 use super::{Settings, reply};
 
 const EMAIL: &str = "ada@example.com";
+const PATIENT: PatientId = PatientId(uuid::Uuid::from_u128(7));
 /// Far longer than anything here takes, so that a hang fails and a slow machine does not.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -51,8 +55,9 @@ impl Drop for LetGo {
 
 type Shared = Arc<Switches>;
 
-static ENDPOINTS: [Endpoint<Shared>; 9] = [
+static ENDPOINTS: [Endpoint<Shared>; 12] = [
     endpoint(Verb::Get, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
+    endpoint(Verb::Post, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
     endpoint(
         Verb::Get,
         "/named/{id}",
@@ -68,6 +73,8 @@ static ENDPOINTS: [Endpoint<Shared>; 9] = [
     endpoint(Verb::Get, "/hold", Handler::Open(|app, _| hold(app).boxed())),
     endpoint(Verb::Get, "/never", Handler::Named(|_, _| std::future::pending().boxed())),
     endpoint(Verb::Put, "/never", Handler::Named(|_, _| std::future::pending().boxed())),
+    endpoint(Verb::Post, "/register/late", Handler::Named(|_, call| register(call, false).boxed())),
+    endpoint(Verb::Post, "/register/unknown", Handler::Named(|_, call| register(call, true).boxed())),
     endpoint(Verb::Get, "/panic", Handler::Open(|_, _| async { panic!("canary") }.boxed())),
     endpoint(Verb::Get, "/big", Handler::Open(|app, _| async move { Ok(big(Arc::clone(&app))) }.boxed())),
     Endpoint {
@@ -88,10 +95,19 @@ const fn endpoint(verb: Verb, path: &'static str, handler: Handler<Shared>) -> E
     Endpoint { verb, path, refuses: &[], takes, effect, admission: Admission::Counted, handler }
 }
 
-async fn hold(app: Arc<Shared>) -> Result<Response, super::problem::Failure> {
+async fn hold(app: Arc<Shared>) -> Result<Response, Failure> {
     app.held.fetch_add(1, Ordering::SeqCst);
     app.gate.acquire().await.expect("never closed").forget();
     Ok(reply::empty(StatusCode::OK))
+}
+
+/// Says which patient it would register, and then that the outcome is unknown, or nothing at all.
+async fn register(call: Call, answers: bool) -> Result<Response, Failure> {
+    _ = call.registers.set(PATIENT);
+    if answers {
+        return Err(Failure::new(ErrorCode::OutcomeUnknown, "no answer"));
+    }
+    std::future::pending().await
 }
 
 /// 256 MiB, more than all buffers between here and a client.

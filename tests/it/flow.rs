@@ -46,8 +46,8 @@ async fn everything_follows(node: &Node) {
 }
 
 #[tokio::test]
-async fn on_the_embedded_defaults() {
-    let (_site, node) = Node::embedded().await;
+async fn on_the_defaults() {
+    let (_site, node) = Node::fresh().await;
     everything_follows(&node).await;
 }
 
@@ -61,7 +61,7 @@ async fn on_postgres() {
 
 #[tokio::test]
 async fn the_demo_is_there_once_and_only_on_the_embedded_defaults() {
-    let (site, mut node) = Node::embedded().await;
+    let (site, mut node) = Node::demo().await;
     let token = node.login().await;
     let john = node.get_json(&token, "/api/patients/123e4567-e89b-12d3-a456-426614174000").await;
     assert_eq!((&john["name"], &john["email"]), (&json!("John Doe"), &json!("john.doe@example.com")));
@@ -84,7 +84,7 @@ async fn the_demo_is_there_once_and_only_on_the_embedded_defaults() {
 /// A restart forgets what the embedded broker held; what analytics had not counted is published again.
 #[tokio::test]
 async fn a_broker_that_forgets_costs_no_event() {
-    let site = Site::embedded();
+    let site = Site::demo();
     let mut expected = 15;
     for round in 0..3 {
         let node = site.start().await;

@@ -45,7 +45,7 @@ async fn open(
 
 #[tokio::test]
 async fn the_same_patient_has_the_same_account_on_both_edges() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let mut client = BillingServiceClient::new(channel(&node).await);
     let patient = Uuid::now_v7();
@@ -69,7 +69,7 @@ async fn the_same_patient_has_the_same_account_on_both_edges() {
 
 #[tokio::test]
 async fn fifty_at_once_open_one_account() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let (one, other) = (channel(&node).await, channel(&node).await);
     let patient = Uuid::now_v7();
@@ -89,7 +89,7 @@ async fn fifty_at_once_open_one_account() {
 
 #[tokio::test]
 async fn a_stranger_is_refused_and_a_mistake_is_named() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let mut client = BillingServiceClient::new(channel(&node).await);
     let none = client.create_billing_account(holder(Uuid::now_v7())).await.expect_err("no token");
     assert_eq!(none.code(), Code::Unauthenticated);
@@ -146,7 +146,7 @@ impl Decoder for AsBytes {
 /// two in the fields 1 and 2, under a service name without a package.
 #[tokio::test]
 async fn clients_in_the_field_are_understood() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let mut request = Vec::new();
     request.extend(b"\x0a\x24123e4567-e89b-12d3-a456-426614174999");

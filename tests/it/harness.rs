@@ -36,6 +36,11 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
     }
 }
 
+/// The brokers that `HYGEIA_TEST_KAFKA` names, for tests that do not need the embedded one.
+fn outside_brokers() -> Option<String> {
+    std::env::var("HYGEIA_TEST_KAFKA").ok().filter(|brokers| !brokers.is_empty())
+}
+
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -51,13 +56,10 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// The embedded defaults, on ports of their own.
-    pub(crate) fn embedded() -> Self {
+    /// The embedded defaults, on ports of their own: the demo with its broker, whatever `HYGEIA_TEST_KAFKA`
+    /// says. For tests that are about either of them.
+    pub(crate) fn demo() -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        Self::at(directory)
-    }
-
-    fn at(directory: tempfile::TempDir) -> Self {
         let data_dir = directory.path().join("data");
         let options = Options { environment: Vec::new(), data_dir };
         Site { directory, options }
@@ -65,9 +67,27 @@ impl Site {
             .with("HYGEIA__GRPC__LISTEN", "127.0.0.1:0")
     }
 
-    /// The embedded defaults but for the database at `url`, with a user to log in as.
+    /// The defaults, but for the brokers of `HYGEIA_TEST_KAFKA` if it is set: then with topics and a group that
+    /// stay this site's over restarts, and without the demo's secret and user.
+    pub(crate) fn bare() -> Self {
+        let site = Self::demo();
+        let Some(brokers) = outside_brokers() else { return site };
+        let name = format!("hygeia-test-{}", uuid::Uuid::now_v7());
+        site.with("HYGEIA__KAFKA__BROKERS", &brokers)
+            .with("HYGEIA__KAFKA__TOPIC", &name)
+            .with("HYGEIA__KAFKA__DEAD_LETTER_TOPIC", &format!("{name}.dlq"))
+            .with("HYGEIA__KAFKA__GROUP", &name)
+    }
+
+    /// As `bare`, and one can log in: as the demo's user, or as one made for it.
+    pub(crate) fn fresh() -> Self {
+        let site = Self::bare();
+        if outside_brokers().is_some() { site.set_up().with_user() } else { site }
+    }
+
+    /// As `bare` but for the database at `url`, with a user to log in as.
     pub(crate) fn on_postgres(url: &str) -> Self {
-        let site = Self::embedded().with("HYGEIA__STORE__URL", url).set_up();
+        let site = Self::bare().with("HYGEIA__STORE__URL", url).set_up();
         site.run(&["migrate"], "");
         site.with_user()
     }
@@ -107,9 +127,6 @@ impl Site {
             .env("HYGEIA__DATA_DIR", &self.options.data_dir);
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
-        }
-        if let Ok(brokers) = std::env::var("HYGEIA_TEST_KAFKA") {
-            command.env("HYGEIA__KAFKA__BROKERS", brokers);
         }
         for (key, value) in &self.options.environment {
             command.env(key, value);
@@ -232,9 +249,16 @@ impl Node {
         node
     }
 
-    /// A node on the embedded defaults with its site.
-    pub(crate) async fn embedded() -> (Site, Node) {
-        let site = Site::embedded();
+    /// A node with its site: `Site::demo`.
+    pub(crate) async fn demo() -> (Site, Node) {
+        let site = Site::demo();
+        let node = site.start().await;
+        (site, node)
+    }
+
+    /// A node with its site: `Site::fresh`.
+    pub(crate) async fn fresh() -> (Site, Node) {
+        let site = Site::fresh();
         let node = site.start().await;
         (site, node)
     }
@@ -302,6 +326,16 @@ impl Node {
     /// SIGTERM.
     pub(crate) fn terminate(&self) {
         self.process.signal(Signal::TERM);
+    }
+
+    /// SIGSTOP: connections stay open, nothing answers.
+    pub(crate) fn pause(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// Undoes `pause`.
+    pub(crate) fn resume(&self) {
+        self.process.signal(Signal::CONT);
     }
 
     /// Waits for the end.

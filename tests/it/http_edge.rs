@@ -10,6 +10,7 @@ use crate::harness::{Node, PASSWORD, Site, USER};
 
 const SECRET: &str = "a secret of the tests, at least 32 bytes long";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+/// A patient of the demo.
 const JOHN: &str = "/api/patients/123e4567-e89b-12d3-a456-426614174000";
 
 /// Every route but those of the documentation, with its methods.
@@ -36,7 +37,7 @@ fn guarded(path: &str) -> bool {
 }
 
 async fn node_with_known_secret() -> (Site, Node) {
-    let site = Site::embedded().with("HYGEIA__AUTH__JWT_SECRET", SECRET);
+    let site = Site::demo().with("HYGEIA__AUTH__JWT_SECRET", SECRET);
     let node = site.start().await;
     (site, node)
 }
@@ -53,7 +54,7 @@ fn signed(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
 
 #[tokio::test]
 async fn a_login_gives_a_token_or_says_nothing_of_why_not() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let login = |body: Value| {
         let request = node.client().post(format!("{}/auth/login", node.http_url())).json(&body);
         async move { request.send().await.expect("an answer") }
@@ -137,7 +138,7 @@ async fn nobody_comes_in_without_a_token_that_holds() {
 
 #[tokio::test]
 async fn routes_methods_and_head() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::demo().await;
     for path in ["/", "/api", "/api/patients/", "/api/patients/1/2", "/nothing"] {
         let missing = ask(&node, "get", path).await;
         assert_eq!(missing.status(), StatusCode::NOT_FOUND, "{path}");
@@ -163,7 +164,7 @@ async fn routes_methods_and_head() {
 
 #[tokio::test]
 async fn a_problem_names_the_trace_it_was_asked_in() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let request = node.client().get(format!("{}{JOHN}", node.http_url())).header("traceparent", PARENT);
     let refused = request.send().await.expect("an answer");
     let hop = refused.headers()["traceparent"].to_str().expect("ASCII").to_owned();
@@ -177,7 +178,7 @@ async fn a_problem_names_the_trace_it_was_asked_in() {
 
 #[tokio::test]
 async fn the_interface_is_described_whole() {
-    let (site, node) = Node::embedded().await;
+    let (site, node) = Node::fresh().await;
     let mut served = BTreeSet::new();
     for part in ["patients", "auth"] {
         let answer = ask(&node, "get", &format!("/api-docs/{part}")).await;
@@ -206,7 +207,7 @@ async fn the_interface_is_described_whole() {
 
 #[tokio::test]
 async fn the_description_can_be_looked_at() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     for path in ["/swagger-ui", "/swagger-ui/", "/swagger-ui/index.html"] {
         let page = ask(&node, "get", path).await;
         assert_eq!(page.status(), StatusCode::OK, "{path}");
@@ -222,7 +223,7 @@ async fn the_description_can_be_looked_at() {
 
 #[tokio::test]
 async fn operators_see_health_and_metrics() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::demo().await;
     let live: Value = ask(&node, "get", "/health/live").await.json().await.expect("JSON");
     assert_eq!(live, json!({"status": "live"}));
     let ready: Value = ask(&node, "get", "/health/ready").await.json().await.expect("JSON");

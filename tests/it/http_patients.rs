@@ -69,7 +69,7 @@ impl<'a> Api<'a> {
 
 #[tokio::test]
 async fn a_record_from_its_beginning_to_its_end() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let api = Api::of(&node).await;
     let ada = json!({
         "name": "Ada Lovelace", "email": "Ada@Example.com", "address": "12 St James's Square\nLondon",
@@ -119,7 +119,7 @@ async fn a_record_from_its_beginning_to_its_end() {
 
 #[tokio::test]
 async fn what_is_not_there_or_taken_or_no_id() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let api = Api::of(&node).await;
     let nobody = Uuid::now_v7().to_string();
     problem(api.get(&nobody).await, 404, "NOT_FOUND").await;
@@ -150,7 +150,7 @@ async fn what_is_not_there_or_taken_or_no_id() {
 
 #[tokio::test]
 async fn every_rule_says_its_own_words() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let api = Api::of(&node).await;
     let nothing = problem(api.post(&json!({})).await, 400, "INVALID").await;
     let all = json!({
@@ -191,7 +191,7 @@ async fn every_rule_says_its_own_words() {
 
 #[tokio::test]
 async fn bodies_that_are_not_what_they_should_be() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let api = Api::of(&node).await;
     let json_type = Some("application/json");
     for text in ["", "{", "[]", "null", "\"x\"", "{} {}", "{\"name\": }", "\u{feff}{}"] {
@@ -220,7 +220,7 @@ async fn bodies_that_are_not_what_they_should_be() {
 
 #[tokio::test]
 async fn of_many_who_want_one_address_one_gets_it() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let api = Api::of(&node).await;
     for round in 0..3 {
         let tries = (0..50).map(|n| {
@@ -255,7 +255,7 @@ async fn pages(api: &Api<'_>, path: &str) -> Vec<Vec<Value>> {
 
 #[tokio::test]
 async fn a_list_has_pages_and_an_order() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let api = Api::of(&node).await;
     let before = pages(&api, "/api/patients").await.concat();
     let mut made = Vec::new();

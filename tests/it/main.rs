@@ -11,6 +11,7 @@ mod grpc_billing;
 mod harness;
 mod http_edge;
 mod http_patients;
+mod pause;
 #[path = "../harness/postgres.rs"]
 mod postgres;
 mod tracing;

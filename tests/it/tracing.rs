@@ -12,7 +12,7 @@ const TRACE_ID: &str = "0af7651916cd43dd8448eb211c80319c";
 
 #[tokio::test]
 async fn one_request_is_one_trace_over_all_hops() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let response = node
         .client()
@@ -59,7 +59,7 @@ async fn one_request_is_one_trace_over_all_hops() {
 /// Canaries go through every path, good and bad; none may come up in a log line, a metric or an error.
 #[tokio::test]
 async fn canaries_are_never_logged() {
-    let (_site, node) = Node::embedded().await;
+    let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let canary = json!({
         "name": "Canaryname Xyzzy",

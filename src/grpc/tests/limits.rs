@@ -61,6 +61,24 @@ async fn calls_beyond_the_limits_are_refused_at_once_and_probes_are_not() {
 }
 
 #[tokio::test]
+async fn watchers_beyond_the_limit_are_refused_and_questions_are_not() {
+    let running = start(settings()).await;
+    let mut health = HealthClient::new(running.channel().await);
+    let mut watching = Vec::new();
+    for _ in 0..call::PROBE_STREAMS_MAX {
+        let mut stream = health.watch(HealthCheckRequest::default()).await.expect("room").into_inner();
+        stream.message().await.expect("open").expect("how it is now");
+        watching.push(stream);
+    }
+    let status = health.watch(HealthCheckRequest::default()).await.expect_err("full");
+    assert_eq!((status.code(), error_code(&status)), (Code::ResourceExhausted, "OVERLOADED"));
+    health.check(HealthCheckRequest::default()).await.expect("questions are let in");
+    running.client().await.create_billing_account(asking(NAME)).await.expect("calls have room of their own");
+    drop(watching);
+    until("there is room again", async || health.watch(HealthCheckRequest::default()).await.is_ok()).await;
+}
+
+#[tokio::test]
 async fn connections_beyond_the_limit_are_closed_and_silent_ones_too() {
     let running = start(Settings { connections_max: 1, opening_timeout_ms: 200, ..settings() }).await;
     let mut silent = TcpStream::connect(running.address).await.unwrap();

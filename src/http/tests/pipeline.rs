@@ -131,6 +131,40 @@ async fn the_deadline_tells_what_is_known_of_the_outcome() {
 }
 
 #[tokio::test]
+async fn an_unknown_registration_tells_the_id_to_look_for() {
+    let bench = Bench::start(Settings { request_deadline_ms: 150, ..settings() }).await;
+    let client = Client::new();
+    for path in ["/register/late", "/register/unknown"] {
+        let sent = client.post(bench.url(path)).bearer_auth(&bench.token).json(&1).send().await;
+        let told = problem(sent.expect("answered"), 504, "OUTCOME_UNKNOWN").await;
+        assert_eq!(told["patientId"], PATIENT.0.to_string(), "{path}");
+    }
+    let other = client.put(bench.url("/never")).bearer_auth(&bench.token).json(&1).send().await;
+    let told = problem(other.expect("answered"), 504, "OUTCOME_UNKNOWN").await;
+    assert!(told.get("patientId").is_none(), "{told}");
+}
+
+#[tokio::test]
+async fn slow_senders_take_no_place_from_others() {
+    let bench = Bench::start(Settings { in_flight_max: 1, ..settings() }).await;
+    let named = format!("authorization: Bearer {}\r\n", bench.token);
+    let mut slow = Vec::new();
+    for (path, token) in [("/open", ""), ("/open", ""), ("/named/1", &*named)] {
+        let mut sender = TcpStream::connect(bench.address).await.expect("connected");
+        let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{token}content-type: application/json\r\n");
+        let rest = "content-length: 9\r\nexpect: 100-continue\r\n\r\n";
+        sender.write_all((head + rest).as_bytes()).await.expect("sent");
+        // The server asks for the body: it has taken up the request, and waits.
+        let mut asked = [0; 12];
+        tokio::time::timeout(PATIENCE, sender.read_exact(&mut asked)).await.expect("asked").expect("open");
+        assert_eq!(&asked, b"HTTP/1.1 100");
+        slow.push(sender);
+    }
+    let others = Client::new().get(bench.url("/open")).send().await.expect("answered");
+    assert_eq!(others.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn beyond_the_limit_requests_are_shed_but_operators_are_answered() {
     let bench = Bench::start(Settings { in_flight_max: 2, ..settings() }).await;
     let client = Client::new();

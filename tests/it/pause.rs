@@ -1,0 +1,236 @@
+//! A node that stops for longer than its leases hold, while another takes over: what comes out of it when it
+//! goes on is not older than what the other acknowledged, and it acknowledges nothing that is not kept.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use reqwest::{Client, Method, StatusCode};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Node, PATIENCE, Site, eventually, patient};
+use crate::postgres::Postgres;
+
+const PATIENTS: usize = 8;
+
+/// What clients were told, by patient.
+#[derive(Default)]
+struct Told {
+    /// The latest version that any answer showed: no question asked from now on may get an older one.
+    latest: Mutex<BTreeMap<String, i64>>,
+    /// Changes acknowledged. Two owners at a time would acknowledge the same version twice.
+    changes: Mutex<BTreeSet<(String, i64)>>,
+}
+
+impl Told {
+    fn latest(&self, id: &str) -> i64 {
+        self.latest.lock().expect("sane").get(id).copied().unwrap_or_default()
+    }
+
+    fn changes(&self) -> usize {
+        self.changes.lock().expect("sane").len()
+    }
+
+    /// The answer to a question about `id` that was asked when `floor` was the latest.
+    fn read(&self, id: &str, floor: i64, status: StatusCode, body: &Value) {
+        if status == StatusCode::OK {
+            let version = body["version"].as_i64().expect("a version");
+            assert!(version >= floor, "stale: version {version} of {id} after {floor} was told");
+            self.advance(id, version);
+        } else {
+            assert!(is_away(status), "{status}: {body}");
+        }
+    }
+
+    /// The answer to a change of `id` that was sent when `floor` was the latest; whether it was made.
+    fn changed(&self, id: &str, floor: i64, status: StatusCode, body: &Value) -> bool {
+        if status != StatusCode::OK {
+            assert!(is_away(status), "{status}: {body}");
+            return false;
+        }
+        let version = body["version"].as_i64().expect("a version");
+        assert!(version > floor, "a change of {id} made version {version} after {floor} was told");
+        let first = self.changes.lock().expect("sane").insert((id.to_owned(), version));
+        assert!(first, "version {version} of {id} was acknowledged twice");
+        self.advance(id, version);
+        true
+    }
+
+    fn advance(&self, id: &str, version: i64) {
+        let mut latest = self.latest.lock().expect("sane");
+        let known = latest.entry(id.to_owned()).or_default();
+        *known = version.max(*known);
+    }
+}
+
+fn is_away(status: StatusCode) -> bool {
+    matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
+/// A way to one node.
+#[derive(Clone)]
+struct Caller {
+    base: String,
+    client: Client,
+    token: String,
+    told: Arc<Told>,
+}
+
+impl Caller {
+    fn of(node: &Node, token: &str, told: &Arc<Told>) -> Self {
+        let (base, client) = (node.http_url().to_owned(), node.client().clone());
+        Caller { base, client, token: token.to_owned(), told: Arc::clone(told) }
+    }
+
+    async fn send(&self, method: Method, id: &str) -> (StatusCode, Value) {
+        let request = self.client.request(method, format!("{}/api/patients/{id}", self.base));
+        let answer = request.bearer_auth(&self.token).json(&patient(id)).send().await.expect("an answer");
+        (answer.status(), answer.json().await.expect("JSON"))
+    }
+
+    async fn read(&self, id: &str) {
+        let floor = self.told.latest(id);
+        let (status, body) = self.send(Method::GET, id).await;
+        self.told.read(id, floor, status, &body);
+    }
+
+    async fn change(&self, id: &str) -> bool {
+        let floor = self.told.latest(id);
+        let (status, body) = self.send(Method::PUT, id).await;
+        self.told.changed(id, floor, status, &body)
+    }
+
+    /// One writer and one reader of each patient, until `enough`.
+    fn load(&self, ids: &[String], tasks: &mut JoinSet<()>, enough: &CancellationToken) {
+        for id in ids {
+            for writes in [true, false] {
+                let (caller, id, enough) = (self.clone(), id.clone(), enough.clone());
+                tasks.spawn(async move {
+                    while !enough.is_cancelled() {
+                        if writes {
+                            caller.change(&id).await;
+                        } else {
+                            caller.read(&id).await;
+                        }
+                    }
+                });
+            }
+        }
+    }
+
+    /// Sends a question without awaiting the answer. When this returns the kernel has the whole of it, also if
+    /// the node is paused.
+    async fn ask(&self, method: Method, id: &str) -> Asked {
+        let floor = self.told.latest(id);
+        let address = self.base.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(address).await.expect("the kernel takes it");
+        let (token, body) = (&self.token, patient(id).to_string());
+        let request = format!(
+            "{method} /api/patients/{id} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+             authorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).await.expect("the kernel takes it");
+        Asked { stream, floor, id: id.to_owned(), writes: method == Method::PUT }
+    }
+}
+
+/// A question under way.
+struct Asked {
+    stream: TcpStream,
+    floor: i64,
+    id: String,
+    writes: bool,
+}
+
+impl Asked {
+    async fn answered(mut self, told: &Told) {
+        let mut answer = String::new();
+        let reading = self.stream.read_to_string(&mut answer);
+        tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time").expect("readable");
+        let status = answer.get(9..12).and_then(|code| code.parse().ok()).expect("a status line");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let body: Value = serde_json::from_str(body).expect("JSON");
+        if self.writes {
+            told.changed(&self.id, self.floor, status, &body);
+        } else {
+            told.read(&self.id, self.floor, status, &body);
+        }
+    }
+}
+
+async fn becomes(node: &Node, status: StatusCode) {
+    eventually(&format!("readiness {status}"), || async {
+        (node.readiness().await == Some(status)).then_some(())
+    })
+    .await;
+}
+
+async fn more_changes(told: &Told, more: usize) {
+    let enough = told.changes() + more;
+    eventually("changes are made", || async { (told.changes() >= enough).then_some(()) }).await;
+}
+
+/// Each patient is changed by `caller`, however often that must be tried.
+async fn each_changed(caller: &Caller, ids: &[String]) {
+    for id in ids {
+        eventually("the change is made", || async { caller.change(id).await.then_some(()) }).await;
+    }
+}
+
+#[tokio::test]
+async fn a_node_paused_for_longer_than_its_leases_tells_nothing_stale() {
+    let database = Postgres::shared().create_database().await;
+    // With the user remembered, nothing but the lease stands between a question and the memory of a shard.
+    let site = Site::on_postgres(database.url()).with("HYGEIA__AUTH__USER_CACHE_MS", "60000");
+    let told = Arc::new(Told::default());
+    let first = site.start().await;
+    let token = first.login().await;
+    let mut ids = Vec::new();
+    for n in 0..PATIENTS {
+        let created = first.post_patient(&token, &patient(n)).await.expect("an answer");
+        assert_eq!(created.status(), StatusCode::CREATED);
+        let created: Value = created.json().await.expect("JSON");
+        ids.push(created["id"].as_str().expect("an id").to_owned());
+    }
+    let through_first = Caller::of(&first, &token, &told);
+    let (mut load, enough) = (JoinSet::new(), CancellationToken::new());
+    through_first.load(&ids, &mut load, &enough);
+    more_changes(&told, 100).await;
+
+    first.pause();
+    let other_site =
+        Site::bare().with("HYGEIA__STORE__URL", database.url()).with("HYGEIA__NODE__NAME", "node-2").set_up();
+    // It is ready when it has every lease: when those of the first have run out.
+    let second = other_site.start().await;
+    let through_second = Caller::of(&second, &token, &told);
+    each_changed(&through_second, &ids).await;
+    let mut asked = Vec::new();
+    for id in &ids {
+        asked.push(through_first.ask(Method::GET, id).await);
+        asked.push(through_first.ask(Method::PUT, id).await);
+    }
+    first.resume();
+    for question in asked {
+        question.answered(&told).await;
+    }
+    becomes(&first, StatusCode::SERVICE_UNAVAILABLE).await;
+    through_second.load(&ids, &mut load, &enough);
+    more_changes(&told, 100).await;
+    assert_eq!(second.readiness().await, Some(StatusCode::OK));
+    enough.cancel();
+    while let Some(ended) = load.join_next().await {
+        ended.expect("nothing stale, nothing twice");
+    }
+
+    // What was acknowledged by either of them is there when nobody has it in memory.
+    second.kill().await;
+    becomes(&first, StatusCode::OK).await;
+    for id in &ids {
+        through_first.read(id).await;
+        assert!(through_first.change(id).await, "the first serves again");
+    }
+}
