@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
 use time::{Date, Month};
 use uuid::Uuid;
 
@@ -126,11 +125,11 @@ impl Demo {
                 return false;
             }
         }
-        let registered = (0..)
-            .zip(PATIENTS)
-            .map(|(number, row)| self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), row));
-        if join_all(registered).await.contains(&false) {
-            return false;
+        // One after the other: lists show them in this order.
+        for (number, row) in (0..).zip(PATIENTS) {
+            if !self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), row).await {
+                return false;
+            }
         }
         match users.create(USER, PASSWORD, Role::Admin).await {
             Ok(()) => true,
