@@ -232,6 +232,10 @@ pub trait OutboxStore: Send + Sync {
     /// the number `after`, so that no call takes long: call again until there is no `next`.
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack>;
 
+    /// Whether some event that another incarnation than `broker` took is neither counted by analytics nor
+    /// put back yet. Once false for the incarnation in use, it stays so.
+    async fn any_forgotten(&self, broker: &str) -> Result<bool>;
+
     /// How many events wait, and since when the oldest does.
     async fn outbox_depth(&self) -> Result<OutboxDepth>;
 

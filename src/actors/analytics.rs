@@ -103,8 +103,6 @@ pub struct Settings {
     pub summaries_max: usize,
     /// How long a summary waits for the lag, in milliseconds; then it does without.
     pub lag_timeout_ms: u64,
-    /// How long a lag that was asked for serves others, in milliseconds.
-    pub lag_cache_ms: u64,
     /// How often the lag is measured for the metrics, in milliseconds.
     pub lag_poll_ms: u64,
 }
@@ -118,7 +116,6 @@ impl Default for Settings {
             idle_ms: 1_000,
             summaries_max: 64,
             lag_timeout_ms: 500,
-            lag_cache_ms: 100,
             lag_poll_ms: 5_000,
         }
     }

@@ -188,6 +188,15 @@ impl OutboxStore for FakeStore {
         })
     }
 
+    async fn any_forgotten(&self, broker: &str) -> Result<bool> {
+        self.attempt("any_forgotten", |state| {
+            state.events.values().any(|(event, published)| {
+                let counted = state.versions.get(&event.recorded.patient_id()).map_or(0, |v| v.0);
+                published.as_deref().is_some_and(|p| p != broker) && event.recorded.version() > counted
+            })
+        })
+    }
+
     async fn outbox_depth(&self) -> Result<OutboxDepth> {
         self.attempt("outbox_depth", |state| {
             let mut waiting = state.events.values().filter(|(_, broker)| broker.is_none());

@@ -1,5 +1,6 @@
 //! Reading a summary: the counts, and how many events are still on their way to them.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use time::Duration as Days;
@@ -12,11 +13,13 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::kafka::Link;
 use crate::store::ProjectionSource;
 
-/// How many events are not counted yet, asked for at most once in a while.
+/// How many events are not counted yet. One question at a time; those who wait for it share its answer
+/// if it was asked after they came, so that nobody is told what was true before.
 pub(super) struct Lag {
     last: Mutex<Option<(MonoTime, u64)>>,
     limit: Duration,
-    fresh: Duration,
+    /// Nothing that an earlier incarnation of the broker took waits to be put back any more.
+    put_back: AtomicBool,
 }
 
 impl Lag {
@@ -24,7 +27,7 @@ impl Lag {
         Lag {
             last: Mutex::new(None),
             limit: Duration::from_millis(args.settings.lag_timeout_ms),
-            fresh: Duration::from_millis(args.settings.lag_cache_ms),
+            put_back: AtomicBool::new(false),
         }
     }
 
@@ -34,34 +37,42 @@ impl Lag {
     }
 
     async fn ask_or_recall(&self, args: &AnalyticsArgs) -> Option<u64> {
+        let came = args.clock.mono();
         let mut last = self.last.lock().await;
-        let now = args.clock.mono();
-        if let Some((at, events)) = *last
-            && now.since(at) < self.fresh
+        if let Some((asked, events)) = *last
+            && asked > came
         {
             return Some(events);
         }
-        let events = ask(args).await?;
-        *last = Some((now, events));
+        let asked = args.clock.mono();
+        let events = self.ask(args).await?;
+        *last = Some((asked, events));
         Some(events)
     }
-}
 
-/// What waits in the outbox and what lies in the topic behind the offsets. Asked in the order in which
-/// events pass, so that one on its way may be seen twice but is not missed.
-async fn ask(args: &AnalyticsArgs) -> Option<u64> {
-    if matches!(args.broker.link(), Link::Away(_)) {
-        return None;
+    /// What waits in the outbox and what lies in the topic behind the offsets. Asked in the order in which
+    /// events pass, so that one on its way may be seen twice but is not missed. What an earlier incarnation
+    /// of the broker may have forgotten is on no way until it is put back: until then nothing is known.
+    async fn ask(&self, args: &AnalyticsArgs) -> Option<u64> {
+        if matches!(args.broker.link(), Link::Away(_)) {
+            return None;
+        }
+        let source = source(args).await.ok()?;
+        if !self.put_back.load(Ordering::Relaxed) {
+            if args.outbox.any_forgotten(&source.broker).await.ok()? {
+                return None;
+            }
+            self.put_back.store(true, Ordering::Relaxed);
+        }
+        let unpublished = args.outbox.outbox_depth().await.ok()?.unpublished_rows;
+        let watermarks = args.broker.watermarks().await.ok()?;
+        let offsets = args.projections.offsets(&source).await.ok()?;
+        let unread = watermarks.iter().map(|w| {
+            let next = offsets.iter().find(|o| o.partition == w.partition).map_or(w.low, |o| o.next_offset);
+            u64::try_from(w.high - next.max(w.low)).unwrap_or(0)
+        });
+        Some(unpublished + unread.sum::<u64>())
     }
-    let unpublished = args.outbox.outbox_depth().await.ok()?.unpublished_rows;
-    let watermarks = args.broker.watermarks().await.ok()?;
-    let source = source(args).await.ok()?;
-    let offsets = args.projections.offsets(&source).await.ok()?;
-    let unread = watermarks.iter().map(|w| {
-        let next = offsets.iter().find(|o| o.partition == w.partition).map_or(w.low, |o| o.next_offset);
-        u64::try_from(w.high - next.max(w.low)).unwrap_or(0)
-    });
-    Some(unpublished + unread.sum::<u64>())
 }
 
 /// The log whose offsets count.
@@ -81,11 +92,12 @@ pub(super) async fn read(args: &AnalyticsArgs, lag: &Lag, deadline: MonoTime) ->
     let as_of = args.clock.now();
     let today = as_of.date();
     let first_day = today - Days::days(REGISTRATION_DAYS - 1);
-    // The lag is worth a part of the time only: without it the summary is still one.
-    let lag = async { tokio::time::timeout(left / 2, lag.events(args)).await.ok().flatten() };
-    let counts = tokio::time::timeout(left, args.projections.counts(first_day));
-    let (lag_events, counts) = tokio::join!(lag, counts);
-    let counts = counts
+    // The lag is worth a part of the time only: without it the summary is still one. It is asked first, so
+    // that the counts have everything that it does not speak of.
+    let lag_events = tokio::time::timeout(left / 2, lag.events(args)).await.ok().flatten();
+    let left = deadline.since(args.clock.mono());
+    let counts = tokio::time::timeout(left, args.projections.counts(first_day))
+        .await
         .map_err(|_| late())?
         .map_err(|_| Error::new(ErrorCode::Unavailable, "The counts cannot be read at the moment"))?;
     Ok(SummaryView { summary: summarize(&counts, today), lag_events, as_of })

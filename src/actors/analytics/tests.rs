@@ -13,7 +13,7 @@ use crate::kafka::{self, Kafka, Outgoing, wire};
 use crate::store::LeaseStore;
 
 fn quick() -> Settings {
-    Settings { retry_min_ms: 5, retry_max_ms: 100, idle_ms: 50, lag_cache_ms: 0, ..Settings::default() }
+    Settings { retry_min_ms: 5, retry_max_ms: 100, idle_ms: 50, ..Settings::default() }
 }
 
 struct Running {

@@ -99,6 +99,10 @@ impl OutboxStore for FakeStore {
         unreachable!("not the relay's")
     }
 
+    async fn any_forgotten(&self, _: &str) -> store::Result<bool> {
+        unreachable!("not the relay's")
+    }
+
     async fn outbox_depth(&self) -> store::Result<OutboxDepth> {
         unreachable!("not the relay's")
     }

@@ -27,11 +27,14 @@ async fn mark(store: &Arc<dyn Store>, events: &[OutboxEvent], broker: &str) {
 /// Puts back all that other brokers have forgotten, two rows a call; how many.
 async fn put_back(store: &Arc<dyn Store>, broker: &str) -> u64 {
     let (mut rows, mut after) = (0, None);
+    let any = store.any_forgotten(broker).await.expect("an answer");
     loop {
         let done = store.republish_forgotten(broker, after, 2).await.expect("an answer");
         assert!(done.rows <= 2 && (done.next.is_none() || done.next > after), "{done:?} after {after:?}");
         rows += done.rows;
         if done.next.is_none() {
+            assert_eq!(any, rows > 0, "what is put back was forgotten before");
+            assert!(!store.any_forgotten(broker).await.expect("an answer"));
             return rows;
         }
         after = done.next;

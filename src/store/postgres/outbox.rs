@@ -86,6 +86,16 @@ impl OutboxStore for PostgresStore {
         Ok(PutBack { rows: count(column(row, 0)?), next })
     }
 
+    async fn any_forgotten(&self, broker: &str) -> Result<bool> {
+        let query = sqlx::query(
+            "SELECT EXISTS (SELECT 1 FROM outbox_sent s WHERE s.broker <> $1 AND NOT EXISTS
+                 (SELECT 1 FROM projection_patients p
+                  WHERE p.patient_id = s.patient_id AND p.version >= s.version))",
+        );
+        let rows = self.read(query.bind(broker)).await?;
+        Ok(rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default())
+    }
+
     async fn outbox_depth(&self) -> Result<OutboxDepth> {
         let query = sqlx::query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT $1) o),
