@@ -62,65 +62,58 @@ pub(crate) async fn get(effort: Effort, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Registrations over PostgreSQL: a node with all its roles, with the roles that a registration needs,
-/// and pgbench, on one server.
+/// Registrations over PostgreSQL, with everything that follows from one, and pgbench on the same server.
 pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
     let server = pg::Postgres::shared();
     let broker = broker::start().await?;
     let yard = pg::yardstick_database(server).await?;
-    for (roles, reach) in [(None, true), (Some("front,patient"), false)] {
-        let database = server.create_database().await;
-        let mut site = Site::on(database.url(), &broker.address)?;
-        if let Some(roles) = roles {
-            site = site.with("HYGEIA__NODE__ROLES", roles);
-        }
-        let node = site.start().await?;
-        let token = node.token().await?;
-        let told = roles.map_or("all roles".into(), |roles| format!("roles {roles} alone"));
-        let (mut many, mut one, mut bench_many, mut bench_one) = (vec![], vec![], vec![], vec![]);
-        let mut disk = Disk::default();
-        for round in 0..effort.rounds {
-            disk.look().await?;
-            for (connections, ours) in [(WRITERS, &mut many), (1, &mut one)] {
-                let tag = format!("r{round}c{connections}");
-                let task = post_task(&node, &token, connections, &tag, usize::MAX, Some(effort.measured));
-                ours.push(load::run(task).await?);
-                at_rest(&node, &database, roles.is_none()).await?;
-            }
-            disk.look().await?;
-            bench_many.push(pg::pgbench(&yard, PGBENCH_CLIENTS, effort.measured).await?);
-            bench_one.push(pg::pgbench(&yard, 1, effort.measured).await?);
-            say(&format!(
-                "{told}: ours {:.0} rows/s and {:.0} us, pgbench {:.0} rows/s and {:.0} us",
-                last(&many).rate(),
-                last(&one).mean_us,
-                bench_many.last().map_or(f64::NAN, |o| o.rate),
-                bench_one.last().map_or(f64::NAN, |o| o.mean_us),
-            ));
+    let database = server.create_database().await;
+    let site = Site::on(database.url(), &broker.address)?;
+    let node = site.start().await?;
+    let token = node.token().await?;
+    let (mut many, mut one, mut bench_many, mut bench_one) = (vec![], vec![], vec![], vec![]);
+    let mut disk = Disk::default();
+    for round in 0..effort.rounds {
+        disk.look().await?;
+        for (connections, ours) in [(WRITERS, &mut many), (1, &mut one)] {
+            let tag = format!("r{round}c{connections}");
+            let task = post_task(&node, &token, connections, &tag, usize::MAX, Some(effort.measured));
+            ours.push(load::run(task).await?);
+            at_rest(&node, &database).await?;
         }
         disk.look().await?;
-        let disk = disk.told();
-        let their_rate = median(&bench_many.iter().map(|o| o.rate).collect::<Vec<_>>());
-        report.add(Row {
-            what: format!("POST patient, PostgreSQL, {WRITERS} clients ({told})"),
-            beside: format!("pgbench, {PGBENCH_CLIENTS} clients, the same rows one per transaction{disk}"),
-            ours: format!("{:.0} rows/s, {}", rate(&many), latencies(&many)),
-            yardstick: format!("{their_rate:.0} rows/s"),
-            ratio: rate(&many) / their_rate,
-            reach: reach.then_some(crate::report::Reach::AtLeast(2.0)),
-        });
-        let our_us = median(&one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
-        let their_us = median(&bench_one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
-        report.add(Row {
-            what: format!("POST patient, PostgreSQL, one client ({told})"),
-            beside: format!("pgbench, one client: one such transaction{disk}"),
-            ours: format!("{our_us:.0} us mean, {}", latencies(&one)),
-            yardstick: format!("{their_us:.0} us mean"),
-            ratio: our_us / their_us,
-            reach: reach.then_some(crate::report::Reach::AtMost(1.5)),
-        });
-        node.stop().await?;
+        bench_many.push(pg::pgbench(&yard, PGBENCH_CLIENTS, effort.measured).await?);
+        bench_one.push(pg::pgbench(&yard, 1, effort.measured).await?);
+        say(&format!(
+            "ours {:.0} rows/s and {:.0} us, pgbench {:.0} rows/s and {:.0} us",
+            last(&many).rate(),
+            last(&one).mean_us,
+            bench_many.last().map_or(f64::NAN, |o| o.rate),
+            bench_one.last().map_or(f64::NAN, |o| o.mean_us),
+        ));
     }
+    disk.look().await?;
+    let disk = disk.told();
+    let their_rate = median(&bench_many.iter().map(|o| o.rate).collect::<Vec<_>>());
+    report.add(Row {
+        what: format!("POST patient, PostgreSQL, {WRITERS} clients"),
+        beside: format!("pgbench, {PGBENCH_CLIENTS} clients, the same rows one per transaction{disk}"),
+        ours: format!("{:.0} rows/s, {}", rate(&many), latencies(&many)),
+        yardstick: format!("{their_rate:.0} rows/s"),
+        ratio: rate(&many) / their_rate,
+        reach: Some(crate::report::Reach::AtLeast(2.0)),
+    });
+    let our_us = median(&one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
+    let their_us = median(&bench_one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
+    report.add(Row {
+        what: "POST patient, PostgreSQL, one client".into(),
+        beside: format!("pgbench, one client: one such transaction{disk}"),
+        ours: format!("{our_us:.0} us mean, {}", latencies(&one)),
+        yardstick: format!("{their_us:.0} us mean"),
+        ratio: our_us / their_us,
+        reach: Some(crate::report::Reach::AtMost(1.5)),
+    });
+    node.stop().await?;
     Ok(())
 }
 
@@ -150,9 +143,9 @@ pub(crate) async fn yardsticks(effort: Effort) -> Result<()> {
 
 /// Waits until what our load has left for later is done, so that the next measurement has the machine
 /// for itself.
-async fn at_rest(node: &Node, database: &pg::Database, relays: bool) -> Result<()> {
+async fn at_rest(node: &Node, database: &pg::Database) -> Result<()> {
     let began = std::time::Instant::now();
-    while relays && pg::rows_waiting(database).await? > 0 && began.elapsed() < Duration::from_secs(120) {
+    while pg::rows_waiting(database).await? > 0 && began.elapsed() < Duration::from_secs(120) {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     node.quiet().await

@@ -31,13 +31,13 @@ use crate::{Effort, Result, load, pg, role, say};
 const EVENTS: usize = 50_000;
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Fills an outbox, and measures how fast a node that does nothing else publishes it.
+/// Fills an outbox, and measures how fast a node publishes it: analytics reads along.
 pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let server = pg::Postgres::shared();
     let database = server.create_database().await;
     let broker = broker::start().await?;
-    let writer = Site::on(database.url(), &broker.address)?.with("HYGEIA__NODE__ROLES", "front,patient");
-    let node = writer.start().await?;
+    let site = Site::on(database.url(), &broker.address)?;
+    let node = site.start().await?;
     let token = node.token().await?;
     load::run(post_task(&node, &token, 64, "relay", EVENTS, None)).await?;
     node.stop().await?;
@@ -46,11 +46,7 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     for _ in 0..effort.rounds {
         theirs.push(bare_rate(&broker).await?);
         let waiting = pg::refill_outbox(&database).await?;
-        let bridge = Site::embedded()?
-            .with("HYGEIA__STORE__URL", database.url())
-            .with("HYGEIA__KAFKA__BROKERS", &broker.address)
-            .with("HYGEIA__NODE__ROLES", "bridge");
-        ours.push(published_rate(&bridge, &broker, waiting).await?);
+        ours.push(published_rate(&site, &broker, waiting).await?);
         let last = |rates: &[f64]| rates.last().copied().unwrap_or(f64::NAN);
         say(&format!("bare producer {:.0}/s, relay {:.0}/s", last(&theirs), last(&ours)));
     }
