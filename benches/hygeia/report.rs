@@ -124,7 +124,7 @@ const HOW: &str = "
   in one prepared statement that checks the lease under the same lock, one patient per transaction. The bench counts its rows
   and refuses a server that does not wait for its disk. The disk's own sync is measured before, between and after.
 - **ask**: a question to an actor and its answer, in one process, over the public API of each library.
-- **relay**: an outbox full of events is published by a node with the role `bridge` alone; the yardstick is a bare
+- **relay**: an outbox full of events is published by a whole node, analytics reading along; the yardstick is a bare
   librdkafka producer with the same settings and messages of the same form, at the same broker (librdkafka's mock cluster,
   a process of its own).
 - **memory**: a node is started on the data of patients, and each of them is read once.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 
-use super::{PostgresStore, column};
+use super::{Intent, PostgresStore, column};
 use crate::domain::ids::{Epoch, Kind, ShardNo};
 use crate::store::codec::{shard_count_of_column, shard_of_column};
 use crate::store::{LeaseRow, LeaseStore, Result, TakenLease};
@@ -49,8 +49,7 @@ impl LeaseStore for PostgresStore {
         // What another owner holds is left out before any row is locked: the taking of a lease that
         // fails must not hold up the commits of its holder. What is locked is looked at again. The new
         // epoch is a change of a key column, so it waits for commits that hold `FOR KEY SHARE`.
-        let query = sqlx::query(
-            "WITH open AS MATERIALIZED (
+        const TAKE: &str = "WITH open AS MATERIALIZED (
                  SELECT w.shard FROM (SELECT DISTINCT unnest($2::int4[]) AS shard) w
                  WHERE NOT EXISTS (
                      SELECT FROM leases l WHERE l.kind = $1 AND l.shard = w.shard
@@ -63,13 +62,19 @@ impl LeaseStore for PostgresStore {
                  owner = excluded.owner, epoch = l.epoch + 1,
                  expires_at = clock_timestamp() + $4 * interval '1 microsecond'
              WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp()
-             RETURNING l.shard, l.epoch",
-        )
-        .bind(kind.as_str())
-        .bind(shards_of(shards.iter().copied()))
-        .bind(owner)
-        .bind(micros(ttl));
-        let rows = self.write_lease(query).await?;
+             RETURNING l.shard, l.epoch";
+        let take = || {
+            let shards = shards_of(shards.iter().copied());
+            sqlx::query(TAKE).bind(kind.as_str()).bind(shards).bind(owner).bind(micros(ttl))
+        };
+        // Two owners who take a row that was never there may both insert its first epoch; the arbiter of the
+        // conflict is the other index. The loser was aborted, and finds the row at its next try.
+        let rows = match self.rows_over(&self.leases, take()).await {
+            Err(failure) if failure.sql_state().as_deref() == Some("23505") => {
+                self.write_lease(take()).await?
+            }
+            other => other.map_err(|failure| failure.into_error(Intent::Write))?,
+        };
         rows.iter()
             .map(|row| Ok(TakenLease { shard: shard_at(row, 0)?, epoch: Epoch(column(row, 1)?) }))
             .collect()
