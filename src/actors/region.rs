@@ -163,6 +163,16 @@ impl<E: Entity> RegionState<E> {
     fn query(&self, ask: Box<QueryAsk<E>>) {
         let begun = self.args.clock.mono();
         let Ok(permit) = Arc::clone(&self.queries).try_acquire_owned() else {
+            Hop {
+                actor: &self.name,
+                message: "Query",
+                entity: None,
+                trace: &ask.trace.child(),
+                queued: begun.since(ask.sent_at),
+                handled: self.args.clock.mono().since(begun),
+                outcome: Failure::Busy.as_str(),
+            }
+            .log();
             let _ = ask.reply.send(Err(Failure::Busy));
             return;
         };

@@ -194,10 +194,11 @@ fn the_secret_must_be_there_and_long_enough() {
     assert_eq!(missing, Err(Error::SecretMissing));
     assert_eq!(with("  ").map_err(|e| e.1), Err(Error::SecretMissing));
     assert_eq!(with("!short").map_err(|e| e.1), Err(Error::SecretTooShort { bytes: 6 }));
-    let (text, error) = with(&"QUJD".repeat(7)).expect_err("too short");
-    assert_eq!(error, Error::SecretTooShort { bytes: 28 });
-    // 40 characters that look like base64 of 30 bytes: taken as they stand.
-    assert_eq!(with(&"QUJD".repeat(10)), Ok(()));
+    // 40 characters, but base64 of 30 bytes.
+    let (text, error) = with(&"QUJD".repeat(10)).expect_err("too short");
+    assert_eq!(error, Error::SecretTooShort { bytes: 30 });
+    // 32 hexadecimal digits are 128 bits of randomness, however long they look.
+    assert_eq!(with(&"0f".repeat(16)).map_err(|e| e.1), Err(Error::SecretTooShort { bytes: 24 }));
     assert!(text.contains("HYGEIA__AUTH__JWT_SECRET") && text.contains("openssl rand -base64 48"), "{text}");
     assert_eq!(with(&"QUJD".repeat(11)), Ok(()));
     assert_eq!(with(SECRET), Ok(()));

@@ -154,9 +154,7 @@ pub(super) fn secret_bytes(settings: &Settings) -> std::result::Result<Vec<u8>, 
     if text.is_empty() {
         return Err(super::Error::SecretMissing);
     }
-    // A plain text may look like base64 by chance: it counts as such only if enough comes of it.
-    let decoded = STANDARD.decode(text).ok().filter(|bytes| bytes.len() >= SECRET_MIN_BYTES);
-    let bytes = decoded.unwrap_or_else(|| text.as_bytes().to_vec());
+    let bytes = STANDARD.decode(text).unwrap_or_else(|_| text.as_bytes().to_vec());
     if bytes.len() < SECRET_MIN_BYTES {
         return Err(super::Error::SecretTooShort { bytes: bytes.len() });
     }
