@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: test setup fmt lint bench run
+.PHONY: test setup fmt lint bench run chaos chaos-counterproof
 
 ## Set up what the tests need, then check the form, lint, and run every test.
 test: setup
@@ -27,6 +27,15 @@ lint:
 ## Measure. Log lines of the programs measured go to standard output, results to standard error.
 bench: setup
 	$(CARGO) bench --locked
+
+## Break a cluster in every way, CHAOS_SEEDS times (5), and look at what its clients were told.
+## A seed is printed; HYGEIA_CHAOS_SEED replays it.
+chaos: setup
+	$(CARGO) test --locked --test chaos -- seeds
+
+## The same without the fence, where a violation has to be found: that the tests would see one.
+chaos-counterproof: setup
+	$(CARGO) test --locked --features unfenced --test chaos -- counterproof
 
 ## One node with everything in it, on this machine.
 run:

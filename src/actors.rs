@@ -1,7 +1,8 @@
 //! The actors, and the handles through which the edges speak to them.
 //!
 //! The way of a request: a handle (`patients`, `billing`) asks by its `directory`, which sends the
-//! question to the `region` that serves its shard; the `shard` decides and has the `journal` commit.
+//! question to the `region` that serves its shard; the `shard` decides and has the `journal` commit. If that
+//! region is on another node, `link` carries question and answer over the sessions of `peers`.
 
 pub mod address;
 pub mod analytics;
@@ -15,11 +16,17 @@ mod fake_store;
 mod held;
 pub mod journal;
 pub mod kafka_bridge;
+pub mod link;
+pub mod members;
 pub mod open_accounts;
 pub mod patients;
+pub mod peers;
 pub mod region;
+pub mod reply;
 pub mod restart;
 pub mod settings;
 pub mod shard;
+pub mod slice_lease;
+pub mod status;
 pub mod supervisor;
 pub mod system;

@@ -3,12 +3,16 @@
 //! Standard output is the result of a command (for `serve`: the log), standard error says what went
 //! wrong. A secret is never an argument, as every process can read those.
 
+mod ask;
 mod backend;
+mod certs;
+mod cluster;
 mod failure;
 mod healthcheck;
 mod password;
 mod serve;
 mod settings;
+mod trace;
 mod user;
 
 use std::ffi::OsString;
@@ -19,7 +23,7 @@ use clap::{Parser, Subcommand};
 
 pub use self::failure::{Exit, Failure};
 use self::settings::SettingArgs;
-use crate::config::Loaded;
+use crate::config;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -36,13 +40,16 @@ struct Args {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
-    serve: SettingArgs,
+    serve: serve::ServeArgs,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the node (what happens without a command)
-    Serve(SettingArgs),
+    Serve(serve::ServeArgs),
+    /// Run or look at several nodes
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Bring the database's tables up to date
     Migrate(SettingArgs),
     /// Manage who may log in
@@ -52,8 +59,12 @@ enum Command {
     Openapi,
     /// Check the configuration and print what a node would use, secrets hidden
     Check(SettingArgs),
+    /// Make an authority and certificates for nodes, to try a cluster with TLS
+    Certs(certs::Args),
     /// Ask the running node whether it is ready
     Healthcheck(SettingArgs),
+    /// Draw the way of one request through the actors of all nodes, from their logs
+    Trace(trace::TraceArgs),
 }
 
 /// Runs the program with the arguments and the environment of the process.
@@ -79,9 +90,13 @@ pub fn main() -> ExitCode {
 
 fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure> {
     let mut out = std::io::stdout();
-    let load = |settings: SettingArgs| settings.load(environment);
+    let load = |settings: SettingArgs| settings.load(environment.clone());
     match args.command.unwrap_or(Command::Serve(args.serve)) {
-        Command::Serve(settings) => serve::run(load(settings)?),
+        Command::Serve(args) => {
+            args.bind_to_parent()?;
+            serve::run(load(args.settings)?)
+        }
+        Command::Cluster(command) => cluster::run(command, environment, &mut out),
         Command::Migrate(settings) => {
             let config = load(settings)?.config;
             with_tool(&config, backend::migrate(&config))
@@ -95,17 +110,28 @@ fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure
             })
         }
         Command::Openapi => Ok(writeln!(out, "{}", backend::openapi())?),
-        Command::Check(settings) => check(&load(settings)?, &mut out),
+        Command::Check(settings) => check(settings, environment, &mut out),
+        Command::Certs(args) => certs::run(&args, &mut out),
         Command::Healthcheck(settings) => {
             let config = load(settings)?.config;
             let answer = with_runtime(healthcheck::ask(&config))?;
             Ok(writeln!(out, "{answer}")?)
         }
+        Command::Trace(args) => trace::run(&args, &mut out),
     }
 }
 
-fn check(loaded: &Loaded, out: &mut dyn Write) -> Result<(), Failure> {
-    loaded.check()?;
+fn check(
+    settings: SettingArgs,
+    environment: Vec<(OsString, OsString)>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let (loaded, nodes) = settings.load_each(environment)?;
+    if nodes.is_empty() || !loaded.config.cluster.join.is_empty() {
+        loaded.check()?;
+    } else {
+        config::check_all(&nodes)?;
+    }
     Ok(out.write_all(loaded.effective().as_bytes())?)
 }
 

@@ -1,11 +1,16 @@
 //! The node's settings: defaults, then a file, then the environment, then arguments; then the rules
 //! between sections.
 //!
+//! A file may name the nodes of a cluster; what the chosen one has of its own lies over the rest of the file.
+//!
 //! Each room defines its own section; this room finds the values and says where each came from. It
 //! asks of a section: `Default`, `Debug` that prints no secret, and a `Deserialize` as `de` says.
 //! `cluster.toml` at the top of the repository lists every key with its default, and a test holds it
 //! to that.
 
+mod chosen;
+pub mod cluster;
+mod cluster_rules;
 mod de;
 mod effective;
 mod layers;
@@ -24,6 +29,8 @@ use serde::Deserialize;
 
 use crate::{actors, auth, grpc, http, kafka, store};
 
+pub use self::chosen::NODE_VARIABLE;
+pub use self::cluster::Cluster;
 pub use self::layers::{Argument, Inputs};
 pub use self::node::{Node, Role};
 pub use self::problem::{Error, Problem, is_secret, is_secret_url};
@@ -37,6 +44,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Who the node is.
     pub node: Node,
+    /// The cluster that it is part of.
+    pub cluster: Cluster,
     /// The HTTP edge.
     pub http: http::Settings,
     /// The gRPC edge.
@@ -49,6 +58,8 @@ pub struct Config {
     pub auth: auth::Settings,
     /// The actors of patients and accounts.
     pub actors: actors::settings::Settings,
+    /// The links to other nodes.
+    pub link: actors::link::Settings,
     /// From the outbox to billing.
     pub relay: actors::billing_relay::Settings,
     /// From the outbox to Kafka.
@@ -64,12 +75,14 @@ impl Default for Config {
         Config {
             data_dir: PathBuf::from("hygeia-data"),
             node: Node::default(),
+            cluster: Cluster::default(),
             http: http::Settings::default(),
             grpc: grpc::Settings::default(),
             store: store::Settings::default(),
             kafka: kafka::Settings::default(),
             auth: auth::Settings::default(),
             actors: actors::settings::Settings::default(),
+            link: actors::link::Settings::default(),
             relay: actors::billing_relay::Settings::default(),
             bridge: actors::kafka_bridge::Settings::default(),
             analytics: actors::analytics::Settings::default(),
@@ -87,6 +100,7 @@ impl Config {
             && self.http.listen.ip().is_loopback()
             && self.grpc.listen.ip().is_loopback()
             && self.node.is_alone()
+            && !self.is_clustered()
     }
 
     /// Gives an embedded demo node without a secret for tokens one of its own: random, kept in the
@@ -108,6 +122,8 @@ pub struct Loaded {
     /// The settings.
     pub config: Config,
     tree: tree::Node,
+    /// The node of the file that it is, if one was chosen.
+    chosen: Option<String>,
 }
 
 /// Reads the layers. What is wrong with a single value is found here; `Loaded::check` has the rules
@@ -116,11 +132,31 @@ pub struct Loaded {
 /// # Errors
 /// A layer that cannot be read, an unknown key, a value that does not fit.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Error> {
-    let tree = layers::merged(inputs)?;
-    let config = read(&tree, None)?;
-    let loaded = Loaded { config, tree };
+    let layers = layers::Layers::read(inputs)?;
+    let tree = layers.merged()?;
+    let chosen = layers.chosen.as_ref().map(|(name, _)| name.clone());
+    let loaded = Loaded { config: read(&tree, None)?, tree, chosen };
     rules::check_values(&loaded)?;
+    // A slip in another node's settings is told here as well: all of them read the same file.
+    for name in chosen::names(&layers.file) {
+        let tree = layers.of_node(&name)?;
+        rules::check_values(&Loaded { config: read(&tree, None)?, tree, chosen: Some(name) })?;
+    }
     Ok(loaded)
+}
+
+/// The rules between sections, for all nodes of a file; what is wrong with several is told once.
+///
+/// # Errors
+/// Every rule that is broken.
+pub fn check_all(nodes: &[Loaded]) -> Result<(), Error> {
+    let mut problems: Vec<Problem> = Vec::new();
+    for error in nodes.iter().filter_map(|node| node.check().err()) {
+        problems.extend(error.problems);
+    }
+    let mut told = std::collections::HashSet::new();
+    problems.retain(|problem| told.insert(problem.to_string()));
+    if problems.is_empty() { Ok(()) } else { Err(Error { problems }) }
 }
 
 impl Loaded {
@@ -132,9 +168,23 @@ impl Loaded {
         rules::check_serving(self)
     }
 
+    /// The nodes that the file names, in its order, if none of them was chosen.
+    pub fn nodes_to_choose(&self) -> Vec<String> {
+        if self.chosen.is_some() { Vec::new() } else { chosen::names(&self.tree) }
+    }
+
     /// Every key with its value, and where it came from, in the syntax of the file. Secrets are hidden.
     pub fn effective(&self) -> String {
         effective::render(self)
+    }
+
+    /// What is wrong with `key` of a node of the file.
+    fn entry_problem(&self, index: usize, key: &str, reason: impl Into<String>) -> Problem {
+        let of_entry = |node: &tree::Node| node.source.clone();
+        let entry = format!("{}[{index}]", chosen::NODES);
+        let problem = self.problem(&format!("{entry}.{key}"), reason);
+        let source = problem.source.or_else(|| self.tree.get(&entry).map(of_entry));
+        Problem { source, ..problem }
     }
 
     /// What is wrong with the value of `key`, wherever it came from.

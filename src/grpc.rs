@@ -93,7 +93,7 @@ impl Default for Settings {
             opening_timeout_ms: 5_000,
             keepalive_interval_ms: 30_000,
             keepalive_timeout_ms: 10_000,
-            drain_timeout_ms: 5_000,
+            drain_timeout_ms: 4_000,
         }
     }
 }

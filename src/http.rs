@@ -19,6 +19,7 @@
 mod analytics;
 mod billing;
 mod body;
+mod cluster;
 mod cursor;
 mod docs;
 mod fields;
@@ -43,6 +44,7 @@ use serde::Deserialize;
 use crate::actors::analytics::AnalyticsHandle;
 use crate::actors::billing::BillingHandle;
 use crate::actors::patients::PatientHandle;
+use crate::actors::status::StatusProvider;
 use crate::auth::Auth;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
@@ -79,6 +81,10 @@ pub struct Settings {
     pub write_stall_ms: u32,
     /// How long requests in flight may still take when the node stops.
     pub drain_timeout_ms: u64,
+    /// How long a connection may still bring a request when the node stops. Its answer says that the connection
+    /// ends with it. If idle connections were ended at once, a request just sent over one would be lost, and its
+    /// client could not know whether it was carried out.
+    pub drain_idle_ms: u64,
 }
 
 impl Default for Settings {
@@ -93,7 +99,8 @@ impl Default for Settings {
             headers_max: 64,
             body_max_bytes: 65_536,
             write_stall_ms: 10_000,
-            drain_timeout_ms: 5000,
+            drain_timeout_ms: 4000,
+            drain_idle_ms: 500,
         }
     }
 }
@@ -114,6 +121,7 @@ impl Settings {
             ("body_max_bytes", within(self.body_max_bytes as u64, 1024, 16_777_216)),
             ("write_stall_ms", within(u64::from(self.write_stall_ms), 1, 600_000)),
             ("drain_timeout_ms", within(self.drain_timeout_ms, 0, 600_000)),
+            ("drain_idle_ms", within(self.drain_idle_ms, 0, 60_000)),
         ];
         checks.into_iter().filter_map(|(key, allowed)| allowed.map(|allowed| (key, allowed))).collect()
     }
@@ -135,6 +143,9 @@ pub enum Error {
 /// Renders the metrics as Prometheus text.
 pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// Says how many requests are being worked on.
+pub type InFlight = Arc<dyn Fn() -> usize + Send + Sync>;
+
 /// What the edge speaks to. Build it after the metrics recorder is installed.
 #[derive(Clone)]
 pub struct AppState {
@@ -150,15 +161,32 @@ pub struct AppState {
     pub health: Health,
     /// The metrics of this node.
     pub metrics: MetricsText,
+    /// How the cluster is.
+    pub cluster: Arc<dyn StatusProvider>,
     /// Time.
     pub clock: Arc<dyn Clock>,
 }
+
+/// What the edge of a node that is no front speaks to: enough to say how the node is.
+#[derive(Clone)]
+pub struct OpsState {
+    /// How the parts of this node are.
+    pub health: Health,
+    /// The metrics of this node.
+    pub metrics: MetricsText,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What a node that is no front says to all other requests.
+const NO_FRONT: &str = "This node has not the role front: it serves /health and /metrics alone";
 
 /// The edge, listening but not yet answering.
 pub struct Server {
     listener: listener::Listener,
     router: axum::Router,
     health: Health,
+    in_flight: InFlight,
 }
 
 impl Server {
@@ -171,7 +199,24 @@ impl Server {
         let edge = pipeline::Edge::new(&settings, auth, clock, app);
         let router = pipeline::router(&edge, &routes::ROUTES);
         let listener = listener::Listener::bind(settings).await?;
-        Ok(Server { listener, router, health })
+        Ok(Server { listener, router, health, in_flight: edge.in_flight() })
+    }
+
+    /// As `bind`, for a node that is no front: it says how it is, and nothing else.
+    ///
+    /// # Errors
+    /// The address cannot be had.
+    pub async fn bind_ops(settings: Settings, ops: OpsState) -> Result<Self, Error> {
+        let (clock, health) = (Arc::clone(&ops.clock), ops.health.clone());
+        let edge = pipeline::Edge::new(&settings, None, clock, ops);
+        let router = pipeline::router_of_part(&edge, &routes::OPS_ROUTES, NO_FRONT);
+        let listener = listener::Listener::bind(settings).await?;
+        Ok(Server { listener, router, health, in_flight: edge.in_flight() })
+    }
+
+    /// Says how many requests are being worked on.
+    pub fn in_flight(&self) -> InFlight {
+        Arc::clone(&self.in_flight)
     }
 
     /// The address it really has.

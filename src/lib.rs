@@ -8,6 +8,7 @@
 //! gRPC ──► grpc ──┘        │
 //!                          ▼
 //!        actors::directory ─► region ─► shard (core) ─► journal ─► store (PostgreSQL, SQLite)
+//!                 │   on another node: link ─► peers ┄┄► peers ─► link (gate) ─► its region
 //!                                         ▲                │ one commit: state and event
 //!                                         └── answer ◄─────┤
 //!                          actors::kafka_bridge ◄── nudge ─┴─ nudge ──► actors::billing_relay
@@ -15,6 +16,9 @@
 //!                                  ▼
 //!                     kafka (topic `patient`) ──► actors::analytics ──► store (projection)
 //! ```
+//!
+//! Which node has which shard: `domain::cluster` places them over the nodes in sight (`actors::members`, which
+//! `actors::peers` publishes), and a lease in the database says who really serves one (`actors::region`).
 //!
 //! `node` puts the parts together and takes them apart, `config` finds their settings, `cli` is the
 //! program. `context` (trace, deadline, caller), `error`, `health` and `clock` go everywhere.

@@ -2,40 +2,45 @@
 //!
 //! | start | stop |
 //! |---|---|
-//! | 1. database handle, broker | 6. database closed, `runtime.json` removed |
-//! | 2. addresses of HTTP and gRPC taken, `runtime.json` written | 5. actors ended |
-//! | 3. HTTP and gRPC answer; readiness says what is missing | 4. regions give up their shards and leases |
-//! | 4. the database is there and fits | 3. relay and bridge end what they have in hand |
-//! | 5. actors, in the supervisor's order | 2. edges drained |
-//! | 6. demo data, where it belongs | 1. SIGTERM or SIGINT |
+//! | 1. database handle, broker | 7. database closed, `runtime.json` removed |
+//! | 2. addresses of HTTP and gRPC taken, `runtime.json` written | 6. actors ended, the cluster left |
+//! | 3. HTTP and gRPC answer; readiness says what is missing | 5. regions give up their shards and leases |
+//! | 4. the database is there and fits | 4. relay and bridge end what they have in hand |
+//! | 5. actors, in the supervisor's order | 3. edges drained |
+//! | 6. demo data, where it belongs | 2. the cluster told that the node is about to leave |
+//! | | 1. SIGTERM or SIGINT |
+//!
+//! What of it a node has, its roles say: see `children`. Every node answers `/health` and `/metrics`; only a front has
+//! the other routes, only a node with billing listens for gRPC, and only bridge and analytics speak to the broker.
 //!
 //! So a port in use is told before any actor runs, and a database that is away keeps nobody from asking
 //! why the node is not ready.
 
+mod children;
+mod cluster;
 mod demo;
 pub mod runtime_file;
+mod status;
 mod stop;
 mod watch;
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::children::{Actors, children};
+use self::cluster::Cluster;
 use self::runtime_file::RuntimeFile;
-use crate::actors::analytics::{Analytics, AnalyticsArgs, AnalyticsHandle, AnalyticsMessage};
-use crate::actors::billing::Accounts;
-use crate::actors::billing_relay::{self, BillingRelay, BillingRelayMessage};
-use crate::actors::kafka_bridge::{BridgeMessage, KafkaBridge, KafkaBridgeArgs};
-use crate::actors::patients::Patients;
-use crate::actors::supervisor::ChildSpec;
-use crate::actors::system::{Chain, Parts, Tree};
-use crate::actors::{address::Address, journal::Nudge};
+use self::status::Reporter;
+use crate::actors::analytics::AnalyticsHandle;
+use crate::actors::system::{Parts, Tree};
 use crate::auth::Auth;
 use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::config::{Config, Role};
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::kafka::Kafka;
@@ -74,7 +79,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
 pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error> {
     let mut signals = stop::Signals::listen().map_err(failed)?;
     let node = tokio::select! {
-        node = Node::assemble(config, telemetry) => node?,
+        node = Node::assemble(config, Arc::new(move || telemetry.render())) => node?,
         signal = signals.next() => {
             tracing::info!(signal, "told to stop before the start was over");
             return Ok(());
@@ -83,15 +88,8 @@ pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error
     node.run(signals).await
 }
 
-/// The addresses at which the node's actors are, empty until they are started.
-#[derive(Default)]
-struct Actors {
-    patients: Chain<Patients>,
-    accounts: Chain<Accounts>,
-    relay: Address<BillingRelayMessage>,
-    bridge: Address<BridgeMessage>,
-    analytics: Address<AnalyticsMessage>,
-}
+/// The actors' part in health, until each of them has one of its own.
+const ACTORS: &str = "actors";
 
 /// A node whose edges listen and whose actors are not started yet.
 struct Node {
@@ -99,67 +97,120 @@ struct Node {
     clock: Arc<dyn Clock>,
     health: Health,
     store: Arc<dyn Store>,
-    kafka: Kafka,
+    /// Where bridge or analytics is.
+    kafka: Option<Kafka>,
+    cluster: Cluster,
+    reporter: Arc<Reporter>,
     parts: Parts,
     actors: Actors,
     http: http::Server,
-    grpc: grpc::Server,
+    /// Where billing is.
+    grpc: Option<grpc::Server>,
 }
 
 impl Node {
-    async fn assemble(config: Config, telemetry: TelemetryHandle) -> Result<Self, Error> {
+    async fn assemble(config: Config, metrics: http::MetricsText) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let health = Health::default();
         health.report("store", Status::NotReady("not asked yet".into()));
+        // Until every actor has said its own first word: the database alone does not make a node ready.
+        health.report(ACTORS, Status::NotReady("waiting for the database".into()));
         let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Serve).await?;
-        let kafka = Kafka::connect(&config.kafka).map_err(failed)?;
-        let auth =
-            Auth::new(config.auth.clone(), Arc::clone(&store) as _, Arc::clone(&clock)).map_err(failed)?;
+        let runs = |role: Role| config.node.roles.contains(&role);
+        let speaks_kafka = runs(Role::Bridge) || runs(Role::Analytics);
+        let kafka = speaks_kafka.then(|| Kafka::connect(&config.kafka)).transpose().map_err(failed)?;
+        let knows_callers = runs(Role::Front) || runs(Role::Billing);
+        let auth = || Auth::new(config.auth.clone(), Arc::clone(&store) as _, Arc::clone(&clock));
+        let auth = knows_callers.then(auth).transpose().map_err(failed)?;
+        let owner: Arc<str> = format!("{}#{}", config.node.name, Uuid::now_v7()).into();
+        let actors = Actors::default();
+        let cluster = Cluster::start(&config, &owner, &actors, &clock).await?;
+        let reporter = Arc::new(Reporter {
+            cluster_name: config.is_clustered().then(|| config.cluster.name.clone()),
+            named: config.cluster.nodes.iter().map(|node| node.name.clone()).collect(),
+            cluster: cluster.clone(),
+            store: Arc::clone(&store),
+            clock: Arc::clone(&clock),
+            begun: clock.mono(),
+            in_flight: OnceLock::new(),
+            draining: false.into(),
+            patients: actors.patients.clone(),
+            accounts: actors.accounts.clone(),
+        });
+        cluster.tell_of(Arc::clone(&reporter) as _);
         let parts = Parts {
             store: Arc::clone(&store),
             store_writers: store.writers(),
             clock: Arc::clone(&clock),
             health: health.clone(),
-            owner: format!("{}#{}", config.node.name, Uuid::now_v7()).into(),
+            owner,
+            members: cluster.members.clone(),
+            released: cluster.released(),
+            able: cluster.able(),
+            links: cluster.ways.as_ref().map(|ways| ways.links.clone()),
             shards: config.actors.shards,
             settings: config.actors.clone(),
         };
-        let actors = Actors::default();
-        let billing = actors.accounts.handle(&parts);
-        let app = http::AppState {
-            patients: actors.patients.handle(&parts),
-            billing: billing.clone(),
-            analytics: AnalyticsHandle::new(actors.analytics.clone(), Arc::clone(&clock)),
-            auth: auth.clone(),
-            health: health.clone(),
-            metrics: Arc::new(move || telemetry.render()),
-            clock: Arc::clone(&clock),
+        let http = match &auth {
+            Some(auth) if runs(Role::Front) => {
+                let analytics = AnalyticsHandle::new(actors.analytics.clone(), Arc::clone(&clock));
+                let app = http::AppState {
+                    patients: actors.patients.handle(&parts),
+                    billing: actors.accounts.handle(&parts),
+                    analytics: match &parts.links {
+                        Some(links) => analytics.over(links.clone()),
+                        None => analytics,
+                    },
+                    auth: auth.clone(),
+                    health: health.clone(),
+                    metrics,
+                    cluster: Arc::clone(&reporter) as _,
+                    clock: Arc::clone(&clock),
+                };
+                http::Server::bind(config.http.clone(), app).await
+            }
+            _ => {
+                let ops = http::OpsState { health: health.clone(), metrics, clock: Arc::clone(&clock) };
+                http::Server::bind_ops(config.http.clone(), ops).await
+            }
         };
-        let grpc_state = grpc::GrpcState {
-            billing: Arc::new(billing),
-            auth: Arc::new(auth),
-            clock: Arc::clone(&clock),
-            health: health.clone(),
+        let http = http.map_err(failed)?;
+        // Nobody else sets it.
+        let _ = reporter.in_flight.set(http.in_flight());
+        let grpc = match auth {
+            Some(auth) if runs(Role::Billing) => {
+                let state = grpc::GrpcState {
+                    billing: Arc::new(actors.accounts.handle(&parts)),
+                    auth: Arc::new(auth),
+                    clock: Arc::clone(&clock),
+                    health: health.clone(),
+                };
+                Some(grpc::Server::bind(config.grpc.clone(), state).await.map_err(failed)?)
+            }
+            _ => None,
         };
-        let http = http::Server::bind(config.http.clone(), app).await.map_err(failed)?;
-        let grpc = grpc::Server::bind(config.grpc.clone(), grpc_state).await.map_err(failed)?;
-        Ok(Node { config, clock, health, store, kafka, parts, actors, http, grpc })
+        Ok(Node { config, clock, health, store, kafka, cluster, reporter, parts, actors, http, grpc })
     }
 
     async fn run(self, mut signals: stop::Signals) -> Result<(), Error> {
-        let Node { config, clock, health, store, kafka, mut parts, actors, http, grpc } = self;
+        let Node { config, clock, health, store, kafka, cluster, reporter, mut parts, actors, http, grpc } =
+            self;
         let begun = clock.mono();
         let addresses = RuntimeFile {
             http: Some(http.local_addr().to_string()),
-            grpc: Some(grpc.local_addr().to_string()),
-            kafka: Some(kafka.bootstrap_servers().to_owned()),
+            grpc: grpc.as_ref().map(|grpc| grpc.local_addr().to_string()),
+            kafka: kafka.as_ref().map(|kafka| kafka.bootstrap_servers().to_owned()),
+            cluster: cluster.ways.as_ref().map(|ways| ways.peers.local_addr().to_string()),
         };
         addresses.write(&config.data_dir).map_err(failed)?;
         let stopping = CancellationToken::new();
         let edges = stop::Edges {
             http: tokio::spawn(http.serve(stopping.clone().cancelled_owned())),
-            grpc: tokio::spawn(grpc.serve(stopping.clone().cancelled_owned())),
+            grpc: grpc.map(|grpc| tokio::spawn(grpc.serve(stopping.clone().cancelled_owned()))),
         };
+        let sees_roles = config.is_clustered() && config.node.roles.contains(&Role::Front);
+        let seeing =
+            sees_roles.then(|| tokio::spawn(cluster::follow_roles(cluster.members.clone(), health.clone())));
 
         let started = tokio::select! {
             signal = signals.next() => Err(signal),
@@ -179,17 +230,27 @@ impl Node {
             }
             Ok(Ok(shards)) => {
                 parts.shards = shards;
-                let children = children(&config, &parts, &kafka, &actors);
+                let peers = cluster.ways.as_ref().map(|ways| &ways.peers);
+                let children = children(&config, &parts, kafka.as_ref(), peers, &actors);
                 // Before the actors: the node must not be called ready without its demo.
                 let demo = start_demo(&config, &parts, &actors, &addresses);
                 let tree = Tree::start(&parts, children).await.map_err(failed)?;
+                health.report(ACTORS, Status::Ready);
                 let watching = tokio::spawn(watch::follow(Arc::clone(&store), health.clone()));
-                let outcome = serve(tree, &mut signals, &stopping, edges, &actors).await;
+                let leaving = || {
+                    reporter.draining.store(true, Ordering::Relaxed);
+                    cluster.set_draining();
+                };
+                let outcome = serve(tree, &mut signals, &cluster, leaving, &stopping, edges, &actors).await;
+                cluster.leave().await;
                 demo.abort();
                 watching.abort();
                 outcome
             }
         };
+        if let Some(seeing) = seeing {
+            seeing.abort();
+        }
         let _ = tokio::time::timeout(stop::CLOSE_LIMIT, store.close()).await;
         RuntimeFile::remove(&config.data_dir);
         tracing::info!(uptime_s = clock.mono().since(begun).as_secs(), "stopped");
@@ -197,10 +258,13 @@ impl Node {
     }
 }
 
-/// Serves until a signal or until the supervisor gives up; then stops everything in order.
+/// Serves until a signal or until the supervisor gives up; then stops everything in order. `leaving` tells
+/// the cluster of it.
 async fn serve(
     mut tree: Tree,
     signals: &mut stop::Signals,
+    cluster: &Cluster,
+    leaving: impl FnOnce(),
     stopping: &CancellationToken,
     edges: stop::Edges,
     actors: &Actors,
@@ -210,65 +274,26 @@ async fn serve(
             tracing::info!(signal, "stopping");
             Ok(())
         }
+        reason = cluster.failed() => Err(Error::Failed(reason.to_string())),
         () = tree.failed() => Err(Error::Failed("an actor failed too often".into())),
     };
+    // First of all: what comes from now on is placed elsewhere, while everything here still works.
+    leaving();
     stopping.cancel();
     if outcome.is_ok() {
         let stop = async {
             edges.ended().await;
             tree.stopping();
             stop::drain(actors).await;
-            tree.stop().await;
         };
         if tokio::time::timeout(stop::STOP_LIMIT, stop).await.is_err() {
             tracing::warn!("not everything had ended in time; what is left is in the database");
         }
+        // In any case: regions that went on would keep leases that nobody uses.
+        tree.stopping();
+        let _ = tokio::time::timeout(stop::END_LIMIT, tree.stop()).await;
     }
     outcome
-}
-
-/// The node's actors in start order; see the table of `actors::supervisor`.
-fn children(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> Vec<ChildSpec> {
-    let store = &parts.store;
-    let (relay, bridge) = (actors.relay.clone(), actors.bridge.clone());
-    let nudges: Vec<Nudge> = vec![
-        Arc::new(move || {
-            relay.cast(BillingRelayMessage::Nudge);
-        }),
-        Arc::new(move || {
-            bridge.cast(BridgeMessage::Nudge);
-        }),
-    ];
-    let mut children = actors.patients.children(parts, Arc::clone(store) as _, nudges);
-    children.extend(actors.accounts.children(parts, Arc::clone(store) as _, Vec::new()));
-    let relay = billing_relay::Args {
-        store: Arc::clone(store) as _,
-        accounts: Arc::new(actors.accounts.handle(parts)),
-        clock: Arc::clone(&parts.clock),
-        health: parts.health.clone(),
-        settings: config.relay.clone(),
-    };
-    children.push(ChildSpec::new("billing-relay", BillingRelay::default, relay, actors.relay.clone()));
-    let bridge = KafkaBridgeArgs {
-        outbox: Arc::clone(store) as _,
-        leases: Arc::clone(store) as _,
-        broker: Arc::new(kafka.clone()),
-        health: parts.health.clone(),
-        clock: Arc::clone(&parts.clock),
-        owner: Arc::clone(&parts.owner),
-        settings: config.bridge.clone(),
-    };
-    children.push(ChildSpec::new("kafka-bridge", || KafkaBridge, bridge, actors.bridge.clone()));
-    let analytics = AnalyticsArgs {
-        projections: Arc::clone(store) as _,
-        outbox: Arc::clone(store) as _,
-        broker: Arc::new(kafka.clone()),
-        health: parts.health.clone(),
-        clock: Arc::clone(&parts.clock),
-        settings: config.analytics.clone(),
-    };
-    children.push(ChildSpec::new("analytics", || Analytics, analytics, actors.analytics.clone()));
-    children
 }
 
 /// Makes the demo data, where it belongs, beside everything else; then says where the node is.
@@ -282,11 +307,31 @@ fn start_demo(config: &Config, parts: &Parts, actors: &Actors, addresses: &Runti
         request_budget: Duration::from_millis(config.http.request_deadline_ms),
     };
     let (wanted, addresses) = (config.is_embedded_demo(), addresses.clone());
+    let name = config.is_clustered().then(|| config.node.name.clone());
     if wanted {
         demo.announce();
     }
     tokio::spawn(async move {
         let made = wanted && demo.make().await;
-        demo::tell(&addresses, made);
+        demo::tell(name.as_deref(), &addresses, made);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_database_alone_makes_no_node_ready() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
+        config.http.listen = "127.0.0.1:0".parse().expect("an address");
+        config.grpc.listen = "127.0.0.1:0".parse().expect("an address");
+        let node = Node::assemble(config, Arc::new(String::new)).await.expect("assembled");
+        // What the database's watch says, before any actor is started.
+        watch::database(&*node.store, &node.health, 4).await.expect("the database is there");
+        let (ready, parts) = node.health.snapshot();
+        assert_eq!(parts["store"], Status::Ready);
+        assert!(!ready, "{parts:?}");
+    }
 }

@@ -9,5 +9,10 @@
 
 include!(concat!(env!("OUT_DIR"), "/protos.rs"));
 
+/// What nodes of one cluster say to each other.
+pub mod cluster {
+    include!(concat!(env!("OUT_DIR"), "/hygeia.cluster.v1.rs"));
+}
+
 /// The descriptors of all services, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -155,6 +155,27 @@ pub struct TakenLease {
     pub epoch: Epoch,
 }
 
+/// What a taker of leases got.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// What is the taker's own now.
+    pub leases: Vec<TakenLease>,
+    /// What others hold. A shard that was asked for and is in neither list went to another taker at the
+    /// same moment: asking again tells to whom.
+    pub others: Vec<OthersLease>,
+}
+
+/// A lease that another owner holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OthersLease {
+    /// Which shard.
+    pub shard: ShardNo,
+    /// Who holds it: `node-name#boot-id`.
+    pub owner: String,
+    /// When it runs out unless it is renewed, counted from the answer by the database's clock.
+    pub left: Duration,
+}
+
 /// A lease row as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRow {
@@ -177,15 +198,19 @@ pub trait LeaseStore: Send + Sync {
 
     /// Takes each of `shards` that is free, expired, released, or already the owner's own, under a new epoch.
     /// Waits for commits in flight under the old epoch. What the owner has sent under its own old epoch and
-    /// has no answer to is fenced by this. Shards that another owner holds are left out
-    /// of the answer.
+    /// has no answer to is fenced by this. Of shards that another owner holds it says so.
+    async fn take(&self, kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> Result<Taken>;
+
+    /// As `take`, for a taker who does not ask what others hold.
     async fn acquire(
         &self,
         kind: Kind,
         shards: &[ShardNo],
         owner: &str,
         ttl: Duration,
-    ) -> Result<Vec<TakenLease>>;
+    ) -> Result<Vec<TakenLease>> {
+        self.take(kind, shards, owner, ttl).await.map(|taken| taken.leases)
+    }
 
     /// Prolongs `held`, by one statement; answers with the shards whose row still held that owner and
     /// epoch, run out or not: nobody else has had them.

@@ -198,7 +198,8 @@ pub fn init(settings: &Settings, node: &str, output: Output) -> Result<(Telemetr
     let notice = layer.dropped_notice();
     writer::spawn(lines.clone(), output.stream(), notice).map_err(Error::Thread)?;
     let metrics = metrics::install().map_err(|_| Error::Twice)?;
-    tracing_subscriber::registry().with(filter).with(layer).try_init().map_err(|_| Error::Twice)?;
+    let registry = tracing_subscriber::registry().with(filter).with(filter::no_payloads()).with(layer);
+    registry.try_init().map_err(|_| Error::Twice)?;
     panics::install_hook();
     let guard = Guard { lines: lines.clone(), flush_max: Duration::from_millis(settings.flush_max_ms) };
     Ok((TelemetryHandle { metrics, lines }, guard))

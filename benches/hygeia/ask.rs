@@ -1,6 +1,6 @@
 //! A question to a local actor and its answer: ours, ractor as it is, and actix.
 
-mod ours;
+pub(crate) mod ours;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::stats::median;
 use crate::{Effort, Result, say};
 
 /// How many ask at the same time, beside one alone.
-const MANY: usize = 64;
+pub(crate) const MANY: usize = 64;
 
 /// Nanoseconds per ask with one asker, and asks per second with many.
 struct Measured {
@@ -69,15 +69,28 @@ where
     let ask = Arc::new(ask);
     let half = measured / 2;
     let began = Instant::now();
-    let alone = tokio::spawn(ask_for(Arc::clone(&ask), half)).await??;
+    let alone = asks_of(1, half, &ask).await?;
     let one_ns = began.elapsed().as_nanos() as f64 / alone as f64;
     let began = Instant::now();
-    let askers: Vec<_> = (0..MANY).map(|_| tokio::spawn(ask_for(Arc::clone(&ask), half))).collect();
+    let asks = asks_of(MANY, half, &ask).await?;
+    Ok(Measured { one_ns, many_rate: asks as f64 / began.elapsed().as_secs_f64() })
+}
+
+/// How many asks `askers` get answered in `time`, each one at a time.
+pub(crate) async fn asks_of<F>(
+    askers: usize,
+    time: Duration,
+    ask: &Arc<impl Fn() -> F + Send + Sync + 'static>,
+) -> Result<usize>
+where
+    F: Future<Output = Result<()>> + Send + 'static,
+{
+    let askers: Vec<_> = (0..askers).map(|_| tokio::spawn(ask_for(Arc::clone(ask), time))).collect();
     let mut asks = 0;
     for asker in askers {
         asks += asker.await??;
     }
-    Ok(Measured { one_ns, many_rate: asks as f64 / began.elapsed().as_secs_f64() })
+    Ok(asks)
 }
 
 async fn ask_for<F>(ask: Arc<impl Fn() -> F>, time: Duration) -> Result<usize>

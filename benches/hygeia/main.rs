@@ -16,6 +16,7 @@ mod node;
 mod patients;
 mod pg;
 mod relay;
+mod remote;
 mod report;
 mod role;
 mod stats;
@@ -40,7 +41,7 @@ pub(crate) struct Effort {
     pub(crate) measured: Duration,
 }
 
-const SCENARIOS: [&str; 6] = ["get", "post", "ask", "relay", "memory", "start"];
+const SCENARIOS: [&str; 8] = ["get", "remote-get", "post", "ask", "remote-ask", "relay", "memory", "start"];
 /// Not a part of the table: what this machine does without us.
 const YARDSTICKS: &str = "yardsticks";
 
@@ -93,8 +94,10 @@ fn bench(chosen: &[String]) -> Result<()> {
 async fn scenario(name: &str, effort: Effort, report: &mut Report) -> Result<()> {
     match name {
         "get" => patients::get(effort, report).await,
+        "remote-get" => patients::remote_get(effort, report).await,
         "post" => patients::post(effort, report).await,
         "ask" => ask::run(effort, report).await,
+        "remote-ask" => remote::run(effort, report).await,
         "relay" => relay::run(effort, report).await,
         "memory" => memory::hot(report).await,
         "start" => memory::start(effort, report).await,

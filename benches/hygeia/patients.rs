@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::disk::Disk;
 use crate::load::{self, Outcome, Task, Work};
-use crate::node::{Node, Site, token_without_node};
-use crate::report::{Report, Row};
+use crate::node::{self, Node, Site, token_without_node};
+use crate::report::{Reach, Report, Row};
 use crate::stats::median;
 use crate::yardstick::{self, PatientView};
 use crate::{Effort, Result, broker, pg, relay, say};
@@ -27,38 +27,86 @@ pub(crate) async fn get(effort: Effort, report: &mut Report) -> Result<()> {
         load::run(post_task(&node, &token, 16, "hot", HOT_PATIENTS, None)).await?;
         node.quiet().await?;
         let patients: Vec<PatientView> = node.patients(&token, HOT_PATIENTS).await?;
-        let sample = patients.last().ok_or("no patients")?.clone();
-        let yardstick = yardstick::start(sample).await?;
-        let paths: Vec<String> = patients.iter().map(|p| format!("/api/patients/{}", p.id)).collect();
-        let measure = |address, measured: Duration| {
-            load::run(Task {
-                address,
-                token: token.clone(),
-                connections: READERS,
-                measured_ms: u64::try_from(measured.as_millis()).ok(),
-                work: Work::Get { paths: paths.clone() },
-            })
-        };
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for address in [node.http, yardstick.address] {
-            measure(address, Duration::from_secs(1)).await?;
-        }
-        for _ in 0..effort.rounds {
-            theirs.push(measure(yardstick.address, effort.measured).await?);
-            ours.push(measure(node.http, effort.measured).await?);
-            say(&format!("axum {:.0}/s, ours {:.0}/s", last(&theirs).rate(), last(&ours).rate()));
-        }
-        let (our_rate, their_rate) = (rate(&ours), rate(&theirs));
-        report.add(Row {
-            what: format!("{what} ({READERS} connections)"),
-            beside: "bare axum, same token check, same JSON".into(),
-            ours: format!("{our_rate:.0}/s, {}", latencies(&ours)),
-            yardstick: format!("{their_rate:.0}/s, {}", latencies(&theirs)),
-            ratio: our_rate / their_rate,
-            reach: log.is_none().then_some(crate::report::Reach::AtLeast(0.5)),
-        });
+        let reach = log.is_none().then_some(Reach::AtLeast(0.5));
+        beside_axum(effort, report, what, (&node, &token), &patients, reach).await?;
         node.stop().await?;
     }
+    Ok(())
+}
+
+/// The same through a front whose patients are on another node.
+pub(crate) async fn remote_get(effort: Effort, report: &mut Report) -> Result<()> {
+    let database = pg::Postgres::shared().create_database().await;
+    // Neither of the two nodes speaks to it.
+    let no_broker = "127.0.0.1:9";
+    let address = free_address()?;
+    let front = Site::on(database.url(), no_broker)?
+        .with("HYGEIA__NODE__NAME", "front")
+        .with("HYGEIA__NODE__ROLES", "front")
+        .with("HYGEIA__CLUSTER__SECRET", node::JWT_SECRET)
+        .with("HYGEIA__CLUSTER__LISTEN", &address);
+    let serving = Site::embedded()?
+        .with("HYGEIA__STORE__URL", database.url())
+        .with("HYGEIA__KAFKA__BROKERS", no_broker)
+        .with("HYGEIA__NODE__NAME", "patient-1")
+        .with("HYGEIA__NODE__ROLES", "patient")
+        .with("HYGEIA__CLUSTER__SECRET", node::JWT_SECRET)
+        .with("HYGEIA__CLUSTER__JOIN", &address);
+    let (serving, front) = tokio::try_join!(serving.start(), front.start())?;
+    let token = front.token().await?;
+    load::run(post_task(&front, &token, 16, "hot", HOT_PATIENTS, None)).await?;
+    serving.quiet().await?;
+    front.quiet().await?;
+    let patients: Vec<PatientView> = front.patients(&token, HOT_PATIENTS).await?;
+    let what = "GET by id, hot, of another node";
+    beside_axum(effort, report, what, (&front, &token), &patients, Some(Reach::AtLeast(0.4))).await?;
+    front.stop().await?;
+    serving.stop().await
+}
+
+/// Where nobody listens.
+fn free_address() -> Result<String> {
+    Ok(std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.to_string())
+}
+
+/// Reads `patients` at `node`, and at an axum handler.
+async fn beside_axum(
+    effort: Effort,
+    report: &mut Report,
+    what: &str,
+    (node, token): (&Node, &str),
+    patients: &[PatientView],
+    reach: Option<Reach>,
+) -> Result<()> {
+    let yardstick = yardstick::start(patients.last().ok_or("no patients")?.clone()).await?;
+    let paths: Vec<String> = patients.iter().map(|p| format!("/api/patients/{}", p.id)).collect();
+    let measure = |address, measured: Duration| {
+        load::run(Task {
+            address,
+            token: token.into(),
+            connections: READERS,
+            measured_ms: u64::try_from(measured.as_millis()).ok(),
+            work: Work::Get { paths: paths.clone() },
+        })
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for address in [node.http, yardstick.address] {
+        measure(address, Duration::from_secs(1)).await?;
+    }
+    for _ in 0..effort.rounds {
+        theirs.push(measure(yardstick.address, effort.measured).await?);
+        ours.push(measure(node.http, effort.measured).await?);
+        say(&format!("axum {:.0}/s, ours {:.0}/s", last(&theirs).rate(), last(&ours).rate()));
+    }
+    let (our_rate, their_rate) = (rate(&ours), rate(&theirs));
+    report.add(Row {
+        what: format!("{what} ({READERS} connections)"),
+        beside: "bare axum, same token check, same JSON".into(),
+        ours: format!("{our_rate:.0}/s, {}", latencies(&ours)),
+        yardstick: format!("{their_rate:.0}/s, {}", latencies(&theirs)),
+        ratio: our_rate / their_rate,
+        reach,
+    });
     Ok(())
 }
 
@@ -101,7 +149,7 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
         ours: format!("{:.0} rows/s, {}", rate(&many), latencies(&many)),
         yardstick: format!("{their_rate:.0} rows/s"),
         ratio: rate(&many) / their_rate,
-        reach: Some(crate::report::Reach::AtLeast(2.0)),
+        reach: Some(Reach::AtLeast(2.0)),
     });
     let our_us = median(&one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
     let their_us = median(&bench_one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
@@ -111,7 +159,7 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
         ours: format!("{our_us:.0} us mean, {}", latencies(&one)),
         yardstick: format!("{their_us:.0} us mean"),
         ratio: our_us / their_us,
-        reach: Some(crate::report::Reach::AtMost(1.5)),
+        reach: Some(Reach::AtMost(1.5)),
     });
     node.stop().await?;
     Ok(())

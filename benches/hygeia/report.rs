@@ -120,15 +120,22 @@ const HOW: &str = "
 
 - **GET**: closed loop over keep-alive connections; every status is checked. The yardstick is an axum handler that verifies
   the same HS256 token with the same library for each request and serializes the same patient, without looking one up.
+- **GET of another node**: the same through a node with the role `front` alone; the patients are on a second process with the
+  role `patient`, in PostgreSQL. Every request crosses the link between the two, and is logged on both.
 - **POST**: each request registers another patient. pgbench inserts the same rows (patient, e-mail address, event, outbox, unbilled)
   in one prepared statement that checks the lease under the same lock, one patient per transaction. The bench counts its rows
   and refuses a server that does not wait for its disk. The disk's own sync is measured before, between and after.
 - **ask**: a question to an actor and its answer, in one process, over the public API of each library.
+- **cross-node ask**: the same for a patient in the memory of another process: over our handle, directory and link, through the
+  other's gate, region and shard, and back. The yardstick is a `call` to an actor of another process over `ractor_cluster`, as its documentation
+  shows it, with payloads as large as the frames of ours. Both over plain TCP on loopback.
 - **relay**: an outbox full of events is published by a whole node, analytics reading along; the yardstick is a bare
   librdkafka producer with the same settings and messages of the same form, at the same broker (librdkafka's mock cluster,
   a process of its own).
 - **memory**: a node is started on the data of patients, and each of them is read once.
 - **start**: from starting the process to the first 200 of `/health/ready`.
+
+How long a cluster needs after a fault or for a move is measured by the program that causes them: `docs/RELIABILITY.md`.
 ";
 
 fn machine() -> Vec<String> {

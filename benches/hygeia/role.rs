@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Result, broker, load, relay, yardstick};
+use crate::{Result, broker, load, relay, remote, yardstick};
 
 /// The argument before the name of a role.
 pub(crate) const FLAG: &str = "--role";
@@ -19,6 +19,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         Some("yardstick") => yardstick::role(),
         Some("broker") => broker::role(),
         Some("producer") => relay::producer_role(),
+        Some(role) if remote::is_role(role) => remote::role(role),
         other => Err(format!("no role {other:?}").into()),
     }
 }
@@ -28,6 +29,13 @@ pub(crate) fn task<T: DeserializeOwned>() -> Result<T> {
     let mut line = String::new();
     std::io::stdin().lock().read_line(&mut line)?;
     Ok(serde_json::from_str(&line)?)
+}
+
+/// What this process is to do next; `None` when it is dismissed.
+pub(crate) fn next_task<T: DeserializeOwned>() -> Result<Option<T>> {
+    let mut line = String::new();
+    let read = std::io::stdin().lock().read_line(&mut line)?;
+    if read == 0 { Ok(None) } else { Ok(Some(serde_json::from_str(&line)?)) }
 }
 
 /// Tells the process that started this one.
@@ -59,12 +67,18 @@ impl Process {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let mut input = child.stdin.take().ok_or("no input")?;
+        let input = child.stdin.take();
         let output = BufReader::new(child.stdout.take().ok_or("no output")?);
+        let mut process = Process { child, input, output };
+        process.say(task)?;
+        Ok(process)
+    }
+
+    /// What it is to do next, for a role that asks for more.
+    pub(crate) fn say(&mut self, task: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_string(task)?;
         line.push('\n');
-        input.write_all(line.as_bytes())?;
-        Ok(Process { child, input: Some(input), output })
+        Ok(self.input.as_mut().ok_or("no input")?.write_all(line.as_bytes())?)
     }
 
     /// What the process says next.

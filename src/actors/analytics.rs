@@ -20,15 +20,19 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::rpc::CallResult;
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use ractor_cluster::RactorMessage;
 
 use self::summary::Lag;
 use super::address::Address;
 use super::background::{Backoff, Tasks};
+use super::directory::no_node;
+use super::entity::Failure;
+use super::link::Links;
+use super::reply::ReplyTo;
 use crate::context::{Hop, RequestContext};
 use crate::domain::analytics::Summary;
+use crate::domain::cluster::NodeRole;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
 use crate::health::{Health, Status};
@@ -51,17 +55,23 @@ pub struct SummaryView {
     pub as_of: Timestamp,
 }
 
-/// Speaks to analytics. Cloning is cheap.
+/// Speaks to analytics, on this node if it runs here, else on another one. Cloning is cheap.
 #[derive(Clone)]
 pub struct AnalyticsHandle {
     actor: Address<AnalyticsMessage>,
+    links: Option<Links>,
     clock: Arc<dyn Clock>,
 }
 
 impl AnalyticsHandle {
     /// A handle on whoever is at `actor`.
     pub fn new(actor: Address<AnalyticsMessage>, clock: Arc<dyn Clock>) -> Self {
-        AnalyticsHandle { actor, clock }
+        AnalyticsHandle { actor, links: None, clock }
+    }
+
+    /// The same, which asks over `links` if nobody is there.
+    pub fn over(self, links: Links) -> Self {
+        AnalyticsHandle { links: Some(links), ..self }
     }
 
     /// The summary as of now.
@@ -69,21 +79,80 @@ impl AnalyticsHandle {
     /// # Errors
     /// `Unavailable`, `Overloaded`, `DeadlineExceeded`.
     pub async fn summary(&self, ctx: &RequestContext) -> Result<SummaryView> {
-        let unavailable = || Error::new(ErrorCode::Unavailable, "Analytics is not running here");
-        let late = || Error::new(ErrorCode::DeadlineExceeded, "The summary was not ready in time");
-        let actor = self.actor.actor().ok_or_else(unavailable)?;
-        let sent_at = self.clock.mono();
-        let left = ctx.deadline.since(sent_at);
-        if left.is_zero() {
+        if ctx.deadline.since(self.clock.mono()).is_zero() {
             return Err(late());
         }
-        let ctx = ctx.child();
-        let ask = |reply| AnalyticsMessage::Summary(Box::new(SummaryAsk { ctx, sent_at, reply }));
-        match actor.call(ask, Some(left)).await {
-            Ok(CallResult::Success(answer)) => answer,
-            Ok(CallResult::Timeout) => Err(late()),
-            Ok(CallResult::SenderError) | Err(_) => Err(unavailable()),
+        match (self.actor.actor(), &self.links) {
+            (Some(actor), _) => self.ask_here(ctx, &actor).await,
+            (None, Some(links)) => self.ask_elsewhere(ctx, links).await,
+            (None, None) => Err(away()),
         }
+    }
+
+    async fn ask_here(
+        &self,
+        ctx: &RequestContext,
+        actor: &ActorRef<AnalyticsMessage>,
+    ) -> Result<SummaryView> {
+        let sent_at = self.clock.mono();
+        let (reply, answer) = ReplyTo::here();
+        let ask = SummaryAsk { ctx: ctx.clone(), sent_at, reply };
+        actor.send_message(AnalyticsMessage::Summary(Box::new(ask))).map_err(|_| away())?;
+        match tokio::time::timeout(ctx.deadline.since(sent_at), answer).await {
+            Ok(Ok(Ok(view))) => Ok(view),
+            Ok(Ok(Err(failure))) => Err(refused(&failure)),
+            Ok(Err(_)) => Err(away()),
+            Err(_) => Err(late()),
+        }
+    }
+
+    /// Asks the live analytics nodes by turns, until one answers or the time is up: a summary changes
+    /// nothing, so it may be asked for again.
+    async fn ask_elsewhere(&self, ctx: &RequestContext, links: &Links) -> Result<SummaryView> {
+        let mut turn = fastrand::usize(..1 << 16);
+        let mut last = away();
+        for _ in 0..TRIES_MAX {
+            let view = Arc::clone(&links.members().borrow());
+            let nodes: Vec<_> = view.with_role(NodeRole::Analytics).filter(|m| m.wire.is_some()).collect();
+            if nodes.is_empty() {
+                last = no_node(NodeRole::Analytics);
+            } else {
+                turn += 1;
+                match links.summary(ctx, &nodes[turn % nodes.len()].owner).await {
+                    Ok(summary) => return Ok(summary),
+                    Err(None) => return Err(late()),
+                    Err(Some(Failure::NotServing(_) | Failure::Unknown)) => last = away(),
+                    Err(Some(failure)) => return Err(refused(&failure)),
+                }
+            }
+            if self.clock.mono().plus(TRY_PAUSE) >= ctx.deadline {
+                break;
+            }
+            tokio::time::sleep(TRY_PAUSE).await;
+        }
+        Err(last)
+    }
+}
+
+/// How often another node is asked for a summary, and the pause between: about a second in all, in which
+/// a node may restart.
+const TRIES_MAX: u32 = 20;
+const TRY_PAUSE: Duration = Duration::from_millis(50);
+
+fn away() -> Error {
+    Error::new(ErrorCode::Unavailable, "Analytics is not running here")
+}
+
+fn late() -> Error {
+    Error::new(ErrorCode::DeadlineExceeded, "The summary was not ready in time")
+}
+
+fn refused(failure: &Failure) -> Error {
+    match failure {
+        Failure::Busy => Error::new(ErrorCode::Overloaded, "Too many summaries are being read"),
+        Failure::Expired => late(),
+        Failure::Unavailable => Error::new(ErrorCode::Unavailable, "The counts cannot be read at the moment"),
+        _ => away(),
     }
 }
 
@@ -163,7 +232,14 @@ pub enum AnalyticsMessage {
 pub struct SummaryAsk {
     ctx: RequestContext,
     sent_at: MonoTime,
-    reply: RpcReplyPort<Result<SummaryView>>,
+    pub(super) reply: ReplyTo<SummaryView>,
+}
+
+impl SummaryAsk {
+    /// Asks for `ctx`, since `sent_at`.
+    pub fn new(ctx: RequestContext, sent_at: MonoTime, reply: ReplyTo<SummaryView>) -> Self {
+        SummaryAsk { ctx, sent_at, reply }
+    }
 }
 
 /// What a task of analytics reports.
@@ -301,9 +377,7 @@ impl AnalyticsState {
 
     fn summarize(&mut self, myself: &ActorRef<AnalyticsMessage>, ask: SummaryAsk) {
         if self.summaries >= self.args.settings.summaries_max {
-            let refusal = Error::new(ErrorCode::Overloaded, "Too many summaries are being read");
-            // A caller that no longer waits needs no answer.
-            let _ = ask.reply.send(Err(refusal));
+            ask.reply.send(Err(Failure::Busy));
             return;
         }
         self.summaries += 1;
@@ -315,13 +389,13 @@ impl AnalyticsState {
                 actor: NAME,
                 message: "Summary",
                 entity: None,
-                trace: &ask.ctx.trace,
+                trace: &ask.ctx.trace.child(),
                 queued: began.since(ask.sent_at),
                 handled: args.clock.mono().since(began),
-                outcome: answer.as_ref().map_or_else(|e| e.code.as_str(), |_| "ok"),
+                outcome: answer.as_ref().map_or_else(|failure| failure.as_str(), |_| "ok"),
             }
             .log();
-            let _ = ask.reply.send(answer);
+            ask.reply.send(answer);
             Outcome::Summarized
         });
     }

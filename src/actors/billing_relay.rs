@@ -2,7 +2,7 @@
 //!
 //! Registrations without an account are rows of the outbox. The relay takes them in rounds, opens each
 //! account through the billing region and marks the row. Supervised by the node; it keeps nothing that
-//! a restart would miss.
+//! a restart would miss. One relay of the cluster is at work, under a lease; others stand by.
 //!
 //! Invariants:
 //! - At least once: a row is marked only after its account is open. Opening is idempotent by patient
@@ -12,6 +12,7 @@
 //! - A row that cannot be read is held back and concerns nobody else: see `held`.
 //! - A row that fails waits by itself (`row_backoff_*`) and does not keep others from their accounts;
 //!   when nothing works, the whole relay pauses (`pause_*`).
+//! - The lease spares double work. Nothing relies on it: two relays open the same account once.
 //! - Messages are hints: with every nudge lost, the poll still finds each row.
 
 mod backlog;
@@ -28,11 +29,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::backlog::Backlog;
 use self::round::Report;
+use super::background::{Look, Pace, Tasks};
 use super::held::Held;
+use super::members::{Members, ReleasedHook};
 use super::open_accounts::OpenAccounts;
+use super::slice_lease::{Answer, RELAY_SLICE, SliceArgs, SliceLease, Standing};
+use crate::domain::cluster::NodeRole;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
-use crate::store::OutboxStore;
+use crate::store::{LeaseStore, OutboxStore};
 
 /// The actor's name in logs, health and metrics.
 pub const NAME: &str = "billing-relay";
@@ -43,6 +48,11 @@ pub const NAME: &str = "billing-relay";
 pub struct Settings {
     /// How often the outbox is read when nobody nudges, in milliseconds.
     pub poll_ms: u64,
+    /// The pause between the beginnings of two rounds while registrations keep coming, in milliseconds. Zero:
+    /// none.
+    pub gather_ms: u64,
+    /// How long the lease holds from its taking or its last renewal, in milliseconds.
+    pub lease_ttl_ms: u64,
     /// How many due rows a round takes at most.
     pub batch_rows_max: u32,
     /// How many accounts are being opened at the same time at most.
@@ -67,6 +77,8 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             poll_ms: 1_000,
+            gather_ms: 20,
+            lease_ttl_ms: 3_000,
             batch_rows_max: 256,
             concurrency_max: 32,
             open_timeout_ms: 2_000,
@@ -86,6 +98,8 @@ impl Settings {
         const DAY_MS: u64 = 86_400_000;
         let checks = [
             ("poll_ms", (1..=DAY_MS).contains(&self.poll_ms), "1 to 86400000"),
+            ("gather_ms", self.gather_ms <= 60_000, "0 to 60000"),
+            ("lease_ttl_ms", (1..=DAY_MS).contains(&self.lease_ttl_ms), "1 to 86400000"),
             ("open_timeout_ms", (1..=DAY_MS).contains(&self.open_timeout_ms), "1 to 86400000"),
             ("store_timeout_ms", (1..=DAY_MS).contains(&self.store_timeout_ms), "1 to 86400000"),
             ("pause_min_ms", (1..=DAY_MS).contains(&self.pause_min_ms), "1 to 86400000"),
@@ -101,6 +115,12 @@ impl Settings {
     }
 }
 
+impl Settings {
+    fn lease_tick(&self) -> Duration {
+        Duration::from_millis(self.poll_ms.min(self.lease_ttl_ms / 3).max(1))
+    }
+}
+
 /// The relay's messages.
 #[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum BillingRelayMessage {
@@ -108,11 +128,26 @@ pub enum BillingRelayMessage {
     Nudge,
     /// From the relay's own timers: the safety net, and the end of a pause.
     Tick,
+    /// From the relay's own timer: the pause between two rounds is over.
+    Gathered,
     /// From the task that watches the round; `None` if the round died.
     RoundEnded(Option<Report>),
-    /// From the node when it stops: no further round begins; the reply comes when none is running.
+    /// From the relay's own timer: the lease is to be taken or renewed.
+    LeaseTick,
+    /// From the link, by the relay that was at work: it has released its lease. May be lost.
+    LeaseReleased,
+    /// From the relay's own task.
+    Leased(LeaseAnswer),
+    /// From the relay's own task: the lease is given up, or will run out.
+    Released,
+    /// From the node when it stops: no further round begins; the reply comes when none is running and the
+    /// lease is given up.
     Drain(RpcReplyPort<()>),
 }
+
+/// What the database said of the lease.
+#[derive(Debug)]
+pub struct LeaseAnswer(Answer);
 
 /// What the relay works with. A supervisor keeps a clone to start it again.
 #[derive(Clone)]
@@ -125,6 +160,14 @@ pub struct Args {
     pub clock: Arc<dyn Clock>,
     /// Where the relay says how it is.
     pub health: Health,
+    /// Where the lease is.
+    pub leases: Arc<dyn LeaseStore>,
+    /// Who holds the lease: `node-name#boot-id`.
+    pub owner: Arc<str>,
+    /// The nodes in sight.
+    pub members: Members,
+    /// Called when the lease was given up for another node.
+    pub released: ReleasedHook,
     /// Its limits.
     pub settings: Settings,
 }
@@ -142,8 +185,13 @@ pub struct State {
     round: Option<AbortOnDropHandle<()>>,
     /// A nudge came during the round: the outbox may hold what the round has not read.
     nudged: bool,
+    pace: Pace,
+    lease: SliceLease,
+    tasks: Tasks,
+    releasing: bool,
     draining: bool,
-    drained: Option<RpcReplyPort<()>>,
+    /// Who waits for the end of the drain.
+    drained: Vec<RpcReplyPort<()>>,
 }
 
 impl Actor for BillingRelay {
@@ -153,17 +201,33 @@ impl Actor for BillingRelay {
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         args.health.report(NAME, Status::Explained("the outbox has not been read yet".into()));
-        // The timer ends with the actor.
+        // The timers end with the actor.
+        myself.send_interval(args.settings.lease_tick(), || BillingRelayMessage::LeaseTick);
         myself
             .send_interval(Duration::from_millis(args.settings.poll_ms.max(1)), || BillingRelayMessage::Tick);
+        let lease = SliceLease::new(SliceArgs {
+            slice: RELAY_SLICE,
+            role: NodeRole::Billing,
+            leases: Arc::clone(&args.leases),
+            clock: Arc::clone(&args.clock),
+            owner: Arc::clone(&args.owner),
+            members: args.members.clone(),
+            released: Arc::clone(&args.released),
+            ttl: Duration::from_millis(args.settings.lease_ttl_ms),
+            tick: args.settings.lease_tick(),
+        });
         Ok(State {
+            pace: Pace::new(Duration::from_millis(args.settings.gather_ms)),
             args,
             backlog: Backlog::default(),
             held: Held::new(NAME),
             round: None,
             nudged: false,
+            lease,
+            tasks: Tasks::default(),
+            releasing: false,
             draining: false,
-            drained: None,
+            drained: Vec::new(),
         })
     }
 
@@ -172,7 +236,7 @@ impl Actor for BillingRelay {
         myself: ActorRef<Self::Msg>,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        state.begin_round(&myself);
+        state.ask_for_lease(&myself);
         Ok(())
     }
 
@@ -184,9 +248,22 @@ impl Actor for BillingRelay {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             BillingRelayMessage::Nudge | BillingRelayMessage::Tick => state.begin_round(&myself),
+            BillingRelayMessage::Gathered => {
+                state.pace.waited();
+                state.begin_round(&myself);
+            }
             BillingRelayMessage::RoundEnded(report) => state.end_round(&myself, report.as_ref()),
-            BillingRelayMessage::Drain(reply) => state.drain(reply),
+            BillingRelayMessage::LeaseTick | BillingRelayMessage::LeaseReleased => {
+                state.ask_for_lease(&myself);
+            }
+            BillingRelayMessage::Leased(LeaseAnswer(answer)) => state.leased(&myself, answer),
+            BillingRelayMessage::Released => state.releasing = false,
+            BillingRelayMessage::Drain(reply) => {
+                state.draining = true;
+                state.drained.push(reply);
+            }
         }
+        state.end_drain(&myself);
         Ok(())
     }
 
@@ -207,12 +284,20 @@ impl State {
             self.nudged = true;
             return;
         }
-        if self.draining {
+        if self.draining || !self.lease.is_believed() {
             return;
         }
         let Some(plan) = self.backlog.plan(&self.args.settings, self.args.clock.mono()) else {
             return;
         };
+        match self.pace.look(self.args.clock.mono()) {
+            Look::Now => {}
+            Look::In(left) => {
+                myself.send_after(left, || BillingRelayMessage::Gathered);
+                return;
+            }
+            Look::Later => return,
+        }
         self.nudged = false;
         let myself = myself.clone();
         let round =
@@ -231,12 +316,12 @@ impl State {
         self.backlog.round_ended(&self.args.settings, report, now);
         let holds_more = report.is_some_and(|r| self.held.note(&r.unreadable));
         self.tell(report);
-        if let Some(reply) = self.drained.take() {
-            let _ = reply.send(());
-        }
         // A full window may hide more rows. Without progress the next tick is soon enough.
         let further = holds_more || self.backlog.failing_rows() > failing_before;
         let more = report.is_some_and(|r| r.full && (further || !r.billed.is_empty()));
+        if more {
+            self.pace.hurry();
+        }
         match self.backlog.resume_in(now) {
             Some(left) => drop(myself.send_after(left, || BillingRelayMessage::Tick)),
             None if self.nudged || more => self.begin_round(myself),
@@ -244,11 +329,52 @@ impl State {
         }
     }
 
-    fn drain(&mut self, reply: RpcReplyPort<()>) {
-        self.draining = true;
-        if self.round.is_some() {
-            self.drained = Some(reply);
-        } else {
+    fn ask_for_lease(&mut self, myself: &ActorRef<BillingRelayMessage>) {
+        if self.draining {
+            return;
+        }
+        if let Some(question) = self.lease.ask() {
+            let lost = BillingRelayMessage::Leased(LeaseAnswer(Answer::lost()));
+            self.tasks.run(
+                myself,
+                lost,
+                async move { BillingRelayMessage::Leased(LeaseAnswer(question.await)) },
+            );
+        }
+    }
+
+    fn leased(&mut self, myself: &ActorRef<BillingRelayMessage>, answer: Answer) {
+        let began = !self.lease.is_held();
+        let explained = |reason: String| self.args.health.report(NAME, Status::Explained(reason));
+        match self.lease.learn(answer) {
+            Standing::Ours if began => self.begin_round(myself),
+            Standing::Ours => {}
+            Standing::Others(again) => {
+                explained("another node opens the accounts; this one stands by".into());
+                if let Some(pause) = again {
+                    myself.send_after(pause, || BillingRelayMessage::LeaseTick);
+                }
+            }
+            Standing::Unknown(_) if self.lease.is_believed() => {}
+            Standing::Unknown(reason) => explained(format!("no lease: {reason}")),
+        }
+    }
+
+    /// Once nothing is in hand the lease is given up, so that others need not wait.
+    fn end_drain(&mut self, myself: &ActorRef<BillingRelayMessage>) {
+        if !self.draining || self.round.is_some() || self.lease.is_asking() || self.releasing {
+            return;
+        }
+        let limit = Duration::from_millis(self.args.settings.store_timeout_ms);
+        if let Some(release) = self.lease.release(limit) {
+            self.releasing = true;
+            self.tasks.run(myself, BillingRelayMessage::Released, async move {
+                release.await;
+                BillingRelayMessage::Released
+            });
+            return;
+        }
+        for reply in self.drained.drain(..) {
             let _ = reply.send(());
         }
     }

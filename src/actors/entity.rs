@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::context::TraceContext;
+use crate::domain::cluster::NodeRole;
 use crate::domain::ids::{CommandId, Epoch, EventId, Kind, ShardNo};
 use crate::domain::time::{MonoTime, Timestamp};
 use crate::store::{self, AppendOutcome};
@@ -60,6 +62,9 @@ pub trait Entity: Sized + Send + Sync + 'static {
         command: Option<CommandId>,
     ) -> impl Future<Output = store::Result<Loaded<Self>>> + Send;
 
+    /// Notes that the hop `trace` commits `append`: what follows from the commit goes on from there.
+    fn committed_by(_append: &mut Self::Append, _trace: &TraceContext) {}
+
     /// Commits a batch in one transaction.
     fn commit(
         store: &Self::Store,
@@ -81,7 +86,7 @@ pub struct Write<E: Entity> {
     pub command_id: CommandId,
     /// Who wants it.
     pub subject: Arc<str>,
-    /// The trace it belongs to.
+    /// The hop that wants it. The hop that commits it is recorded in its place (`Entity::committed_by`).
     pub traceparent: Box<str>,
     /// Whether an earlier try may have been carried out: then the database is asked first.
     pub maybe_done: bool,
@@ -130,7 +135,7 @@ pub enum Refused {
 }
 
 /// Why a request has no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The rules say no.
     Refused(Refused),
@@ -138,8 +143,14 @@ pub enum Failure {
     Busy,
     /// The deadline passed before it was begun. Nothing was done.
     Expired,
-    /// This shard is not served here now. Nothing was done; ask again.
-    NotServing,
+    /// This shard is not served here now. Nothing was done; ask again: the owner of its lease
+    /// (`node-name#boot-id`), if whoever says so knows another one.
+    NotServing(Option<Arc<str>>),
+    /// No live node has the role that would serve it. Nothing was done; one may come back.
+    NoNode(NodeRole),
+    /// The node that was asked does not know this kind of request: it runs another version. Nothing was
+    /// done.
+    Unsupported,
     /// The database could not be read or written. Nothing was done.
     Unavailable,
     /// The commit's outcome is not known. Asking again with `maybe_done` is safe.
@@ -148,14 +159,16 @@ pub enum Failure {
 
 impl Failure {
     /// The name in logs and metrics.
-    pub const fn as_str(self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
             Failure::Refused(Refused::NotFound) => "not_found",
             Failure::Refused(Refused::IdTaken) => "id_taken",
             Failure::Refused(Refused::EmailTaken) => "email_taken",
             Failure::Busy => "busy",
             Failure::Expired => "expired",
-            Failure::NotServing => "not_serving",
+            Failure::NotServing(_) => "not_serving",
+            Failure::NoNode(_) => "no_node",
+            Failure::Unsupported => "unsupported",
             Failure::Unavailable => "unavailable",
             Failure::Unknown => "unknown",
         }

@@ -16,8 +16,8 @@ use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::{
-    Applied, Error, LeaseRow, LeaseStore, OutboxDepth, OutboxRows, OutboxStore, PartitionOffset,
-    ProjectionSource, ProjectionStore, PutBack, Result, TakenLease, UnreadableRow,
+    Applied, Error, LeaseRow, LeaseStore, OthersLease, OutboxDepth, OutboxRows, OutboxStore, PartitionOffset,
+    ProjectionSource, ProjectionStore, PutBack, Result, Taken, TakenLease, UnreadableRow,
 };
 
 /// How a call ends instead of as it should.
@@ -44,6 +44,8 @@ struct Lease {
 struct State {
     events: BTreeMap<i64, (OutboxEvent, Option<String>)>,
     lease: Lease,
+    /// How often somebody tried to take the lease.
+    takes: usize,
     versions: HashMap<PatientId, (i64, Option<Date>)>,
     by_type: HashMap<EventType, i64>,
     registrations: BTreeMap<Date, i64>,
@@ -77,6 +79,11 @@ impl FakeStore {
     /// From now on each call that puts back events takes this long.
     pub(super) fn slow_put_back(&self, takes: Duration) {
         self.lock().put_back_takes = takes;
+    }
+
+    /// How often somebody tried to take the lease, with success or without.
+    pub(super) fn takes(&self) -> usize {
+        self.lock().takes
     }
 
     /// How many faults were ordered and have not happened.
@@ -221,23 +228,19 @@ impl LeaseStore for FakeStore {
         Ok(proposed)
     }
 
-    async fn acquire(
-        &self,
-        _kind: Kind,
-        shards: &[ShardNo],
-        owner: &str,
-        ttl: Duration,
-    ) -> Result<Vec<TakenLease>> {
+    async fn take(&self, _kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> Result<Taken> {
         self.attempt("acquire", |state| {
-            let lease = &mut state.lease;
-            let free = lease.owner == owner || lease.until.is_none_or(|until| until <= Instant::now());
-            if !free {
-                return Vec::new();
+            state.takes += 1;
+            let (lease, shard) = (&mut state.lease, shards[0]);
+            let left = lease.until.map(|until| until.saturating_duration_since(Instant::now()));
+            if let Some(left) = left.filter(|left| lease.owner != owner && !left.is_zero()) {
+                let other = OthersLease { shard, owner: lease.owner.clone(), left };
+                return Taken { leases: Vec::new(), others: vec![other] };
             }
             lease.owner = owner.to_owned();
             lease.epoch += 1;
             lease.until = Some(Instant::now() + ttl);
-            vec![TakenLease { shard: shards[0], epoch: Epoch(lease.epoch) }]
+            Taken { leases: vec![TakenLease { shard, epoch: Epoch(lease.epoch) }], others: Vec::new() }
         })
     }
 

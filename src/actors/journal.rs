@@ -82,6 +82,11 @@ impl<E: Entity> AppendTicket<E> {
         AppendTicket { id, trace: trace.child(), clock, shard: Some(shard) }
     }
 
+    /// The hop of the append.
+    pub fn trace(&self) -> &TraceContext {
+        &self.trace
+    }
+
     /// Tells it.
     pub fn end(mut self, result: AppendResult) {
         self.tell(result);

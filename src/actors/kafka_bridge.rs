@@ -34,9 +34,10 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use ractor_cluster::RactorMessage;
 
 pub use self::state::BridgeState;
-use self::task::LeaseAnswer;
 use self::window::Limits;
 use super::background::Backoff;
+use super::members::{Members, ReleasedHook};
+use super::slice_lease::Answer;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::kafka::Broker;
@@ -53,6 +54,9 @@ const PART: &str = "bridge";
 pub struct Settings {
     /// How often the outbox is read when nobody nudges, and failed calls are made again, in milliseconds.
     pub poll_ms: u64,
+    /// The pause between two reads of the outbox while events keep coming, in milliseconds: what gathers
+    /// meanwhile goes in one read, one batch and one mark. Zero: none.
+    pub gather_ms: u64,
     /// How long the lease holds from its taking or its last renewal, in milliseconds.
     pub lease_ttl_ms: u64,
     /// How often the outbox's depth is measured, in milliseconds.
@@ -81,6 +85,7 @@ impl Default for Settings {
     fn default() -> Self {
         Settings {
             poll_ms: 1_000,
+            gather_ms: 20,
             lease_ttl_ms: 3_000,
             depth_poll_ms: 5_000,
             store_timeout_ms: 5_000,
@@ -102,6 +107,7 @@ impl Settings {
         const DAY_MS: u64 = 86_400_000;
         let checks = [
             ("poll_ms", (1..=DAY_MS).contains(&self.poll_ms), "1 to 86400000"),
+            ("gather_ms", self.gather_ms <= 60_000, "0 to 60000"),
             ("lease_ttl_ms", (1..=DAY_MS).contains(&self.lease_ttl_ms), "1 to 86400000"),
             ("depth_poll_ms", (1..=DAY_MS).contains(&self.depth_poll_ms), "1 to 86400000"),
             ("store_timeout_ms", (1..=DAY_MS).contains(&self.store_timeout_ms), "1 to 86400000"),
@@ -154,8 +160,12 @@ pub enum BridgeMessage {
     /// By the node at its stop: no event is taken up any more. Answered when nothing is in flight and the
     /// lease is given up (true), or when the time for it is up (false).
     Drain(RpcReplyPort<bool>),
+    /// By the link, from the bridge that was active: it has released its lease. May be lost.
+    LeaseReleased,
     /// By the bridge's own clock.
     Tick,
+    /// By the bridge's own timer: the pause between two reads is over.
+    Gathered,
     /// By the bridge's own tasks.
     Report(Report),
 }
@@ -164,7 +174,8 @@ pub enum BridgeMessage {
 pub struct Report(Outcome);
 
 enum Outcome {
-    Lease(LeaseAnswer),
+    Lease(Answer),
+    LeaseDue,
     Prepared(Result<Arc<str>, String>),
     Read(store::Result<OutboxRows>),
     Published { batch: u64, delivered: Vec<bool> },
@@ -191,6 +202,10 @@ pub struct KafkaBridgeArgs {
     pub clock: Arc<dyn Clock>,
     /// Who holds the lease: `node-name#boot-id`.
     pub owner: Arc<str>,
+    /// The nodes in sight.
+    pub members: Members,
+    /// Called when the lease was given up for another node.
+    pub released: ReleasedHook,
     /// The limits.
     pub settings: Settings,
 }
@@ -222,6 +237,8 @@ impl Actor for KafkaBridge {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             BridgeMessage::Nudge => state.nudged(),
+            BridgeMessage::Gathered => state.gathered(),
+            BridgeMessage::LeaseReleased => state.ask_for_lease(&myself),
             BridgeMessage::Tick => state.tick(&myself),
             BridgeMessage::Drain(reply) => state.drain(&myself, reply),
             BridgeMessage::Report(Report(outcome)) => state.learn(&myself, outcome),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::directory::Asker;
 use super::entity::{Decision, Entity, Loaded, Refused, Stamp, Write};
-use crate::context::RequestContext;
+use crate::context::{RequestContext, TraceContext};
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, Kind, PatientId};
 use crate::domain::patient::{
@@ -162,6 +162,10 @@ impl Entity for Patients {
         let loaded = store.load_patient(PatientId(id), command).await?;
         let applied = loaded.applied.map(|recorded| Arc::clone(recorded.event.patient()));
         Ok(Loaded { state: loaded.state, applied })
+    }
+
+    fn committed_by(append: &mut PatientAppend, trace: &TraceContext) {
+        append.recorded.traceparent = trace.to_string().into();
     }
 
     async fn commit(

@@ -37,10 +37,26 @@ pub struct Settings {
     pub lease_ttl_ms: u64,
     /// What the holder takes off, for clocks that run at different speeds.
     pub lease_margin_ms: u64,
+    /// The longest pause between two tries to take leases that others hold; nothing is tried while none is
+    /// missing.
+    pub acquire_poll_ms: u64,
+    /// Shards of one kind that may be on their way to other nodes at the same time.
+    pub handovers_max: usize,
+    /// How long shards are kept with no front in sight. Then they are left to nodes that a front may reach.
+    pub alone_grace_ms: u64,
     /// The pause before a question is asked again; it doubles, with jitter.
     pub ask_pause_ms: u64,
     /// The longest pause before a question is asked again.
     pub ask_pause_max_ms: u64,
+    /// The pause before a question is asked again whose shard is on its way between nodes; it doubles, with
+    /// jitter.
+    pub ask_moving_pause_ms: u64,
+    /// The longest such pause.
+    pub ask_moving_pause_max_ms: u64,
+    /// How long a question is repeated while no node of the role is live; then it gets 503.
+    pub ask_no_node_wait_ms: u64,
+    /// Questions that may pause between tries, as those for a node that is away do; beyond it they get 503.
+    pub ask_waiting_max: usize,
     /// How often an actor is restarted before the node gives up.
     pub restart: RestartPolicy,
 }
@@ -60,8 +76,15 @@ impl Default for Settings {
             journal_transactions_max: 4,
             lease_ttl_ms: 3_000,
             lease_margin_ms: 300,
+            acquire_poll_ms: 100,
+            handovers_max: 8,
+            alone_grace_ms: 3_000,
             ask_pause_ms: 5,
             ask_pause_max_ms: 200,
+            ask_moving_pause_ms: 3,
+            ask_moving_pause_max_ms: 25,
+            ask_no_node_wait_ms: 1_000,
+            ask_waiting_max: 128,
             restart: RestartPolicy::default(),
         }
     }
@@ -101,8 +124,21 @@ impl Settings {
             self.lease_ttl_ms / 3,
             "0 to a third of lease_ttl_ms",
         );
+        within("acquire_poll_ms", self.acquire_poll_ms, 1, self.lease_ttl_ms, "1 to lease_ttl_ms");
+        within("handovers_max", count(self.handovers_max), 1, 4_096, "1 to 4096");
+        within("alone_grace_ms", self.alone_grace_ms, 1, 600_000, "1 to 600000");
         within("ask_pause_ms", self.ask_pause_ms, 1, 60_000, "1 to 60000");
         within("ask_pause_max_ms", self.ask_pause_max_ms, self.ask_pause_ms, 60_000, "ask_pause_ms to 60000");
+        within("ask_moving_pause_ms", self.ask_moving_pause_ms, 1, 60_000, "1 to 60000");
+        within(
+            "ask_moving_pause_max_ms",
+            self.ask_moving_pause_max_ms,
+            self.ask_moving_pause_ms,
+            60_000,
+            "ask_moving_pause_ms to 60000",
+        );
+        within("ask_no_node_wait_ms", self.ask_no_node_wait_ms, 0, 60_000, "0 to 60000");
+        within("ask_waiting_max", count(self.ask_waiting_max), 1, 100_000, "1 to 100000");
         problems
     }
 
@@ -134,6 +170,8 @@ impl Settings {
             margin: Duration::from_millis(self.lease_margin_ms),
             // A renewal that takes longer than its interval would hold up the next one.
             statement_timeout: ttl / 3,
+            acquire_poll: Duration::from_millis(self.acquire_poll_ms),
+            alone_grace: Duration::from_millis(self.alone_grace_ms),
         }
     }
 
@@ -142,6 +180,10 @@ impl Settings {
         AskSettings {
             pause: Duration::from_millis(self.ask_pause_ms),
             pause_max: Duration::from_millis(self.ask_pause_max_ms),
+            moving_pause: Duration::from_millis(self.ask_moving_pause_ms),
+            moving_pause_max: Duration::from_millis(self.ask_moving_pause_max_ms),
+            no_node_wait: Duration::from_millis(self.ask_no_node_wait_ms),
+            waiting_max: self.ask_waiting_max,
         }
     }
 }

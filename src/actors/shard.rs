@@ -8,15 +8,17 @@ mod core;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
 use uuid::Uuid;
 
 use self::core::{Core, Effect, Request, World};
 use super::address::Address;
-use super::entity::{Entity, Failure, LeaseView, Loaded, Op};
+use super::entity::{Entity, LeaseView, Loaded, Op};
 use super::journal::{AppendResult, AppendTicket, JournalEntry, JournalMessage};
 use super::region::{HeldLease, RegionMessage};
+use super::reply::ReplyTo;
 use crate::context::{Hop, TraceContext};
+use crate::domain::access::Caller;
 use crate::domain::ids::{CommandId, EventId, ShardNo};
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store;
@@ -46,8 +48,10 @@ pub struct Ask<E: Entity> {
     pub deadline: MonoTime,
     /// When the last hop sent it.
     pub sent_at: MonoTime,
+    /// Who asks.
+    pub caller: Caller,
     /// Where the answer goes. Dropped unanswered if an actor on the way dies.
-    pub reply: RpcReplyPort<Result<E::Answer, Failure>>,
+    pub reply: ReplyTo<E::Answer>,
 }
 
 /// What a shard is told.
@@ -125,7 +129,7 @@ impl<E: Entity> Default for Shard<E> {
 }
 
 /// Where an answer goes.
-type Ticket<E> = RpcReplyPort<Result<<E as Entity>::Answer, Failure>>;
+type Ticket<E> = ReplyTo<<E as Entity>::Answer>;
 
 /// The state of one incarnation.
 pub struct ShardState<E: Entity> {
@@ -229,7 +233,7 @@ impl<E: Entity> Actor for Shard<E> {
 impl<E: Entity> ShardState<E> {
     fn ask(&mut self, ask: Ask<E>, world: &ShardWorld<'_>) {
         let begun = self.env.clock.mono();
-        let Ask { id, op, trace, deadline, sent_at, reply } = ask;
+        let Ask { id, op, trace, deadline, sent_at, reply, .. } = ask;
         let trace = trace.child();
         let message = op.name();
         self.core.request(Request { id, op, deadline, trace, ticket: reply }, world);
@@ -282,13 +286,11 @@ impl<E: Entity> ShardState<E> {
         self.core.take_effects(&mut effects);
         for effect in effects.drain(..) {
             match effect {
-                Effect::Reply(ticket, result) => {
-                    // The caller may have given up; nobody is left to tell then.
-                    let _ = ticket.send(result);
-                }
+                Effect::Reply(ticket, result) => ticket.send(result),
                 Effect::Load { id, command, trace } => self.load(myself.clone(), id, command, trace),
-                Effect::Append { id, append, deadline, trace } => {
+                Effect::Append { id, mut append, deadline, trace } => {
                     let ticket = AppendTicket::new(id, trace, Arc::clone(&self.env.clock), myself.clone());
+                    E::committed_by(&mut append, ticket.trace());
                     let entry = JournalEntry { append, deadline, sent_at: self.env.clock.mono(), ticket };
                     // If no journal is there, the ticket is dropped and says so to this shard.
                     self.env.journal.cast(JournalMessage::Append(Box::new(entry)));

@@ -3,9 +3,13 @@
 //!
 //! | child, in start order | restart | limit |
 //! |---|---|---|
+//! | `PeersActor`, in a cluster; parent of the `Gate`, the `Desk` and the sessions | always | `RestartPolicy` |
 //! | patient `Journal`, `Region`, `Directory` | always | `RestartPolicy` each |
 //! | billing `Journal`, `Region`, `Directory` | always | `RestartPolicy` each |
 //! | `BillingRelay`, `KafkaBridge`, `Analytics` | always | `RestartPolicy` each |
+//!
+//! Which of them a node has, its roles say (`node::children`). The links to other nodes (`link`) are no actors: they
+//! follow the view that `PeersActor` publishes.
 //!
 //! Past its limit a child takes the supervisor with it, and so the node: the process then exits with
 //! an error, for whoever runs it to start it again from nothing.

@@ -12,10 +12,13 @@ use super::billing::{Accounts, BillingHandle};
 use super::directory::{Asker, Directory, DirectoryArgs, DirectoryMessage};
 use super::entity::Entity;
 use super::journal::{Journal, JournalArgs, JournalMessage, Nudge};
+use super::link::{Courier, Links};
+use super::members::{AbleHook, Members, ReleasedHook};
 use super::patients::{PatientHandle, Patients};
-use super::region::{Region, RegionArgs, RegionMessage};
+use super::region::{Region, RegionArgs, RegionMessage, RegionStatus};
 use super::settings::Settings;
 use super::supervisor::{ChildSpec, Supervisor, SupervisorArgs, SupervisorMessage};
+use crate::domain::ids::ShardNo;
 use crate::domain::time::Clock;
 use crate::health::Health;
 use crate::store::{LeaseStore, Store};
@@ -33,10 +36,27 @@ pub struct Parts {
     pub health: Health,
     /// `node-name#boot-id`: who holds this node's leases.
     pub owner: Arc<str>,
+    /// The nodes in sight.
+    pub members: Members,
+    /// Called when leases were given up for another node.
+    pub released: ReleasedHook,
+    /// Called when a region can no longer hold leases, and when it can again.
+    pub able: AbleHook,
     /// The number of shards of the cluster.
     pub shards: u16,
+    /// The way to other nodes, if there may be any.
+    pub links: Option<Links>,
     /// The bounds.
     pub settings: Settings,
+}
+
+/// Which actors of a chain a node runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Runs {
+    /// It serves shards: journal and region.
+    pub serving: bool,
+    /// It asks for entities, wherever they are served: directory.
+    pub asking: bool,
 }
 
 /// One kind's chain of actors on this node.
@@ -46,54 +66,120 @@ pub struct Chain<E: Entity> {
     journal: Address<JournalMessage<E>>,
 }
 
+impl<E: Entity> Clone for Chain<E> {
+    fn clone(&self) -> Self {
+        Chain {
+            directory: self.directory.clone(),
+            region: self.region.clone(),
+            journal: self.journal.clone(),
+        }
+    }
+}
+
 impl<E: Entity> Default for Chain<E> {
     fn default() -> Self {
         Chain { directory: Address::default(), region: Address::default(), journal: Address::default() }
     }
 }
 
-impl<E: Entity> Chain<E> {
-    /// The chain's actors in start order. `nudges` are called after each commit.
-    pub fn children(&self, parts: &Parts, store: Arc<E::Store>, nudges: Vec<Nudge>) -> Vec<ChildSpec> {
+impl<E: Entity> Chain<E>
+where
+    Links: Courier<E>,
+{
+    /// The chain's actors in start order, those that the node runs. `nudges` are called after each commit.
+    pub fn children(
+        &self,
+        parts: &Parts,
+        runs: Runs,
+        store: Arc<E::Store>,
+        nudges: Vec<Nudge>,
+    ) -> Vec<ChildSpec> {
         let names: [&'static str; 3] = match E::KIND {
             crate::domain::ids::Kind::Billing => ["billing-journal", "billing-region", "billing-directory"],
             _ => ["patient-journal", "patient-region", "patient-directory"],
         };
+        let mut children = Vec::new();
+        if runs.serving {
+            let journal = self.journal_args(parts, Arc::clone(&store), nudges);
+            children.push(ChildSpec::new(names[0], Journal::default, journal, self.journal.clone()));
+            let region = self.region_args(parts, store);
+            children.push(ChildSpec::new(names[1], Region::default, region, self.region.clone()));
+        }
+        if runs.asking {
+            let directory = self.directory_args(parts, runs.serving);
+            children.push(ChildSpec::new(names[2], Directory::default, directory, self.directory.clone()));
+        }
+        children
+    }
+
+    fn journal_args(&self, parts: &Parts, store: Arc<E::Store>, nudges: Vec<Nudge>) -> JournalArgs<E> {
+        let limits = parts.settings.journal_limits(parts.store_writers);
+        JournalArgs { store, clock: Arc::clone(&parts.clock), limits, nudges }
+    }
+
+    fn region_args(&self, parts: &Parts, store: Arc<E::Store>) -> RegionArgs<E> {
         let settings = &parts.settings;
-        let journal = JournalArgs::<E> {
-            store: Arc::clone(&store),
-            clock: Arc::clone(&parts.clock),
-            limits: settings.journal_limits(parts.store_writers),
-            nudges,
-        };
-        let region = RegionArgs::<E> {
+        RegionArgs {
             store,
             leases: Arc::clone(&parts.store) as Arc<dyn LeaseStore>,
             clock: Arc::clone(&parts.clock),
             health: parts.health.clone(),
             journal: self.journal.clone(),
             owner: Arc::clone(&parts.owner),
+            members: parts.members.clone(),
+            released: Arc::clone(&parts.released),
+            able: Arc::clone(&parts.able),
             shards: parts.shards,
             limits: settings.shard_limits(parts.shards),
             queries_max: settings.queries_max,
+            handovers_max: settings.handovers_max,
             lease_times: settings.lease_times(),
             restart: settings.restart,
-        };
-        let directory = DirectoryArgs::<E> { region: self.region.clone(), clock: Arc::clone(&parts.clock) };
-        vec![
-            ChildSpec::new(names[0], Journal::default, journal, self.journal.clone()),
-            ChildSpec::new(names[1], Region::default, region, self.region.clone()),
-            ChildSpec::new(names[2], Directory::default, directory, self.directory.clone()),
-        ]
+        }
+    }
+
+    /// `region_here`: with the region of this node.
+    fn directory_args(&self, parts: &Parts, region_here: bool) -> DirectoryArgs<E> {
+        DirectoryArgs {
+            region: region_here.then(|| self.region.clone()),
+            courier: parts.links.clone().map(|links| Arc::new(links) as Arc<dyn Courier<E>>),
+            members: parts.members.clone(),
+            shards: parts.shards,
+            clock: Arc::clone(&parts.clock),
+        }
+    }
+
+    /// Where the directory of this node is, for the links.
+    pub fn directory_address(&self) -> &Address<DirectoryMessage<E>> {
+        &self.directory
+    }
+
+    /// Where the region of this node is, for those who answer other nodes.
+    pub fn region(&self) -> &Address<RegionMessage<E>> {
+        &self.region
     }
 
     fn asker(&self, parts: &Parts) -> Asker<E> {
         Asker::new(self.directory.clone(), Arc::clone(&parts.clock), parts.settings.ask_settings())
     }
 
+    /// How the region is; `None` if it does not answer within `limit`.
+    pub async fn status(&self, limit: Duration) -> Option<RegionStatus> {
+        ask(&self.region, RegionMessage::Status, limit).await
+    }
+
+    /// Another node has released these shards for this one.
+    pub fn released_elsewhere(&self, shards: Vec<ShardNo>) {
+        // Without a region there is nobody who wants them.
+        let _ = self.region.cast(RegionMessage::ReleasedElsewhere { shards });
+    }
+
     /// Gives up every shard: what is being committed ends, leases are released. Waits until it is done
-    /// or `limit` has passed; false then.
+    /// or `limit` has passed; false then. A node that serves no shards has nothing to give up.
     pub async fn drain(&self, limit: Duration) -> bool {
+        if self.region.actor().is_none() {
+            return true;
+        }
         ask(&self.region, RegionMessage::Drain, limit).await.is_some()
             && ask(&self.journal, JournalMessage::Flush, limit).await.is_some()
     }

@@ -1,14 +1,20 @@
 //! What commands need of the other rooms: the one place where they are called.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use super::failure::Failure;
+use crate::actors::status::ClusterStatus;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::domain::access::Role;
+use crate::domain::time::Clock;
 use crate::{auth, http, store};
+
+/// How long the database may take to say how the cluster is.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
 /// What the `user` commands do.
 #[async_trait]
@@ -51,6 +57,14 @@ pub(super) async fn open_users(config: &Config) -> Result<Box<dyn Users>, Failur
 /// Brings the tables up to date.
 pub(super) async fn migrate(config: &Config) -> Result<(), Failure> {
     Ok(store::migrate(&config.store.clone().within(&config.data_dir)).await?)
+}
+
+/// What the database knows of the cluster.
+pub(super) async fn ask_status(config: &Config, status: &mut ClusterStatus) -> Result<(), Failure> {
+    let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
+    status.ask_database(&*store, SystemClock.now(), STATUS_LIMIT).await;
+    store.close().await;
+    Ok(())
 }
 
 /// The OpenAPI document as JSON.

@@ -34,7 +34,7 @@ pub(super) async fn ask(config: &Config) -> Result<String, Failure> {
 }
 
 /// Where the node listens: as it has written down, else as it is configured.
-fn address(config: &Config) -> Result<SocketAddr, Failure> {
+pub(super) fn address(config: &Config) -> Result<SocketAddr, Failure> {
     let file = RuntimeFile::read(&config.data_dir)
         .map_err(|e| Failure::new(Exit::Failed, format!("runtime.json cannot be read: {e}")))?;
     let mut address = match file.and_then(|file| file.http) {

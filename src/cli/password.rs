@@ -19,6 +19,15 @@ pub(super) fn read() -> Result<String, Failure> {
     if first == second { Ok(first) } else { Err(Failure::new(Exit::Failed, "the two are not the same")) }
 }
 
+/// Reads a password that is there already: once from a terminal, else the first line of standard input.
+pub(super) fn read_known() -> Result<String, Failure> {
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Ok(rpassword::prompt_password("Password: ")?);
+    }
+    first_line(stdin.lock())
+}
+
 fn first_line(input: impl BufRead) -> Result<String, Failure> {
     let failed = |reason: &str| Err(Failure::new(Exit::Failed, format!("the password: {reason}")));
     let mut line = Vec::new();

@@ -2,13 +2,40 @@
 
 use std::time::Duration;
 
-use super::failure::Failure;
+use clap::Args;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use super::failure::{Exit, Failure};
+use super::settings::SettingArgs;
 use crate::config::Loaded;
 use crate::node;
 use crate::telemetry::{self, Output};
 
 /// What is still running when the node has stopped gets this long.
 const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
+
+/// What `serve` is told.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) settings: SettingArgs,
+    /// Stop when the process of this number, which started this one, ends (`cluster up`)
+    #[arg(long, value_name = "PID", hide = true)]
+    stop_with_parent: Option<i32>,
+}
+
+impl ServeArgs {
+    /// From now on the kernel sends SIGTERM when the starter ends, however that happens.
+    pub(super) fn bind_to_parent(&self) -> Result<(), Failure> {
+        let Some(parent) = self.stop_with_parent else { return Ok(()) };
+        set_parent_process_death_signal(Some(Signal::TERM)).map_err(std::io::Error::from)?;
+        // It may have ended before.
+        if getppid() == Pid::from_raw(parent) {
+            return Ok(());
+        }
+        Err(Failure::new(Exit::Failed, "the process that started this node has ended"))
+    }
+}
 
 /// Runs the node.
 pub(super) fn run(loaded: Loaded) -> Result<(), Failure> {

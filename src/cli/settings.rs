@@ -39,11 +39,25 @@ pub(super) struct SettingArgs {
     #[arg(long, value_name = "HOST:PORT,…")]
     kafka_brokers: Option<String>,
     /// The node's name (node.name)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", visible_alias = "name")]
     node_name: Option<String>,
+    /// Be this node of the file's [[cluster.nodes]] [env: HYGEIA_NODE]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["node_name", "join"])]
+    node: Option<String>,
+    /// Join the cluster of these nodes, as one that is not in their file (cluster.join)
+    #[arg(long, value_name = "HOST:PORT,…")]
+    join: Option<String>,
+    /// What the node runs: front, patient, billing, bridge, analytics (node.roles)
+    #[arg(long, value_name = "ROLE,…")]
+    roles: Option<String>,
 }
 
 impl SettingArgs {
+    /// Those of a file, and keys set.
+    pub(super) fn of_file(config: Option<PathBuf>, set: Vec<String>) -> Self {
+        SettingArgs { config, set, ..SettingArgs::default() }
+    }
+
     /// Reads the configuration.
     pub(super) fn load(self, environment: Vec<(OsString, OsString)>) -> Result<Loaded, Failure> {
         let from_variable = || {
@@ -51,8 +65,20 @@ impl SettingArgs {
             named.filter(|(_, path)| !path.is_empty()).map(|(_, path)| PathBuf::from(path))
         };
         let file = self.config.clone().or_else(from_variable);
-        let inputs = Inputs { file, arguments: self.arguments()?, environment };
+        let node = self.node.clone();
+        let inputs = Inputs { file, node, arguments: self.arguments()?, environment };
         Ok(config::load(&inputs)?)
+    }
+
+    /// Reads the configuration, and that of each node of the file if none was chosen.
+    pub(super) fn load_each(
+        self,
+        environment: Vec<(OsString, OsString)>,
+    ) -> Result<(Loaded, Vec<Loaded>), Failure> {
+        let loaded = self.clone().load(environment.clone())?;
+        let as_node = |node| SettingArgs { node: Some(node), ..self.clone() }.load(environment.clone());
+        let nodes = loaded.nodes_to_choose().into_iter().map(as_node).collect::<Result<_, _>>()?;
+        Ok((loaded, nodes))
     }
 
     fn arguments(self) -> Result<Vec<Argument>, Failure> {
@@ -72,6 +98,8 @@ impl SettingArgs {
             ("--store-url", "store.url", self.store_url),
             ("--kafka-brokers", "kafka.brokers", self.kafka_brokers),
             ("--node-name", "node.name", self.node_name),
+            ("--join", "cluster.join", self.join),
+            ("--roles", "node.roles", self.roles),
         ];
         for (name, key, value) in short {
             if let Some(value) = value {

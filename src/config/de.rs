@@ -142,7 +142,7 @@ impl<'de> Deserializer<'de> for De<'_> {
             Value::List(items) => items.clone(),
             other => return Err(self.wrong(format!("expected a list, not {}", other.kind()))),
         };
-        visitor.visit_seq(Items { items: items.into_iter(), of: self })
+        visitor.visit_seq(Items { items: items.into_iter().enumerate(), of: self })
     }
 
     fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
@@ -220,7 +220,7 @@ impl<'de> MapAccess<'de> for Keys<'_> {
 }
 
 struct Items<'a> {
-    items: std::vec::IntoIter<Node>,
+    items: std::iter::Enumerate<std::vec::IntoIter<Node>>,
     of: De<'a>,
 }
 
@@ -228,8 +228,11 @@ impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Problem;
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
-        let Some(node) = self.items.next() else { return Ok(None) };
-        let item = De { node: &node, ..self.of };
-        seed.deserialize(item).map(Some).map_err(|problem| problem.at(self.of.key, &node))
+        let Some((index, node)) = self.items.next() else { return Ok(None) };
+        // A section in a list has keys of its own, so it needs a name; a plain value is shown itself.
+        let numbered = matches!(node.value, Value::Table(_)).then(|| format!("{}[{index}]", self.of.key));
+        let key = numbered.as_deref().unwrap_or(self.of.key);
+        let item = De { node: &node, key, sections: self.of.sections };
+        seed.deserialize(item).map(Some).map_err(|problem| problem.at(key, &node))
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::de::Sections;
 use super::problem::shown;
 use super::tree::{Node, Source, Value};
-use super::{Config, Loaded, layers, read};
+use super::{Config, Loaded, chosen, layers, read};
 
 /// Every key with its default, as text: a test keeps it so.
 pub(super) const DEFAULTS: &str = include_str!("../../cluster.toml");
@@ -36,11 +36,17 @@ pub(super) fn keys() -> Vec<String> {
     keys
 }
 
+/// What a cluster needs otherwise than by default: `DEFAULTS` has it for one, and says the default beside it.
+pub(super) const OF_CLUSTERS: [(&str, &str); 2] =
+    [("store.url", crate::store::DEFAULT_URL), ("kafka.brokers", crate::kafka::EMBEDDED)];
+
 /// The defaults, as `DEFAULTS` has them.
 pub(super) fn defaults() -> BTreeMap<String, Value> {
     let tree = layers::parse(Path::new("cluster.toml"), DEFAULTS);
     let leaves = tree.iter().flat_map(Node::leaves);
-    leaves.map(|(key, node)| (key, node.value.clone())).collect()
+    let written = leaves.map(|(key, node)| (key, node.value.clone()));
+    let alone = OF_CLUSTERS.iter().map(|(key, value)| ((*key).to_owned(), Value::Text((*value).to_owned())));
+    written.chain(alone).chain([(chosen::NODES.to_owned(), Value::List(Vec::new()))]).collect()
 }
 
 /// A default that hangs on the machine, so that `DEFAULTS` cannot have it.
@@ -51,12 +57,29 @@ fn derived(config: &Config, key: &str) -> Option<Value> {
     }
 }
 
+/// A list of sections: each key of each on a line of its own.
+fn render_sections(key: &str, items: &[Node], text: &mut String) {
+    for (index, item) in items.iter().enumerate() {
+        for (name, node) in item.leaves() {
+            let key = format!("{key}[{index}].{name}");
+            // Writing to a string does not fail.
+            let _ = writeln!(text, "{key} = {}  # {}", shown(&key, &node.value), node.source);
+        }
+    }
+}
+
 /// See `Loaded::effective`.
 pub(super) fn render(loaded: &Loaded) -> String {
     let defaults = defaults();
     let mut text = String::new();
     for key in keys() {
         let default = || defaults.get(&key).cloned().or_else(|| derived(&loaded.config, &key));
+        if let Some(Node { value: Value::List(items), .. }) = loaded.tree.get(&key)
+            && items.iter().any(|item| matches!(item.value, Value::Table(_)))
+        {
+            render_sections(&key, items, &mut text);
+            continue;
+        }
         let (value, origin) = match (loaded.tree.get(&key), default()) {
             (Some(node), _) => (shown(&key, &node.value), node.source.to_string()),
             (None, Some(value)) => (shown(&key, &value), "default".to_owned()),

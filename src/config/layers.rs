@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
+use super::chosen;
 use super::problem::{Problem, holds_password, is_secret, is_secret_url};
 use super::tree::{Node, Source, Value};
 
@@ -14,7 +15,7 @@ use super::tree::{Node, Source, Value};
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 /// The most that a file with a secret may hold.
-const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
+pub(super) const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// What the names of variables that set a key begin with.
 const PREFIX: &str = "HYGEIA__";
@@ -31,6 +32,8 @@ pub struct Inputs {
     pub environment: Vec<(OsString, OsString)>,
     /// The arguments that set a key.
     pub arguments: Vec<Argument>,
+    /// The node of the file to be, if an argument says.
+    pub node: Option<String>,
 }
 
 /// An argument that sets a key.
@@ -44,15 +47,61 @@ pub struct Argument {
     pub value: String,
 }
 
-/// The tree of all layers.
-pub(super) fn merged(inputs: &Inputs) -> Result<Node, Problem> {
-    let mut tree = Node::empty(Source::Argument("(none)".to_owned()));
-    if let Some(path) = &inputs.file {
-        tree.overlay(contents_resolved(file(path)?)?);
+/// The layers as trees, secrets in place.
+pub(super) struct Layers {
+    /// What the file says, without its nodes' own settings.
+    pub(super) file: Node,
+    environment: Node,
+    arguments: Node,
+    /// The node of the file to be, with who says so.
+    pub(super) chosen: Option<(String, Source)>,
+}
+
+/// What to do with files that hold secrets.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Secrets {
+    /// Their contents are needed.
+    Read,
+    /// They belong to another node, and may be on another machine.
+    Leave,
+}
+
+impl Layers {
+    pub(super) fn read(inputs: &Inputs) -> Result<Self, Problem> {
+        let file = match &inputs.file {
+            Some(path) => contents(file(path)?, Secrets::Read)?,
+            None => nothing(),
+        };
+        let environment = contents(environment(&inputs.environment)?, Secrets::Read)?;
+        let arguments = contents(arguments(&inputs.arguments)?, Secrets::Read)?;
+        Ok(Layers { file, environment, arguments, chosen: chosen::name(inputs)? })
     }
-    tree.overlay(contents_resolved(environment(&inputs.environment)?)?);
-    tree.overlay(contents_resolved(arguments(&inputs.arguments)?)?);
-    Ok(tree)
+
+    /// The tree of all layers, for the node that was chosen.
+    pub(super) fn merged(&self) -> Result<Node, Problem> {
+        let patch = self.chosen.as_ref().map(|(name, by)| chosen::patch(&self.file, name, by, Secrets::Read));
+        Ok(self.over(patch.transpose()?))
+    }
+
+    /// The tree of all layers, as the node `name` of the file has it; without the secrets that it alone has.
+    pub(super) fn of_node(&self, name: &str) -> Result<Node, Problem> {
+        chosen::patch(&self.file, name, &self.file.source, Secrets::Leave).map(|patch| self.over(Some(patch)))
+    }
+
+    fn over(&self, patch: Option<Node>) -> Node {
+        let mut tree = nothing();
+        tree.overlay(self.file.clone());
+        if let Some(patch) = patch {
+            tree.overlay(patch);
+        }
+        tree.overlay(self.environment.clone());
+        tree.overlay(self.arguments.clone());
+        tree
+    }
+}
+
+fn nothing() -> Node {
+    Node::empty(Source::Argument("(none)".to_owned()))
 }
 
 fn file(path: &Path) -> Result<Node, Problem> {
@@ -153,7 +202,7 @@ fn environment(variables: &[(OsString, OsString)]) -> Result<Node, Problem> {
 }
 
 fn arguments(arguments: &[Argument]) -> Result<Node, Problem> {
-    let mut tree = Node::empty(Source::Argument("(none)".to_owned()));
+    let mut tree = nothing();
     for argument in arguments {
         let source = Source::Argument(argument.name.clone());
         if argument.key.split('.').any(str::is_empty) {
@@ -173,7 +222,7 @@ fn arguments(arguments: &[Argument]) -> Result<Node, Problem> {
 }
 
 /// Puts the content of the named file in the place of each `<key>_file` whose key is a secret.
-fn contents_resolved(mut tree: Node) -> Result<Node, Problem> {
+pub(super) fn contents(mut tree: Node, secrets: Secrets) -> Result<Node, Problem> {
     let named: Vec<String> = tree
         .leaves()
         .into_iter()
@@ -183,6 +232,9 @@ fn contents_resolved(mut tree: Node) -> Result<Node, Problem> {
     for key in named {
         let file_key = format!("{key}_file");
         let Some(named) = tree.remove(&file_key) else { continue };
+        if secrets == Secrets::Leave {
+            continue;
+        }
         if let Some(other) = tree.get(&key) {
             let reason = format!("{key} is set as well, by {}: set one of them", other.source);
             return Err(Problem::of(&file_key, &named, reason));
@@ -204,7 +256,7 @@ fn contents_resolved(mut tree: Node) -> Result<Node, Problem> {
 }
 
 /// The text of a file of at most `bytes_max`.
-fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
+pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|e| e.to_string())?;

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
+pub use crate::domain::cluster::NodeRole as Role;
+
 /// Who the node is.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -30,6 +32,14 @@ impl Node {
         Role::ALL.iter().all(|role| self.roles.contains(role))
     }
 
+    /// What a name may be, for messages.
+    pub(super) fn name_rule() -> String {
+        format!(
+            "allowed: 1 to {} small letters, digits and hyphens, no hyphen first or last",
+            Self::NAME_BYTES_MAX
+        )
+    }
+
     /// Whether `name` is one that a node may have.
     pub(super) fn is_name(name: &str) -> bool {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
@@ -40,34 +50,10 @@ impl Node {
     }
 }
 
-/// A part of the system that a node may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// HTTP, and the way into the cluster.
-    Front,
-    /// Patients.
-    Patient,
-    /// Billing accounts, and gRPC.
-    Billing,
-    /// From the outbox to Kafka.
-    Bridge,
-    /// From Kafka to the counts.
-    Analytics,
-}
-
 impl Role {
-    /// All roles.
-    pub const ALL: [Role; 5] = [Role::Front, Role::Patient, Role::Billing, Role::Bridge, Role::Analytics];
-
-    /// The name in settings.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Role::Front => "front",
-            Role::Patient => "patient",
-            Role::Billing => "billing",
-            Role::Bridge => "bridge",
-            Role::Analytics => "analytics",
-        }
+    /// What is allowed where there must be a role, for messages.
+    pub(super) fn at_least_one() -> String {
+        let all: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
+        format!("at least one of: {}", all.join(", "))
     }
 }

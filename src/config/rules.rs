@@ -1,8 +1,8 @@
 //! The rules that a type alone cannot hold.
 
-use super::Loaded;
 use super::node::{Node, Role};
 use super::problem::{Error, Problem};
+use super::{Loaded, cluster_rules};
 use crate::auth;
 
 /// Keys whose rules only a node that serves must keep: `check_serving` has them.
@@ -16,16 +16,12 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
         problems.push(loaded.problem("data_dir", "expected the path of a directory"));
     }
     if !Node::is_name(&config.node.name) {
-        let reason = format!(
-            "allowed: 1 to {} small letters, digits and hyphens, no hyphen first or last",
-            Node::NAME_BYTES_MAX
-        );
-        problems.push(loaded.problem("node.name", reason));
+        problems.push(loaded.problem("node.name", Node::name_rule()));
     }
     if config.node.roles.is_empty() {
-        let all: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
-        problems.push(loaded.problem("node.roles", format!("at least one of: {}", all.join(", "))));
+        problems.push(loaded.problem("node.roles", Role::at_least_one()));
     }
+    problems.extend(cluster_rules::check_values(loaded));
     let sections = [
         ("http", config.http.problems()),
         ("grpc", config.grpc.problems()),
@@ -33,6 +29,7 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
         ("kafka", config.kafka.problems()),
         ("auth", config.auth.problems(config.is_embedded_demo())),
         ("actors", config.actors.problems()),
+        ("link", config.link.problems()),
         ("relay", config.relay.problems()),
         ("bridge", config.bridge.problems()),
         ("analytics", config.analytics.problems()),
@@ -73,18 +70,7 @@ pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
             format!("allowed only if grpc.listen is a loopback address, and it is {}", config.grpc.listen);
         problems.push(loaded.problem("grpc.require_token", reason));
     }
-    if !config.node.is_alone() {
-        let reason = "this version runs every role on one node: allowed is the list of all of them";
-        problems.push(loaded.problem("node.roles", reason));
-        let why = "is for one node that has every role, and node.roles leaves some to others";
-        if config.store.url.starts_with("sqlite:") {
-            problems.push(loaded.problem("store.url", format!("SQLite {why}; use postgres://…")));
-        }
-        if config.kafka.brokers == "embedded" {
-            let reason = format!("the embedded broker {why}; name brokers as host:port");
-            problems.push(loaded.problem("kafka.brokers", reason));
-        }
-    }
+    problems.extend(cluster_rules::check_serving(loaded));
     refuse(problems)
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use super::*;
 
+mod cluster;
+
 const SECRET: &str = "canary-canary-canary-canary-canary";
 
 /// Inputs built up by a test; files are in a directory that goes with it.
@@ -70,10 +72,18 @@ fn cluster_toml_has_every_key_with_its_default() {
         let commented = effective::DEFAULTS.lines().any(|line| line.starts_with(&format!("# {name} = ")));
         assert!(defaults.contains_key(&key) || commented, "cluster.toml does not have {key}");
     }
-    let loaded = given().file(effective::DEFAULTS).load();
-    assert_eq!(format!("{:?}", loaded.config), format!("{:?}", Config::default()));
-    same_store(loaded.config.store.clone(), store::Settings::default());
-    loaded.check().unwrap();
+    let mut alone = given().file(effective::DEFAULTS);
+    for (key, default) in effective::OF_CLUSTERS {
+        let name = key.rsplit('.').next().unwrap();
+        let told = format!("Default: {name} = \"{default}\"\n{name} = ");
+        assert!(effective::DEFAULTS.contains(&told), "cluster.toml does not tell the default of {key}");
+        alone = alone.set(key, default);
+    }
+    let mut config = alone.load().config;
+    assert_eq!(config.cluster.nodes.len(), 5);
+    config.cluster.nodes.clear();
+    assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+    same_store(config.store, store::Settings::default());
 }
 
 /// Field by field: the `Debug` of this section leaves some out. A new field does not compile until it
@@ -186,7 +196,8 @@ fn an_unknown_key_is_refused_with_those_there_are_and_without_its_value() {
     );
     let refusal = given().file("[grcp]\nlisten = \"canary\"\n").refusal();
     assert!(
-        refusal.starts_with("grcp, from node.toml:1: unknown key; allowed here: data_dir, node, http,"),
+        refusal
+            .starts_with("grcp, from node.toml:1: unknown key; allowed here: data_dir, node, cluster, http,"),
         "{refusal}"
     );
 }
@@ -413,8 +424,10 @@ fn rules_between_sections_are_all_told_at_once() {
     assert_eq!(lines.len(), 4, "{refusal}");
     assert!(lines[0].starts_with("auth.jwt_secret: not set"));
     assert!(
-        lines[1]
-            .starts_with("node.roles = \"front,patient\", from argument --set: this version runs every role")
+        lines[1].starts_with(
+            "node.roles = \"front,patient\", from argument --set: billing, bridge, analytics would run nowhere"
+        ),
+        "{refusal}"
     );
     assert!(lines[2].starts_with("store.url: SQLite is for one node that has every role"));
     assert!(lines[3].starts_with("kafka.brokers: the embedded broker is for one node that has every role"));

@@ -84,12 +84,36 @@ impl Node {
         Node { value: Value::Table(BTreeMap::new()), source }
     }
 
-    /// The node at `key` (`section.key`), if it is set.
+    /// The node at `key` (`section.key`, or `section.list[0].key`), if it is set.
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
-        key.split('.').try_fold(self, |node, part| match &node.value {
-            Value::Table(table) => table.get(part),
-            _ => None,
+        key.split('.').try_fold(self, |node, part| {
+            let (name, index) = match part.strip_suffix(']').and_then(|part| part.split_once('[')) {
+                Some((name, index)) => (name, Some(index.parse::<usize>().ok()?)),
+                None => (part, None),
+            };
+            let Value::Table(table) = &node.value else { return None };
+            match (table.get(name)?, index) {
+                (found, None) => Some(found),
+                (Node { value: Value::List(items), .. }, Some(index)) => items.get(index),
+                _ => None,
+            }
         })
+    }
+
+    /// The items of the list at `key`; none if there is no list.
+    pub(super) fn items(&self, key: &str) -> &[Node] {
+        match self.get(key) {
+            Some(Node { value: Value::List(items), .. }) => items,
+            _ => &[],
+        }
+    }
+
+    /// The text at `key`, if it is set and text.
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
+        match &self.get(key)?.value {
+            Value::Text(text) | Value::Untyped(text) => Some(text),
+            _ => None,
+        }
     }
 
     /// Sets `key` (`section.key`), making sections on the way. What is already there and no section
@@ -140,7 +164,7 @@ impl Node {
         }
     }
 
-    /// Every value that is no section, with its key.
+    /// Every value that is no section, with its key; a list is one value.
     pub(super) fn leaves(&self) -> Vec<(String, &Node)> {
         let mut found = Vec::new();
         self.collect("", &mut found);

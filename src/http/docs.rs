@@ -23,7 +23,7 @@ use crate::error::ErrorCode;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb, tail};
 use super::problem::{Failure, PROBLEM_JSON, Problem};
 use super::routes::ROUTES;
-use super::{AppState, analytics, billing, login, ops, patients, reply};
+use super::{AppState, analytics, billing, cluster, login, ops, patients, reply};
 
 const BEARER: &str = "bearer";
 
@@ -39,6 +39,7 @@ const BEARER: &str = "bearer";
     ops::live,
     ops::ready,
     ops::metrics,
+    cluster::status,
 ))]
 struct PatientsApi;
 

@@ -1,6 +1,7 @@
 //! The accept loop: one task per connection, so many at once, each with a limit on its heads and on how long
 //! it may stall, and an end to all of them that lets finish what is in flight.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -9,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use http::HeaderValue;
+use http::header::CONNECTION;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,14 +28,20 @@ use super::{Error, Settings};
 /// The wait after a failed accept. Most often the process is out of file descriptors: more tries would
 /// only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long a connection that has not sent anything yet may do so while the server drains.
-const DRAIN_FRESH: Duration = Duration::from_millis(250);
 
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
     /// Connections cut off because their requests were not over in time.
     pub cut_off: usize,
+}
+
+/// The end of serving, as connections know it.
+#[derive(Clone)]
+struct Draining {
+    begun: CancellationToken,
+    /// How long a connection may then still bring a request.
+    idle: Duration,
 }
 
 pub(super) struct Listener {
@@ -55,21 +64,25 @@ impl Listener {
 
     pub(super) async fn serve(self, router: Router, shutdown: impl Future<Output = ()> + Send) -> Drained {
         let open = metrics::gauge!("hygeia_http_connections");
-        let draining = CancellationToken::new();
+        let draining = Draining {
+            begun: CancellationToken::new(),
+            idle: Duration::from_millis(self.settings.drain_idle_ms),
+        };
         let server = Arc::new(protocol(&self.settings));
         let mut connections = JoinSet::new();
         let mut shutdown = pin!(shutdown);
+        let accept = |connections: &mut JoinSet<()>, stream: TcpStream| {
+            prepare(&stream, &self.settings);
+            let (server, router, draining) = (Arc::clone(&server), router.clone(), draining.clone());
+            connections.spawn(connection(stream, server, router, draining));
+        };
         loop {
             let full = connections.len() >= self.settings.connections_max;
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
                 accepted = self.socket.accept(), if !full => match accepted {
-                    Ok((stream, _)) => {
-                        prepare(&stream, &self.settings);
-                        let (server, router, draining) = (Arc::clone(&server), router.clone(), draining.clone());
-                        connections.spawn(connection(stream, server, router, draining));
-                    }
+                    Ok((stream, _)) => accept(&mut connections, stream),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::select! {
@@ -81,8 +94,12 @@ impl Listener {
             }
             open.set(connections.len() as f64);
         }
-        drop(self.socket);
-        draining.cancel();
+        // Who has connected already was not refused, and is answered.
+        for stream in connected(self.socket, self.settings.connections_max.saturating_sub(connections.len()))
+        {
+            accept(&mut connections, stream);
+        }
+        draining.begun.cancel();
         let all_over = async { while connections.join_next().await.is_some() {} };
         let in_time = Duration::from_millis(self.settings.drain_timeout_ms);
         let cut_off = match tokio::time::timeout(in_time, all_over).await {
@@ -93,6 +110,18 @@ impl Listener {
         open.set(0.0);
         Drained { cut_off }
     }
+}
+
+/// Ends listening; gives the connections that wait in the kernel's queue, at most so many. The kernel is asked
+/// itself: the runtime may not have heard of them yet.
+fn connected(socket: TcpListener, most: usize) -> Vec<TcpStream> {
+    let Ok(socket) = socket.into_std() else { return Vec::new() };
+    let next = || {
+        let (stream, _) = socket.accept().ok()?;
+        stream.set_nonblocking(true).ok()?;
+        TcpStream::from_std(stream).ok()
+    };
+    std::iter::from_fn(next).take(most).collect()
 }
 
 fn protocol(settings: &Settings) -> http1::Builder {
@@ -116,34 +145,35 @@ fn prepare(stream: &TcpStream, settings: &Settings) {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    server: Arc<http1::Builder>,
-    router: Router,
-    draining: CancellationToken,
-) {
+async fn connection(stream: TcpStream, server: Arc<http1::Builder>, router: Router, draining: Draining) {
     let used = Arc::new(AtomicBool::new(false));
     let service = {
-        let used = Arc::clone(&used);
+        let (used, draining) = (Arc::clone(&used), draining.begun.clone());
         service_fn(move |request: Request<Incoming>| {
             used.store(true, Ordering::Relaxed);
-            router.clone().call(request)
+            let (answer, draining) = (router.clone().call(request), draining.clone());
+            async move {
+                let mut answer = answer.await?;
+                if draining.is_cancelled() {
+                    // The connection ends with this answer, and its client knows.
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer)
+            }
         })
     };
     let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
     // A connection that ends with an error is the peer's: cut off, too slow, or no HTTP.
     tokio::select! {
         _ended = connection.as_mut() => return,
-        () = draining.cancelled() => {}
+        () = draining.begun.cancelled() => {}
+    }
+    if tokio::time::timeout(draining.idle, connection.as_mut()).await.is_ok() {
+        return;
     }
     connection.as_mut().graceful_shutdown();
+    // hyper keeps a connection that never had a request until its head time is over.
     if used.load(Ordering::Relaxed) {
         _ = connection.await;
-    } else {
-        // hyper keeps a connection that never had a request until its head time is over.
-        _ = tokio::time::timeout(DRAIN_FRESH, connection.as_mut()).await;
-        if used.load(Ordering::Relaxed) {
-            _ = connection.await;
-        }
     }
 }

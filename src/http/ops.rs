@@ -1,10 +1,10 @@
-//! `/health` and `/metrics`: for those who run the node. Open, and answered at any load.
+//! `/health` and `/metrics`: for those who run the node. Open, answered at any load, and by every node whatever
+//! its roles.
 //!
 //! Invariant: as anyone may ask, no part's reason is told further than its first words, which are fixed. What the
 //! database, the broker or the system said (hosts, users, files) follows after a colon, and stands in the log.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use axum::response::Response;
 use http::StatusCode;
@@ -15,7 +15,7 @@ use crate::health::{Health, Status};
 
 use super::pipeline::OpenCall;
 use super::problem::Failure;
-use super::{AppState, reply};
+use super::{MetricsText, reply};
 
 /// How the node is.
 #[derive(Serialize, ToSchema)]
@@ -50,7 +50,7 @@ struct LiveBody {
 /// Says that the process answers.
 #[utoipa::path(get, path = "/health/live", operation_id = "live", tag = "operations",
     responses((status = 200, description = "It lives.", body = Object, example = json!({"status": "live"}))))]
-pub(super) async fn live(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+pub(super) async fn live(_: OpenCall) -> Result<Response, Failure> {
     reply::json(StatusCode::OK, &LiveBody { status: "live" })
 }
 
@@ -60,8 +60,8 @@ pub(super) async fn live(_: Arc<AppState>, _: OpenCall) -> Result<Response, Fail
         (status = 200, description = "Every needed part works.", body = ReadinessBody),
         (status = 503, description = "A needed part does not work.", body = ReadinessBody),
     ))]
-pub(super) async fn ready(app: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
-    let (status, body) = readiness(&app.health);
+pub(super) async fn ready(health: Health, _: OpenCall) -> Result<Response, Failure> {
+    let (status, body) = readiness(&health);
     reply::json(status, &body)
 }
 
@@ -89,8 +89,8 @@ fn fixed_words(mut reason: String) -> String {
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "operations",
     responses((status = 200, description = "All metrics.", body = String, content_type = "text/plain",
         example = "hygeia_http_requests_total{method=\"GET\",route=\"/health/live\",status=\"2xx\"} 1")))]
-pub(super) async fn metrics(app: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
-    Ok(reply::bytes_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", (app.metrics)()))
+pub(super) async fn metrics(text: MetricsText, _: OpenCall) -> Result<Response, Failure> {
+    Ok(reply::bytes_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text()))
 }
 
 #[cfg(test)]

@@ -140,26 +140,40 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 
 /// What all endpoints share, and what their handlers speak to.
 pub(super) struct Edge<S> {
-    auth: Auth,
+    /// None where no endpoint asks who a caller is.
+    auth: Option<Auth>,
     clock: Arc<dyn Clock>,
     deadline: Duration,
     body_max_bytes: usize,
-    admitted: Semaphore,
+    admitted: Arc<Semaphore>,
+    in_flight_max: usize,
     in_flight: Gauge,
     app: Arc<S>,
 }
 
 impl<S: Send + Sync + 'static> Edge<S> {
-    pub(super) fn new(settings: &Settings, auth: Auth, clock: Arc<dyn Clock>, app: S) -> Arc<Self> {
+    pub(super) fn new(
+        settings: &Settings,
+        auth: impl Into<Option<Auth>>,
+        clock: Arc<dyn Clock>,
+        app: S,
+    ) -> Arc<Self> {
         Arc::new(Edge {
-            auth,
+            auth: auth.into(),
             clock,
             deadline: Duration::from_millis(settings.request_deadline_ms),
             body_max_bytes: settings.body_max_bytes,
-            admitted: Semaphore::new(settings.in_flight_max),
+            admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
+            in_flight_max: settings.in_flight_max,
             in_flight: metrics::gauge!("hygeia_http_in_flight"),
             app: Arc::new(app),
         })
+    }
+
+    /// Says how many requests are being worked on.
+    pub(super) fn in_flight(&self) -> super::InFlight {
+        let (admitted, most) = (Arc::clone(&self.admitted), self.in_flight_max);
+        Arc::new(move || most.saturating_sub(admitted.available_permits()))
     }
 
     async fn serve(&self, endpoint: &'static Endpoint<S>, meter: &Meter, request: Request) -> Response {
@@ -267,7 +281,10 @@ impl<S: Send + Sync + 'static> Edge<S> {
             ));
         };
         let refused = |error| Failure { token_shown: true, ..Failure::from(error) };
-        self.auth.authenticate(token).await.map_err(refused)
+        match &self.auth {
+            Some(auth) => auth.authenticate(token).await.map_err(refused),
+            None => Err(Failure::new(ErrorCode::Unavailable, "This node does not know callers")),
+        }
     }
 
     /// The last of every request, failed or not.
@@ -368,6 +385,15 @@ pub(super) fn router<S: Send + Sync + 'static>(
     edge: &Arc<Edge<S>>,
     endpoints: &'static [Endpoint<S>],
 ) -> Router {
+    router_of_part(edge, endpoints, "There is no such route")
+}
+
+/// As `router`; `unmatched` says what to do about a route that is not there.
+pub(super) fn router_of_part<S: Send + Sync + 'static>(
+    edge: &Arc<Edge<S>>,
+    endpoints: &'static [Endpoint<S>],
+    unmatched: &'static str,
+) -> Router {
     let mut router = Router::new();
     let mut paths: Vec<&'static str> = endpoints.iter().map(|endpoint| endpoint.path).collect();
     paths.dedup();
@@ -386,7 +412,7 @@ pub(super) fn router<S: Send + Sync + 'static>(
             refusal(edge, path, ErrorCode::MethodNotAllowed, "The Allow header names the methods there are");
         router = router.route(path, methods.fallback(refused));
     }
-    let refused = refusal(edge, "unmatched", ErrorCode::NotFound, "There is no such route");
+    let refused = refusal(edge, "unmatched", ErrorCode::NotFound, unmatched);
     router.fallback(refused).with_state(())
 }
 

@@ -1,15 +1,17 @@
 //! Every route there is: the one table behind the router and the documentation.
 
+use std::sync::Arc;
+
 use futures::FutureExt;
 
-use crate::error::ErrorCode::{self, AlreadyExists, Invalid, NotFound, Unauthenticated};
+use crate::error::ErrorCode::{self, AlreadyExists, Forbidden, Invalid, NotFound, Unauthenticated};
 
 use super::AppState;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, Takes, Verb};
-use super::{analytics, billing, docs, login, ops, patients};
+use super::{OpsState, analytics, billing, cluster, docs, login, ops, patients};
 
 /// Methods of one path stand together.
-pub(super) static ROUTES: [Endpoint<AppState>; 17] = [
+pub(super) static ROUTES: [Endpoint<AppState>; 18] = [
     open(
         Verb::Post,
         "/auth/login",
@@ -50,9 +52,10 @@ pub(super) static ROUTES: [Endpoint<AppState>; 17] = [
         &[Invalid, NotFound],
         Handler::Named(|s, c| billing::account(s, c).boxed()),
     ),
-    exempt("/health/live", Handler::Open(|s, c| ops::live(s, c).boxed())),
-    exempt("/health/ready", Handler::Open(|s, c| ops::ready(s, c).boxed())),
-    exempt("/metrics", Handler::Open(|s, c| ops::metrics(s, c).boxed())),
+    exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
+    exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
+    exempt("/metrics", Handler::Open(|s, c| ops::metrics(Arc::clone(&s.metrics), c).boxed())),
+    named(Verb::Get, "/cluster", &[Forbidden], Handler::Named(|s, c| cluster::status(s, c).boxed())),
     open(
         Verb::Get,
         "/api-docs/patients",
@@ -70,6 +73,13 @@ pub(super) static ROUTES: [Endpoint<AppState>; 17] = [
         Takes::Nothing,
         Handler::Open(|s, c| docs::swagger(s, c).boxed()),
     ),
+];
+
+/// What a node answers that is no front.
+pub(super) static OPS_ROUTES: [Endpoint<OpsState>; 3] = [
+    exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
+    exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
+    exempt("/metrics", Handler::Open(|s, c| ops::metrics(Arc::clone(&s.metrics), c).boxed())),
 ];
 
 const fn named(
@@ -97,7 +107,7 @@ const fn open(
     Endpoint { verb, path, refuses, takes, effect: Effect::Reads, admission: Admission::Counted, handler }
 }
 
-const fn exempt(path: &'static str, handler: Handler<AppState>) -> Endpoint<AppState> {
+const fn exempt<S>(path: &'static str, handler: Handler<S>) -> Endpoint<S> {
     Endpoint {
         verb: Verb::Get,
         path,

@@ -15,7 +15,7 @@ use crate::domain::access::{Caller, Role};
 use crate::domain::ids::{CommandId, PatientId};
 use crate::domain::patient::{PatientDetails, PatientState};
 use crate::domain::time::Clock;
-use crate::error::ErrorCode;
+use crate::error::{Error, ErrorCode, Result};
 use crate::health::{Health, Status};
 use crate::store::{self, Store};
 
@@ -104,9 +104,22 @@ impl Demo {
         self.health.report(PART, Status::NotReady("the demo is being made".into()));
     }
 
-    /// Makes what is missing; true if the demo user can log in.
+    /// Makes what is missing; true if the demo user can log in. What cannot be done for now is tried again:
+    /// the node is not ready until it is known whether there is a demo.
     pub(super) async fn make(&self) -> bool {
-        let made = self.complete().await;
+        let made = loop {
+            match self.complete().await {
+                Ok(made) => break made,
+                Err(error) if error.code.http_status() >= 500 && error.code != ErrorCode::Internal => {
+                    self.health.report(PART, Status::NotReady(format!("the demo is not made yet: {error}")));
+                    tokio::time::sleep(TRY_EVERY).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the demo was not made");
+                    break false;
+                }
+            }
+        };
         let status = if made { Status::Ready } else { Status::Explained("there is no demo".into()) };
         self.health.report(PART, status);
         made
@@ -114,30 +127,21 @@ impl Demo {
 
     /// The ids and the command ids are fixed, so a start that was cut short in the middle is finished
     /// by the next one. A demo whose data was changed since is left alone: the user is made last.
-    async fn complete(&self) -> bool {
-        let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
-        match self.standing().await {
-            Ok(Standing::Made) => return true,
-            Ok(Standing::Wanted) => {}
-            Ok(Standing::Unwanted) => return false,
-            Err(error) => {
-                tracing::warn!(%error, "the demo was not made");
-                return false;
-            }
+    async fn complete(&self) -> Result<bool> {
+        match self.standing().await.map_err(unread)? {
+            Standing::Made => return Ok(true),
+            Standing::Wanted => {}
+            Standing::Unwanted => return Ok(false),
         }
         // One after the other: lists show them in this order.
         for (number, row) in (0..).zip(PATIENTS) {
-            if !self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), row).await {
-                return false;
-            }
+            let details = details(row)
+                .ok_or_else(|| Error::new(ErrorCode::Internal, "a date of the demo is none"))?;
+            self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), details).await?;
         }
-        match users.create(USER, PASSWORD, Role::Admin).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(%error, "the demo user was not made");
-                false
-            }
-        }
+        let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
+        already(users.create(USER, PASSWORD, Role::Admin).await)?;
+        Ok(true)
     }
 
     async fn standing(&self) -> store::Result<Standing> {
@@ -151,24 +155,28 @@ impl Demo {
         Ok(if empty { Standing::Wanted } else { Standing::Unwanted })
     }
 
-    /// Registers one demo patient, as soon as its shard is served.
-    async fn register(&self, id: PatientId, row: Row) -> bool {
-        let Some(details) = details(row) else { return false };
-        loop {
-            let caller = Caller::system("demo");
-            let mut ctx =
-                RequestContext::new(caller, TraceContext::root(), &*self.clock, self.request_budget);
-            ctx.command_id = CommandId(id.0);
-            match self.patients.register(&ctx, id, details.clone()).await {
-                Ok(_) => return true,
-                Err(error) if error.code == ErrorCode::AlreadyExists => return true,
-                Err(error) if error.code.http_status() >= 500 => tokio::time::sleep(TRY_EVERY).await,
-                Err(error) => {
-                    tracing::warn!(%error, "the demo was not made");
-                    return false;
-                }
-            }
-        }
+    /// Registers one demo patient.
+    async fn register(&self, id: PatientId, details: PatientDetails) -> Result<()> {
+        let caller = Caller::system("demo");
+        let mut ctx = RequestContext::new(caller, TraceContext::root(), &*self.clock, self.request_budget);
+        ctx.command_id = CommandId(id.0);
+        already(self.patients.register(&ctx, id, details).await.map(|_| ()))
+    }
+}
+
+fn unread(error: store::Error) -> Error {
+    let code = match error {
+        store::Error::Broken(_) => ErrorCode::Internal,
+        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
+    };
+    Error::new(code, error.to_string())
+}
+
+/// What is there already was made by a start before, or by a try whose outcome was not learned.
+fn already(made: Result<()>) -> Result<()> {
+    match made {
+        Err(error) if error.code == ErrorCode::AlreadyExists => Ok(()),
+        other => other,
     }
 }
 
@@ -185,9 +193,16 @@ fn details((name, email, address, born, registered): Row) -> Option<PatientDetai
     })
 }
 
-/// Says where the node is, on standard error: standard output is the log.
+/// Says where the node is, on standard error: standard output is the log. `node` is its name within a cluster.
 #[expect(clippy::print_stderr, reason = "this is what a person who starts a node by hand looks for")]
-pub(super) fn tell(addresses: &RuntimeFile, demo: bool) {
+pub(super) fn tell(node: Option<&str>, addresses: &RuntimeFile, demo: bool) {
+    // One of several is told in one line: theirs may come out at one place.
+    if let Some(name) = node {
+        let told = [("HTTP", &addresses.http), ("gRPC", &addresses.grpc)];
+        let told = told.iter().filter_map(|(what, address)| Some(format!("  {what} {}", address.as_ref()?)));
+        eprintln!("{name} is up.{}", told.collect::<String>());
+        return;
+    }
     let http = addresses.http.as_deref().unwrap_or_default();
     eprintln!("\nHygeia is up.");
     eprintln!("  HTTP   http://{http}      try http://{http}/swagger-ui/");

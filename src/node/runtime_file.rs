@@ -27,6 +27,9 @@ pub struct RuntimeFile {
     /// The brokers, the embedded ones included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kafka: Option<String>,
+    /// Where other nodes of the cluster are accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
 }
 
 impl RuntimeFile {
@@ -82,6 +85,7 @@ mod tests {
             http: Some("127.0.0.1:8080".into()),
             grpc: Some("[::1]:9001".into()),
             kafka: Some("127.0.0.1:9092".into()),
+            cluster: None,
         };
         all.write(&data_dir).unwrap();
         assert_eq!(RuntimeFile::read(&data_dir).unwrap(), Some(all));

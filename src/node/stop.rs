@@ -20,9 +20,11 @@ use crate::{grpc, http};
 const FOLLOWERS_LIMIT: Duration = Duration::from_secs(1);
 /// How long the regions may take to end commits and give up their leases. Leases that are not given up
 /// run out.
-const REGIONS_LIMIT: Duration = Duration::from_secs(1);
+const REGIONS_LIMIT: Duration = Duration::from_secs(3);
 /// How long draining may take in all.
-pub(super) const STOP_LIMIT: Duration = Duration::from_millis(7_500);
+pub(super) const STOP_LIMIT: Duration = Duration::from_millis(5_500);
+/// How long the actors may take to end after that.
+pub(super) const END_LIMIT: Duration = Duration::from_millis(500);
 /// How long the database may take to close its connections.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -53,11 +55,12 @@ impl Signals {
 /// The servers at the edges, each a task that ends when it has drained.
 pub(super) struct Edges {
     pub(super) http: JoinHandle<http::Drained>,
-    pub(super) grpc: JoinHandle<Result<(), grpc::Error>>,
+    /// Where billing is.
+    pub(super) grpc: Option<JoinHandle<Result<(), grpc::Error>>>,
 }
 
 impl Edges {
-    /// Waits until both have drained; each has its own limit.
+    /// Waits until all have drained; each has its own limit.
     pub(super) async fn ended(self) {
         match self.http.await {
             Ok(drained) if drained.cut_off > 0 => {
@@ -66,7 +69,8 @@ impl Edges {
             Ok(_) => {}
             Err(error) => tracing::error!(%error, "the HTTP server ended badly"),
         }
-        match self.grpc.await {
+        let Some(grpc) = self.grpc else { return };
+        match grpc.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "the gRPC server ended badly"),
             Err(error) => tracing::error!(%error, "the gRPC server ended badly"),
@@ -83,7 +87,9 @@ pub(super) async fn drain(actors: &Actors) {
     let patients = actors.patients.drain(REGIONS_LIMIT);
     let accounts = actors.accounts.drain(REGIONS_LIMIT);
     let (patients, accounts) = tokio::join!(patients, accounts);
-    let (relay, bridge) = (relay.is_some(), bridge == Some(true));
+    // What the node does not run has nothing in hand.
+    let relay = actors.relay.actor().is_none() || relay.is_some();
+    let bridge = actors.bridge.actor().is_none() || bridge == Some(true);
     if !(relay && bridge && patients && accounts) {
         tracing::warn!(
             relay,

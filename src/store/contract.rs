@@ -68,6 +68,7 @@ contract! {
         an_address_freed_in_a_batch_is_not_free_within_it,
         one_address_twice_in_a_batch,
         the_own_address_is_a_conflict,
+        a_registration_alone_and_in_company_decide_the_same,
         lists_go_page_by_page,
         history_is_in_order_and_limited,
         texts_come_back_as_they_were,
@@ -80,6 +81,8 @@ contract! {
     leases {
         the_number_of_shards_is_set_once,
         a_lease_is_taken_once,
+        a_taker_learns_who_holds_what_it_did_not_get,
+        what_is_left_of_anothers_lease_is_when_it_can_be_taken,
         a_lease_runs_out,
         a_released_lease_is_free,
         renewal_keeps_the_epoch,

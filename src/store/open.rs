@@ -22,7 +22,8 @@ pub struct Settings {
     /// `sqlite:path/to/file`, a relative path being one inside the data directory, or
     /// `postgres://user:password@host:port/database`.
     pub url: String,
-    /// Connections to PostgreSQL, without the two more that only leases use.
+    /// Connections to PostgreSQL for commits, loads and lists. Leases have four more, and what follows the
+    /// commits (outbox, counts) six.
     pub connections_max: u32,
     /// Connections for reading in SQLite, beside the one that writes.
     pub read_connections_max: u32,

@@ -6,15 +6,18 @@
 //!   for a lock after `lock_timeout_ms`; this side gives up half a second later.
 //! - A connection whose last call did not come to a clean end is closed, never used again.
 //! - Leases have connections of their own: however many loads and commits wait, a renewal does not wait
-//!   behind them.
+//!   behind them. So have commits, and those who follow the commits (outbox, projection): they read in bulk, and what
+//!   they do must not stand before a commit.
 
 mod accounts;
 mod commit;
 mod fault;
+mod lanes;
 mod leases;
 mod outbox;
 mod patients;
 mod projection;
+mod registration;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -31,6 +34,7 @@ use sqlx::{ConnectOptions, Connection, FromRow, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
 use self::fault::{Failure, Intent};
+use self::lanes::Lanes;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
 use super::trimming::Trimming;
 use super::{Error, Result, Store};
@@ -42,8 +46,11 @@ const ANSWER_GRACE: Duration = Duration::from_millis(500);
 /// A connection that has been idle this long is tried before it is used, so that a restart of the
 /// server between two calls does not make the outcome of the second unknown.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// Connections for leases alone: one may wait for a commit in flight while the other renews.
-const LEASE_CONNECTIONS: u32 = 2;
+/// Connections for leases alone: one for each kind may wait for a commit in flight while the others renew.
+const LEASE_CONNECTIONS: u32 = 4;
+/// Connections for those who follow the commits: bridge, relay and analytics, each with a read and a write
+/// under way.
+const FOLLOWER_CONNECTIONS: u32 = 6;
 /// The pause between two tries to reach the server at the start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -53,8 +60,12 @@ type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 pub(super) struct PostgresStore {
     pool: PgPool,
     leases: PgPool,
+    patient_commits: Lanes,
+    account_commits: Lanes,
+    followers: PgPool,
     answer_timeout: Duration,
     trimming: Trimming,
+    queues: outbox::Queues,
     options: PgConnectOptions,
     settings: Settings,
 }
@@ -67,10 +78,20 @@ impl PostgresStore {
     /// As `super::open`.
     pub(super) async fn open(options: &PgConnectOptions, settings: &Settings, by: Use) -> Result<Self> {
         let store = PostgresStore {
-            pool: pool(options, settings, settings.connections_max),
-            leases: pool(options, settings, LEASE_CONNECTIONS),
+            pool: pool(session(options, settings), settings, shared_connections(settings)),
+            leases: pool(session(options, settings), settings, LEASE_CONNECTIONS),
+            patient_commits: commits(options, settings),
+            account_commits: commits(options, settings),
+            // What they leave out of a read is a long list: only a plan made for its values looks a row up in
+            // it by hash, and planning costs nothing beside a bulk.
+            followers: pool(
+                session(options, settings).options([("plan_cache_mode", "force_custom_plan")]),
+                settings,
+                FOLLOWER_CONNECTIONS,
+            ),
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
             trimming: Trimming::new(),
+            queues: outbox::Queues::default(),
             options: options.clone(),
             settings: settings.clone(),
         };
@@ -133,20 +154,29 @@ impl PostgresStore {
         self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Read))
     }
 
-    /// Runs a statement that changes something, and commits by itself.
-    async fn write(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
-        self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Write))
-    }
-
-    /// As `write`, over the connections for leases.
+    /// Runs a statement that changes something and commits by itself, over the connections for leases.
     async fn write_lease(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
         self.rows_over(&self.leases, query).await.map_err(|failure| failure.into_error(Intent::Write))
     }
 
+    /// As `read`, over the connections of those who follow the commits.
+    async fn follow(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        self.rows_over(&self.followers, query).await.map_err(|failure| failure.into_error(Intent::Read))
+    }
+
+    /// As `write_lease`, over the connections of those who follow the commits.
+    async fn follow_up(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        self.rows_over(&self.followers, query).await.map_err(|failure| failure.into_error(Intent::Write))
+    }
+
     /// Runs a statement that changes something; answers with the number of rows changed.
     async fn change(&self, query: PgQuery<'_>) -> Result<u64> {
+        self.change_over(&self.pool, query).await
+    }
+
+    async fn change_over(&self, pool: &PgPool, query: PgQuery<'_>) -> Result<u64> {
         let failed = |failure: Failure| failure.into_error(Intent::Write);
-        let mut checkout = checkout(&self.pool).await.map_err(failed)?;
+        let mut checkout = checkout(pool).await.map_err(failed)?;
         let result = within(self.answer_timeout, query.execute(&mut *checkout.connection)).await;
         checkout.settle(&result);
         Ok(result.map_err(failed)?.rows_affected())
@@ -163,8 +193,7 @@ impl Store for PostgresStore {
     }
 
     fn writers(&self) -> usize {
-        // What both journals have in flight must leave connections for loads and lists.
-        (self.settings.connections_max as usize / 4).max(1)
+        writers(&self.settings)
     }
 
     async fn ping(&self) -> Result<()> {
@@ -176,12 +205,35 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
-        tokio::join!(self.pool.close(), self.leases.close());
+        tokio::join!(
+            self.patient_commits.close(),
+            self.account_commits.close(),
+            self.pool.close(),
+            self.leases.close(),
+            self.followers.close()
+        );
     }
 }
 
+/// How many transactions each of the two journals may have in flight: together no more than half of the
+/// connections, the rest is for loads and lists.
+fn writers(settings: &Settings) -> usize {
+    (settings.connections_max as usize / 4).max(1)
+}
+
+/// The connections for everything that has none of its own.
+fn shared_connections(settings: &Settings) -> u32 {
+    let commits = u32::try_from(2 * writers(settings)).unwrap_or(u32::MAX);
+    settings.connections_max.saturating_sub(commits).max(1)
+}
+
+/// The connections of one journal.
+fn commits(options: &PgConnectOptions, settings: &Settings) -> Lanes {
+    Lanes::new(session(options, settings), writers(settings), ms(settings.acquire_timeout_ms))
+}
+
 /// At most `connections_max` connections, each made when it is needed.
-fn pool(options: &PgConnectOptions, settings: &Settings, connections_max: u32) -> PgPool {
+fn pool(options: PgConnectOptions, settings: &Settings, connections_max: u32) -> PgPool {
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ms(settings.acquire_timeout_ms))
@@ -194,7 +246,7 @@ fn pool(options: &PgConnectOptions, settings: &Settings, connections_max: u32) -
                 Ok(true)
             })
         })
-        .connect_lazy_with(session(options, settings, settings.statement_timeout_ms))
+        .connect_lazy_with(options)
 }
 
 async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
@@ -211,7 +263,7 @@ async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
 /// does not fit the database.
 pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> Result<()> {
     let limit = ms(settings.migrate_timeout_ms);
-    let options = session(options, settings, settings.migrate_timeout_ms)
+    let options = session_within(options, settings, settings.migrate_timeout_ms)
         .options([("lock_timeout", settings.migrate_timeout_ms)]);
     let deadline = Instant::now() + ms(settings.connect_timeout_ms);
     let mut connection = loop {
@@ -240,7 +292,11 @@ fn clone_of(migrator: &Migrator) -> Migrator {
 }
 
 /// The connection's options: no wait without a bound, plans made once, no statement in the log.
-fn session(options: &PgConnectOptions, settings: &Settings, statement_ms: u64) -> PgConnectOptions {
+fn session(options: &PgConnectOptions, settings: &Settings) -> PgConnectOptions {
+    session_within(options, settings, settings.statement_timeout_ms)
+}
+
+fn session_within(options: &PgConnectOptions, settings: &Settings, statement_ms: u64) -> PgConnectOptions {
     let limits = [
         ("statement_timeout", statement_ms),
         ("lock_timeout", settings.lock_timeout_ms),
@@ -302,10 +358,10 @@ struct Transaction {
 }
 
 impl PostgresStore {
-    /// Begins a transaction with `begin`, which may hold further statements.
+    /// Begins a transaction of one who follows the commits with `begin`, which may hold further statements.
     async fn begin(&self, begin: &'static str, limit: Duration) -> Result<Transaction> {
         let failed = |failure: Failure| failure.into_error(Intent::Read);
-        let checkout = checkout(&self.pool).await.map_err(failed)?;
+        let checkout = checkout(&self.followers).await.map_err(failed)?;
         let mut transaction = Transaction { checkout, limit };
         transaction.batch(begin).await.map_err(failed)?;
         Ok(transaction)

@@ -1,12 +1,19 @@
 //! Which lines are written.
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{FilterFn, LevelFilter, filter_fn};
 
-/// What holds unless the filter says otherwise. `ractor_cluster` prints the payloads of messages at
-/// `debug`, which are patients: only who names it gets more.
-const BUILT_IN: &str = "info,ractor=warn,ractor_cluster=warn,rdkafka=warn,librdkafka=warn,sqlx=warn,hyper=warn,hyper_util=warn,h2=warn,\
+/// What holds unless the filter says otherwise. `ractor_cluster` warns of each end of a session and of slow
+/// pings without a peer's name; `hygeia::peers` tells all that with it.
+const BUILT_IN: &str = "info,ractor=warn,ractor_cluster=error,rdkafka=warn,librdkafka=warn,sqlx=warn,hyper=warn,hyper_util=warn,h2=warn,\
      tonic=warn,tower=warn,rustls=warn";
+
+/// `ractor_cluster` prints the payloads of messages at `debug`, which are patients. Nobody gets that,
+/// whatever the directives say.
+pub(super) fn no_payloads() -> FilterFn<fn(&Metadata<'_>) -> bool> {
+    filter_fn(|line| *line.level() <= Level::INFO || !line.target().starts_with("ractor_cluster"))
+}
 
 /// The filter of these directives (the syntax of `tracing_subscriber::EnvFilter`).
 pub(super) fn parse(directives: &str) -> Result<EnvFilter, String> {
@@ -29,12 +36,13 @@ mod tests {
     use tracing::subscriber::with_default;
     use tracing_subscriber::layer::SubscriberExt;
 
-    use super::parse;
+    use super::{no_payloads, parse};
 
     /// The most talkative level that `target` may use.
     macro_rules! level_of {
-        ($filter:expr, $target:literal) => {
-            with_default(tracing_subscriber::registry().with(parse($filter).unwrap()), || {
+        ($filter:expr, $target:literal) => {{
+            let registry = tracing_subscriber::registry().with(parse($filter).unwrap()).with(no_payloads());
+            with_default(registry, || {
                 if tracing::enabled!(target: $target, tracing::Level::TRACE) {
                     LevelFilter::TRACE
                 } else if tracing::enabled!(target: $target, tracing::Level::DEBUG) {
@@ -49,18 +57,26 @@ mod tests {
                     LevelFilter::OFF
                 }
             })
-        };
+        }};
     }
 
     #[test]
     fn chatty_libraries_stay_at_warn_unless_named() {
         assert_eq!(level_of!("info", "hygeia::message"), LevelFilter::INFO);
-        assert_eq!(level_of!("info", "ractor_cluster::node"), LevelFilter::WARN);
+        assert_eq!(level_of!("info", "ractor_cluster::node"), LevelFilter::ERROR);
         assert_eq!(level_of!("trace", "hygeia::message"), LevelFilter::TRACE);
-        assert_eq!(level_of!("trace", "ractor_cluster::node"), LevelFilter::WARN);
+        assert_eq!(level_of!("trace", "ractor_cluster::node"), LevelFilter::ERROR);
         assert_eq!(level_of!("trace,ractor=debug", "ractor::actor"), LevelFilter::DEBUG);
-        assert_eq!(level_of!("trace,ractor=debug", "ractor_cluster::node"), LevelFilter::WARN);
-        assert_eq!(level_of!("ractor_cluster=debug", "ractor_cluster::node"), LevelFilter::DEBUG);
+        assert_eq!(level_of!("trace,ractor=debug", "ractor_cluster::node"), LevelFilter::ERROR);
+    }
+
+    #[test]
+    fn payloads_of_messages_between_nodes_are_never_printed() {
+        for filter in
+            ["ractor_cluster=debug", "ractor_cluster::net::session=trace", "trace,ractor_cluster=trace"]
+        {
+            assert_eq!(level_of!(filter, "ractor_cluster::net::session"), LevelFilter::INFO, "{filter}");
+        }
     }
 
     #[test]

@@ -83,6 +83,16 @@ impl Postgres {
         SERVER.get_or_init(|| Self::external().unwrap_or_else(|| Self::start_private(Durability::None)))
     }
 
+    /// A private server, or the one that the variable names.
+    pub fn private_or_outside(durability: Durability) -> Postgres {
+        Self::external().unwrap_or_else(|| Self::start_private(durability))
+    }
+
+    /// Whether it is a private one: only those can be stopped and paused.
+    pub fn is_private(&self) -> bool {
+        matches!(self.kind, ServerKind::Private(_))
+    }
+
     fn external() -> Option<Postgres> {
         let url = std::env::var(SERVER_VARIABLE).ok().filter(|url| !url.is_empty())?;
         Some(Postgres { kind: ServerKind::External { url } })

@@ -116,3 +116,80 @@ fn healthcheck_fails_when_no_node_runs() {
     let (code, _, err) = run(&["healthcheck", "--http-listen", "127.0.0.1:1"], &[]);
     assert!(code == 1 && err.contains("the node at 127.0.0.1:1 does not answer"), "{err}");
 }
+
+/// The repository's own file.
+fn cluster_toml() -> String {
+    format!("{}/cluster.toml", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn a_node_of_a_cluster_is_refused_with_the_reason() {
+    let file = cluster_toml();
+    let secrets = [("HYGEIA__CLUSTER__SECRET", SECRET), ("HYGEIA__AUTH__JWT_SECRET", SECRET)];
+    for (arguments, told) in [
+        (
+            &["serve", "--config", &file, "--node", "patient-7"][..],
+            "there is no node \"patient-7\"; allowed: front, patient-1,",
+        ),
+        (
+            &["serve", "--config", &file],
+            "which of the nodes to run is not said: --node NAME or HYGEIA_NODE=NAME",
+        ),
+        (
+            &["serve", "--config", &file, "--node", "front", "--store-url", "sqlite:hygeia.db"],
+            "store.url = \"sqlite:hygeia.db\", from argument --store-url: SQLite is for one process alone",
+        ),
+        (
+            &["serve", "--config", &file, "--node", "front", "--kafka-brokers", "embedded"],
+            "kafka.brokers = \"embedded\", from argument --kafka-brokers: the embedded broker is for one process alone",
+        ),
+        (&["serve", "--node", "front"], "no nodes are named: a file with [[cluster.nodes]] does that"),
+        (&["serve", "--roles", "patient"], "front, billing, bridge, analytics would run nowhere"),
+        (
+            &["serve", "--roles", "nurse"],
+            "node.roles = \"nurse\", from argument --roles: allowed: front, patient,",
+        ),
+        (&["serve", "--join", "here"], "\"here\" is no address; allowed: host:port"),
+        (
+            &["serve", "--join", "127.0.0.1:7101", "--roles", "patient"],
+            "node.name: a node that joins says it: --name",
+        ),
+        (
+            &[
+                "serve",
+                "--config",
+                &file,
+                "--join",
+                "127.0.0.1:7101",
+                "--roles",
+                "patient",
+                "--name",
+                "patient-1",
+            ],
+            "it is a node of the file: --node runs it",
+        ),
+    ] {
+        let (code, out, err) = run(arguments, &secrets);
+        assert_eq!((code, out.as_str()), (78, ""), "{arguments:?}: {err}");
+        assert!(err.contains(told) && !err.contains("canary"), "{arguments:?}: {err}");
+    }
+    let (code, _, err) = run(&["serve", "--config", &file, "--node", "front"], &secrets[1..]);
+    assert!(code == 78 && err.contains("cluster.secret: not set, and nodes show it to each other"), "{err}");
+    for usage in [&["serve", "--node", "a", "--join", "b:1"][..], &["serve", "--node", "a", "--name", "b"]] {
+        assert_eq!(run(usage, &secrets).0, 64, "{usage:?}");
+    }
+}
+
+#[test]
+fn check_looks_at_every_node_of_a_cluster() {
+    let file = cluster_toml();
+    let secrets = [("HYGEIA__CLUSTER__SECRET", SECRET), ("HYGEIA__AUTH__JWT_SECRET", SECRET)];
+    let (code, out, err) = run(&["check", "--config", &file], &secrets);
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    assert!(out.contains("cluster.nodes[1].name = \"patient-1\"  # ") && !out.contains("canary"), "{out}");
+    let (code, out, _) = run(&["check", "--config", &file, "--node", "billing"], &secrets);
+    assert!(code == 0 && out.contains("grpc.listen = \"127.0.0.1:9001\"  # "), "{out}");
+    let (code, _, err) = run(&["check", "--config", &file], &secrets[..1]);
+    assert_eq!(code, 78, "{err}");
+    assert_eq!(err.matches("auth.jwt_secret: not set").count(), 1, "once is enough: {err}");
+}

@@ -1,45 +1,20 @@
 //! Real nodes as real processes: started from the built binary on ports of their own, asked over their
 //! edges, killed and started again on the same data.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus};
 
 use reqwest::{Client, Response, StatusCode};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// How long a condition is awaited before the test fails. Generous: machines are busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+use crate::process::{self, Process, outside_brokers};
+pub(crate) use crate::process::{PATIENCE, eventually};
 
 /// The login of the demo user that the embedded defaults make.
 pub(crate) const USER: &str = "testuser@test.com";
 /// Its password.
 pub(crate) const PASSWORD: &str = "password123";
-
-/// Awaits that `condition` gives a value, asking again and again for at most `PATIENCE`.
-///
-/// # Panics
-/// It did not, within that time.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
-    what: &str,
-    mut condition: impl FnMut() -> F,
-) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition().await {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// The brokers that `HYGEIA_TEST_KAFKA` names, for tests that do not need the embedded one.
-fn outside_brokers() -> Option<String> {
-    std::env::var("HYGEIA_TEST_KAFKA").ok().filter(|brokers| !brokers.is_empty())
-}
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -120,14 +95,8 @@ impl Site {
 
     /// The binary with this site's settings.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hygeia"));
-        command
-            .current_dir(self.directory.path())
-            .env_clear()
-            .env("HYGEIA__DATA_DIR", &self.options.data_dir);
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
-        }
+        let mut command = process::command(self.directory.path());
+        command.env("HYGEIA__DATA_DIR", &self.options.data_dir);
         for (key, value) in &self.options.environment {
             command.env(key, value);
         }
@@ -139,25 +108,14 @@ impl Site {
     /// # Panics
     /// It failed.
     pub(crate) fn run(&self, arguments: &[&str], input: &str) -> String {
-        let input_file = self.directory.path().join("input");
-        std::fs::write(&input_file, input).expect("written");
         let mut command = self.command();
-        command.args(arguments).stdin(File::open(&input_file).expect("readable"));
-        let output = command.output().expect("the binary runs");
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{arguments:?} failed: {out}{err}");
-        out.into_owned()
+        command.args(arguments);
+        process::run_to_end(command, self.directory.path(), input)
     }
 
     /// Starts the node without waiting for anything.
     pub(crate) fn spawn(&self) -> Process {
-        let log_path = self.directory.path().join("log");
-        let log = File::options().create(true).append(true).open(&log_path).expect("a log file");
-        let runtime = self.options.data_dir.join("runtime.json");
-        let _ = std::fs::remove_file(&runtime);
-        let mut command = self.command();
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("cloned")).stderr(log);
-        Process { child: command.spawn().expect("the binary runs"), runtime, log_path }
+        Process::start(self.command(), &self.options.data_dir, &self.directory.path().join("log"))
     }
 
     /// Starts the node and waits until it is ready.
@@ -167,59 +125,12 @@ impl Site {
     }
 }
 
-/// A started process, perhaps not serving yet. Killed when it is dropped.
-pub(crate) struct Process {
-    child: Child,
-    runtime: PathBuf,
-    log_path: PathBuf,
-}
-
-impl Process {
-    fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).expect("the process can be signalled");
-    }
-
-    /// The addresses it has written down, if it has.
-    pub(crate) fn addresses(&self) -> Option<Value> {
-        serde_json::from_slice(&std::fs::read(&self.runtime).ok()?).ok()
-    }
-
-    /// Everything it has logged so far.
-    pub(crate) fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log_path).unwrap_or_default()).into_owned()
-    }
-
-    /// How it ended, if it has.
-    pub(crate) fn try_wait(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("the process can be waited for")
-    }
-
-    /// Waits for its end.
-    pub(crate) async fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.try_wait() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the process did not end:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 /// A node that serves.
 pub(crate) struct Node {
     process: Process,
     http: String,
     grpc: String,
+    cluster: String,
     client: Client,
 }
 
@@ -233,10 +144,12 @@ impl Node {
             async move { addresses }
         })
         .await;
-        let address = |key: &str| addresses[key].as_str().expect("an address").to_owned();
+        // A node without billing has no address of gRPC.
+        let address = |key: &str| addresses[key].as_str().unwrap_or_default().to_owned();
         let client = Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client");
         let (http, grpc) = (format!("http://{}", address("http")), format!("http://{}", address("grpc")));
-        Node { process, http, grpc, client }
+        let cluster = address("cluster");
+        Node { process, http, grpc, cluster, client }
     }
 
     /// Waits until `process` is ready to serve.
@@ -277,6 +190,11 @@ impl Node {
     /// `http://host:port`
     pub(crate) fn grpc_url(&self) -> &str {
         &self.grpc
+    }
+
+    /// Where it accepts other nodes: `host:port`.
+    pub(crate) fn cluster_address(&self) -> &str {
+        &self.cluster
     }
 
     /// An HTTP client.

@@ -14,7 +14,7 @@ const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const JOHN: &str = "/api/patients/123e4567-e89b-12d3-a456-426614174000";
 
 /// Every route but those of the documentation, with its methods.
-const ROUTES: [(&str, &[&str]); 10] = [
+const ROUTES: [(&str, &[&str]); 11] = [
     ("/auth/login", &["post"]),
     ("/auth/validate", &["get"]),
     ("/api/patients", &["get", "post"]),
@@ -24,6 +24,7 @@ const ROUTES: [(&str, &[&str]); 10] = [
     ("/health/live", &["get"]),
     ("/health/ready", &["get"]),
     ("/metrics", &["get"]),
+    ("/cluster", &["get"]),
     ("/nothing", &[]),
 ];
 
@@ -33,7 +34,7 @@ fn concrete(template: &str) -> String {
 }
 
 fn guarded(path: &str) -> bool {
-    path.starts_with("/api/") || path == "/auth/validate"
+    path.starts_with("/api/") || matches!(path, "/auth/validate" | "/cluster")
 }
 
 async fn node_with_known_secret() -> (Site, Node) {

@@ -4,6 +4,7 @@
 
 mod architecture;
 mod cli;
+mod cluster;
 mod crash;
 mod faults;
 mod flow;
@@ -12,6 +13,15 @@ mod harness;
 mod http_edge;
 mod http_patients;
 mod pause;
+mod peers;
 #[path = "../harness/postgres.rs"]
 mod postgres;
+#[path = "../harness/process.rs"]
+mod process;
+mod roles;
 mod tracing;
+
+// Those of the program that breaks clusters.
+#[path = "../chaos/machinery.rs"]
+#[allow(dead_code, reason = "the program `chaos` uses it; its tests run here")]
+mod chaos_machinery;

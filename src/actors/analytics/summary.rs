@@ -7,9 +7,9 @@ use time::Duration as Days;
 use tokio::sync::Mutex;
 
 use super::{AnalyticsArgs, SummaryView};
+use crate::actors::entity::Failure;
 use crate::domain::analytics::{REGISTRATION_DAYS, summarize};
 use crate::domain::time::MonoTime;
-use crate::error::{Error, ErrorCode, Result};
 use crate::kafka::Link;
 use crate::store::ProjectionSource;
 
@@ -83,11 +83,14 @@ pub(super) async fn source(args: &AnalyticsArgs) -> crate::kafka::Result<Project
 }
 
 /// The summary, by `deadline`.
-pub(super) async fn read(args: &AnalyticsArgs, lag: &Lag, deadline: MonoTime) -> Result<SummaryView> {
-    let late = || Error::new(ErrorCode::DeadlineExceeded, "The summary was not ready in time");
+pub(super) async fn read(
+    args: &AnalyticsArgs,
+    lag: &Lag,
+    deadline: MonoTime,
+) -> Result<SummaryView, Failure> {
     let left = deadline.since(args.clock.mono());
     if left.is_zero() {
-        return Err(late());
+        return Err(Failure::Expired);
     }
     let as_of = args.clock.now();
     let today = as_of.date();
@@ -98,7 +101,7 @@ pub(super) async fn read(args: &AnalyticsArgs, lag: &Lag, deadline: MonoTime) ->
     let left = deadline.since(args.clock.mono());
     let counts = tokio::time::timeout(left, args.projections.counts(first_day))
         .await
-        .map_err(|_| late())?
-        .map_err(|_| Error::new(ErrorCode::Unavailable, "The counts cannot be read at the moment"))?;
+        .map_err(|_| Failure::Expired)?
+        .map_err(|_| Failure::Unavailable)?;
     Ok(SummaryView { summary: summarize(&counts, today), lag_events, as_of })
 }

@@ -4,9 +4,11 @@
 use super::*;
 use crate::actors::fake_store::{FakeStore, Fault, event, event_of, patient, until};
 use crate::actors::kafka_bridge::{BridgeMessage, KafkaBridge, KafkaBridgeArgs, Settings as BridgeSettings};
+use crate::actors::members;
 use crate::clock::SystemClock;
 use crate::context::TraceContext;
 use crate::domain::access::Caller;
+use crate::domain::cluster::NodeRole;
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::kafka::testing::{PATIENCE, Refusal, embedded, read_topic, settings};
 use crate::kafka::{self, Kafka, Outgoing, wire};
@@ -254,6 +256,8 @@ async fn an_event_is_counted_soon_after_its_commit() {
         health: Health::default(),
         clock: Arc::new(SystemClock),
         owner: "a".into(),
+        members: members::alone("a".into(), "a#1".into(), NodeRole::ALL.into()),
+        released: Arc::new(|_, _, _| {}),
         settings: BridgeSettings::default(),
     };
     let (bridge, _) = KafkaBridge::spawn(None, KafkaBridge, args).await.expect("spawn");

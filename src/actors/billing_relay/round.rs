@@ -125,7 +125,8 @@ async fn open(args: &Args, event: &OutboxEvent) -> (i64, Result<(), ErrorCode>) 
     let budget = Duration::from_millis(args.settings.open_timeout_ms);
     let recorded = &event.recorded;
     let patient = recorded.event.patient();
-    let began = args.clock.mono();
+    let (began, now) = (args.clock.mono(), args.clock.now());
+    let waited_us = u64::try_from(now.0 - recorded.at.0).unwrap_or(0);
     let ctx = RequestContext {
         trace: TraceContext::parse(&recorded.traceparent)
             .map_or_else(TraceContext::root, |cause| cause.child()),
@@ -148,7 +149,7 @@ async fn open(args: &Args, event: &OutboxEvent) -> (i64, Result<(), ErrorCode>) 
         message: "OpenAccount",
         entity: Some(patient.id.0),
         trace: &ctx.trace,
-        queued: Duration::ZERO,
+        queued: Duration::from_micros(waited_us),
         handled: args.clock.mono().since(began),
         outcome: outcome.map_or_else(ErrorCode::as_str, |()| "ok"),
     }

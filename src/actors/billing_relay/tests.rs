@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::*;
+use crate::actors::members;
 use crate::clock::SystemClock;
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::account::{Account, AccountStatus};
@@ -224,6 +225,10 @@ fn args(store: &Arc<FakeStore>, accounts: &Arc<FakeAccounts>, settings: Settings
         accounts: Arc::clone(accounts) as _,
         clock: Arc::new(SystemClock),
         health: Health::default(),
+        leases: Arc::new(crate::actors::fake_store::FakeStore::default()),
+        owner: "a#1".into(),
+        members: members::alone("a".into(), "a#1".into(), NodeRole::ALL.into()),
+        released: Arc::new(|_, _, _| {}),
         settings,
     }
 }
@@ -398,6 +403,47 @@ async fn a_drain_waits_for_the_round_and_begins_no_other() {
     ractor::call_t!(relay, BillingRelayMessage::Drain, 60_000).expect("drained already");
     assert_eq!(store.reads.load(Ordering::SeqCst), reads);
     relay.stop(None);
+}
+
+#[tokio::test]
+async fn one_relay_works_and_the_other_takes_over_when_it_leaves_or_dies() {
+    let (store, accounts) = (FakeStore::with(1..=20), Arc::new(FakeAccounts::default()));
+    let leases = Arc::new(crate::actors::fake_store::FakeStore::default());
+    let with = |owner: &str| Args {
+        leases: Arc::clone(&leases) as _,
+        owner: owner.into(),
+        health: Health::default(),
+        ..args(&store, &accounts, Settings { lease_ttl_ms: 600, ..quick() })
+    };
+    let stands_by =
+        |args: &Args| matches!(health_of(args), Status::Explained(why) if why.contains("stands by"));
+    let (a, b, c) = (with("a#1"), with("b#1"), with("c#1"));
+    let first = start(&a).await;
+    until("the first works", || store.marked().len() == 20).await;
+    let second = start(&b).await;
+    until("the second stands by", || stands_by(&b)).await;
+    assert!(b.health.snapshot().0, "who stands by is no failure");
+    store.add(21..=40);
+    for _ in 0..100 {
+        second.cast(BillingRelayMessage::Nudge).unwrap();
+    }
+    until("the first goes on", || store.marked().len() == 40).await;
+    assert!((1..=40).all(|seq| accounts.asked(seq) == 1), "an account was opened twice");
+
+    ractor::call_t!(first, BillingRelayMessage::Drain, 60_000).expect("drained");
+    let left = std::time::Instant::now();
+    until("the second takes over", || health_of(&b) == Status::Ready).await;
+    assert!(left.elapsed() < Duration::from_millis(400), "not before the lease has run out");
+    store.add(41..=60);
+    until("the second works", || store.marked().len() == 60).await;
+    let third = start(&c).await;
+    until("the third stands by", || stands_by(&c)).await;
+    second.kill_and_wait(None).await.unwrap();
+    store.add(61..=80);
+    until("the third works", || store.marked().len() == 80).await;
+    assert!((1..=80).all(|seq| accounts.asked(seq) == 1), "an account was opened twice");
+    first.stop(None);
+    third.stop(None);
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! How a question is asked until it is answered or its time is up.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use ractor::RpcReplyPort;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -11,9 +11,11 @@ use super::DirectoryMessage;
 use crate::actors::address::Address;
 use crate::actors::entity::{Entity, Failure, Op, Refused, Write};
 use crate::actors::region::QueryAsk;
+use crate::actors::reply::ReplyTo;
 use crate::actors::shard::Ask;
 use crate::context::RequestContext;
-use crate::domain::time::Clock;
+use crate::domain::cluster::NodeRole;
+use crate::domain::time::{Clock, MonoTime};
 use crate::error::{Error, ErrorCode, Result};
 
 /// How a question is repeated.
@@ -23,6 +25,15 @@ pub struct AskSettings {
     pub pause: Duration,
     /// The longest pause.
     pub pause_max: Duration,
+    /// The same while a shard is on its way between nodes, or comes back after a failure.
+    pub moving_pause: Duration,
+    /// The longest such pause.
+    pub moving_pause_max: Duration,
+    /// How long to try while no node of the role is live.
+    pub no_node_wait: Duration,
+    /// Questions that may pause between tries; beyond it they fail at once, so that those for a node that is
+    /// away leave room for the others. One whose outcome is not known goes on.
+    pub waiting_max: usize,
 }
 
 /// Asks one kind of entity. Cloning is cheap.
@@ -30,11 +41,27 @@ pub struct Asker<E: Entity> {
     directory: Address<DirectoryMessage<E>>,
     clock: Arc<dyn Clock>,
     settings: AskSettings,
+    /// Questions that pause between tries, or did.
+    waiting: Arc<AtomicUsize>,
+}
+
+/// A question that is counted among those that wait.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl<E: Entity> Clone for Asker<E> {
     fn clone(&self) -> Self {
-        Asker { directory: self.directory.clone(), clock: Arc::clone(&self.clock), settings: self.settings }
+        Asker {
+            directory: self.directory.clone(),
+            clock: Arc::clone(&self.clock),
+            settings: self.settings,
+            waiting: Arc::clone(&self.waiting),
+        }
     }
 }
 
@@ -55,7 +82,7 @@ impl<E: Entity> Asker<E> {
         clock: Arc<dyn Clock>,
         settings: AskSettings,
     ) -> Self {
-        Asker { directory, clock, settings }
+        Asker { directory, clock, settings, waiting: Arc::default() }
     }
 
     /// The state of `id` as of now.
@@ -83,7 +110,7 @@ impl<E: Entity> Asker<E> {
     }
 
     async fn ask(&self, ctx: &RequestContext, id: Uuid, mut op: Op<E>) -> Result<E::Answer> {
-        let mut tries = 0;
+        let mut patience = Patience::new(self.settings);
         loop {
             let miss = match self.try_once(ctx, id, op.clone()).await {
                 Ok(answer) => return Ok(answer),
@@ -101,14 +128,41 @@ impl<E: Entity> Asker<E> {
             if let Some(error) = verdict(&miss, unknown) {
                 return Err(error);
             }
-            let pause = self.pause(tries);
-            tries += 1;
-            if self.clock.mono().plus(pause) >= ctx.deadline {
-                return Err(gave_up(&miss, unknown));
+            if let Miss::Failed(Failure::NotServing(owner)) = &miss {
+                self.directory.cast(DirectoryMessage::Moved { id, owner: owner.clone() });
             }
-            metrics::counter!("hygeia_ask_retries_total", "kind" => E::KIND.as_str()).increment(1);
-            tokio::time::sleep(pause).await;
+            self.pause(ctx, &mut patience, &miss, unknown).await?;
         }
+    }
+
+    /// Waits before the next try, if there is to be one.
+    async fn pause(
+        &self,
+        ctx: &RequestContext,
+        patience: &mut Patience,
+        miss: &Miss,
+        unknown: bool,
+    ) -> Result<()> {
+        let now = self.clock.mono();
+        let crowd = self.waiting.load(Ordering::Relaxed);
+        let next = patience.after(miss, now, crowd).filter(|pause| now.plus(*pause) < ctx.deadline);
+        let Some(pause) = next else { return Err(gave_up(miss, unknown)) };
+        metrics::counter!("hygeia_ask_retries_total", "kind" => E::KIND.as_str()).increment(1);
+        if pause.is_zero() {
+            return Ok(());
+        }
+        if patience.waiting.is_none() {
+            let waiting = Waiting(Arc::clone(&self.waiting));
+            if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.settings.waiting_max && !unknown {
+                return Err(Error::new(
+                    ErrorCode::Overloaded,
+                    "Too many requests wait for a node that is away",
+                ));
+            }
+            patience.waiting = Some(waiting);
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
     }
 
     async fn try_once(
@@ -117,17 +171,18 @@ impl<E: Entity> Asker<E> {
         id: Uuid,
         op: Op<E>,
     ) -> std::result::Result<E::Answer, Miss> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = ReplyTo::here();
         let ask = Ask {
             id,
             op,
             trace: ctx.trace,
             deadline: ctx.deadline,
             sent_at: self.clock.mono(),
-            reply: RpcReplyPort::from(reply),
+            caller: ctx.caller.clone(),
+            reply,
         };
         if !self.directory.cast(DirectoryMessage::Ask(Box::new(ask))) {
-            return Err(Miss::Failed(Failure::NotServing));
+            return Err(Miss::Failed(Failure::NotServing(None)));
         }
         self.wait(ctx, answer).await
     }
@@ -151,38 +206,96 @@ impl<E: Entity> Asker<E> {
     /// # Errors
     /// `Overloaded`, `Unavailable`, `DeadlineExceeded`.
     pub async fn query(&self, ctx: &RequestContext, query: impl Fn() -> E::Query) -> Result<E::QueryAnswer> {
-        let mut tries = 0;
+        let mut patience = Patience::new(self.settings);
         loop {
-            let (reply, answer) = oneshot::channel();
+            let (reply, answer) = ReplyTo::here();
             let ask = QueryAsk {
                 query: query(),
                 trace: ctx.trace,
                 deadline: ctx.deadline,
                 sent_at: self.clock.mono(),
-                reply: RpcReplyPort::from(reply),
+                caller: ctx.caller.clone(),
+                reply,
             };
             let sent = self.directory.cast(DirectoryMessage::Query(Box::new(ask)));
             let miss = match self.wait(ctx, answer).await {
                 Ok(answer) => return Ok(answer),
                 Err(miss) if sent => miss,
-                Err(_) => Miss::Failed(Failure::NotServing),
+                Err(_) => Miss::Failed(Failure::NotServing(None)),
             };
             if let Some(error) = verdict(&miss, false) {
                 return Err(error);
             }
-            let pause = self.pause(tries);
-            tries += 1;
-            if self.clock.mono().plus(pause) >= ctx.deadline {
-                return Err(gave_up(&miss, false));
-            }
-            tokio::time::sleep(pause).await;
+            self.pause(ctx, &mut patience, &miss, false).await?;
         }
     }
+}
 
-    /// Between half and the whole of the doubled pause, so that many askers do not come back at once.
-    fn pause(&self, tries: u32) -> Duration {
-        let whole = self.settings.pause.saturating_mul(1 << tries.min(16)).min(self.settings.pause_max);
-        whole.mul_f64(0.5 + fastrand::f64() / 2.0)
+/// How the tries of one question are spaced.
+struct Patience {
+    settings: AskSettings,
+    tries: u32,
+    /// The owner named last, and how many were followed in a row without a pause.
+    named: Option<Arc<str>>,
+    followed: u32,
+    /// Since when no node of the role is live.
+    nobody_since: Option<MonoTime>,
+    /// From its first pause on it counts among those that wait.
+    waiting: Option<Waiting>,
+}
+
+/// How often in a row an owner that an answer names is asked at once.
+const FOLLOWED_MAX: u32 = 2;
+/// After how many tries a move is taken for a failure, which lasts until a lease runs out: a fraction of a
+/// second. Whoever waits that long asks less often.
+const MOVING_TRIES_MAX: u32 = 12;
+/// How much longer the longest pause is from then on.
+const FAILED_OVER_PAUSES: u32 = 4;
+/// So many questions that wait ask again that often; where more do, each asks less often, so that together they
+/// ask no more. Else those who wait for a database or an owner keep the node too busy to take it up again.
+const CROWD: usize = 32;
+
+impl Patience {
+    fn new(settings: AskSettings) -> Self {
+        Patience { settings, tries: 0, named: None, followed: 0, nobody_since: None, waiting: None }
+    }
+
+    /// The pause after `miss`, where `crowd` questions wait; `None` if it is no use to try again.
+    fn after(&mut self, miss: &Miss, now: MonoTime, crowd: usize) -> Option<Duration> {
+        match miss {
+            // Somebody else has it: that one is asked at once, unless it is named again, or they send us to
+            // and fro.
+            Miss::Failed(Failure::NotServing(Some(owner)))
+                if self.followed < FOLLOWED_MAX && self.named.as_ref() != Some(owner) =>
+            {
+                self.followed += 1;
+                self.named = Some(Arc::clone(owner));
+                return Some(Duration::ZERO);
+            }
+            Miss::Failed(Failure::NoNode(_)) => {
+                let since = *self.nobody_since.get_or_insert(now);
+                if now.since(since) >= self.settings.no_node_wait {
+                    return None;
+                }
+            }
+            _ => self.nobody_since = None,
+        }
+        self.followed = 0;
+        // A shard that moves, or comes back, does so in milliseconds; what is overloaded needs longer.
+        let (first, most) = match miss {
+            Miss::Failed(Failure::NotServing(_) | Failure::NoNode(_)) | Miss::Dropped => {
+                let most = self.settings.moving_pause_max;
+                let crowds = u32::try_from(1 + crowd / CROWD).unwrap_or(u32::MAX);
+                let longer = FAILED_OVER_PAUSES.saturating_mul(crowds);
+                let most = if self.tries < MOVING_TRIES_MAX { most } else { most.saturating_mul(longer) };
+                (self.settings.moving_pause, most)
+            }
+            _ => (self.settings.pause, self.settings.pause_max),
+        };
+        let whole = first.saturating_mul(1 << self.tries.min(16)).min(most);
+        self.tries += 1;
+        // Between half and the whole, so that many askers do not come back at once.
+        Some(whole.mul_f64(0.5 + fastrand::f64() / 2.0))
     }
 }
 
@@ -192,13 +305,19 @@ fn verdict(miss: &Miss, unknown: bool) -> Option<Error> {
     let error = match miss {
         // Said after the database was asked about earlier tries: final.
         Miss::Failed(Failure::Refused(refused)) => return Some(refusal(*refused)),
-        Miss::Failed(Failure::NotServing | Failure::Unknown) | Miss::Dropped => return None,
-        Miss::TimeUp => return Some(time_up(unknown)),
-        Miss::Failed(Failure::Busy) => {
-            Error::new(ErrorCode::Overloaded, "Too many requests wait for this record")
+        Miss::Failed(Failure::NotServing(_) | Failure::NoNode(_) | Failure::Unknown) | Miss::Dropped => {
+            return None;
         }
+        Miss::TimeUp => return Some(time_up(unknown)),
+        Miss::Failed(Failure::Busy) => Error::new(
+            ErrorCode::Overloaded,
+            "Too many requests wait for this record, or for the node that has it",
+        ),
         Miss::Failed(Failure::Expired) => return Some(time_up(unknown)),
         Miss::Failed(Failure::Unavailable) => Error::new(ErrorCode::Unavailable, "The database is away"),
+        Miss::Failed(Failure::Unsupported) => {
+            Error::new(ErrorCode::Unavailable, "The node that serves this runs another version")
+        }
     };
     if unknown {
         // This try did nothing, but an earlier one may have; only more time could tell.
@@ -220,11 +339,17 @@ fn refusal(refused: Refused) -> Error {
 /// The time is up after tries that were all in vain.
 fn gave_up(last: &Miss, unknown: bool) -> Error {
     match last {
-        Miss::Failed(Failure::NotServing) if !unknown => {
+        Miss::Failed(Failure::NoNode(role)) if !unknown => no_node(*role),
+        Miss::Failed(Failure::NotServing(_)) if !unknown => {
             Error::new(ErrorCode::Unavailable, "No node serves this record now; nothing was done")
         }
         _ => time_up(unknown),
     }
+}
+
+/// The error that says which role is missing.
+pub(in crate::actors) fn no_node(role: NodeRole) -> Error {
+    Error::new(ErrorCode::Unavailable, format!("No node with the role {} is live", role.as_str()))
 }
 
 fn time_up(unknown: bool) -> Error {
@@ -244,14 +369,46 @@ fn time_up(unknown: bool) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::patients::Patients;
+    use crate::clock::SystemClock;
+    use crate::context::TraceContext;
+    use crate::domain::access::Caller;
+
+    #[tokio::test]
+    async fn questions_for_a_node_that_is_away_leave_room_for_others() {
+        let settings = AskSettings {
+            pause: Duration::from_millis(5),
+            pause_max: Duration::from_millis(5),
+            moving_pause: Duration::from_millis(5),
+            moving_pause_max: Duration::from_millis(5),
+            no_node_wait: Duration::ZERO,
+            waiting_max: 1,
+        };
+        // Nobody is there.
+        let asker = Asker::<Patients>::new(Address::default(), Arc::new(SystemClock), settings);
+        let read = async || {
+            let budget = Duration::from_millis(200);
+            let ctx = RequestContext::new(Caller::system("test"), TraceContext::root(), &SystemClock, budget);
+            asker.read(&ctx, Uuid::from_u128(1)).await.map_err(|error| error.code).err()
+        };
+        for _ in 0..2 {
+            let (one, two) = tokio::join!(read(), read());
+            assert_eq!((one, two), (Some(ErrorCode::Unavailable), Some(ErrorCode::Overloaded)));
+        }
+    }
 
     #[test]
     fn a_write_that_may_have_happened_is_never_called_undone() {
-        for failure in
-            [Failure::Busy, Failure::Expired, Failure::Unavailable, Failure::NotServing, Failure::Unknown]
-        {
+        for failure in [
+            Failure::Busy,
+            Failure::Expired,
+            Failure::Unavailable,
+            Failure::NotServing(None),
+            Failure::Unknown,
+        ] {
+            let name = failure.as_str();
             let said = verdict(&Miss::Failed(failure), true);
-            assert!(said.is_none_or(|e| e.code == ErrorCode::OutcomeUnknown), "{failure:?}");
+            assert!(said.is_none_or(|e| e.code == ErrorCode::OutcomeUnknown), "{name}");
         }
         assert_eq!(verdict(&Miss::TimeUp, true).map(|e| e.code), Some(ErrorCode::OutcomeUnknown));
     }
@@ -260,7 +417,66 @@ mod tests {
     fn a_refusal_is_final_and_a_shard_that_is_not_served_is_asked_again() {
         let refused = verdict(&Miss::Failed(Failure::Refused(Refused::EmailTaken)), true);
         assert_eq!(refused.map(|e| e.code), Some(ErrorCode::AlreadyExists));
-        assert_eq!(verdict(&Miss::Failed(Failure::NotServing), false), None);
+        assert_eq!(verdict(&Miss::Failed(Failure::NotServing(None)), false), None);
         assert_eq!(verdict(&Miss::Dropped, false), None);
+    }
+
+    fn patience() -> Patience {
+        Patience::new(AskSettings {
+            pause: Duration::from_millis(5),
+            pause_max: Duration::from_millis(200),
+            moving_pause: Duration::from_millis(3),
+            moving_pause_max: Duration::from_millis(25),
+            no_node_wait: Duration::from_millis(1_000),
+            waiting_max: 128,
+        })
+    }
+
+    fn not_serving(owner: Option<&str>) -> Miss {
+        Miss::Failed(Failure::NotServing(owner.map(Into::into)))
+    }
+
+    #[test]
+    fn an_owner_is_followed_at_once_but_not_again_and_not_to_and_fro() {
+        let (mut patience, now) = (patience(), MonoTime(0));
+        let zero = Some(Duration::ZERO);
+        assert_eq!(patience.after(&not_serving(Some("a#1")), now, 1), zero);
+        assert!(patience.after(&not_serving(Some("a#1")), now, 1) > zero, "named again");
+        assert_eq!(patience.after(&not_serving(Some("b#1")), now, 1), zero);
+        assert_eq!(patience.after(&not_serving(Some("a#1")), now, 1), zero);
+        assert!(patience.after(&not_serving(Some("b#1")), now, 1) > zero, "to and fro");
+    }
+
+    #[test]
+    fn many_who_wait_for_long_ask_together_no_more_than_few() {
+        for crowd in [1, CROWD, 8 * CROWD, 100 * CROWD] {
+            let mut patience = patience();
+            let miss = not_serving(None);
+            let pauses: Vec<_> = (0..30).filter_map(|_| patience.after(&miss, MonoTime(0), crowd)).collect();
+            let shortest = pauses[13..].iter().min().expect("pauses").as_secs_f64();
+            let per_second = crowd as f64 / shortest;
+            assert!(per_second <= CROWD as f64 / 0.05, "{crowd} ask {per_second} times a second");
+            assert!(pauses[..12].iter().all(|pause| pause.as_millis() <= 25), "a move is waited for as ever");
+        }
+    }
+
+    #[test]
+    fn a_move_is_waited_for_in_short_pauses_a_failure_in_longer_ones_and_a_role_not_for_ever() {
+        let mut moving = patience();
+        let pauses: Vec<_> = (0..20)
+            .filter_map(|_| moving.after(&not_serving(None), MonoTime(0), 1))
+            .map(|p| p.as_millis())
+            .collect();
+        assert!(pauses[0] <= 3 && pauses[..12].iter().all(|pause| *pause <= 25), "{pauses:?}");
+        assert!(pauses[13..].iter().all(|pause| (50..=100).contains(pause)), "{pauses:?}");
+
+        let mut alone = patience();
+        let nobody = Miss::Failed(Failure::NoNode(NodeRole::Patient));
+        let at = |ms: u64| MonoTime(ms * 1_000_000);
+        assert!(alone.after(&nobody, at(5), 1).is_some() && alone.after(&nobody, at(1_004), 1).is_some());
+        assert_eq!(alone.after(&nobody, at(1_005), 1), None);
+        let mut back = patience();
+        assert!(back.after(&nobody, at(0), 1).is_some() && back.after(&Miss::Dropped, at(10), 1).is_some());
+        assert!(back.after(&nobody, at(1_500), 1).is_some(), "somebody was there meanwhile");
     }
 }

@@ -5,17 +5,18 @@ use std::time::Duration;
 
 use ractor::{ActorRef, RpcReplyPort};
 
-use super::task::{self, LeaseAnswer};
+use super::task;
 use super::window::Window;
 use super::{BridgeMessage, KafkaBridgeArgs, NAME, Outcome, PART, Report};
-use crate::actors::background::Tasks;
+use crate::actors::background::{Look, Pace, Tasks, within};
 use crate::actors::held::Held;
+use crate::actors::slice_lease::{Answer, BRIDGE_SLICE, SliceArgs, SliceLease, Standing};
+use crate::domain::cluster::NodeRole;
 use crate::domain::event::OutboxEvent;
-use crate::domain::ids::Kind;
 use crate::domain::time::MonoTime;
 use crate::health::Status;
 use crate::kafka::Link;
-use crate::store::{self, OutboxRows, TakenLease};
+use crate::store::{self, OutboxRows};
 
 /// For how many ticks the embedded broker may be full before health says so.
 const FULL_TICKS: u32 = 3;
@@ -40,15 +41,14 @@ pub struct BridgeState {
     window: Window,
     held: Held,
     role: Role,
-    /// The lease, and up to when it is believed.
-    lease: Option<(TakenLease, MonoTime)>,
+    lease: SliceLease,
     tasks: Tasks,
-    asking_lease: bool,
     preparing: bool,
     probing: bool,
     measured_at: Option<MonoTime>,
     /// There may be rows that were not read yet.
     unread: bool,
+    pace: Pace,
     /// Marking failed: not again before the next tick.
     mark_paused: bool,
     releasing: bool,
@@ -65,13 +65,23 @@ impl BridgeState {
             window: Window::new(args.settings.limits()),
             held: Held::new(NAME),
             role: Role::Standby(None),
-            lease: None,
+            lease: SliceLease::new(SliceArgs {
+                slice: BRIDGE_SLICE,
+                role: NodeRole::Bridge,
+                leases: Arc::clone(&args.leases),
+                clock: Arc::clone(&args.clock),
+                owner: Arc::clone(&args.owner),
+                members: args.members.clone(),
+                released: Arc::clone(&args.released),
+                ttl: Duration::from_millis(args.settings.lease_ttl_ms),
+                tick: args.settings.tick(),
+            }),
             tasks: Tasks::default(),
-            asking_lease: false,
             preparing: false,
             probing: false,
             measured_at: None,
             unread: true,
+            pace: Pace::new(Duration::from_millis(args.settings.gather_ms)),
             mark_paused: false,
             releasing: false,
             store_error: None,
@@ -94,9 +104,14 @@ impl BridgeState {
         self.unread = true;
     }
 
+    pub(super) fn gathered(&mut self) {
+        self.pace.waited();
+    }
+
     pub(super) fn learn(&mut self, myself: &ActorRef<BridgeMessage>, outcome: Outcome) {
         match outcome {
             Outcome::Lease(answer) => self.leased(myself, answer),
+            Outcome::LeaseDue => self.ask_for_lease(myself),
             Outcome::Prepared(result) => self.prepared(result),
             Outcome::Read(rows) => self.end_read(rows),
             Outcome::Published { batch, delivered } => self.published(myself, batch, &delivered),
@@ -122,7 +137,10 @@ impl BridgeState {
         let rows = self.heed(rows).unwrap_or_default();
         let holds_more = self.held.note(&rows.unreadable);
         // Without either, the next read would find the same.
-        self.unread |= rows.full && (holds_more || !rows.events.is_empty());
+        if rows.full && (holds_more || !rows.events.is_empty()) {
+            self.unread = true;
+            self.pace.hurry();
+        }
         self.window.end_read(rows.events);
         if holds_more {
             self.tell_health();
@@ -155,46 +173,38 @@ impl BridgeState {
         self.tell_health();
     }
 
-    fn ask_for_lease(&mut self, myself: &ActorRef<BridgeMessage>) {
-        let given_up = matches!(self.role, Role::Draining(_)) && self.lease.is_none();
-        if self.asking_lease || given_up {
+    pub(super) fn ask_for_lease(&mut self, myself: &ActorRef<BridgeMessage>) {
+        if matches!(self.role, Role::Draining(_)) && !self.lease.is_held() {
             return;
         }
-        self.asking_lease = true;
-        let args = &self.args;
-        let (leases, clock, owner) =
-            (Arc::clone(&args.leases), Arc::clone(&args.clock), Arc::clone(&args.owner));
-        let ttl = Duration::from_millis(args.settings.lease_ttl_ms);
-        let held = self.lease.map(|(taken, _)| taken);
-        let lost = LeaseAnswer::Unknown(store::Error::Unknown("the question was lost".into()));
-        self.run(myself, Outcome::Lease(lost), async move {
-            Outcome::Lease(task::lease(leases, clock, held, owner, ttl).await)
-        });
+        if let Some(question) = self.lease.ask() {
+            self.run(myself, Outcome::Lease(Answer::lost()), async move { Outcome::Lease(question.await) });
+        }
     }
 
-    fn leased(&mut self, myself: &ActorRef<BridgeMessage>, answer: LeaseAnswer) {
-        self.asking_lease = false;
-        match answer {
-            LeaseAnswer::Held(taken, asked_at) => {
-                // A tenth is taken off for clocks that run at different speeds.
-                let believed = Duration::from_millis(self.args.settings.lease_ttl_ms) * 9 / 10;
-                self.lease = Some((taken, asked_at.plus(believed)));
+    fn leased(&mut self, myself: &ActorRef<BridgeMessage>, answer: Answer) {
+        match self.lease.learn(answer) {
+            Standing::Ours => {
                 if matches!(self.role, Role::Standby(_)) {
                     self.role = Role::Preparing(None);
                     self.prepare(myself);
                 }
             }
-            LeaseAnswer::Others => {
-                self.lease = None;
+            Standing::Others(again) => {
                 if !matches!(self.role, Role::Draining(_)) {
                     self.role = Role::Standby(None);
                     self.window.forget();
                 }
+                if let Some(pause) = again {
+                    self.run(myself, Outcome::LeaseDue, async move {
+                        tokio::time::sleep(pause).await;
+                        Outcome::LeaseDue
+                    });
+                }
             }
-            // Whether others have it is not known: it is asked again, and believed until it runs out.
-            LeaseAnswer::Unknown(error) => {
+            Standing::Unknown(reason) => {
                 if matches!(self.role, Role::Standby(_)) {
-                    self.role = Role::Standby(Some(error.to_string()));
+                    self.role = Role::Standby(Some(reason));
                 }
             }
         }
@@ -233,25 +243,29 @@ impl BridgeState {
     /// Starts whatever can be started.
     pub(super) fn pump(&mut self, myself: &ActorRef<BridgeMessage>) {
         self.mark(myself);
-        if matches!(self.role, Role::Active) && self.believes_lease() {
+        if matches!(self.role, Role::Active) && self.lease.is_believed() {
             while let Some((batch, rows)) = self.window.take() {
                 self.publish(myself, batch, rows);
             }
             self.read(myself);
         }
         let awaited = matches!(&self.role, Role::Draining(replies) if !replies.is_empty());
-        if awaited && self.window.is_settled() && !self.asking_lease && !self.releasing {
+        if awaited && self.window.is_settled() && !self.lease.is_asking() && !self.releasing {
             self.release(myself);
         }
     }
 
-    fn believes_lease(&self) -> bool {
-        self.lease.is_some_and(|(_, until)| self.args.clock.mono() < until)
-    }
-
     fn read(&mut self, myself: &ActorRef<BridgeMessage>) {
-        if !self.unread {
+        if !self.unread || !self.window.may_read() {
             return;
+        }
+        match self.pace.look(self.args.clock.mono()) {
+            Look::Now => {}
+            Look::In(left) => {
+                myself.send_after(left, || BridgeMessage::Gathered);
+                return;
+            }
+            Look::Later => return,
         }
         let Some(read) = self.window.begin_read() else { return };
         self.unread = false;
@@ -260,7 +274,7 @@ impl BridgeState {
         let lost = Err(store::Error::Unavailable("the read was lost".into()));
         self.run(myself, Outcome::Read(lost), async move {
             let rows_max = u32::try_from(read.rows_max).unwrap_or(u32::MAX);
-            Outcome::Read(task::within(limit, outbox.unpublished_besides(&read.known, &held, rows_max)).await)
+            Outcome::Read(within(limit, outbox.unpublished_besides(&read.known, &held, rows_max)).await)
         });
     }
 
@@ -291,7 +305,7 @@ impl BridgeState {
         let (outbox, limit) = (Arc::clone(&self.args.outbox), self.args.settings.store_timeout());
         let lost = Err(store::Error::Unknown("the marking was lost".into()));
         self.run(myself, Outcome::Marked(lost), async move {
-            Outcome::Marked(task::within(limit, outbox.mark_published(&rows, &incarnation)).await)
+            Outcome::Marked(within(limit, outbox.mark_published(&rows, &incarnation)).await)
         });
     }
 
@@ -342,13 +356,12 @@ impl BridgeState {
     }
 
     fn release(&mut self, myself: &ActorRef<BridgeMessage>) {
-        let Some((taken, _)) = self.lease.take() else { return self.drained(true) };
+        let Some(release) = self.lease.release(self.args.settings.store_timeout()) else {
+            return self.drained(true);
+        };
         self.releasing = true;
-        let (leases, owner) = (Arc::clone(&self.args.leases), Arc::clone(&self.args.owner));
-        let limit = self.args.settings.store_timeout();
         self.run(myself, Outcome::Released, async move {
-            // A lease that could not be given up runs out.
-            let _ = task::within(limit, leases.release(Kind::Outbox, &[taken], &owner)).await;
+            release.await;
             Outcome::Released
         });
     }
@@ -365,13 +378,15 @@ impl BridgeState {
         let explained = |reason: String| Status::Explained(reason);
         let status = match (&self.role, self.args.broker.link()) {
             (Role::Draining(_), _) => explained("stopping".into()),
-            (Role::Standby(None), _) if self.asking_lease => return,
+            (Role::Standby(None), _) if self.lease.is_asking() => return,
             (Role::Standby(None), _) => explained("another node publishes; this one stands by".into()),
             (Role::Standby(Some(reason)), _) => explained(format!("no lease: {reason}")),
             (Role::Preparing(Some(reason)), _) => explained(reason.clone()),
             (Role::Preparing(None), _) => explained("getting ready".into()),
             (Role::Active, Link::Away(reason)) => explained(format!("the broker is away: {reason}")),
-            (Role::Active, _) if !self.believes_lease() => explained("the lease could not be renewed".into()),
+            (Role::Active, _) if !self.lease.is_believed() => {
+                explained("the lease could not be renewed".into())
+            }
             (Role::Active, Link::Up) if let Some(reason) = &self.store_error => explained(reason.clone()),
             (Role::Active, Link::Full) if self.full_ticks >= FULL_TICKS => {
                 explained("the embedded broker is full of what analytics has not read".into())

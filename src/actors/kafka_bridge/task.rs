@@ -3,65 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::actors::background::within;
 use crate::context::{Hop, TraceContext};
 use crate::domain::event::OutboxEvent;
-use crate::domain::ids::{Kind, ShardNo};
-use crate::domain::time::{Clock, MonoTime};
+use crate::domain::time::Clock;
 use crate::kafka::{Broker, Delivery, wire};
-use crate::store::{self, LeaseStore, OutboxStore, TakenLease};
+use crate::store::{self, OutboxStore};
 
 /// How many rows one call that puts back events looks at: few enough for the ordinary limit in time, and
 /// for others to have their turn at the database in between.
 const PUT_BACK_ROWS: u32 = 2_000;
-/// The outbox is one slice: one bridge publishes all of it.
-const SLICE: ShardNo = 0;
-
-/// What is known of the lease after a question.
-#[derive(Debug)]
-pub(super) enum LeaseAnswer {
-    /// It is ours, asked for at this moment.
-    Held(TakenLease, MonoTime),
-    /// Somebody else has it.
-    Others,
-    /// The database did not answer.
-    Unknown(store::Error),
-}
-
-/// Waits for the database at most so long. What comes too late may happen still.
-pub(super) async fn within<T>(
-    limit: Duration,
-    call: impl Future<Output = store::Result<T>>,
-) -> store::Result<T> {
-    match tokio::time::timeout(limit, call).await {
-        Ok(result) => result,
-        Err(_) => Err(store::Error::Unknown("no answer in time".into())),
-    }
-}
-
-/// Takes the lease, or prolongs the one held.
-pub(super) async fn lease(
-    leases: Arc<dyn LeaseStore>,
-    clock: Arc<dyn Clock>,
-    held: Option<TakenLease>,
-    owner: Arc<str>,
-    ttl: Duration,
-) -> LeaseAnswer {
-    // Taken before the question, so that a slow answer never makes the lease seem longer than it is.
-    let asked_at = clock.mono();
-    let answer = match held {
-        None => {
-            within(ttl, leases.acquire(Kind::Outbox, &[SLICE], &owner, ttl)).await.map(|t| t.first().copied())
-        }
-        Some(held) => within(ttl, leases.renew(Kind::Outbox, &[held], &owner, ttl))
-            .await
-            .map(|shards| shards.contains(&held.shard).then_some(held)),
-    };
-    match answer {
-        Ok(Some(taken)) => LeaseAnswer::Held(taken, asked_at),
-        Ok(None) => LeaseAnswer::Others,
-        Err(error) => LeaseAnswer::Unknown(error),
-    }
-}
 
 /// Learns which log this is, and puts back into the outbox what only forgotten ones held. Nothing is
 /// published before all of that is done. `limit` is for each call of the store.

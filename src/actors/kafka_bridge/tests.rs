@@ -8,7 +8,9 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::actors::fake_store::{FakeStore, Fault, event, patient, until};
+use crate::actors::members;
 use crate::clock::SystemClock;
+use crate::domain::cluster::NodeRole;
 use crate::kafka::testing::{PATIENCE, Refusal, embedded, read_topic, settings};
 use crate::kafka::{self, Consumer, Delivery, Incoming, Kafka, Names, Outgoing, Publisher, Watermarks, wire};
 
@@ -33,6 +35,18 @@ struct Bridge {
 
 impl Bridge {
     async fn start(store: &Arc<FakeStore>, broker: Arc<dyn Broker>, owner: &str, settings: Settings) -> Self {
+        let alone = members::alone("a".into(), "a#1".into(), NodeRole::ALL.into());
+        Self::start_among(store, broker, owner, settings, alone, Arc::new(|_, _, _| {})).await
+    }
+
+    async fn start_among(
+        store: &Arc<FakeStore>,
+        broker: Arc<dyn Broker>,
+        owner: &str,
+        settings: Settings,
+        members: Members,
+        released: ReleasedHook,
+    ) -> Self {
         let health = Health::default();
         let args = KafkaBridgeArgs {
             outbox: Arc::clone(store) as Arc<dyn OutboxStore>,
@@ -41,6 +55,8 @@ impl Bridge {
             health: health.clone(),
             clock: Arc::new(SystemClock),
             owner: owner.into(),
+            members,
+            released,
             settings,
         };
         let (actor, _) = KafkaBridge::spawn(None, KafkaBridge, args).await.expect("spawn");
@@ -291,6 +307,63 @@ async fn one_bridge_works_and_the_other_takes_over_at_once_after_a_drain() {
     assert!(first.explains("stopping"));
     let log = assert_complete_and_in_order(&kafka, 5, 3).await;
     assert_eq!(log.len(), 15, "nothing twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_that_dies_is_replaced_when_its_lease_runs_out() {
+    let kafka = Kafka::connect(&embedded("takeover")).expect("connect");
+    let store = Arc::new(FakeStore::default());
+    // A tick of 500 ms.
+    let slow = Settings { lease_ttl_ms: 1_500, poll_ms: 60_000, ..quick() };
+    let first = Bridge::start(&store, Arc::new(kafka.clone()), "a", slow.clone()).await;
+    first.ready().await;
+    let (standing, takes) = (Instant::now(), store.takes());
+    let second = Bridge::start(&store, Arc::new(kafka.clone()), "b", slow).await;
+    until("standby", || second.explains("stands by")).await;
+    assert!(second.health.snapshot().0, "who stands by is no failure");
+    until("some ticks", || store.takes() > takes + 4).await;
+    assert!(standing.elapsed() > Duration::from_millis(1_500), "more than one question per tick");
+    store.commit_all(workload(5, 1));
+    until("published", || store.unpublished_count() == 0).await;
+    first.kill().await;
+    let killed = Instant::now();
+    second.ready().await;
+    println!("taken over after {:?}", killed.elapsed());
+    // Its time to live and a tick, on a machine that may be busy; what else would wake it comes after a minute.
+    assert!(killed.elapsed() < Duration::from_millis(1_500 + 500 + 3_000), "{:?}", killed.elapsed());
+    store.commit_all((0..5).map(|n| event(n, 2)));
+    second.actor.cast(BridgeMessage::Nudge).expect("alive");
+    until("published", || store.unpublished_count() == 0).await;
+    assert_complete_and_in_order(&kafka, 5, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bridge_that_leaves_tells_the_next_one() {
+    let kafka = Kafka::connect(&embedded("told")).expect("connect");
+    let store = Arc::new(FakeStore::default());
+    let long = Settings { lease_ttl_ms: 600_000, poll_ms: 600_000, ..quick() };
+    let member = |name: &str| members::Member {
+        name: name.into(),
+        owner: format!("{name}#1").into(),
+        roles: [NodeRole::Bridge].into(),
+        draining: false,
+        wire: None,
+    };
+    let view = members::View::new("a".into(), vec![member("a"), member("b")]);
+    let sees = tokio::sync::watch::Sender::new(Arc::new(view)).subscribe();
+    let second: Arc<std::sync::OnceLock<ActorRef<BridgeMessage>>> = Arc::default();
+    let told = Arc::clone(&second);
+    let released: ReleasedHook = Arc::new(move |kind, slices, to| {
+        assert_eq!((kind, slices, &*to.name), (crate::domain::ids::Kind::Outbox, &[0][..], "b"));
+        told.get().expect("started").cast(BridgeMessage::LeaseReleased).expect("alive");
+    });
+    let first = Bridge::start_among(&store, Arc::new(kafka.clone()), "a", long.clone(), sees, released).await;
+    first.ready().await;
+    let standby = Bridge::start(&store, Arc::new(kafka.clone()), "b", long).await;
+    until("standby", || standby.explains("stands by")).await;
+    assert!(second.set(standby.actor.clone()).is_ok());
+    assert!(first.drain().await);
+    standby.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

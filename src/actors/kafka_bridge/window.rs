@@ -94,15 +94,25 @@ impl Window {
         }
     }
 
-    /// The next read, if there is room for a worthwhile one and none is under way.
-    pub(super) fn begin_read(&mut self) -> Option<Read> {
-        let room = self.limits.window_rows.saturating_sub(self.known.len());
+    fn room(&self) -> usize {
+        self.limits.window_rows.saturating_sub(self.known.len())
+    }
+
+    /// Whether there is room for a worthwhile read and none is under way.
+    pub(super) fn may_read(&self) -> bool {
+        let room = self.room();
         let worthwhile = self.limits.read_rows.min(self.limits.window_rows).div_ceil(2);
         // Rows that keep failing take room for long: they must not keep the others from being read.
         let stuck = self.waiting.is_empty() && self.at_producer.is_empty();
-        if self.reading != Reading::No || room == 0 || (room < worthwhile && !stuck) {
+        self.reading == Reading::No && room > 0 && (room >= worthwhile || stuck)
+    }
+
+    /// The next read, if there may be one.
+    pub(super) fn begin_read(&mut self) -> Option<Read> {
+        if !self.may_read() {
             return None;
         }
+        let room = self.room();
         self.reading = Reading::Yes;
         let known = self.known.iter().copied().collect();
         Some(Read { known, rows_max: room.min(self.limits.read_rows) })

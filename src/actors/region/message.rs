@@ -7,15 +7,20 @@ use std::time::Duration;
 use ractor::RpcReplyPort;
 
 use crate::actors::address::Address;
-use crate::actors::entity::{Entity, Failure, LeaseView};
+use crate::actors::entity::{Entity, LeaseView};
 use crate::actors::journal::JournalMessage;
+use crate::actors::members::{AbleHook, Members, ReleasedHook};
+use crate::actors::reply::ReplyTo;
 use crate::actors::restart::RestartPolicy;
 use crate::actors::shard::{self, Ask};
 use crate::context::TraceContext;
+use crate::domain::access::Caller;
 use crate::domain::ids::{Epoch, ShardNo};
 use crate::domain::time::{Clock, MonoTime};
 use crate::health::Health;
-use crate::store::{self, LeaseStore, TakenLease};
+use crate::store::{self, LeaseStore, Taken, TakenLease};
+
+use super::status::RegionStatus;
 
 /// A lease as its holder knows it. Cloning shares the knowledge.
 #[derive(Clone)]
@@ -42,7 +47,7 @@ impl HeldLease {
 
 impl LeaseView for HeldLease {
     fn holds(&self, now: MonoTime) -> bool {
-        now.0 < self.until.load(Ordering::Acquire)
+        cfg!(feature = "unfenced") || now.0 < self.until.load(Ordering::Acquire)
     }
 }
 
@@ -55,6 +60,11 @@ pub struct LeaseTimes {
     pub margin: Duration,
     /// How long one statement about leases may take.
     pub statement_timeout: Duration,
+    /// The longest pause between two tries to take what belongs here and others hold. When the store says
+    /// that it runs out sooner, the next try comes then.
+    pub acquire_poll: Duration,
+    /// How long a region goes on serving with no front in sight.
+    pub alone_grace: Duration,
 }
 
 /// What a region is told.
@@ -63,16 +73,28 @@ pub enum RegionMessage<E: Entity> {
     Ask(Box<Ask<E>>),
     /// By a directory: answered from the database.
     Query(Box<QueryAsk<E>>),
+    /// By the region's own task: the nodes in sight are others, or are otherwise, than before.
+    ViewChanged,
+    /// By the link, from another region: it has released these for us. May get lost; then the next try finds
+    /// them.
+    ReleasedElsewhere {
+        /// Which shards.
+        shards: Vec<ShardNo>,
+    },
     /// By a timer: renew what is held, take what is free.
     Tick,
+    /// By a timer: try again to take what belongs here.
+    TakeUp,
     /// By the region's own task: an acquisition has ended.
     Acquired {
         /// Just before the store was asked.
         asked_at: MonoTime,
         /// What was wanted.
         shards: Vec<ShardNo>,
-        /// What was taken of it.
-        result: store::Result<Vec<TakenLease>>,
+        /// Whether that was all that was wanted, rather than one shard's new epoch.
+        sweep: bool,
+        /// What was taken of it, and who holds the rest.
+        result: store::Result<Taken>,
     },
     /// By the region's own task: a renewal has ended.
     Renewed {
@@ -83,16 +105,25 @@ pub enum RegionMessage<E: Entity> {
         /// What of it is still held.
         result: store::Result<Vec<ShardNo>>,
     },
+    /// By the region's own task: whether the database answers, asked when it had not.
+    Probed {
+        /// Just before it was asked.
+        asked_at: MonoTime,
+        /// Whether it answered.
+        answered: bool,
+    },
+    /// By the region's own task: these leases are released, or will run out.
+    GaveUp(Vec<TakenLease>),
     /// By a shard: a commit's outcome is unknown; it needs a new epoch.
     Refence(ShardNo),
     /// By a shard: the database knows another owner.
     LeaseLost(ShardNo),
-    /// By the node at its stop: give up every shard; answered when the last lease is released.
-    Drain(RpcReplyPort<()>),
-    /// By the region's own task: the leases are released.
-    Released,
     /// By a timer: the pause before the restart of a shard is over.
     Restart(ShardNo),
+    /// By whoever asks how the cluster is: answered at once.
+    Status(RpcReplyPort<RegionStatus>),
+    /// By the node at its stop: hand every shard over; answered when the last lease is released.
+    Drain(RpcReplyPort<()>),
 }
 
 impl<E: Entity> ractor::Message for RegionMessage<E> {}
@@ -107,8 +138,10 @@ pub struct QueryAsk<E: Entity> {
     pub deadline: MonoTime,
     /// When the last hop sent it.
     pub sent_at: MonoTime,
+    /// Who asks.
+    pub caller: Caller,
     /// Where the answer goes.
-    pub reply: RpcReplyPort<Result<E::QueryAnswer, Failure>>,
+    pub reply: ReplyTo<E::QueryAnswer>,
 }
 
 /// What a region needs of the node.
@@ -125,12 +158,21 @@ pub struct RegionArgs<E: Entity> {
     pub journal: Address<JournalMessage<E>>,
     /// `node-name#boot-id`
     pub owner: Arc<str>,
+    /// The nodes in sight.
+    pub members: Members,
+    /// Called when leases were given up for another node.
+    pub released: ReleasedHook,
+    /// Called when leases can no longer be held, and when they can again.
+    pub able: AbleHook,
     /// The number of shards of the cluster.
     pub shards: u16,
     /// The bounds of a shard.
     pub limits: shard::Limits,
     /// Queries that may run at the same time; beyond it they are answered `Busy`.
     pub queries_max: usize,
+    /// Shards that may be on their way to other nodes at the same time, at least 1: each is out of service
+    /// for the few round trips that it takes.
+    pub handovers_max: usize,
     /// How leases are kept.
     pub lease_times: LeaseTimes,
     /// How often a shard is restarted.
@@ -146,9 +188,13 @@ impl<E: Entity> Clone for RegionArgs<E> {
             health: self.health.clone(),
             journal: self.journal.clone(),
             owner: Arc::clone(&self.owner),
+            members: self.members.clone(),
+            released: Arc::clone(&self.released),
+            able: Arc::clone(&self.able),
             shards: self.shards,
             limits: self.limits,
             queries_max: self.queries_max,
+            handovers_max: self.handovers_max,
             lease_times: self.lease_times,
             restart: self.restart,
         }

@@ -1,180 +1,385 @@
 //! What a region knows of each of its shards. Plain bookkeeping; the region acts on it.
+//!
+//! The life of a shard here, if nothing goes wrong: wanted, serving, stopping, (its lease) releasing, and
+//! nothing again. It is given up when it belongs elsewhere; it may come back at any point of that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{ActorId, ActorRef};
 
 use super::HeldLease;
+use super::status::{ShardState, ShardStatus};
 use crate::actors::entity::{Entity, LeaseView};
 use crate::actors::restart::{RestartBudget, RestartPolicy};
 use crate::actors::shard::ShardMessage;
 use crate::domain::ids::ShardNo;
 use crate::domain::time::MonoTime;
-use crate::store::TakenLease;
+use crate::store::{OthersLease, TakenLease};
+
+/// Where a shard should be served, as seen from here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Belongs {
+    /// Here: its lease is taken and kept.
+    Here,
+    /// Nowhere else, although this node is about to leave: kept while it is held, but not taken.
+    HereStill,
+    /// Elsewhere, on the node of that name; or nowhere. It is given up.
+    Away(Option<Arc<str>>),
+}
 
 /// A shard that runs.
-pub(super) struct Slot<E: Entity> {
+struct Slot<E: Entity> {
     actor: ActorRef<ShardMessage<E>>,
-    lease: HeldLease,
+    held: HeldLease,
     /// It was told to stop serving and ends what is in flight.
     stopping: bool,
     /// It waits for a new epoch.
     refencing: bool,
 }
 
-impl<E: Entity> Slot<E> {
-    /// A shard that has just begun to serve.
-    pub(super) fn serving(actor: ActorRef<ShardMessage<E>>, lease: HeldLease) -> Self {
-        Slot { actor, lease, stopping: false, refencing: false }
+struct Place<E: Entity> {
+    belongs: Belongs,
+    slot: Option<Slot<E>>,
+    /// The lease that is this node's own, as far as is known, whether the shard runs or not.
+    lease: Option<TakenLease>,
+    /// The lease is being taken.
+    acquiring: bool,
+    /// The lease is being given up.
+    releasing: bool,
+    /// The shard's restart is due later.
+    pausing: bool,
+    /// Who was found to hold it when it was last asked for in vain.
+    other: Option<Arc<str>>,
+    budget: RestartBudget,
+}
+
+impl<E: Entity> Place<E> {
+    fn is_wanted(&self) -> bool {
+        if self.acquiring || self.releasing {
+            return false;
+        }
+        match &self.slot {
+            None => self.belongs == Belongs::Here && !self.pausing,
+            Some(slot) => slot.refencing && !slot.stopping,
+        }
     }
+
+    fn is_away(&self) -> bool {
+        matches!(self.belongs, Belongs::Away(_))
+    }
+
+    /// Whether somebody waits for it who cannot serve it yet.
+    fn is_in_transit(&self) -> bool {
+        let ending = self.slot.as_ref().is_none_or(|slot| slot.stopping);
+        matches!(self.belongs, Belongs::Away(Some(_))) && ending && self.lease.is_some()
+    }
+
+    fn serves(&self, now: MonoTime) -> bool {
+        self.slot.as_ref().is_some_and(|slot| !slot.stopping && slot.held.holds(now))
+    }
+}
+
+/// How many shards are how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tally {
+    /// Served under a lease that holds, wherever they belong.
+    pub(super) serving: u16,
+    /// They belong here.
+    pub(super) placed: u16,
+    /// They belong here and are served.
+    pub(super) placed_serving: u16,
+    /// They belong here and others were found to hold them.
+    pub(super) awaited: u16,
 }
 
 /// All shards of the kind, by number.
 pub(super) struct Slots<E: Entity> {
-    slots: Vec<Option<Slot<E>>>,
-    budgets: Vec<RestartBudget>,
-    /// Shards whose restart is due later than the next tick.
-    pausing: Vec<bool>,
-    /// Leases of shards that have ended on drain.
-    releasable: Vec<TakenLease>,
+    places: Vec<Place<E>>,
 }
 
 impl<E: Entity> Slots<E> {
+    /// None of them belongs here yet.
     pub(super) fn new(shards: u16, policy: RestartPolicy) -> Self {
-        let shards = usize::from(shards);
-        Slots {
-            slots: (0..shards).map(|_| None).collect(),
-            budgets: vec![RestartBudget::new(policy); shards],
-            pausing: vec![false; shards],
-            releasable: Vec::new(),
+        let place = || Place {
+            belongs: Belongs::Away(None),
+            slot: None,
+            lease: None,
+            acquiring: false,
+            releasing: false,
+            pausing: false,
+            other: None,
+            budget: RestartBudget::new(policy),
+        };
+        Slots { places: (0..shards).map(|_| place()).collect() }
+    }
+
+    fn place(&self, shard: ShardNo) -> Option<&Place<E>> {
+        self.places.get(usize::from(shard))
+    }
+
+    fn place_mut(&mut self, shard: ShardNo) -> Option<&mut Place<E>> {
+        self.places.get_mut(usize::from(shard))
+    }
+
+    fn numbered(&self) -> impl Iterator<Item = (ShardNo, &Place<E>)> {
+        (0..).zip(&self.places)
+    }
+
+    fn numbered_mut(&mut self) -> impl Iterator<Item = (ShardNo, &mut Place<E>)> {
+        (0..).zip(&mut self.places)
+    }
+
+    /// Says anew of each shard where it belongs.
+    pub(super) fn place_all(&mut self, belongs: impl Fn(ShardNo) -> Belongs) {
+        for (shard, place) in self.numbered_mut() {
+            place.belongs = belongs(shard);
         }
-    }
-
-    fn slot(&self, shard: ShardNo) -> Option<&Slot<E>> {
-        self.slots.get(usize::from(shard)).and_then(Option::as_ref)
-    }
-
-    fn slot_mut(&mut self, shard: ShardNo) -> Option<&mut Slot<E>> {
-        self.slots.get_mut(usize::from(shard)).and_then(Option::as_mut)
-    }
-
-    fn numbered(&self) -> impl Iterator<Item = (ShardNo, Option<&Slot<E>>)> {
-        (0..).zip(self.slots.iter().map(Option::as_ref))
     }
 
     /// The shard's actor, if it serves.
     pub(super) fn actor(&self, shard: ShardNo) -> Option<&ActorRef<ShardMessage<E>>> {
-        self.slot(shard).filter(|slot| !slot.stopping).map(|slot| &slot.actor)
+        let slot = self.place(shard)?.slot.as_ref()?;
+        (!slot.stopping).then_some(&slot.actor)
     }
 
-    pub(super) fn fill(&mut self, shard: ShardNo, slot: Slot<E>) {
-        if let Some(place) = self.slots.get_mut(usize::from(shard)) {
-            *place = Some(slot);
+    /// Where the shard should be asked for instead: the name of a node, if one is known, and otherwise who
+    /// was found to hold its lease.
+    pub(super) fn elsewhere(&self, shard: ShardNo) -> Option<Elsewhere<'_>> {
+        let place = self.place(shard)?;
+        match &place.belongs {
+            Belongs::Away(next) => next.as_ref().map(Elsewhere::Node),
+            Belongs::Here | Belongs::HereStill => place.other.as_ref().map(Elsewhere::Owner),
         }
     }
 
-    /// The shards whose lease should be taken: those that do not run, and those that need a new epoch.
+    /// The shards whose lease should be taken: those that belong here and do not run, and those that need a
+    /// new epoch.
     pub(super) fn wanted(&self) -> Vec<ShardNo> {
-        self.numbered()
-            .filter(|(shard, slot)| match slot {
-                None => !self.pausing[usize::from(*shard)],
-                Some(slot) => slot.refencing,
-            })
-            .map(|(shard, _)| shard)
-            .collect()
+        self.numbered().filter(|(_, place)| place.is_wanted()).map(|(shard, _)| shard).collect()
+    }
+
+    /// Whether the shard is among the wanted.
+    pub(super) fn is_wanted(&self, shard: ShardNo) -> bool {
+        self.place(shard).is_some_and(Place::is_wanted)
+    }
+
+    /// The leases of these are being taken from now on.
+    pub(super) fn acquiring(&mut self, shards: &[ShardNo]) {
+        shards.iter().for_each(|shard| {
+            if let Some(place) = self.place_mut(*shard) {
+                place.acquiring = true;
+            }
+        });
+    }
+
+    /// The taking of these has ended, however it did.
+    pub(super) fn acquired(&mut self, shards: &[ShardNo]) {
+        shards.iter().for_each(|shard| {
+            if let Some(place) = self.place_mut(*shard) {
+                place.acquiring = false;
+            }
+        });
+    }
+
+    /// The lease is this node's own. Answers what is to be done with it.
+    pub(super) fn took(&mut self, lease: TakenLease, held: &HeldLease) -> Taking<'_, E> {
+        let Some(place) = self.places.get_mut(usize::from(lease.shard)) else { return Taking::Leave };
+        place.lease = Some(lease);
+        place.other = None;
+        let wanted = place.is_wanted();
+        match &mut place.slot {
+            Some(slot) if !slot.stopping => {
+                slot.refencing = false;
+                slot.held = held.clone();
+                Taking::Tell(&slot.actor)
+            }
+            None if wanted => Taking::Start,
+            // Given up in the meantime: it is released, or taken anew when what runs has ended.
+            _ => Taking::Leave,
+        }
+    }
+
+    /// Others hold these.
+    pub(super) fn note_others(&mut self, others: &[OthersLease]) {
+        for other in others {
+            if let Some(place) = self.place_mut(other.shard) {
+                place.other = Some(other.owner.as_str().into());
+            }
+        }
+    }
+
+    /// The shard has begun to serve.
+    pub(super) fn fill(&mut self, shard: ShardNo, actor: ActorRef<ShardMessage<E>>, held: HeldLease) {
+        if let Some(place) = self.place_mut(shard) {
+            place.slot = Some(Slot { actor, held, stopping: false, refencing: false });
+        }
     }
 
     /// The leases to renew.
     pub(super) fn held(&self) -> Vec<TakenLease> {
-        self.numbered()
-            .filter_map(|(shard, slot)| Some((shard, slot?)))
+        let slots = self.numbered().filter_map(|(shard, place)| Some((shard, place.slot.as_ref()?)));
+        slots
             .filter(|(_, slot)| !slot.stopping && !slot.refencing)
-            .map(|(shard, slot)| TakenLease { shard, epoch: slot.lease.epoch() })
+            .map(|(shard, slot)| TakenLease { shard, epoch: slot.held.epoch() })
             .collect()
     }
 
     /// Whether exactly this lease is what the shard runs under, with no new one on its way.
     pub(super) fn has(&self, lease: &TakenLease) -> bool {
-        self.slot(lease.shard)
-            .is_some_and(|slot| slot.lease.epoch() == lease.epoch && !slot.refencing && !slot.stopping)
+        self.place(lease.shard)
+            .and_then(|place| place.slot.as_ref())
+            .is_some_and(|slot| slot.held.epoch() == lease.epoch && !slot.refencing && !slot.stopping)
     }
 
     pub(super) fn prolong(&self, shard: ShardNo, until: MonoTime) {
-        if let Some(slot) = self.slot(shard) {
-            slot.lease.prolong(until);
+        if let Some(slot) = self.place(shard).and_then(|place| place.slot.as_ref()) {
+            slot.held.prolong(until);
         }
     }
 
     /// The shard needs a new epoch.
     pub(super) fn refence(&mut self, shard: ShardNo) {
-        if let Some(slot) = self.slot_mut(shard) {
+        if let Some(slot) = self.place_mut(shard).and_then(|place| place.slot.as_mut()) {
             slot.refencing = true;
         }
     }
 
     /// The shard may start again as soon as it has a lease, at whichever try.
     pub(super) fn pause_is_over(&mut self, shard: ShardNo) {
-        if let Some(pausing) = self.pausing.get_mut(usize::from(shard)) {
-            *pausing = false;
+        if let Some(place) = self.place_mut(shard) {
+            place.pausing = false;
         }
     }
 
-    /// The shard has a new lease: the actor to tell, if it runs.
-    pub(super) fn refenced(
-        &mut self,
-        shard: ShardNo,
-        lease: &HeldLease,
-    ) -> Option<&ActorRef<ShardMessage<E>>> {
-        let slot = self.slot_mut(shard)?;
-        slot.refencing = false;
-        slot.lease = lease.clone();
-        Some(&slot.actor)
-    }
-
-    /// The shard is to end: its actor, if it served until now.
-    pub(super) fn stop(&mut self, shard: ShardNo) -> Option<&ActorRef<ShardMessage<E>>> {
-        let slot = self.slot_mut(shard).filter(|slot| !slot.stopping)?;
+    /// The lease is another's, or may be. Answers with the actor to be told, if it served until now.
+    pub(super) fn lose(&mut self, shard: ShardNo) -> Option<&ActorRef<ShardMessage<E>>> {
+        let place = self.place_mut(shard)?;
+        place.lease = None;
+        let slot = place.slot.as_mut().filter(|slot| !slot.stopping)?;
         slot.stopping = true;
         Some(&slot.actor)
     }
 
-    /// All shards are to end, and their leases to be released after: the actors to tell.
-    pub(super) fn stop_all(&mut self) -> Vec<ActorRef<ShardMessage<E>>> {
-        self.releasable.extend(self.held());
-        let numbers = 0..ShardNo::try_from(self.slots.len()).unwrap_or(ShardNo::MAX);
-        numbers.filter_map(|shard| self.stop(shard).cloned()).collect()
+    /// Shards that serve although they belong elsewhere, and are to stop now: as many as may be in transit
+    /// besides those that are already, and all of those that nobody waits for.
+    pub(super) fn begin_moves(&mut self, transit_max: usize) -> Vec<(ShardNo, ActorRef<ShardMessage<E>>)> {
+        let mut free = transit_max.saturating_sub(self.places.iter().filter(|p| p.is_in_transit()).count());
+        let mut moves = Vec::new();
+        for (shard, place) in self.numbered_mut() {
+            let awaited = match &place.belongs {
+                Belongs::Away(next) => next.is_some(),
+                Belongs::Here | Belongs::HereStill => continue,
+            };
+            let Some(slot) = place.slot.as_mut().filter(|slot| !slot.stopping) else { continue };
+            if awaited && free == 0 {
+                continue;
+            }
+            free -= usize::from(awaited);
+            slot.stopping = true;
+            moves.push((shard, slot.actor.clone()));
+        }
+        moves
+    }
+
+    /// Leases of shards that have ended and belong elsewhere: they are being released from now on.
+    pub(super) fn begin_releases(&mut self) -> Vec<TakenLease> {
+        let mut leases = Vec::new();
+        for place in &mut self.places {
+            let ended = place.is_away() && place.slot.is_none() && !place.acquiring && !place.releasing;
+            if let Some(lease) = place.lease.filter(|_| ended) {
+                place.releasing = true;
+                leases.push(lease);
+            }
+        }
+        leases
+    }
+
+    /// The releasing of these has ended, or nothing more can be done for it.
+    pub(super) fn released(&mut self, leases: &[TakenLease]) {
+        for lease in leases {
+            if let Some(place) = self.place_mut(lease.shard) {
+                place.releasing = false;
+                place.lease = None;
+            }
+        }
     }
 
     /// An actor has ended: which shard that was.
     pub(super) fn vacate(&mut self, actor: ActorId) -> Option<ShardNo> {
-        let index = self.slots.iter().position(|s| s.as_ref().is_some_and(|s| s.actor.get_id() == actor))?;
-        self.slots[index] = None;
-        ShardNo::try_from(index).ok()
+        let (shard, place) = self
+            .numbered_mut()
+            .find(|(_, place)| place.slot.as_ref().is_some_and(|slot| slot.actor.get_id() == actor))?;
+        place.slot = None;
+        Some(shard)
     }
 
-    /// The pause before the shard's restart, or `None` if it failed too often.
+    /// The shard has failed: the pause before its restart, or `None` if it failed too often.
     pub(super) fn spend_restart(&mut self, shard: ShardNo, now: MonoTime) -> Option<Duration> {
-        let pause = self.budgets[usize::from(shard)].spend(now)?;
-        self.pausing[usize::from(shard)] = true;
+        let place = self.place_mut(shard)?;
+        let pause = place.budget.spend(now)?;
+        place.pausing = true;
         Some(pause)
     }
 
-    pub(super) fn is_vacant(&self) -> bool {
-        self.slots.iter().all(Option::is_none)
+    /// Whether nothing runs, nothing is held, and nothing is being taken or given up.
+    pub(super) fn is_clear(&self) -> bool {
+        let clear = |p: &Place<E>| p.slot.is_none() && p.lease.is_none() && !p.acquiring && !p.releasing;
+        self.places.iter().all(clear)
     }
 
-    /// A lease that was taken when the region already drained.
-    pub(super) fn remember_for_release(&mut self, lease: TakenLease) {
-        self.releasable.push(lease);
+    /// How the shards are.
+    pub(super) fn tally(&self, now: MonoTime) -> Tally {
+        let mut tally = Tally::default();
+        for place in &self.places {
+            let serves = place.serves(now);
+            tally.serving += u16::from(serves);
+            if !place.is_away() {
+                tally.placed += 1;
+                tally.placed_serving += u16::from(serves);
+                tally.awaited += u16::from(!serves && place.slot.is_none() && place.other.is_some());
+            }
+        }
+        tally
     }
 
-    pub(super) fn take_releasable(&mut self) -> Vec<TakenLease> {
-        std::mem::take(&mut self.releasable)
+    /// Each shard that is held, wanted, or on its way out.
+    pub(super) fn status(&self, now: MonoTime) -> Vec<ShardStatus> {
+        let status = |(shard, place): (ShardNo, &Place<E>)| {
+            let state = match &place.slot {
+                Some(slot) if slot.stopping => ShardState::GivingUp,
+                Some(_) if place.serves(now) => ShardState::Serving,
+                Some(_) => ShardState::Lapsed,
+                None if place.lease.is_some() && place.is_away() => ShardState::GivingUp,
+                None if place.belongs == Belongs::Here => ShardState::Waiting,
+                None => return None,
+            };
+            let epoch = place.slot.as_ref().map(|slot| slot.held.epoch()).or(place.lease.map(|l| l.epoch));
+            let other = match &place.belongs {
+                Belongs::Away(next) => next.clone(),
+                Belongs::Here | Belongs::HereStill => place.other.clone().filter(|_| place.slot.is_none()),
+            };
+            Some(ShardStatus { shard, state, epoch, other })
+        };
+        self.numbered().filter_map(status).collect()
     }
+}
 
-    /// How many shards serve under a lease that holds.
-    pub(super) fn serving(&self, now: MonoTime) -> u16 {
-        let serving = self.slots.iter().flatten().filter(|slot| !slot.stopping && slot.lease.holds(now));
-        u16::try_from(serving.count()).unwrap_or(u16::MAX)
-    }
+/// What is to be done with a lease just taken.
+pub(super) enum Taking<'a, E: Entity> {
+    /// Start the shard.
+    Start,
+    /// The shard runs and waits for its new epoch: tell it.
+    Tell(&'a ActorRef<ShardMessage<E>>),
+    /// Nothing now.
+    Leave,
+}
+
+/// Where a shard should be asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Elsewhere<'a> {
+    /// The name of a node.
+    Node(&'a Arc<str>),
+    /// `node-name#boot-id`
+    Owner(&'a Arc<str>),
 }

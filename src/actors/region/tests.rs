@@ -1,8 +1,13 @@
 //! Region, shards, journal and directory together, over a store in memory that fails on demand.
 
+mod cluster;
+mod moves;
+mod timed_leases;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -15,22 +20,24 @@ use crate::actors::address::Address;
 use crate::actors::directory::{AskSettings, Asker, Directory, DirectoryArgs, DirectoryMessage};
 use crate::actors::entity::{Decision, Loaded, Refused, Stamp, Write};
 use crate::actors::journal::{Journal, JournalArgs};
+use crate::actors::members;
 use crate::actors::restart::RestartPolicy;
 use crate::actors::shard;
 use crate::actors::supervisor::{ChildSpec, Supervisor, SupervisorArgs};
 use crate::clock::SystemClock;
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Caller;
-use crate::domain::ids::{CommandId, Epoch, Kind};
+use crate::domain::cluster::NodeRole;
+use crate::domain::ids::{CommandId, Epoch, Kind, ShardNo};
 use crate::domain::time::Clock;
 use crate::error::ErrorCode;
 use crate::health::Health;
-use crate::store::{AppendOutcome, LeaseRow, LeaseStore};
+use crate::store::{self, AppendOutcome, LeaseRow, LeaseStore, OthersLease, Taken, TakenLease};
 
 /// A sum that can be added to; the command 666 panics in the shard, 0 is refused.
-struct Sum;
+pub(super) struct Sum;
 
-struct SumAppend {
+pub(super) struct SumAppend {
     id: Uuid,
     epoch: Epoch,
     shard: ShardNo,
@@ -40,7 +47,7 @@ struct SumAppend {
 }
 
 #[derive(Default)]
-struct SumStore {
+pub(super) struct SumStore {
     sums: Mutex<HashMap<Uuid, i64>>,
     done: Mutex<HashSet<CommandId>>,
     epochs: Mutex<HashMap<ShardNo, (i64, String)>>,
@@ -135,6 +142,11 @@ impl Entity for Sum {
 }
 
 impl SumStore {
+    /// From now on commits of `shard` are accepted under `epoch` alone.
+    pub(super) fn set_epoch(&self, shard: ShardNo, epoch: i64, owner: &str) {
+        self.epochs.lock().unwrap().insert(shard, (epoch, owner.to_owned()));
+    }
+
     fn commit_one(&self, append: &SumAppend) -> AppendOutcome {
         if self.epochs.lock().unwrap().get(&append.shard).is_none_or(|(epoch, _)| *epoch != append.epoch.0) {
             return AppendOutcome::Fenced;
@@ -155,26 +167,30 @@ impl LeaseStore for SumStore {
         Ok(proposed)
     }
 
-    async fn acquire(
+    async fn take(
         &self,
         _kind: Kind,
         shards: &[ShardNo],
         owner: &str,
         _ttl: Duration,
-    ) -> store::Result<Vec<TakenLease>> {
+    ) -> store::Result<Taken> {
         if self.refuse_leases.load(Ordering::SeqCst) {
             self.leases_refused.fetch_add(1, Ordering::SeqCst);
             return Err(store::Error::Unavailable("as asked".into()));
         }
         let mut epochs = self.epochs.lock().unwrap();
-        let take = |shard: &ShardNo| {
+        let mut taken = Taken::default();
+        for shard in shards {
             let row = epochs.entry(*shard).or_insert((0, owner.to_owned()));
-            (row.1 == owner).then(|| {
+            if row.1 == owner {
                 row.0 = self.next_epoch.fetch_add(1, Ordering::SeqCst) + 1;
-                TakenLease { shard: *shard, epoch: Epoch(row.0) }
-            })
-        };
-        Ok(shards.iter().filter_map(take).collect())
+                taken.leases.push(TakenLease { shard: *shard, epoch: Epoch(row.0) });
+            } else {
+                let (owner, left) = (row.1.clone(), Duration::from_secs(3));
+                taken.others.push(OthersLease { shard: *shard, owner, left });
+            }
+        }
+        Ok(taken)
     }
 
     async fn renew(
@@ -225,13 +241,19 @@ async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
         health: health.clone(),
         journal: journal.clone(),
         owner: "me#1".into(),
+        members: members::alone("me".into(), "me#1".into(), NodeRole::ALL.into()),
+        released: Arc::new(|_, _, _| {}),
+        able: Arc::new(|_, _| {}),
         shards: SHARDS,
         limits,
         queries_max: 1,
+        handovers_max: 2,
         lease_times: LeaseTimes {
             ttl: Duration::from_millis(300),
             margin: Duration::from_millis(10),
             statement_timeout: Duration::from_millis(100),
+            acquire_poll: Duration::from_millis(20),
+            alone_grace: Duration::from_millis(300),
         },
         restart,
     };
@@ -246,7 +268,13 @@ async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
         },
         nudges: Vec::new(),
     };
-    let directory_args = DirectoryArgs::<Sum> { region: region.clone(), clock: Arc::clone(&clock) };
+    let directory_args = DirectoryArgs::<Sum> {
+        region: Some(region.clone()),
+        courier: None,
+        members: crate::actors::members::alone("me".into(), "me#1".into(), [NodeRole::Patient].into()),
+        shards: SHARDS,
+        clock: Arc::clone(&clock),
+    };
     let children = vec![
         ChildSpec::new("journal", Journal::default, journal_args, journal),
         ChildSpec::new("region", Region::default, region_args, region.clone()),
@@ -255,18 +283,25 @@ async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
     let args = SupervisorArgs { children, restart, clock: Arc::clone(&clock) };
     let (_, supervisor) = Actor::spawn(None, Supervisor, args).await.expect("starts");
     let directory: Address<DirectoryMessage<Sum>> = directory;
-    let pauses = AskSettings { pause: Duration::from_millis(1), pause_max: Duration::from_millis(20) };
+    let pauses = AskSettings {
+        pause: Duration::from_millis(1),
+        pause_max: Duration::from_millis(20),
+        moving_pause: Duration::from_millis(1),
+        moving_pause_max: Duration::from_millis(20),
+        no_node_wait: Duration::from_millis(100),
+        waiting_max: 128,
+    };
     Rig { store, asker: Asker::new(directory, clock, pauses), region, health, supervisor }
 }
 
-const ROOMY: shard::Limits = shard::Limits {
+pub(super) const ROOMY: shard::Limits = shard::Limits {
     hot_entities_max: 100,
     active_entities_max: 100,
     entity_queue_max: 100,
     load_timeout: Duration::from_secs(2),
 };
 
-fn ctx(budget_ms: u64) -> RequestContext {
+pub(super) fn ctx(budget_ms: u64) -> RequestContext {
     let budget = Duration::from_millis(budget_ms);
     RequestContext::new(Caller::system("test"), TraceContext::root(), &SystemClock, budget)
 }

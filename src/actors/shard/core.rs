@@ -138,7 +138,7 @@ impl<E: Entity, T> Core<E, T> {
     /// A request arrives.
     pub(super) fn request(&mut self, request: Request<E, T>, world: &impl World) {
         if !self.serving {
-            return self.fail(request, Failure::NotServing);
+            return self.fail(request, Failure::NotServing(None));
         }
         if world.mono() >= request.deadline {
             return self.fail(request, Failure::Expired);
@@ -201,7 +201,7 @@ impl<E: Entity, T> Core<E, T> {
         };
         let loaded = match result {
             Ok(loaded) if self.serving => loaded,
-            Ok(_) => return self.fail_all(waiting, Failure::NotServing),
+            Ok(_) => return self.fail_all(waiting, Failure::NotServing(None)),
             Err(_) => return self.fail_all(waiting, Failure::Unavailable),
         };
         if let Some(first) = waiting.front_mut()
@@ -291,14 +291,14 @@ impl<E: Entity, T> Core<E, T> {
             matches!(active.phase, Phase::Appending(_))
         });
         for request in waiting {
-            self.fail(request, Failure::NotServing);
+            self.fail(request, Failure::NotServing(None));
         }
     }
 
     /// Serves what waits for an entity whose state is `state`, until something has to be awaited.
     fn go_on(&mut self, id: Uuid, state: E::State, mut waiting: VecDeque<Request<E, T>>, world: &impl World) {
         if !self.serving {
-            return self.fail_all(waiting, Failure::NotServing);
+            return self.fail_all(waiting, Failure::NotServing(None));
         }
         while let Some(request) = waiting.pop_front() {
             if world.mono() >= request.deadline {
@@ -361,13 +361,13 @@ impl<E: Entity, T> Core<E, T> {
     ) {
         waiting.push_front(request);
         if !self.serving {
-            self.fail_all(waiting, Failure::NotServing);
+            self.fail_all(waiting, Failure::NotServing(None));
         } else if epoch < self.epoch {
             self.load(id, waiting);
         } else if self.refencing {
             self.active.insert(id, Active { phase: Phase::Held, waiting });
         } else {
-            self.fail_all(waiting, Failure::NotServing);
+            self.fail_all(waiting, Failure::NotServing(None));
             self.stop_serving();
             self.effects.push(Effect::Lost);
         }
@@ -376,7 +376,7 @@ impl<E: Entity, T> Core<E, T> {
     /// Forgets the entity until there is a new epoch.
     fn hold(&mut self, id: Uuid, waiting: VecDeque<Request<E, T>>) {
         if !self.serving {
-            return self.fail_all(waiting, Failure::NotServing);
+            return self.fail_all(waiting, Failure::NotServing(None));
         }
         self.hot.pop(&id);
         self.active.insert(id, Active { phase: Phase::Held, waiting });
@@ -389,7 +389,7 @@ impl<E: Entity, T> Core<E, T> {
     /// Reads the entity; looks up the first waiting command if it may have been carried out.
     fn load(&mut self, id: Uuid, waiting: VecDeque<Request<E, T>>) {
         if !self.serving {
-            return self.fail_all(waiting, Failure::NotServing);
+            return self.fail_all(waiting, Failure::NotServing(None));
         }
         let Some(first) = waiting.front() else {
             // Nobody is left who wants to know.
@@ -427,7 +427,7 @@ impl<E: Entity, T> Core<E, T> {
     /// Answers from memory. `holds` says whether the lease held when it was asked *after* the state was
     /// read: then the answer is as of that moment (invariant 4).
     fn reply(&mut self, request: Request<E, T>, outcome: Result<E::Answer, Failure>, holds: bool) {
-        let outcome = if holds { outcome } else { Err(Failure::NotServing) };
+        let outcome = if holds { outcome } else { Err(Failure::NotServing(None)) };
         self.effects.push(Effect::Reply(request.ticket, outcome));
     }
 
@@ -437,7 +437,7 @@ impl<E: Entity, T> Core<E, T> {
 
     fn fail_all(&mut self, requests: VecDeque<Request<E, T>>, failure: Failure) {
         for request in requests {
-            self.fail(request, failure);
+            self.fail(request, failure.clone());
         }
     }
 }

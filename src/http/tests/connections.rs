@@ -101,6 +101,43 @@ async fn draining_ends_what_is_in_flight_and_nothing_new_comes_in() {
 }
 
 #[tokio::test]
+async fn who_asks_over_an_idle_connection_while_the_node_stops_is_answered() {
+    let bench =
+        Bench::start(Settings { drain_timeout_ms: 60_000, drain_idle_ms: 60_000, ..settings() }).await;
+    let mut idle = TcpStream::connect(bench.address).await.expect("connected");
+    idle.write_all(OPEN.as_bytes()).await.expect("sent");
+    read_head(&mut idle).await;
+    bench.stop.cancel();
+    let began = Instant::now();
+    while TcpStream::connect(bench.address).await.is_ok() {
+        assert!(began.elapsed() < PATIENCE, "it goes on listening");
+    }
+    idle.write_all(OPEN.as_bytes()).await.expect("sent");
+    let answer = read_all(&mut idle).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_has_connected_before_the_end_is_answered() {
+    let bench = Bench::start(settings()).await;
+    let connect = || {
+        // Without a chance for the server to run in between.
+        let mut stream = std::net::TcpStream::connect(bench.address).expect("the kernel takes it");
+        std::io::Write::write_all(&mut stream, OPEN.as_bytes()).expect("sent");
+        stream.set_nonblocking(true).expect("set");
+        TcpStream::from_std(stream).expect("registered")
+    };
+    let waiting: Vec<_> = (0..30).map(|_| connect()).collect();
+    bench.stop.cancel();
+    for mut stream in waiting {
+        let answer = read_all(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    }
+    let drained = tokio::time::timeout(PATIENCE, bench.serving).await.expect("over").expect("joined");
+    assert_eq!(drained, Drained { cut_off: 0 });
+}
+
+#[tokio::test]
 async fn draining_has_an_end() {
     let bench = Bench::start(Settings { drain_timeout_ms: 100, ..settings() }).await;
     let mut busy = TcpStream::connect(bench.address).await.expect("connected");

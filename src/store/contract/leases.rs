@@ -40,6 +40,44 @@ pub(super) async fn a_lease_is_taken_once(store: Arc<dyn Store>) {
     assert!(take(&store, &[], "c#1", LONG).await.is_empty());
 }
 
+pub(super) async fn a_taker_learns_who_holds_what_it_did_not_get(store: Arc<dyn Store>) {
+    let (minute, hour) = (Duration::from_secs(60), Duration::from_secs(3_600));
+    take(&store, &[0], "a#1", minute).await;
+    take(&store, &[2], "b#1", hour).await;
+    let released = take(&store, &[3], "b#1", hour).await;
+    store.release(Kind::Patient, &released, "b#1").await.expect("an answer");
+    let mut taken = store.take(Kind::Patient, &[3, 0, 2, 1, 0], "c#1", LONG).await.expect("an answer");
+    taken.leases.sort_by_key(|lease| lease.shard);
+    taken.others.sort_by_key(|lease| lease.shard);
+    assert_eq!(taken.leases.iter().map(|lease| lease.shard).collect::<Vec<_>>(), [1, 3]);
+    let owners: Vec<_> = taken.others.iter().map(|other| (other.shard, &*other.owner)).collect();
+    assert_eq!(owners, [(0, "a#1"), (2, "b#1")]);
+    for (other, ttl) in taken.others.iter().zip([minute, hour]) {
+        assert!(other.left <= ttl && other.left > ttl - Duration::from_secs(30), "{other:?}");
+    }
+    // One's own is taken anew, not told of.
+    let again = store.take(Kind::Patient, &[1], "c#1", LONG).await.expect("an answer");
+    assert!(again.others.is_empty() && again.leases[0].epoch > taken.leases[0].epoch);
+}
+
+pub(super) async fn what_is_left_of_anothers_lease_is_when_it_can_be_taken(store: Arc<dyn Store>) {
+    let ttl = Duration::from_millis(300);
+    take(&store, &[1], "a#1", ttl).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut tries = 0;
+    loop {
+        let taken = store.take(Kind::Patient, &[1], "b#1", LONG).await.expect("an answer");
+        let Some(other) = taken.others.first() else {
+            assert_eq!(taken.leases.len(), 1);
+            break;
+        };
+        assert!(other.left <= ttl && Instant::now() < deadline, "{other:?}");
+        tries += 1;
+        sleep(other.left + Duration::from_millis(2)).await;
+    }
+    assert!(tries <= 2, "{tries} tries");
+}
+
 pub(super) async fn a_lease_runs_out(store: Arc<dyn Store>) {
     let first = take(&store, &[1], "a#1", Duration::from_millis(50)).await;
     let deadline = Instant::now() + Duration::from_secs(20);

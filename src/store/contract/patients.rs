@@ -160,6 +160,41 @@ pub(super) async fn the_own_address_is_a_conflict(store: Arc<dyn Store>) {
     assert_eq!(region.commit(&region.register(1, "one@example.com")).await, Conflict);
 }
 
+/// A store may have another way for a registration alone than for one of a batch: they decide the same.
+pub(super) async fn a_registration_alone_and_in_company_decide_the_same(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    for (alone, base) in [(true, 1_000), (false, 2_000)] {
+        let mail = |n: u128| format!("p{}@example.com", base + n);
+        let living = region.registered(base + 1, &mail(1)).await;
+        let gone = region.registered(base + 2, &mail(2)).await;
+        region.done(region.delete(&gone)).await;
+        let mut stale = region.register(base + 3, &mail(3));
+        stale.epoch = Epoch(stale.epoch.0 + 1);
+        let rows = [
+            (region.register(base + 4, &mail(4)), Committed),
+            (region.register(base + 5, &living.details.email.to_uppercase()), EmailTaken),
+            (stale, Fenced),
+            (region.register(base + 1, &mail(6)), Conflict),
+            (region.register(base + 1, &mail(1)), Conflict),
+            (region.register(base + 2, &mail(7)), Conflict),
+            (region.register(base + 8, &mail(2)), Committed),
+        ];
+        for (nth, (row, expected)) in rows.into_iter().enumerate() {
+            let company = region.register(base + 100 + nth as u128, &mail(100 + nth as u128));
+            let batch = if alone { vec![row] } else { vec![row, company] };
+            let outcomes = store.commit_patients(&batch).await.expect("a commit");
+            assert_eq!(outcomes[0], expected, "row {nth}, alone: {alone}");
+            assert!(
+                outcomes[1..].iter().all(|outcome| *outcome == Committed),
+                "row {nth} hurts its neighbour"
+            );
+        }
+        assert_eq!(region.state(id(base + 1)).await, PatientState::Active(Arc::new(living)));
+        let depth = store.outbox_depth().await.expect("a depth");
+        assert_eq!(depth.unpublished_rows, if alone { 5 } else { 5 + 5 + 7 }, "nothing of what was refused");
+    }
+}
+
 pub(super) async fn lists_go_page_by_page(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
     // Three moments with three patients each, committed in no order.

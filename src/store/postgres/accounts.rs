@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::commit::CommitRow;
+use super::commit::{CommitRow, fence};
+use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, decode};
 use crate::domain::account::Account;
 use crate::domain::ids::PatientId;
@@ -13,14 +14,16 @@ use crate::store::{AccountAppend, AccountStore, AppendOutcome, Result};
 
 /// As the commit of patients: fenced, and in one order. The account's own id tells whether a row of
 /// the batch is the one that was inserted.
-const COMMIT: &str = "
+const COMMIT: &str = concat!(
+    "
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::int8[], $3::uuid[], $4::uuid[], $5::text[], $6::text[],
         $7::text[], $8::int8[])
     WITH ORDINALITY AS t(shard, epoch, id, patient_id, name, email, status, opened_at, ord)
 ), fence AS MATERIALIZED (
-    SELECT shard, epoch FROM leases WHERE kind = 'billing' AND shard = ANY ($1)
-    ORDER BY shard FOR KEY SHARE
+    ",
+    fence!("billing"),
+    "
 ), opened AS (
     INSERT INTO accounts (id, patient_id, name, email, status, opened_at)
     SELECT i.id, i.patient_id, i.name, i.email, i.status, i.opened_at
@@ -29,7 +32,8 @@ WITH input AS MATERIALIZED (
 )
 SELECT (CASE WHEN o.id IS NOT NULL THEN 0 WHEN f.shard IS NULL THEN 2 ELSE 3 END)::int2
 FROM input i LEFT JOIN fence f USING (shard, epoch) LEFT JOIN opened o ON o.id = i.id
-ORDER BY i.ord";
+ORDER BY i.ord"
+);
 
 impl CommitRow for AccountAppend {
     fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>> {
@@ -42,6 +46,10 @@ impl CommitRow for AccountAppend {
             .bind(rows.iter().map(|row| &*row.account.email).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.account.status.as_str()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.account.opened_at.0).collect::<Vec<_>>()))
+    }
+
+    fn lanes(store: &PostgresStore) -> &Lanes {
+        &store.account_commits
     }
 }
 

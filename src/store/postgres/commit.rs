@@ -12,17 +12,44 @@ use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
 use super::fault::{Failure, Intent};
+use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, column};
 use crate::store::{AppendOutcome, Error, Result};
 
 /// How often a statement that met a collision is tried again before it is split.
 const COLLISION_RETRIES_MAX: u32 = 2;
 
+/// The part of a commit that locks the lease rows of a kind, in the order of shards, against a taker, and
+/// finds their epochs. What joins with it by shard and epoch is fenced.
+#[cfg(not(feature = "unfenced"))]
+macro_rules! fence {
+    ($kind:literal) => {
+        concat!(
+            "SELECT shard, epoch FROM leases WHERE kind = '",
+            $kind,
+            "' AND shard = ANY ($1) ORDER BY shard FOR KEY SHARE"
+        )
+    };
+}
+
+/// For the counter-proof: lets every row pass, whatever its epoch.
+#[cfg(feature = "unfenced")]
+macro_rules! fence {
+    ($kind:literal) => {
+        "SELECT DISTINCT shard, epoch FROM input"
+    };
+}
+
+pub(super) use fence;
+
 /// A row of a batch, of either kind.
 pub(super) trait CommitRow: Sync {
     /// The statement that commits `rows`. It answers with one small integer a row, in their order: see
     /// `outcome_of`.
     fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>>;
+
+    /// The connections for it.
+    fn lanes(store: &PostgresStore) -> &Lanes;
 }
 
 fn outcome_of(code: i16) -> Result<AppendOutcome> {
@@ -83,7 +110,7 @@ impl PostgresStore {
         &self,
         rows: &[&R],
     ) -> Result<std::result::Result<Vec<AppendOutcome>, Failure>> {
-        let answer = match self.rows_or_failure(R::commit_query(rows)?).await {
+        let answer = match R::lanes(self).rows(self.answer_timeout, R::commit_query(rows)?).await {
             Ok(answer) => answer,
             Err(failure) => return Ok(Err(failure)),
         };

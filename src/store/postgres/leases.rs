@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use super::{Intent, PostgresStore, column};
 use crate::domain::ids::{Epoch, Kind, ShardNo};
 use crate::store::codec::{shard_count_of_column, shard_of_column};
-use crate::store::{LeaseRow, LeaseStore, Result, TakenLease};
+use crate::store::{LeaseRow, LeaseStore, OthersLease, Result, Taken, TakenLease};
 
 fn shards_of(shards: impl Iterator<Item = ShardNo>) -> Vec<i32> {
     shards.map(i32::from).collect()
@@ -27,6 +27,32 @@ fn shard_at(row: &PgRow, at: usize) -> Result<ShardNo> {
     shard_of_column(column(row, at)?)
 }
 
+/// What another owner holds is left out before any row is locked: the taking of a lease that fails must
+/// not hold up the commits of its holder. What is locked is looked at again. The new epoch is a change of
+/// a key column, so it waits for commits that hold `FOR KEY SHARE`. Rows are locked in the order of shards.
+const TAKE: &str = "
+WITH wanted AS MATERIALIZED (
+    SELECT DISTINCT unnest($2::int4[]) AS shard
+), others AS MATERIALIZED (
+    SELECT l.shard, l.owner, l.expires_at FROM leases l JOIN wanted USING (shard)
+    WHERE l.kind = $1 AND l.owner <> $3 AND l.expires_at > clock_timestamp()
+), open AS MATERIALIZED (
+    SELECT shard FROM wanted WHERE NOT EXISTS (SELECT FROM others o WHERE o.shard = wanted.shard)
+    ORDER BY shard
+), taken AS (
+    INSERT INTO leases AS l (kind, shard, owner, epoch, expires_at)
+    SELECT $1, shard, $3, 1, clock_timestamp() + $4 * interval '1 microsecond' FROM open
+    ON CONFLICT (kind, shard) DO UPDATE SET
+        owner = excluded.owner, epoch = l.epoch + 1,
+        expires_at = clock_timestamp() + $4 * interval '1 microsecond'
+    WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp()
+    RETURNING l.shard, l.epoch
+)
+SELECT shard, epoch, NULL, NULL FROM taken
+UNION ALL
+SELECT shard, NULL, owner,
+    (1e6 * greatest(0, extract(epoch FROM expires_at - clock_timestamp())))::int8 FROM others";
+
 #[async_trait]
 impl LeaseStore for PostgresStore {
     async fn shard_count(&self, proposed: u16) -> Result<u16> {
@@ -39,30 +65,7 @@ impl LeaseStore for PostgresStore {
         shard_count_of_column(count)
     }
 
-    async fn acquire(
-        &self,
-        kind: Kind,
-        shards: &[ShardNo],
-        owner: &str,
-        ttl: Duration,
-    ) -> Result<Vec<TakenLease>> {
-        // What another owner holds is left out before any row is locked: the taking of a lease that
-        // fails must not hold up the commits of its holder. What is locked is looked at again. The new
-        // epoch is a change of a key column, so it waits for commits that hold `FOR KEY SHARE`.
-        const TAKE: &str = "WITH open AS MATERIALIZED (
-                 SELECT w.shard FROM (SELECT DISTINCT unnest($2::int4[]) AS shard) w
-                 WHERE NOT EXISTS (
-                     SELECT FROM leases l WHERE l.kind = $1 AND l.shard = w.shard
-                     AND l.owner <> $3 AND l.expires_at > clock_timestamp())
-                 ORDER BY w.shard
-             )
-             INSERT INTO leases AS l (kind, shard, owner, epoch, expires_at)
-             SELECT $1, shard, $3, 1, clock_timestamp() + $4 * interval '1 microsecond' FROM open
-             ON CONFLICT (kind, shard) DO UPDATE SET
-                 owner = excluded.owner, epoch = l.epoch + 1,
-                 expires_at = clock_timestamp() + $4 * interval '1 microsecond'
-             WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp()
-             RETURNING l.shard, l.epoch";
+    async fn take(&self, kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> Result<Taken> {
         let take = || {
             let shards = shards_of(shards.iter().copied());
             sqlx::query(TAKE).bind(kind.as_str()).bind(shards).bind(owner).bind(micros(ttl))
@@ -75,9 +78,19 @@ impl LeaseStore for PostgresStore {
             }
             other => other.map_err(|failure| failure.into_error(Intent::Write))?,
         };
-        rows.iter()
-            .map(|row| Ok(TakenLease { shard: shard_at(row, 0)?, epoch: Epoch(column(row, 1)?) }))
-            .collect()
+        let mut taken = Taken::default();
+        for row in &rows {
+            let shard = shard_at(row, 0)?;
+            match column(row, 1)? {
+                Some(epoch) => taken.leases.push(TakenLease { shard, epoch: Epoch(epoch) }),
+                None => taken.others.push(OthersLease {
+                    shard,
+                    owner: column(row, 2)?,
+                    left: Duration::from_micros(column::<i64>(row, 3)?.unsigned_abs()),
+                }),
+            }
+        }
+        Ok(taken)
     }
 
     async fn renew(

@@ -3,11 +3,13 @@
 //!
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::{PostgresStore, column, decode, limit};
+use super::{PostgresStore, checkout, column, decode, limit, within};
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
@@ -47,7 +49,7 @@ impl OutboxStore for PostgresStore {
                    WHERE seq <> ALL ($2) AND patient_id <> ALL ($3) ORDER BY seq LIMIT $1) o
              JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
         );
-        let rows = self.read(query.bind(limit(limit_rows)).bind(known).bind(uuids(held))).await?;
+        let rows = self.follow(query.bind(limit(limit_rows)).bind(known).bind(uuids(held))).await?;
         OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
@@ -57,7 +59,9 @@ impl OutboxStore for PostgresStore {
              INSERT INTO outbox_sent (seq, patient_id, version, broker)
              SELECT seq, patient_id, version, $2 FROM taken",
         );
-        self.change(query.bind(seqs).bind(broker)).await.map(drop)
+        let taken = self.change_over(&self.followers, query.bind(seqs).bind(broker)).await?;
+        self.tidy(&self.queues.outbox, "VACUUM (SKIP_LOCKED, TRUNCATE off) outbox", taken).await;
+        Ok(())
     }
 
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
@@ -80,7 +84,7 @@ impl OutboxStore for PostgresStore {
              SELECT (SELECT count(*) FROM back), count(*), max(seq) FROM seen",
         );
         let query = query.bind(after.unwrap_or(i64::MIN)).bind(limit(rows_max)).bind(broker);
-        let rows = self.write(query).await?;
+        let rows = self.follow_up(query).await?;
         let Some(row) = rows.first() else { return Ok(PutBack::default()) };
         let next = next_after(rows_max, column(row, 1)?, column(row, 2)?);
         Ok(PutBack { rows: count(column(row, 0)?), next })
@@ -92,7 +96,7 @@ impl OutboxStore for PostgresStore {
                  (SELECT 1 FROM projection_patients p
                   WHERE p.patient_id = s.patient_id AND p.version >= s.version))",
         );
-        let rows = self.read(query.bind(broker)).await?;
+        let rows = self.follow(query.bind(broker)).await?;
         Ok(rows.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default())
     }
 
@@ -103,7 +107,7 @@ impl OutboxStore for PostgresStore {
                  (SELECT e.at FROM (SELECT patient_id, version FROM outbox ORDER BY seq LIMIT 1) o
                   JOIN patient_events e USING (patient_id, version))",
         );
-        let rows = self.read(query.bind(limit(OUTBOX_DEPTH_ROWS_MAX + 1))).await?;
+        let rows = self.follow(query.bind(limit(OUTBOX_DEPTH_ROWS_MAX + 1))).await?;
         let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
         Ok(OutboxDepth {
             unpublished_rows: count(column(row, 0)?),
@@ -120,16 +124,43 @@ impl OutboxStore for PostgresStore {
                    WHERE patient_id <> ALL ($2) ORDER BY seq LIMIT $1) o
              JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
         );
-        let rows = self.read(query.bind(limit(limit_rows)).bind(uuids(held))).await?;
+        let rows = self.follow(query.bind(limit(limit_rows)).bind(uuids(held))).await?;
         OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()> {
-        self.change(sqlx::query("DELETE FROM unbilled WHERE seq = ANY ($1)").bind(seqs)).await.map(drop)
+        let query = sqlx::query("DELETE FROM unbilled WHERE seq = ANY ($1)").bind(seqs);
+        let taken = self.change_over(&self.followers, query).await?;
+        self.tidy(&self.queues.unbilled, "VACUUM (SKIP_LOCKED, TRUNCATE off) unbilled", taken).await;
+        Ok(())
     }
 }
 
+/// After how many deletions a queue is vacuumed. A read begins at the queue's head, which is where the deleted
+/// rows are: it passes all that are left since the last vacuum. The server's own comes once a minute.
+const VACUUM_AFTER_ROWS: u64 = 10_000;
+
+/// How many rows were deleted from each queue by this process since it vacuumed it.
+#[derive(Default)]
+pub(super) struct Queues {
+    outbox: AtomicU64,
+    unbilled: AtomicU64,
+}
+
 impl PostgresStore {
+    /// Vacuums a queue when enough was deleted from it. That it fails or is skipped does not matter: the server
+    /// does it in its own time, and reads are slower until then.
+    async fn tidy(&self, deleted: &AtomicU64, vacuum: &'static str, rows: u64) {
+        if deleted.fetch_add(rows, Ordering::Relaxed) + rows < VACUUM_AFTER_ROWS {
+            return;
+        }
+        deleted.store(0, Ordering::Relaxed);
+        let Ok(mut checkout) = checkout(&self.followers).await else { return };
+        let vacuum = sqlx::raw_sql(vacuum).execute(&mut *checkout.connection);
+        let result = within(self.answer_timeout, vacuum).await;
+        checkout.settle(&result);
+    }
+
     /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them, a chunk in
     /// a transaction. What a call misses a later one finds, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
@@ -156,7 +187,7 @@ impl PostgresStore {
              )
              SELECT count(*), max(seq) FROM seen",
         );
-        let rows = self.write(query.bind(self.trimming.from()).bind(limit(rows_max))).await?;
+        let rows = self.follow_up(query.bind(self.trimming.from()).bind(limit(rows_max))).await?;
         let Some(row) = rows.first() else { return Ok(false) };
         Ok(self.trimming.seen(rows_max, column(row, 0)?, column(row, 1)?))
     }

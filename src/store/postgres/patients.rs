@@ -5,8 +5,9 @@ use sqlx::FromRow;
 use time::Date;
 use uuid::Uuid;
 
-use super::commit::CommitRow;
-use super::{PgQuery, PostgresStore, column, decode, limit};
+use super::commit::{CommitRow, fence};
+use super::lanes::Lanes;
+use super::{PgQuery, PostgresStore, column, decode, limit, registration};
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, PatientId};
 use crate::domain::patient::{Patient, PatientState};
@@ -23,7 +24,8 @@ use crate::store::{AppendOutcome, ListPosition, LoadedPatient, PatientAppend, Pa
 /// - Events are inserted plainly: `gated` has seen that there is room, so a duplicate key means that a
 ///   commit of unknown outcome has come through meanwhile. Then all is undone, and `commit_rows` goes
 ///   row by row.
-const COMMIT: &str = "
+const COMMIT: &str = concat!(
+    "
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::int8[], $3::uuid[], $4::int8[], $5::uuid[], $6::uuid[],
         $7::int2[], $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
@@ -32,8 +34,9 @@ WITH input AS MATERIALIZED (
         kind, at, subject, traceparent, body, claim, release,
         created_at, name, email, address, date_of_birth, registered_date, ord)
 ), fence AS MATERIALIZED (
-    SELECT shard, epoch FROM leases WHERE kind = 'patient' AND shard = ANY ($1)
-    ORDER BY shard FOR KEY SHARE
+    ",
+    fence!("patient"),
+    "
 ), gated AS MATERIALIZED (
     SELECT i.* FROM input i JOIN fence USING (shard, epoch)
     LEFT JOIN patients p ON p.id = i.id
@@ -74,7 +77,8 @@ WITH input AS MATERIALIZED (
 SELECT (CASE WHEN p.ord IS NOT NULL THEN 0 WHEN g.ord IS NOT NULL THEN 1
              WHEN f.shard IS NULL THEN 2 ELSE 3 END)::int2
 FROM input i LEFT JOIN fence f USING (shard, epoch) LEFT JOIN gated g USING (ord) LEFT JOIN passed p USING (ord)
-ORDER BY i.ord";
+ORDER BY i.ord"
+);
 
 /// The batch, column by column. A tombstone has no record.
 #[derive(Default)]
@@ -131,6 +135,12 @@ impl<'a> Columns<'a> {
 
 impl CommitRow for PatientAppend {
     fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>> {
+        if let [row] = rows
+            && row.recorded.event_type() == EventType::Created
+            && !cfg!(feature = "unfenced")
+        {
+            return registration::commit_query(row);
+        }
         let mut columns = Columns::default();
         for row in rows {
             columns.push(row)?;
@@ -155,6 +165,10 @@ impl CommitRow for PatientAppend {
             .bind(columns.address)
             .bind(columns.date_of_birth)
             .bind(columns.registered_date))
+    }
+
+    fn lanes(store: &PostgresStore) -> &Lanes {
+        &store.patient_commits
     }
 }
 

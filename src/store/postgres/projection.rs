@@ -27,7 +27,7 @@ impl ProjectionStore for PostgresStore {
              WHERE consumer_group = $1 AND broker = $2 AND topic = $3 ORDER BY partition_no",
         );
         let query = query.bind(&source.group).bind(&source.broker).bind(&source.topic);
-        let rows = self.read(query).await?;
+        let rows = self.follow(query).await?;
         rows.iter()
             .map(|row| Ok(PartitionOffset { partition: column(row, 0)?, next_offset: column(row, 1)? }))
             .collect()
@@ -60,7 +60,7 @@ impl ProjectionStore for PostgresStore {
              ORDER BY 1, 2, 3",
         );
         let mut counts = Counts::default();
-        for row in self.read(query.bind(first_day)).await? {
+        for row in self.follow(query.bind(first_day)).await? {
             let (series, n): (i16, i64) = (column(&row, 0)?, column(&row, 3)?);
             let day: Option<Date> = column(&row, 2)?;
             let kind = column::<Option<i16>>(&row, 1)?.and_then(EventType::from_code);

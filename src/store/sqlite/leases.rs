@@ -10,7 +10,7 @@ use crate::clock::SystemClock;
 use crate::domain::ids::{Epoch, Kind, ShardNo};
 use crate::domain::time::Clock;
 use crate::store::codec::{shard_count_of_column, shard_of_column};
-use crate::store::{LeaseRow, LeaseStore, Result, TakenLease};
+use crate::store::{LeaseRow, LeaseStore, OthersLease, Result, Taken, TakenLease};
 
 fn now() -> i64 {
     SystemClock.now().0
@@ -20,13 +20,16 @@ fn after(ttl: Duration) -> i64 {
     now().saturating_add(i64::try_from(ttl.as_micros()).unwrap_or(i64::MAX))
 }
 
+/// Takes one lease, or tells who holds it.
 async fn take(
     connection: &mut SqliteConnection,
     kind: Kind,
     shard: ShardNo,
     owner: &str,
     ttl: Duration,
-) -> Result<Option<TakenLease>> {
+    taken: &mut Taken,
+) -> Result<()> {
+    let now = now();
     let query = sqlx::query(
         "INSERT INTO leases AS l (kind, shard, owner, epoch, expires_at) VALUES ($1, $2, $3, 1, $4)
          ON CONFLICT (kind, shard) DO UPDATE SET
@@ -38,9 +41,18 @@ async fn take(
     .bind(i32::from(shard))
     .bind(owner)
     .bind(after(ttl))
-    .bind(now());
-    let taken = rows(connection, query).await?;
-    taken.first().map(|row| Ok(TakenLease { shard, epoch: Epoch(column(row, 0)?) })).transpose()
+    .bind(now);
+    if let Some(row) = rows(connection, query).await?.first() {
+        taken.leases.push(TakenLease { shard, epoch: Epoch(column(row, 0)?) });
+        return Ok(());
+    }
+    let query = sqlx::query("SELECT owner, expires_at FROM leases WHERE kind = $1 AND shard = $2");
+    for row in rows(connection, query.bind(kind.as_str()).bind(i32::from(shard))).await? {
+        let left_us = column::<i64>(&row, 1)?.saturating_sub(now).max(0).unsigned_abs();
+        let (owner, left) = (column(&row, 0)?, Duration::from_micros(left_us));
+        taken.others.push(OthersLease { shard, owner, left });
+    }
+    Ok(())
 }
 
 /// Sets the expiry of a lease that is still held; answers whether it was.
@@ -82,22 +94,16 @@ impl LeaseStore for SqliteStore {
         shard_count_of_column(count)
     }
 
-    async fn acquire(
-        &self,
-        kind: Kind,
-        shards: &[ShardNo],
-        owner: &str,
-        ttl: Duration,
-    ) -> Result<Vec<TakenLease>> {
+    async fn take(&self, kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> Result<Taken> {
         let (mut shards, owner) = (shards.to_vec(), owner.to_owned());
         shards.sort_unstable();
         shards.dedup();
         self.writer
             .write(move |connection| {
                 Box::pin(async move {
-                    let mut taken = Vec::with_capacity(shards.len());
+                    let mut taken = Taken::default();
                     for shard in shards {
-                        taken.extend(take(connection, kind, shard, &owner, ttl).await?);
+                        take(connection, kind, shard, &owner, ttl, &mut taken).await?;
                     }
                     Ok(taken)
                 })

@@ -1,0 +1,216 @@
+//! Where each shard is to be asked for. Plain bookkeeping; the directory acts on it.
+
+use std::sync::Arc;
+
+use crate::actors::members::{Member, View};
+use crate::domain::cluster::NodeRole;
+use crate::domain::ids::{Kind, ShardNo};
+
+/// Where a question goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// To the region of this node.
+    Here,
+    /// To the live node with this owner name; if `wanted` is given, for it to pass on to that one, which
+    /// is not in sight from here.
+    There { owner: Arc<str>, wanted: Option<Arc<str>> },
+    /// No live node has the role.
+    Nowhere,
+}
+
+/// The routes of one kind, as seen from one node.
+pub(super) struct Routes {
+    kind: Kind,
+    /// This node has a region of the kind.
+    region_here: bool,
+    view: Arc<View>,
+    /// By shard: where it is placed.
+    placed: Vec<Target>,
+    /// By shard: the owner that somebody named who does not serve it.
+    hints: Vec<Option<Arc<str>>>,
+}
+
+impl Routes {
+    pub(super) fn new(kind: Kind, shards: u16, region_here: bool, view: Arc<View>) -> Self {
+        let hints = vec![None; usize::from(shards)];
+        let mut routes = Routes { kind, region_here, view, placed: Vec::new(), hints };
+        routes.place();
+        routes
+    }
+
+    /// Other nodes are live now. What was said of those that have left is forgotten.
+    pub(super) fn changed(&mut self, view: Arc<View>) {
+        let before = std::mem::replace(&mut self.view, view);
+        let has_left =
+            |owner: &str| before.members().iter().any(|m| *m.owner == *owner) && self.member(owner).is_none();
+        let stale: Vec<usize> = self
+            .hints
+            .iter()
+            .enumerate()
+            .filter(|(_, hint)| hint.as_deref().is_some_and(has_left))
+            .map(|(shard, _)| shard)
+            .collect();
+        for shard in stale {
+            self.hints[shard] = None;
+        }
+        self.place();
+    }
+
+    fn place(&mut self) {
+        let shards = ShardNo::try_from(self.hints.len()).unwrap_or(ShardNo::MAX);
+        self.placed = (0..shards)
+            .map(|shard| match self.view.placed(self.kind, shard) {
+                Some(member) => self.at(member),
+                None if self.region_here => Target::Here,
+                None => Target::Nowhere,
+            })
+            .collect();
+    }
+
+    fn at(&self, member: &Member) -> Target {
+        match &member.wire {
+            Some(_) => Target::There { owner: Arc::clone(&member.owner), wanted: None },
+            None if self.region_here => Target::Here,
+            None => Target::Nowhere,
+        }
+    }
+
+    fn member(&self, owner: &str) -> Option<&Member> {
+        self.view.members().iter().find(|member| *member.owner == *owner)
+    }
+
+    /// Whoever was asked for `shard` does not serve it. If it names whom we had believed already, or
+    /// nobody, the belief is given up.
+    pub(super) fn moved(&mut self, shard: ShardNo, owner: Option<Arc<str>>) {
+        if let Some(hint) = self.hints.get_mut(usize::from(shard)) {
+            *hint = owner.filter(|owner| hint.as_ref() != Some(owner));
+        }
+    }
+
+    /// `owner` serves `shard`.
+    pub(super) fn found(&mut self, shard: ShardNo, owner: Arc<str>) {
+        if let Some(hint) = self.hints.get_mut(usize::from(shard)) {
+            *hint = Some(owner);
+        }
+    }
+
+    /// Where to ask for `shard`.
+    pub(super) fn target(&self, shard: ShardNo) -> Target {
+        let placed = || self.placed.get(usize::from(shard)).cloned().unwrap_or(Target::Nowhere);
+        let Some(hint) = self.hints.get(usize::from(shard)).and_then(Option::as_ref) else { return placed() };
+        match self.member(hint).map(|member| self.at(member)) {
+            Some(Target::Nowhere) => placed(),
+            Some(target) => target,
+            // Out of our sight. Another node may see it; best one of the role, which may also have taken
+            // the shard itself in the meantime.
+            None => match self.go_between() {
+                Some(node) => {
+                    Target::There { owner: Arc::clone(&node.owner), wanted: Some(Arc::clone(hint)) }
+                }
+                None => placed(),
+            },
+        }
+    }
+
+    fn go_between(&self) -> Option<&Member> {
+        let role = NodeRole::serving(self.kind);
+        let away = |member: &&Member| member.wire.is_some();
+        pick(self.view.with_role(role).filter(away)).or_else(|| pick(self.view.members().iter().filter(away)))
+    }
+
+    /// Where to ask what any region of the kind can answer.
+    pub(super) fn any(&self) -> Target {
+        if self.region_here {
+            return Target::Here;
+        }
+        let serving = || self.view.with_role(NodeRole::serving(self.kind)).filter(|m| m.wire.is_some());
+        pick(serving().filter(|member| !member.draining))
+            .or_else(|| pick(serving()))
+            .map_or(Target::Nowhere, |member| self.at(member))
+    }
+}
+
+/// One of them, by chance: those who ask again come to another one.
+fn pick<'a>(members: impl Iterator<Item = &'a Member>) -> Option<&'a Member> {
+    let members: Vec<_> = members.collect();
+    (!members.is_empty()).then(|| members[fastrand::usize(..members.len())])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str, roles: &[NodeRole]) -> Member {
+        let wire = (name != "me").then(|| Arc::new(|_| true) as crate::actors::members::Wire);
+        let owner = format!("{name}#1").into();
+        Member { name: name.into(), owner, roles: roles.iter().copied().collect(), draining: false, wire }
+    }
+
+    fn view(others: &[&str]) -> Arc<View> {
+        let mut members: Vec<_> = others.iter().map(|name| member(name, &[NodeRole::Patient])).collect();
+        members.push(member("me", &[NodeRole::Front]));
+        Arc::new(View::new("me".into(), members))
+    }
+
+    fn there(owner: &str) -> Target {
+        Target::There { owner: owner.into(), wanted: None }
+    }
+
+    #[test]
+    fn a_hint_is_followed_until_it_proves_wrong_or_the_node_leaves() {
+        let mut routes = Routes::new(Kind::Patient, 4, false, view(&["p1", "p2"]));
+        let Target::There { owner: placed, .. } = routes.target(0) else { panic!("placed somewhere") };
+        let other: Arc<str> = if *placed == *"p1#1" { "p2#1".into() } else { "p1#1".into() };
+        routes.moved(0, Some(Arc::clone(&other)));
+        assert_eq!(routes.target(0), there(&other));
+        routes.moved(0, None);
+        assert_eq!(routes.target(0), there(&placed));
+        // Who names itself as the one who has it, and does not serve it, is not believed twice.
+        routes.moved(0, Some(Arc::clone(&other)));
+        routes.moved(0, Some(Arc::clone(&other)));
+        assert_eq!(routes.target(0), there(&placed));
+
+        routes.moved(0, Some(Arc::clone(&other)));
+        let stays = if *placed == *"p1#1" { "p1" } else { "p2" };
+        routes.changed(view(&[stays]));
+        assert_eq!(routes.target(0), there(&placed));
+        assert!(routes.hints.iter().all(Option::is_none));
+    }
+
+    #[test]
+    fn an_owner_out_of_sight_is_asked_for_through_another_node() {
+        let mut routes = Routes::new(Kind::Patient, 4, false, view(&["p1"]));
+        routes.moved(0, Some("p9#1".into()));
+        let wanted = Some("p9#1".into());
+        assert_eq!(routes.target(0), Target::There { owner: "p1#1".into(), wanted });
+        routes.changed(view(&[]));
+        assert_eq!(routes.target(0), Target::Nowhere);
+        routes.changed(view(&["p9"]));
+        assert_eq!(routes.target(0), there("p9#1"));
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_leave_is_asked_only_if_there_is_no_other() {
+        let draining = |name| Member { draining: true, ..member(name, &[NodeRole::Patient]) };
+        let with = |others: Vec<Member>| {
+            let all = others.into_iter().chain([member("me", &[NodeRole::Front])]).collect();
+            Routes::new(Kind::Patient, 4, false, Arc::new(View::new("me".into(), all)))
+        };
+        let both = with(vec![draining("p1"), member("p2", &[NodeRole::Patient])]);
+        for _ in 0..20 {
+            assert_eq!((both.any(), both.target(1)), (there("p2#1"), there("p2#1")));
+        }
+        let last = with(vec![draining("p1")]);
+        assert_eq!((last.any(), last.target(1)), (there("p1#1"), there("p1#1")));
+    }
+
+    #[test]
+    fn without_a_node_of_the_role_there_is_nowhere_to_go() {
+        let routes = Routes::new(Kind::Billing, 4, false, view(&["p1"]));
+        assert_eq!((routes.target(0), routes.any()), (Target::Nowhere, Target::Nowhere));
+        let mut routes = Routes::new(Kind::Patient, 4, true, view(&[]));
+        assert_eq!((routes.target(3), routes.any()), (Target::Here, Target::Here));
+        routes.moved(3, Some("me#1".into()));
+        assert_eq!(routes.target(3), Target::Here);
+    }
+}

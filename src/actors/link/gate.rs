@@ -1,0 +1,280 @@
+//! What becomes of a frame that a peer sent. Runs in the time of the session it came by, one frame after
+//! another: it only hands over.
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use prost::Message;
+use uuid::Uuid;
+
+use super::Inner;
+use super::peer::Link;
+use super::portable::{self, Passage, Portable, Question, Said};
+use super::wire::{self, Answer};
+use crate::actors::address::Address;
+use crate::actors::analytics::{AnalyticsMessage, SummaryAsk};
+use crate::actors::billing::Accounts;
+use crate::actors::directory::{DirectoryMessage, forward};
+use crate::actors::entity::{Entity, Failure, Op};
+use crate::actors::journal::Nudge;
+use crate::actors::members::Wire;
+use crate::actors::patients::{PatientList, Patients};
+use crate::actors::region::{QueryAsk, RegionMessage};
+use crate::actors::reply::ReplyTo;
+use crate::actors::shard::Ask;
+use crate::context::{Hop, RequestContext, TraceContext};
+use crate::domain::access::Caller;
+use crate::domain::ids::{CommandId, Kind, ShardNo};
+use crate::domain::time::MonoTime;
+use crate::proto::cluster as pb;
+use crate::proto::cluster::reply::Outcome;
+
+/// The name in logs.
+const NAME: &str = "gate";
+
+/// Says how this node is, as JSON.
+pub type SelfStatus = Arc<dyn Fn() -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
+
+/// Told which shards of a kind are this node's to take.
+pub type ToTake = Arc<dyn Fn(Kind, Vec<ShardNo>) + Send + Sync>;
+
+/// What this node answers to others; `None`: it does not run that.
+#[derive(Clone, Default)]
+pub struct Served {
+    /// The region of patients.
+    pub patients: Option<Address<RegionMessage<Patients>>>,
+    /// The region of billing accounts.
+    pub accounts: Option<Address<RegionMessage<Accounts>>>,
+    /// The directory of patients, which is told where one was found.
+    pub patient_directory: Address<DirectoryMessage<Patients>>,
+    /// The directory of billing accounts, likewise.
+    pub account_directory: Address<DirectoryMessage<Accounts>>,
+    /// Analytics.
+    pub analytics: Option<Address<AnalyticsMessage>>,
+    /// How the node is.
+    pub status: Option<SelfStatus>,
+    /// Told that the outbox has new rows to be billed.
+    pub relay_nudged: Option<Nudge>,
+    /// Told that the outbox has new rows to be published.
+    pub bridge_nudged: Option<Nudge>,
+    /// Told of leases that were given up for this node to take.
+    pub released: Option<ToTake>,
+}
+
+/// A request that has come in, but for its question.
+struct Arrival {
+    link: Arc<Link>,
+    id: u64,
+    trace: TraceContext,
+    begun: MonoTime,
+    deadline: MonoTime,
+    caller: Caller,
+    hops: u32,
+    wanted_owner: String,
+}
+
+/// What it takes to pass a request on.
+struct Again<E: Entity> {
+    id: Uuid,
+    op: Op<E>,
+    trace: TraceContext,
+    deadline: MonoTime,
+    caller: Caller,
+}
+
+impl Inner {
+    /// A frame has come from `owner`.
+    pub(super) fn receive(self: &Arc<Self>, owner: &Arc<str>, wire: &Wire, frame: &[u8]) {
+        // A peer that is not in the view yet, or not any more, is answered all the same.
+        let link = self.link(owner).unwrap_or_else(|| self.new_link(owner, wire));
+        let Ok(frame) = pb::Frame::decode(frame) else {
+            metrics::counter!("hygeia_link_frames_unreadable_total").increment(1);
+            if link.garbled() {
+                tracing::warn!(peer = %owner, bytes = frame.len(), "a frame cannot be read; further ones are only counted");
+            }
+            self.begin_anew(&link);
+            return;
+        };
+        if !frame.replies.is_empty() {
+            link.replies(frame.replies);
+        }
+        let taken = link.owe(frame.requests.len());
+        for (nth, request) in frame.requests.into_iter().enumerate() {
+            if nth < taken {
+                self.request(&link, request);
+            } else {
+                link.answer(request.id, wire::failed(&Failure::Busy), None);
+            }
+        }
+        for hint in frame.hints {
+            self.hint(hint);
+        }
+    }
+
+    fn request(self: &Arc<Self>, link: &Arc<Link>, request: pb::Request) {
+        let begun = self.clock.mono();
+        let pb::Request { id, envelope, hops, wanted_owner, body } = request;
+        let Some((said, question)) = portable::read(envelope, body) else {
+            metrics::counter!("hygeia_link_requests_unsupported_total").increment(1);
+            return link.answer(id, wire::failed(&Failure::Unsupported), None);
+        };
+        let Said { trace, budget, caller } = said;
+        let trace = trace.child();
+        let deadline = begun.plus(budget);
+        let arrival =
+            Arrival { link: Arc::clone(link), id, trace, begun, deadline, caller, hops, wanted_owner };
+        let (message, entity) = match &question {
+            Question::Patient(id, op) => (op.name(), Some(*id)),
+            Question::Account(id, op) => (op.name(), Some(*id)),
+            Question::Patients(_) => ("Query", None),
+            Question::Summary => ("Summary", None),
+            Question::Status => ("Status", None),
+        };
+        let outcome = if budget.is_zero() {
+            arrival.fail(Failure::Expired)
+        } else {
+            match question {
+                Question::Patient(id, op) => self.ask(arrival, id, op, self.served.patients.as_ref()),
+                Question::Account(id, op) => self.ask(arrival, id, op, self.served.accounts.as_ref()),
+                Question::Patients(list) => self.list(arrival, list),
+                Question::Summary => self.summarize(arrival),
+                Question::Status => self.status(arrival),
+            }
+        };
+        let handled = self.clock.mono().since(begun);
+        let queued = std::time::Duration::ZERO;
+        Hop { actor: NAME, message, entity, trace: &trace, queued, handled, outcome }.log();
+    }
+
+    fn ask<E: Portable>(
+        self: &Arc<Self>,
+        arrival: Arrival,
+        id: Uuid,
+        op: Op<E>,
+        region: Option<&Address<RegionMessage<E>>>,
+    ) -> &'static str {
+        let may_pass_on = arrival.hops == 0;
+        if may_pass_on && let Some(next) = self.next_hop(&arrival.wanted_owner, &arrival.link) {
+            arrival.again(id, op).pass_on(self, next, Arc::clone(&arrival.link), arrival.id);
+            return "passed_on";
+        }
+        let Some(region) = region else { return arrival.fail(Failure::NotServing(None)) };
+        let again = may_pass_on.then(|| arrival.again(id, op.clone()));
+        let (inner, link, request) = (Arc::clone(self), Arc::clone(&arrival.link), arrival.id);
+        let reply = ReplyTo::away(move |result: Option<Result<E::Answer, Failure>>| {
+            if let (Some(Err(Failure::NotServing(Some(owner)))), Some(again)) = (&result, again)
+                && let Some(next) = inner.next_hop(owner, &link)
+            {
+                return again.pass_on(&inner, next, link, request);
+            }
+            link.answer(request, said(result), None);
+        });
+        let Arrival { trace, begun, deadline, caller, .. } = arrival;
+        let ask = Ask { id, op, trace, deadline, sent_at: begun, caller, reply };
+        forward(region, RegionMessage::Ask(Box::new(ask)))
+    }
+
+    /// The way to `owner`, if it is in sight and neither this node nor the one that asks.
+    fn next_hop(&self, owner: &str, asker: &Link) -> Option<Arc<Link>> {
+        if owner.is_empty() || *asker.owner == *owner {
+            return None;
+        }
+        self.links.load().get(owner).cloned()
+    }
+
+    fn list(&self, arrival: Arrival, query: PatientList) -> &'static str {
+        let Some(region) = &self.served.patients else { return arrival.fail(Failure::NotServing(None)) };
+        let reply = arrival.reply();
+        let Arrival { trace, begun, deadline, caller, .. } = arrival;
+        let ask = QueryAsk { query, trace, deadline, sent_at: begun, caller, reply };
+        forward(region, RegionMessage::Query(Box::new(ask)))
+    }
+
+    fn summarize(&self, arrival: Arrival) -> &'static str {
+        let actor = self.served.analytics.as_ref().and_then(Address::actor);
+        let Some(actor) = actor else { return arrival.fail(Failure::NotServing(None)) };
+        let reply = arrival.reply();
+        let Arrival { trace, begun, deadline, caller, .. } = arrival;
+        let ctx = RequestContext { trace, deadline, command_id: CommandId(Uuid::nil()), caller };
+        // If it has just ended, the reply is dropped and says so.
+        let ask = SummaryAsk::new(ctx, begun, reply);
+        let _ = actor.send_message(AnalyticsMessage::Summary(Box::new(ask)));
+        "forwarded"
+    }
+
+    /// Asked by an operator, so rarely that a task may be had for it.
+    fn status(&self, arrival: Arrival) -> &'static str {
+        let Some(provider) = &self.served.status else { return arrival.fail(Failure::Unsupported) };
+        let (status, reply) = (provider(), arrival.reply());
+        let budget = arrival.deadline.since(arrival.begun);
+        self.runtime.spawn(async move {
+            let status = tokio::time::timeout(budget, status).await;
+            reply.send(status.map_err(|_| Failure::Expired));
+        });
+        "forwarded"
+    }
+
+    fn hint(&self, hint: pb::Hint) {
+        use pb::hint::Hint;
+        match hint.hint {
+            Some(Hint::Nudge(nudge)) => {
+                let told =
+                    [(nudge.relay, &self.served.relay_nudged), (nudge.bridge, &self.served.bridge_nudged)];
+                told.iter().filter(|(due, _)| *due).filter_map(|(_, who)| who.as_ref()).for_each(|who| who());
+            }
+            Some(Hint::ShardsReleased(released)) => {
+                let kind = [Kind::Patient, Kind::Billing, Kind::Outbox]
+                    .into_iter()
+                    .find(|kind| kind.as_str() == released.kind);
+                let shards = released.shards.into_iter().filter_map(|shard| shard.try_into().ok()).collect();
+                if let (Some(kind), Some(told)) = (kind, &self.served.released) {
+                    told(kind, shards);
+                }
+            }
+            // Of another version; a hint may be passed over.
+            None => {}
+        }
+    }
+}
+
+impl Arrival {
+    fn fail(&self, failure: Failure) -> &'static str {
+        let outcome = failure.as_str();
+        self.link.answer(self.id, wire::failed(&failure), None);
+        outcome
+    }
+
+    fn reply<T: Answer>(&self) -> ReplyTo<T> {
+        let (link, id) = (Arc::clone(&self.link), self.id);
+        ReplyTo::away(move |result| link.answer(id, said(result), None))
+    }
+
+    fn again<E: Entity>(&self, id: Uuid, op: Op<E>) -> Again<E> {
+        let (trace, deadline, caller) = (self.trace, self.deadline, self.caller.clone());
+        Again { id, op, trace, deadline, caller }
+    }
+}
+
+impl<E: Portable> Again<E> {
+    /// Asks `next`, and answers `request` of `asker` with what it says.
+    fn pass_on(self, inner: &Inner, next: Arc<Link>, asker: Arc<Link>, request: u64) {
+        metrics::counter!("hygeia_link_passed_on_total").increment(1);
+        let Again { id, op, trace, deadline, caller } = self;
+        let by = Arc::clone(&next.owner);
+        let reply = ReplyTo::away(move |result: Option<Result<E::Answer, Failure>>| {
+            // Only who has it is worth remembering.
+            let served = matches!(result, Some(Ok(_) | Err(Failure::Refused(_))));
+            asker.answer(request, said(result), served.then_some(&*by));
+        });
+        let ask = Ask { id, op, trace, deadline, sent_at: inner.clock.mono(), caller, reply };
+        inner.send(&next, Passage { hops: 1, wanted_owner: None }, ask);
+    }
+}
+
+fn said<T: Answer>(result: Option<Result<T, Failure>>) -> Outcome {
+    match result {
+        Some(Ok(answer)) => answer.outcome(),
+        Some(Err(failure)) => wire::failed(&failure),
+        None => wire::dropped(),
+    }
+}

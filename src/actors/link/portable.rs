@@ -1,0 +1,230 @@
+//! How the questions of each kind go over a link.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::Inner;
+use super::wire::{self, Answer};
+use crate::actors::address::Address;
+use crate::actors::billing::Accounts;
+use crate::actors::directory::DirectoryMessage;
+use crate::actors::entity::{Entity, Op, Write};
+use crate::actors::patients::{PatientList, Patients};
+use crate::actors::region::QueryAsk;
+use crate::actors::shard::Ask;
+use crate::context::TraceContext;
+use crate::domain::access::{Caller, Role};
+use crate::domain::account::OpenAccount;
+use crate::domain::ids::{AccountId, CommandId};
+use crate::domain::patient::PatientCommand;
+use crate::proto::cluster as pb;
+use crate::proto::cluster::request::Body;
+
+/// About how large one record is in an answer.
+const RECORD_BYTES: usize = 1_024;
+
+/// A kind whose questions go over a link.
+pub(super) trait Portable: Entity<Answer: Answer> {
+    /// A question to `id` as it is said.
+    fn body(id: Uuid, op: Op<Self>) -> Body;
+
+    /// The directory of this node, to be told where something was found.
+    fn directory(links: &Inner) -> &Address<DirectoryMessage<Self>>;
+
+    /// Sends a question about many entities to the live node `owner`.
+    fn send_query(links: &Inner, owner: &str, query: QueryAsk<Self>);
+}
+
+/// What a request says beside its body.
+pub(super) struct Said {
+    pub(super) trace: TraceContext,
+    pub(super) budget: Duration,
+    pub(super) caller: Caller,
+}
+
+/// How a request travels.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Passage {
+    /// How many nodes have passed it on.
+    pub(super) hops: u32,
+    /// The owner that should have it, if it is sent to another node for want of sight.
+    pub(super) wanted_owner: Option<std::sync::Arc<str>>,
+}
+
+fn envelope(trace: &TraceContext, budget: Duration, caller: &Caller) -> pb::Envelope {
+    pb::Envelope {
+        trace: Some(wire::trace(trace)),
+        // Up, so that the last millisecond is not lost on the way: the asker watches its own clock.
+        budget_ms: u64::try_from(budget.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
+        subject: caller.subject.as_ref().to_owned(),
+        role: caller.role.as_str().to_owned(),
+        command_id: None,
+        traceparent: String::new(),
+        maybe_done: false,
+    }
+}
+
+fn request(envelope: pb::Envelope, passage: Passage, body: Body) -> pb::Request {
+    let wanted_owner = passage.wanted_owner.map(|owner| owner.as_ref().to_owned()).unwrap_or_default();
+    pb::Request { id: 0, envelope: Some(envelope), hops: passage.hops, wanted_owner, body: Some(body) }
+}
+
+/// A question to one entity as it is said, and about how large its answer is, in bytes.
+pub(super) fn ask_request<E: Portable>(
+    ask: &Ask<E>,
+    op: Op<E>,
+    budget: Duration,
+    passage: Passage,
+) -> (pb::Request, usize) {
+    let mut envelope = envelope(&ask.trace, budget, &ask.caller);
+    if let Op::Write(write) = &op {
+        envelope.command_id = wire::id(write.command_id.0);
+        envelope.traceparent = write.traceparent.as_ref().to_owned();
+        envelope.maybe_done = write.maybe_done;
+    }
+    (request(envelope, passage, E::body(ask.id, op)), RECORD_BYTES)
+}
+
+/// A question for a page of patients as it is said, and about how large its answer is, in bytes.
+pub(super) fn list_request(
+    ask: &QueryAsk<Patients>,
+    budget: Duration,
+    passage: Passage,
+) -> (pb::Request, usize) {
+    let PatientList { after, limit_rows } = &ask.query;
+    let list = pb::ListPatients { after: after.as_ref().map(wire::list_position), limit_rows: *limit_rows };
+    let answer_bytes = usize::try_from(*limit_rows).unwrap_or(usize::MAX).saturating_mul(RECORD_BYTES);
+    let envelope = envelope(&ask.trace, budget, &ask.caller);
+    (request(envelope, passage, Body::ListPatients(list)), answer_bytes)
+}
+
+/// A question without content as it is said.
+pub(super) fn plain_request(said: &Said, body: Body) -> pb::Request {
+    request(envelope(&said.trace, said.budget, &said.caller), Passage::default(), body)
+}
+
+impl Portable for Patients {
+    fn directory(links: &Inner) -> &Address<DirectoryMessage<Self>> {
+        &links.served.patient_directory
+    }
+
+    fn send_query(links: &Inner, owner: &str, query: QueryAsk<Self>) {
+        links.send_list(owner, query);
+    }
+
+    fn body(id: Uuid, op: Op<Self>) -> Body {
+        match op {
+            Op::Read => Body::PatientRead(pb::PatientRead { id: wire::id(id) }),
+            Op::Write(write) => match write.command {
+                PatientCommand::Register(details) => Body::RegisterPatient(pb::RegisterPatient {
+                    id: wire::id(id),
+                    details: Some(wire::details(details)),
+                }),
+                PatientCommand::Update(change) => Body::UpdatePatient(wire::update(id, change)),
+                PatientCommand::Delete => Body::DeletePatient(pb::DeletePatient { id: wire::id(id) }),
+            },
+        }
+    }
+}
+
+impl Portable for Accounts {
+    fn directory(links: &Inner) -> &Address<DirectoryMessage<Self>> {
+        &links.served.account_directory
+    }
+
+    fn send_query(_: &Inner, _: &str, query: QueryAsk<Self>) {
+        match query.query {}
+    }
+
+    fn body(id: Uuid, op: Op<Self>) -> Body {
+        match op {
+            Op::Read => Body::ReadAccount(pb::ReadAccount { patient_id: wire::id(id) }),
+            Op::Write(write) => Body::OpenAccount(pb::OpenAccount {
+                patient_id: wire::id(id),
+                account_id: wire::id(write.command.account_id.0),
+                name: write.command.name.into(),
+                email: write.command.email.into(),
+            }),
+        }
+    }
+}
+
+/// A request as it was received.
+pub(super) enum Question {
+    Patient(Uuid, Op<Patients>),
+    Patients(PatientList),
+    Account(Uuid, Op<Accounts>),
+    Summary,
+    Status,
+}
+
+/// What a request says beside its question, and the question. `None`: of a variant that this version does
+/// not know, or without something that every version says.
+pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option<(Said, Question)> {
+    let envelope = envelope?;
+    let caller = caller(&envelope)?;
+    let said = Said {
+        trace: wire::trace_context(envelope.trace),
+        budget: Duration::from_millis(envelope.budget_ms),
+        caller,
+    };
+    let write = Recorded { caller: said.caller.clone(), envelope };
+    let question = match body? {
+        Body::PatientRead(read) => Question::Patient(wire::uuid(read.id)?, Op::Read),
+        Body::RegisterPatient(register) => {
+            let command = PatientCommand::Register(wire::patient_details(register.details)?);
+            Question::Patient(wire::uuid(register.id)?, write.op(command)?)
+        }
+        Body::UpdatePatient(update) => {
+            let id = wire::uuid(update.id)?;
+            Question::Patient(id, write.op(PatientCommand::Update(wire::patient_change(update)?))?)
+        }
+        Body::DeletePatient(delete) => {
+            Question::Patient(wire::uuid(delete.id)?, write.op(PatientCommand::Delete)?)
+        }
+        Body::ListPatients(list) => {
+            let after = match list.after {
+                Some(after) => Some(wire::position(after)?),
+                None => None,
+            };
+            Question::Patients(PatientList { after, limit_rows: list.limit_rows })
+        }
+        Body::ReadAccount(read) => Question::Account(wire::uuid(read.patient_id)?, Op::Read),
+        Body::OpenAccount(open) => {
+            let command = OpenAccount {
+                account_id: AccountId(wire::uuid(open.account_id)?),
+                name: open.name.into(),
+                email: open.email.into(),
+            };
+            Question::Account(wire::uuid(open.patient_id)?, write.op(command)?)
+        }
+        Body::AnalyticsSummary(_) => Question::Summary,
+        Body::Status(_) => Question::Status,
+    };
+    Some((said, question))
+}
+
+/// Nothing is done for a caller without a name, or with a role that is not known here.
+fn caller(envelope: &pb::Envelope) -> Option<Caller> {
+    let subject = (!envelope.subject.is_empty()).then(|| envelope.subject.as_str().into())?;
+    Some(Caller { subject, role: Role::parse(&envelope.role)? })
+}
+
+/// What is recorded with a change.
+struct Recorded {
+    caller: Caller,
+    envelope: pb::Envelope,
+}
+
+impl Recorded {
+    fn op<E: Entity>(self, command: E::Command) -> Option<Op<E>> {
+        Some(Op::Write(Write {
+            command,
+            command_id: CommandId(wire::uuid(self.envelope.command_id)?),
+            subject: self.caller.subject,
+            traceparent: self.envelope.traceparent.into(),
+            maybe_done: self.envelope.maybe_done,
+        }))
+    }
+}

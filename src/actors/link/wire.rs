@@ -1,0 +1,319 @@
+//! The values of the domain as nodes say them to each other, exactly: what is read back is what was
+//! said. What cannot be read is `None`; it says nothing of what it held.
+
+use std::sync::Arc;
+
+use ::time::Date;
+use uuid::Uuid;
+
+use crate::actors::analytics::SummaryView;
+use crate::actors::entity::{Failure, Refused};
+use crate::context::TraceContext;
+use crate::domain::account::{Account, AccountStatus};
+use crate::domain::analytics::{AGE_BANDS, Summary};
+use crate::domain::event::EventType;
+use crate::domain::ids::{AccountId, PatientId};
+use crate::domain::patient::{Patient, PatientChange, PatientDetails};
+use crate::domain::time::Timestamp;
+use crate::proto::cluster as pb;
+use crate::proto::cluster::reply::Outcome;
+use crate::store::ListPosition;
+
+pub(super) fn id(uuid: Uuid) -> Option<pb::Id> {
+    let (high, low) = uuid.as_u64_pair();
+    Some(pb::Id { high, low })
+}
+
+pub(super) fn uuid(id: Option<pb::Id>) -> Option<Uuid> {
+    id.map(|id| Uuid::from_u64_pair(id.high, id.low))
+}
+
+pub(super) fn trace(trace: &TraceContext) -> pb::Trace {
+    pb::Trace {
+        trace_high: (trace.trace_id >> 64) as u64,
+        trace_low: trace.trace_id as u64,
+        span: trace.span_id,
+        sampled: trace.sampled,
+    }
+}
+
+/// The hop that sent, as a parent; a new trace if it said none.
+pub(super) fn trace_context(trace: Option<pb::Trace>) -> TraceContext {
+    let said = trace.and_then(|trace| {
+        let trace_id = (u128::from(trace.trace_high) << 64) | u128::from(trace.trace_low);
+        let known = trace_id != 0 && trace.span != 0;
+        known.then_some(TraceContext { trace_id, span_id: trace.span, parent_id: 0, sampled: trace.sampled })
+    });
+    said.unwrap_or_else(TraceContext::root)
+}
+
+fn date(day: i32) -> Option<Date> {
+    Date::from_julian_day(day).ok()
+}
+
+pub(super) fn details(details: PatientDetails) -> pb::Details {
+    pb::Details {
+        name: details.name.into(),
+        email: details.email.into(),
+        address: details.address.into(),
+        date_of_birth: details.date_of_birth.to_julian_day(),
+        registered_date: details.registered_date.to_julian_day(),
+    }
+}
+
+pub(super) fn patient_details(details: Option<pb::Details>) -> Option<PatientDetails> {
+    let details = details?;
+    Some(PatientDetails {
+        name: details.name.into(),
+        email: details.email.into(),
+        address: details.address.into(),
+        date_of_birth: date(details.date_of_birth)?,
+        registered_date: date(details.registered_date)?,
+    })
+}
+
+pub(super) fn update(id: Uuid, change: PatientChange) -> pb::UpdatePatient {
+    pb::UpdatePatient {
+        id: self::id(id),
+        name: change.name.into(),
+        email: change.email.into(),
+        address: change.address.into(),
+        date_of_birth: change.date_of_birth.to_julian_day(),
+        registered_date: change.registered_date.map(Date::to_julian_day),
+    }
+}
+
+pub(super) fn patient_change(update: pb::UpdatePatient) -> Option<PatientChange> {
+    Some(PatientChange {
+        name: update.name.into(),
+        email: update.email.into(),
+        address: update.address.into(),
+        date_of_birth: date(update.date_of_birth)?,
+        registered_date: match update.registered_date {
+            Some(day) => Some(date(day)?),
+            None => None,
+        },
+    })
+}
+
+pub(super) fn list_position(after: &ListPosition) -> pb::ListPosition {
+    pb::ListPosition { created_at_us: after.created_at.0, id: id(after.id.0) }
+}
+
+pub(super) fn position(after: pb::ListPosition) -> Option<ListPosition> {
+    Some(ListPosition { created_at: Timestamp(after.created_at_us), id: PatientId(uuid(after.id)?) })
+}
+
+pub(super) fn patient(patient: &Patient) -> pb::Patient {
+    pb::Patient {
+        id: id(patient.id.0),
+        version: patient.version,
+        created_at_us: patient.created_at.0,
+        details: Some(details(patient.details.clone())),
+    }
+}
+
+fn read_patient(patient: pb::Patient) -> Option<Patient> {
+    Some(Patient {
+        id: PatientId(uuid(patient.id)?),
+        version: patient.version,
+        created_at: Timestamp(patient.created_at_us),
+        details: patient_details(patient.details)?,
+    })
+}
+
+fn account(account: &Account) -> pb::Account {
+    pb::Account {
+        id: id(account.id.0),
+        patient_id: id(account.patient_id.0),
+        name: account.name.as_ref().into(),
+        email: account.email.as_ref().into(),
+        status: account.status.as_str().to_owned(),
+        opened_at_us: account.opened_at.0,
+    }
+}
+
+fn read_account(account: pb::Account) -> Option<Account> {
+    Some(Account {
+        id: AccountId(uuid(account.id)?),
+        patient_id: PatientId(uuid(account.patient_id)?),
+        name: account.name.into(),
+        email: account.email.into(),
+        status: AccountStatus::parse(&account.status)?,
+        opened_at: Timestamp(account.opened_at_us),
+    })
+}
+
+fn summary(view: &SummaryView) -> pb::Summary {
+    let SummaryView { summary, lag_events, as_of } = view;
+    let types = summary.by_event_type.iter();
+    let days = summary.registrations_by_day.iter();
+    let bands = summary.age_bands.iter();
+    pb::Summary {
+        total_patients: summary.total_patients,
+        by_event_type: types
+            .map(|(t, n)| pb::TypeCount { event_type: t.as_str().to_owned(), count: *n })
+            .collect(),
+        registrations_by_day: days
+            .map(|(day, n)| pb::DayCount { day: day.to_julian_day(), count: *n })
+            .collect(),
+        age_bands: bands.map(|(band, n)| pb::BandCount { band: (*band).to_owned(), count: *n }).collect(),
+        lag_events: *lag_events,
+        as_of_us: as_of.0,
+    }
+}
+
+/// Types and bands that this version does not know are passed over.
+fn read_summary(summary: pb::Summary) -> Option<SummaryView> {
+    let band_of = |name: &str| AGE_BANDS.iter().find(|(band, ..)| *band == name).map(|(band, ..)| *band);
+    let types = summary.by_event_type.iter();
+    let bands = summary.age_bands.iter();
+    Some(SummaryView {
+        summary: Summary {
+            total_patients: summary.total_patients,
+            by_event_type: types.filter_map(|c| Some((EventType::parse(&c.event_type)?, c.count))).collect(),
+            registrations_by_day: summary
+                .registrations_by_day
+                .iter()
+                .map(|c| Some((date(c.day)?, c.count)))
+                .collect::<Option<_>>()?,
+            age_bands: bands.filter_map(|c| Some((band_of(&c.band)?, c.count))).collect(),
+        },
+        lag_events: summary.lag_events,
+        as_of: Timestamp(summary.as_of_us),
+    })
+}
+
+fn failure(code: pb::failure::Code) -> Outcome {
+    Outcome::Failure(pb::Failure { code: code.into(), owner: String::new() })
+}
+
+fn refusal(code: pb::refusal::Code) -> Outcome {
+    Outcome::Refusal(pb::Refusal { code: code.into() })
+}
+
+/// A failure as it is said to whoever asked.
+pub(super) fn failed(why: &Failure) -> Outcome {
+    use pb::failure::Code;
+    match why {
+        Failure::Refused(Refused::NotFound) => refusal(pb::refusal::Code::NotFound),
+        Failure::Refused(Refused::IdTaken) => refusal(pb::refusal::Code::IdTaken),
+        Failure::Refused(Refused::EmailTaken) => refusal(pb::refusal::Code::EmailTaken),
+        Failure::Busy => failure(Code::Busy),
+        Failure::Expired => failure(Code::Expired),
+        Failure::NotServing(owner) => Outcome::Failure(pb::Failure {
+            code: Code::NotServing.into(),
+            owner: owner.as_deref().unwrap_or_default().to_owned(),
+        }),
+        // Whom the asker sees, it knows better.
+        Failure::NoNode(_) => failure(Code::NotServing),
+        Failure::Unavailable => failure(Code::Unavailable),
+        Failure::Unknown => failure(Code::Unknown),
+        Failure::Unsupported => failure(Code::Unsupported),
+    }
+}
+
+/// Whoever had the request in hand has died.
+pub(super) fn dropped() -> Outcome {
+    failure(pb::failure::Code::Dropped)
+}
+
+/// What a node that may be of another version said instead of an answer. `None`: the outcome is not
+/// known, or was said in a way that this version does not know.
+fn read_failure(outcome: &Outcome) -> Option<Failure> {
+    use pb::failure::Code;
+    match outcome {
+        Outcome::Refusal(refusal) => match refusal.code() {
+            pb::refusal::Code::NotFound => Some(Failure::Refused(Refused::NotFound)),
+            pb::refusal::Code::IdTaken => Some(Failure::Refused(Refused::IdTaken)),
+            pb::refusal::Code::EmailTaken => Some(Failure::Refused(Refused::EmailTaken)),
+            pb::refusal::Code::Unspecified => None,
+        },
+        Outcome::Failure(failure) => match failure.code() {
+            Code::Busy => Some(Failure::Busy),
+            Code::Expired => Some(Failure::Expired),
+            Code::NotServing => {
+                let owner = (!failure.owner.is_empty()).then(|| failure.owner.as_str().into());
+                Some(Failure::NotServing(owner))
+            }
+            Code::Unavailable => Some(Failure::Unavailable),
+            Code::Unknown => Some(Failure::Unknown),
+            Code::Unsupported => Some(Failure::Unsupported),
+            Code::Dropped | Code::Unspecified => None,
+        },
+        _ => None,
+    }
+}
+
+/// An answer that goes over a link.
+pub(super) trait Answer: Sized + Send + Sync + 'static {
+    /// As it is said.
+    fn outcome(&self) -> Outcome;
+    /// As it was said; `None` if that is not this answer.
+    fn read(outcome: Outcome) -> Option<Self>;
+}
+
+/// What the outcome of a request comes to. `None`: it is not known.
+pub(super) fn read<T: Answer>(outcome: Option<Outcome>) -> Option<Result<T, Failure>> {
+    let outcome = outcome?;
+    match read_failure(&outcome) {
+        Some(failure) => Some(Err(failure)),
+        None => T::read(outcome).map(Ok),
+    }
+}
+
+impl Answer for Arc<Patient> {
+    fn outcome(&self) -> Outcome {
+        Outcome::Patient(patient(self))
+    }
+
+    fn read(outcome: Outcome) -> Option<Self> {
+        let Outcome::Patient(patient) = outcome else { return None };
+        read_patient(patient).map(Arc::new)
+    }
+}
+
+impl Answer for Vec<Patient> {
+    fn outcome(&self) -> Outcome {
+        Outcome::Patients(pb::Patients { patients: self.iter().map(patient).collect() })
+    }
+
+    fn read(outcome: Outcome) -> Option<Self> {
+        let Outcome::Patients(patients) = outcome else { return None };
+        patients.patients.into_iter().map(read_patient).collect()
+    }
+}
+
+impl Answer for Arc<Account> {
+    fn outcome(&self) -> Outcome {
+        Outcome::Account(account(self))
+    }
+
+    fn read(outcome: Outcome) -> Option<Self> {
+        let Outcome::Account(account) = outcome else { return None };
+        read_account(account).map(Arc::new)
+    }
+}
+
+impl Answer for SummaryView {
+    fn outcome(&self) -> Outcome {
+        Outcome::Summary(summary(self))
+    }
+
+    fn read(outcome: Outcome) -> Option<Self> {
+        let Outcome::Summary(summary) = outcome else { return None };
+        read_summary(summary)
+    }
+}
+
+/// Of `cluster status`: JSON that only its reader understands.
+impl Answer for Vec<u8> {
+    fn outcome(&self) -> Outcome {
+        Outcome::Status(pb::StatusReport { json: self.clone() })
+    }
+
+    fn read(outcome: Outcome) -> Option<Self> {
+        let Outcome::Status(status) = outcome else { return None };
+        Some(status.json)
+    }
+}

@@ -1,0 +1,295 @@
+//! Connections between nodes, up to where ractor takes them over: accepted and dialled here, with limits on
+//! how many there are before they have said who they are, and on how long they take for it.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use ractor::ActorRef;
+use ractor_cluster::{BoxRead, BoxWrite};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsStream;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+
+use super::TARGET;
+use super::greeting::{self, Guest, Identity, Refusal};
+use super::manager::{Admission, PeersMessage};
+use super::settings::Settings;
+use super::targets::Due;
+use super::tls::Tls;
+use crate::proto::cluster::Outcome;
+
+/// The wait after a failed accept. Most often the process is out of file descriptors: more tries would
+/// only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Lines about refused connections with one reason, within `REFUSALS_PERIOD`.
+const REFUSALS_TOLD_MAX: u32 = 10;
+const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
+
+/// What accepting and dialling have in common.
+pub(super) struct Net {
+    pub(super) identity: Identity,
+    pub(super) tls: Option<Tls>,
+    pub(super) settings: Settings,
+    pub(super) refusals: Refusals,
+}
+
+/// A greeted connection.
+pub(super) struct Opened {
+    pub(super) reader: BoxRead,
+    pub(super) writer: BoxWrite,
+    pub(super) remote: SocketAddr,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    fn certificate(&self) -> Option<CertificateDer<'static>> {
+        let Stream::Tls(stream) = self else { return None };
+        let (_, connection) = stream.get_ref();
+        connection.peer_certificates()?.first().map(|der| der.clone().into_owned())
+    }
+
+    fn split(self) -> (BoxRead, BoxWrite) {
+        match self {
+            Stream::Plain(stream) => {
+                let (reader, writer) = stream.into_split();
+                (Box::new(reader), Box::new(writer))
+            }
+            Stream::Tls(stream) => {
+                let (reader, writer) = tokio::io::split(*stream);
+                (Box::new(reader), Box::new(writer))
+            }
+        }
+    }
+}
+
+impl Net {
+    async fn greet(
+        &self,
+        mut stream: Stream,
+        remote: SocketAddr,
+        dialled: Option<&Due>,
+        peers: &ActorRef<PeersMessage>,
+        claimed: &OnceLock<String>,
+    ) -> Result<(Opened, Promise), Refusal> {
+        let certificate = stream.certificate();
+        let name_fits = |name: &str| {
+            let _ = claimed.set(name.to_owned());
+            self.tls.as_ref().is_none_or(|tls| tls.name_fits(certificate.as_ref(), name))
+                && dialled.and_then(|due| due.expected.as_deref()).is_none_or(|expected| expected == name)
+        };
+        let admit = async |guest: &Guest| admitted(peers, guest, dialled.map(|due| due.target)).await;
+        let me = &self.identity;
+        let (_, promise) = match (&mut stream, dialled.is_some()) {
+            (Stream::Plain(stream), true) => greeting::dial(stream, me, name_fits, admit).await?,
+            (Stream::Tls(stream), true) => greeting::dial(stream, me, name_fits, admit).await?,
+            (Stream::Plain(stream), false) => greeting::accept(stream, me, name_fits, admit).await?,
+            (Stream::Tls(stream), false) => greeting::accept(stream, me, name_fits, admit).await?,
+        };
+        let (reader, writer) = stream.split();
+        Ok((Opened { reader, writer, remote }, promise))
+    }
+
+    async fn accepted(
+        &self,
+        stream: TcpStream,
+        remote: SocketAddr,
+        peers: &ActorRef<PeersMessage>,
+        claimed: &OnceLock<String>,
+    ) -> Result<(), Refusal> {
+        self.prepare(&stream);
+        let stream = match &self.tls {
+            Some(tls) => Stream::Tls(Box::new(TlsStream::Server(tls.acceptor.accept(stream).await?))),
+            None => Stream::Plain(stream),
+        };
+        let (opened, promise) = self.greet(stream, remote, None, peers, claimed).await?;
+        promise.keep(opened);
+        Ok(())
+    }
+
+    /// Dials and greets; the session is `PeersActor`'s then.
+    pub(super) async fn dial(&self, due: &Due, peers: &ActorRef<PeersMessage>) -> Result<(), Refusal> {
+        let stream =
+            within(self.settings.dial_timeout(), async { Ok(TcpStream::connect(&*due.address).await?) });
+        let stream = stream.await?;
+        let remote = stream.peer_addr()?;
+        self.prepare(&stream);
+        within(self.settings.handshake_timeout(), async {
+            let stream = match &self.tls {
+                Some(tls) => {
+                    // Whom to expect the greeting says, not the address.
+                    let nobody = ServerName::from(remote.ip());
+                    Stream::Tls(Box::new(TlsStream::Client(tls.connector.connect(nobody, stream).await?)))
+                }
+                None => Stream::Plain(stream),
+            };
+            let (opened, promise) = self.greet(stream, remote, Some(due), peers, &OnceLock::new()).await?;
+            promise.keep(opened);
+            Ok(())
+        })
+        .await
+    }
+
+    /// A socket that refuses an option still works, only slower or longer.
+    fn prepare(&self, stream: &TcpStream) {
+        let socket = SockRef::from(stream);
+        let silence = self.settings.silence_max().max(Duration::from_secs(1));
+        let keepalive = TcpKeepalive::new().with_time(silence).with_interval(Duration::from_secs(1));
+        let prepared = stream
+            .set_nodelay(true)
+            .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+            .and_then(|()| socket.set_tcp_user_timeout(Some(silence)));
+        if let Err(error) = prepared {
+            tracing::debug!(%error, "a socket option was refused");
+        }
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    match timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it took too long").into()),
+    }
+}
+
+async fn admitted(
+    peers: &ActorRef<PeersMessage>,
+    guest: &Guest,
+    dialled: Option<u64>,
+) -> Result<Promise, Outcome> {
+    let (reply, answer) = tokio::sync::oneshot::channel();
+    let admission = Admission { guest: guest.clone(), dialled, reply: reply.into() };
+    let _ = peers.cast(PeersMessage::Admit(Box::new(admission)));
+    let ticket = answer.await.unwrap_or(Err(Outcome::TryLater))?;
+    Ok(Promise { ticket, peers: Some(peers.clone()) })
+}
+
+/// The place that is kept for an admitted node. Given up unless the connection comes.
+struct Promise {
+    ticket: u64,
+    peers: Option<ActorRef<PeersMessage>>,
+}
+
+impl Promise {
+    fn keep(mut self, opened: Opened) {
+        if let Some(peers) = self.peers.take() {
+            let _ = peers.cast(PeersMessage::Adopt { ticket: self.ticket, opened: Box::new(opened) });
+        }
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if let Some(peers) = self.peers.take() {
+            let _ = peers.cast(PeersMessage::Abandon { ticket: self.ticket });
+        }
+    }
+}
+
+/// Accepts nodes for ever. Those that are greeted when it is dropped are cut off.
+pub(super) async fn accept(listener: Arc<TcpListener>, net: Arc<Net>, peers: ActorRef<PeersMessage>) {
+    let mut greeting = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(_) = greeting.join_next() => continue,
+        };
+        match accepted {
+            Ok((_, remote)) if greeting.len() >= net.settings.connections_pending_max => {
+                net.refusals.tell(
+                    remote,
+                    None,
+                    "too_many_pending",
+                    &"too many connections have not said who they are",
+                );
+            }
+            Ok((stream, remote)) => {
+                let (net, peers) = (Arc::clone(&net), peers.clone());
+                greeting.spawn(async move {
+                    let claimed = OnceLock::new();
+                    let greeted = net.accepted(stream, remote, &peers, &claimed);
+                    if let Err(refusal) = within(net.settings.handshake_timeout(), greeted).await {
+                        if refusal.is_harmless() {
+                            tracing::debug!(target: TARGET, %remote, reason = %refusal, "a connection was not needed");
+                        } else {
+                            net.refusals.tell(remote, claimed.get(), refusal.label(), &refusal);
+                        }
+                        if matches!(refusal, Refusal::Theirs(Outcome::NameTaken)) {
+                            let _ = peers.cast(PeersMessage::NameTaken);
+                        }
+                    }
+                });
+            }
+            Err(error) => {
+                tracing::warn!(target: TARGET, %error, "a connection of a node could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Counts refused connections and writes a line for each, as long as there are few.
+#[derive(Default)]
+pub(super) struct Refusals {
+    told: Mutex<HashMap<&'static str, (Instant, u32)>>,
+}
+
+impl Refusals {
+    /// `claimed` is the name that it gave, true or not.
+    fn tell(
+        &self,
+        remote: SocketAddr,
+        claimed: Option<&String>,
+        label: &'static str,
+        why: &dyn std::fmt::Display,
+    ) {
+        metrics::counter!("hygeia_peer_refused_total", "reason" => label).increment(1);
+        match self.count(label, Instant::now()) {
+            n if n < REFUSALS_TOLD_MAX => {
+                tracing::warn!(target: TARGET, %remote, claimed, reason = label, "a connection was refused: {why}");
+            }
+            REFUSALS_TOLD_MAX => {
+                tracing::warn!(
+                    reason = label,
+                    "more connections are refused; they are only counted for a while"
+                );
+            }
+            _ => {}
+        }
+    }
+
+    /// How many there were with this reason in this period, before this one.
+    fn count(&self, label: &'static str, now: Instant) -> u32 {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, count) = told.entry(label).or_insert((now, 0));
+        if now.duration_since(*since) >= REFUSALS_PERIOD {
+            (*since, *count) = (now, 0);
+        }
+        *count = count.saturating_add(1);
+        *count - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_counted_by_reason_and_period() {
+        let (refusals, start) = (Refusals::default(), Instant::now());
+        let counts: Vec<_> = (0..3).map(|_| refusals.count("garbled", start)).collect();
+        assert_eq!(counts, [0, 1, 2]);
+        assert_eq!(refusals.count("too_slow", start), 0);
+        assert_eq!(refusals.count("garbled", start + REFUSALS_PERIOD), 0);
+    }
+}

@@ -1,0 +1,274 @@
+//! Mutual TLS between nodes: both sides show a certificate of the cluster's authority, and the name that a
+//! node gives itself must be that of its certificate. TLS 1.3 alone (RFC 8446), and no resumption: each
+//! connection looks at the certificates anew.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::client::{
+    Resumption, verify_server_cert_signed_by_trust_anchor, verify_server_name,
+};
+use tokio_rustls::rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use tokio_rustls::rustls::{
+    self, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::Error;
+use super::settings;
+
+/// Both ends of TLS, and whom they let in.
+pub(super) struct Tls {
+    pub(super) acceptor: TlsAcceptor,
+    pub(super) connector: TlsConnector,
+    names: Names,
+}
+
+/// The names that certificates may have.
+struct Names {
+    listed: BTreeSet<Arc<str>>,
+    suffix: Option<String>,
+}
+
+impl Tls {
+    /// Reads the files. `listed` are the names in the configuration.
+    ///
+    /// # Errors
+    /// A file that cannot be read or used, by name.
+    pub(super) fn load(settings: &settings::Tls, listed: BTreeSet<Arc<str>>) -> Result<Option<Self>, Error> {
+        let (Some(ca_file), Some(cert_file), Some(key_file)) =
+            (&settings.ca_file, &settings.cert_file, &settings.key_file)
+        else {
+            return Ok(None);
+        };
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates("cluster.tls.ca_file", ca_file)? {
+            roots.add(certificate).map_err(|e| unusable("cluster.tls.ca_file", ca_file, e))?;
+        }
+        let roots = Arc::new(roots);
+        let chain = certificates("cluster.tls.cert_file", cert_file)?;
+        let key = PrivateKeyDer::from_pem_file(key_file)
+            .map_err(|e| unusable("cluster.tls.key_file", key_file, e))?;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let bad_pair = |e| unusable("cluster.tls.key_file", key_file, e);
+
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+            .build()
+            .map_err(|e| unusable("cluster.tls.ca_file", ca_file, e))?;
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(bad_pair)?
+            .with_client_cert_verifier(clients)
+            .with_single_cert(chain.clone(), key.clone_key())
+            .map_err(bad_pair)?;
+        server.send_tls13_tickets = 0;
+        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&version::TLS13])
+            .map_err(bad_pair)?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(OfOurAuthority { roots, provider }))
+            .with_client_auth_cert(chain, key)
+            .map_err(bad_pair)?;
+        client.resumption = Resumption::disabled();
+        client.enable_sni = false;
+        Ok(Some(Tls {
+            acceptor: Arc::new(server).into(),
+            connector: Arc::new(client).into(),
+            names: Names { listed, suffix: settings.allowed_suffix.clone() },
+        }))
+    }
+
+    /// Whether who shows `certificate` may be the node `name`.
+    pub(super) fn name_fits(&self, certificate: Option<&CertificateDer<'_>>, name: &str) -> bool {
+        let Some(certificate) = certificate.and_then(|der| ParsedCertificate::try_from(der).ok()) else {
+            return false;
+        };
+        self.names.of(name).any(|dns| {
+            ServerName::try_from(dns).is_ok_and(|dns| verify_server_name(&certificate, &dns).is_ok())
+        })
+    }
+}
+
+impl Names {
+    /// What the certificate of the node `name` may say.
+    fn of(&self, name: &str) -> impl Iterator<Item = String> {
+        let listed = self.listed.contains(name).then(|| name.to_owned());
+        let under_suffix = self.suffix.as_ref().map(|suffix| format!("{name}{suffix}"));
+        listed.into_iter().chain(under_suffix)
+    }
+}
+
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let found = read.map_err(|e| unusable(key, path, e))?;
+    if found.is_empty() { Err(unusable(key, path, "it holds no certificate")) } else { Ok(found) }
+}
+
+fn unusable(key: &str, path: &Path, error: impl std::fmt::Display) -> Error {
+    Error::Settings(format!("{key} {} cannot be used: {error}", path.display()))
+}
+
+/// Takes a server's certificate that our authority signed. Whose it is is looked at when the node has said
+/// its name: whoever dials does not always know it before.
+#[derive(Debug)]
+struct OfOurAuthority {
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for OfOurAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let certificate = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&certificate, &self.roots, intermediates, now, algorithms)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
+    use time::{Duration, OffsetDateTime};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        pem: String,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.distinguished_name.push(DnType::CommonName, "an authority");
+            let key = KeyPair::generate().unwrap();
+            let pem = params.self_signed(&key).unwrap().pem();
+            Authority { issuer: Issuer::new(params, key), pem }
+        }
+
+        /// TLS of a node that trusts `self` and shows a certificate of `signer` for `dns`.
+        fn node(&self, signer: &Authority, dns: &str, ends_in: Duration) -> Tls {
+            let mut params = CertificateParams::new(vec![dns.to_owned()]).unwrap();
+            params.not_before = OffsetDateTime::now_utc() - Duration::days(10);
+            params.not_after = OffsetDateTime::now_utc() + ends_in;
+            params.extended_key_usages =
+                vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.signed_by(&key, &signer.issuer).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let file = |name: &str, text: &str| {
+                fs::write(dir.path().join(name), text).unwrap();
+                Some(dir.path().join(name))
+            };
+            let settings = settings::Tls {
+                ca_file: file("ca", &self.pem),
+                cert_file: file("cert", &certificate.pem()),
+                key_file: file("key", &key.serialize_pem()),
+                allowed_suffix: Some(".nodes.example.org".to_owned()),
+            };
+            Tls::load(&settings, ["a".into(), "b".into()].into()).unwrap().unwrap()
+        }
+    }
+
+    /// Whether a byte comes through each way, and whether each takes the other for the node `name`.
+    async fn meet(dialler: &Tls, acceptor: &Tls, name: &str) -> [Option<bool>; 2] {
+        let (left, right) = tokio::io::duplex(65_536);
+        let dial = async {
+            let nobody = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
+            let mut stream = dialler.connector.connect(nobody, left).await.ok()?;
+            stream.write_u8(1).await.ok()?;
+            stream.read_u8().await.ok()?;
+            let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+            Some(dialler.name_fits(Some(certificate), name))
+        };
+        let accept = async {
+            let mut stream = acceptor.acceptor.accept(right).await.ok()?;
+            stream.write_u8(1).await.ok()?;
+            stream.read_u8().await.ok()?;
+            let certificate = stream.get_ref().1.peer_certificates()?.first()?;
+            Some(acceptor.name_fits(Some(certificate), name))
+        };
+        let (dialler, acceptor) = tokio::join!(dial, accept);
+        [dialler, acceptor]
+    }
+
+    #[tokio::test]
+    async fn certificates_of_the_authority_are_taken_for_their_own_names() {
+        let (authority, day) = (Authority::new(), Duration::days(1));
+        let a = authority.node(&authority, "a", day);
+        assert_eq!(meet(&a, &a, "a").await, [Some(true); 2]);
+        assert_eq!(meet(&a, &a, "b").await, [Some(false); 2], "not its name");
+        let stranger = authority.node(&authority, "c", day);
+        assert_eq!(meet(&stranger, &stranger, "c").await, [Some(false); 2], "not listed");
+        let joiner = authority.node(&authority, "c.nodes.example.org", day);
+        assert_eq!(meet(&joiner, &joiner, "c").await, [Some(true); 2], "under the suffix");
+        assert_eq!(meet(&joiner, &joiner, "nodes").await, [Some(false); 2]);
+        assert!(!a.name_fits(None, "a"));
+    }
+
+    #[tokio::test]
+    async fn strangers_and_expired_certificates_get_nothing() {
+        let (authority, other, day) = (Authority::new(), Authority::new(), Duration::days(1));
+        let good = authority.node(&authority, "a", day);
+        let of_another_authority = authority.node(&other, "b", day);
+        let expired = authority.node(&authority, "b", -day);
+        let trusts_another = other.node(&authority, "b", day);
+        for bad in [&of_another_authority, &expired, &trusts_another] {
+            assert_eq!(meet(bad, &good, "a").await, [None; 2]);
+            assert_eq!(meet(&good, bad, "a").await, [None; 2]);
+        }
+    }
+
+    #[test]
+    fn files_that_cannot_be_used_are_named() {
+        let settings = settings::Tls {
+            ca_file: Some("/nowhere/ca.pem".into()),
+            cert_file: Some("c".into()),
+            key_file: Some("k".into()),
+            allowed_suffix: None,
+        };
+        let told = Tls::load(&settings, BTreeSet::new()).err().unwrap().to_string();
+        assert!(told.contains("cluster.tls.ca_file /nowhere/ca.pem cannot be used"), "{told}");
+        assert!(Tls::load(&settings::Tls::default(), BTreeSet::new()).unwrap().is_none());
+    }
+}

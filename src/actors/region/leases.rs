@@ -1,0 +1,434 @@
+//! How a region takes, keeps and gives up leases.
+//!
+//! - **Take.** All that belongs here and is not held is asked for in one statement, the sweep: when the view
+//!   changes, when another region says that it has released something, and else when the first of the
+//!   leases in the way runs out, which the store tells; at the latest after `acquire_poll`. While nothing is
+//!   missing nothing is asked.
+//! - **Keep.** One renewal of everything each third of the time to live.
+//! - **Give up.** A shard that belongs elsewhere stops serving, ends what is in flight, and then its lease
+//!   alone is released; leases that end while a release is under way go with the next one. At most
+//!   `handovers_max` are in transit, the others serve on until it is their turn. The next owner is told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::sight::Sight;
+use super::slots::{Belongs, Elsewhere, Taking};
+use super::{HeldLease, RegionMessage, RegionState};
+use crate::actors::background::within;
+use crate::actors::entity::{Entity, Failure};
+use crate::actors::members::Member;
+use crate::actors::shard::{Shard, ShardArgs, ShardEnv, ShardMessage};
+use crate::domain::ids::ShardNo;
+use crate::domain::time::MonoTime;
+use crate::health::Status;
+use crate::store::{self, OthersLease, Taken, TakenLease};
+
+/// How long after a lease should have run out it is asked for: the database may be a little later than
+/// the way there and back lets it seem.
+const AFTER_END: Duration = Duration::from_millis(3);
+
+impl<E: Entity> RegionState<E> {
+    /// Says of each shard where it belongs, by what is known now.
+    pub(super) fn place(&mut self) {
+        let view = &self.view;
+        let name = |member: &Member| Arc::clone(&member.name);
+        match (&self.draining, self.sight) {
+            (Some(_), _) => {
+                let rest = view.without_me();
+                self.slots.place_all(|shard| Belongs::Away(rest.placed(E::KIND, shard).map(name)));
+            }
+            (None, Sight::Alone) => self.slots.place_all(|_| Belongs::Away(None)),
+            (None, _) => self.slots.place_all(|shard| match view.placed(E::KIND, shard) {
+                Some(member) if member.name != *view.me() => Belongs::Away(Some(name(member))),
+                Some(member) if member.draining => Belongs::HereStill,
+                Some(_) => Belongs::Here,
+                None => Belongs::Away(None),
+            }),
+        }
+    }
+
+    pub(super) fn view_changed(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        self.view = Arc::clone(&self.members.borrow_and_update());
+        let before = self.sight;
+        self.look();
+        if before == Sight::Front && matches!(self.sight, Sight::Lost(_)) {
+            myself.send_after(self.args.lease_times.alone_grace, || RegionMessage::TakeUp);
+        }
+        self.place();
+        self.sweep(myself);
+        self.report();
+    }
+
+    /// Looks whether a front is in sight; that changes where everything belongs.
+    fn look(&mut self) {
+        let (now, grace) = (self.args.clock.mono(), self.args.lease_times.alone_grace);
+        let before = self.sight;
+        self.sight = before.at(&self.view, E::KIND, now, grace);
+        if (before == Sight::Alone) != (self.sight == Sight::Alone) {
+            if self.sight == Sight::Alone {
+                tracing::warn!(region = self.name, "no front is in sight: the shards are left to others");
+            } else {
+                tracing::info!(region = self.name, "a front is in sight");
+            }
+            self.place();
+            self.tell_whether_able();
+        }
+    }
+
+    pub(super) fn look_and_take(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        self.look();
+        self.sweep(myself);
+    }
+
+    pub(super) fn tick(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        self.renew(myself);
+        self.look_and_take(myself);
+        self.look_for_database(myself);
+        self.report();
+    }
+
+    /// Says whether leases can be held here and be of use: others that see this node leave its shards to it
+    /// else, though it takes none.
+    pub(super) fn tell_whether_able(&mut self) {
+        let able = self.able && self.sight != Sight::Alone;
+        if self.told_able.replace(able) != Some(able) {
+            (self.args.able)(E::KIND, able);
+        }
+    }
+
+    /// Takes note of whether the database has answered what it was asked at `asked_at`.
+    pub(super) fn heard(&mut self, asked_at: MonoTime, answered: bool) {
+        if !answered {
+            self.failing_since.get_or_insert(asked_at);
+            return;
+        }
+        self.failing_since = None;
+        if !std::mem::replace(&mut self.able, true) {
+            tracing::info!(region = self.name, "the database answers again");
+            self.tell_whether_able();
+        }
+    }
+
+    /// The first renewal that failed came a third of the time to live after the last that did not; two
+    /// thirds later the leases have run out, and it is time that others had the shards. From then on, since
+    /// nothing may be wanted here any more, the database is asked whether it is back.
+    fn look_for_database(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        let (now, ttl) = (self.args.clock.mono(), self.args.lease_times.ttl);
+        if self.able && self.failing_since.is_some_and(|since| now.since(since) >= ttl * 2 / 3) {
+            self.able = false;
+            tracing::warn!(region = self.name, "the database does not answer: the shards are left to others");
+            self.tell_whether_able();
+        }
+        if self.able {
+            return;
+        }
+        let args = self.args.clone();
+        let lost = RegionMessage::Probed { asked_at: now, answered: false };
+        self.tasks.run(myself, lost, async move {
+            let times = args.lease_times;
+            // A renewal of nothing goes the way of all renewals.
+            let probe = args.leases.renew(E::KIND, &[], &args.owner, times.ttl);
+            let answered = within(times.statement_timeout, probe).await.is_ok();
+            RegionMessage::Probed { asked_at: now, answered }
+        });
+    }
+
+    pub(super) fn released_elsewhere(&mut self, myself: &ActorRef<RegionMessage<E>>, shards: &[ShardNo]) {
+        // During a sweep they are all under way, and may have been asked for too early.
+        if self.sweeping || shards.iter().any(|shard| self.slots.is_wanted(*shard)) {
+            self.sweep(myself);
+        }
+    }
+
+    fn renew(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        let held = self.slots.held();
+        if self.renewing || held.is_empty() {
+            return;
+        }
+        self.renewing = true;
+        let args = self.args.clone();
+        let asked_at = args.clock.mono();
+        let lost = RegionMessage::Renewed { asked_at, held: held.clone(), result: Err(task_died()) };
+        self.tasks.run(myself, lost, async move {
+            let asked_at = args.clock.mono();
+            let times = args.lease_times;
+            let renewal = args.leases.renew(E::KIND, &held, &args.owner, times.ttl);
+            let result = within(times.statement_timeout, renewal).await;
+            RegionMessage::Renewed { asked_at, held, result }
+        });
+    }
+
+    pub(super) fn renewed(
+        &mut self,
+        asked_at: MonoTime,
+        held: &[TakenLease],
+        result: store::Result<Vec<ShardNo>>,
+    ) {
+        self.renewing = false;
+        self.heard(asked_at, result.is_ok());
+        match result {
+            Ok(kept) => {
+                let until = self.believed_until(asked_at);
+                for lease in held {
+                    if !self.slots.has(lease) {
+                        continue; // Taken anew meanwhile: this renewal says nothing of it.
+                    }
+                    if kept.contains(&lease.shard) {
+                        self.slots.prolong(lease.shard, until);
+                    } else {
+                        self.lost(lease.shard);
+                    }
+                }
+            }
+            Err(error) => {
+                metrics::counter!("hygeia_lease_renewal_failures_total", "kind" => E::KIND.as_str())
+                    .increment(1);
+                tracing::warn!(region = self.name, %error, "leases were not renewed");
+            }
+        }
+        self.report();
+    }
+
+    /// Takes everything that is wanted, in one statement; after the one under way, if there is one.
+    pub(super) fn sweep(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        if self.sweeping {
+            self.sweep_again = true;
+            return;
+        }
+        let wanted = self.slots.wanted();
+        if wanted.is_empty() {
+            return;
+        }
+        self.sweeping = true;
+        self.next_try = None;
+        self.acquire(myself, wanted, true);
+    }
+
+    /// A shard needs a new epoch. That may wait for a commit in flight, so it goes by itself.
+    pub(super) fn refence(&mut self, myself: &ActorRef<RegionMessage<E>>, shard: ShardNo) {
+        self.slots.refence(shard);
+        if self.slots.is_wanted(shard) {
+            self.acquire(myself, vec![shard], false);
+        }
+    }
+
+    fn acquire(&mut self, myself: &ActorRef<RegionMessage<E>>, shards: Vec<ShardNo>, sweep: bool) {
+        self.slots.acquiring(&shards);
+        let args = self.args.clone();
+        let asked_at = args.clock.mono();
+        let result = Err(task_died());
+        let lost = RegionMessage::Acquired { asked_at, shards: shards.clone(), sweep, result };
+        self.tasks.run(myself, lost, async move {
+            let asked_at = args.clock.mono();
+            let times = args.lease_times;
+            let taking = args.leases.take(E::KIND, &shards, &args.owner, times.ttl);
+            let result = within(times.statement_timeout, taking).await;
+            RegionMessage::Acquired { asked_at, shards, sweep, result }
+        });
+    }
+
+    pub(super) async fn acquired(
+        &mut self,
+        myself: &ActorRef<RegionMessage<E>>,
+        asked_at: MonoTime,
+        shards: &[ShardNo],
+        sweep: bool,
+        result: store::Result<Taken>,
+    ) -> Result<(), ActorProcessingErr> {
+        self.slots.acquired(shards);
+        self.sweeping &= !sweep;
+        let answered = result.is_ok();
+        self.heard(asked_at, answered);
+        let others = match result {
+            Ok(Taken { leases, others }) => {
+                let until = self.believed_until(asked_at);
+                for shard in shards.iter().filter(|shard| leases.iter().all(|lease| lease.shard != **shard)) {
+                    self.lost(*shard);
+                }
+                for lease in leases {
+                    self.serve(myself, lease, until).await?;
+                }
+                self.slots.note_others(&others);
+                others
+            }
+            Err(error) => {
+                // The next tick tries again; a shard that waits for a new epoch goes on waiting.
+                tracing::warn!(region = self.name, %error, "leases were not taken");
+                Vec::new()
+            }
+        };
+        if sweep && std::mem::take(&mut self.sweep_again) {
+            self.sweep(myself);
+        } else if answered {
+            self.try_later(myself, &others);
+        }
+        self.report();
+        Ok(())
+    }
+
+    /// Comes back for what is still wanted when the first lease in the way runs out.
+    fn try_later(&mut self, myself: &ActorRef<RegionMessage<E>>, others: &[OthersLease]) {
+        if self.sweeping || self.slots.wanted().is_empty() {
+            return;
+        }
+        let ends = others.iter().filter(|other| self.slots.is_wanted(other.shard)).map(|other| other.left);
+        let pause = ends.min().unwrap_or(Duration::MAX).saturating_add(AFTER_END);
+        let pause = pause.min(self.args.lease_times.acquire_poll);
+        let region = myself.clone();
+        self.next_try = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            // A region that is gone wants nothing.
+            let _ = region.send_message(RegionMessage::TakeUp);
+        })));
+    }
+
+    /// Starts the shard of a lease just taken, or tells the running one its new epoch.
+    async fn serve(
+        &mut self,
+        myself: &ActorRef<RegionMessage<E>>,
+        lease: TakenLease,
+        until: MonoTime,
+    ) -> Result<(), ActorProcessingErr> {
+        let held = HeldLease::new(lease.epoch, until);
+        match self.slots.took(lease, &held) {
+            Taking::Tell(actor) => {
+                let _ = actor.send_message(ShardMessage::Refenced(held));
+            }
+            Taking::Leave => {}
+            Taking::Start => {
+                let env = ShardEnv {
+                    store: Arc::clone(&self.args.store),
+                    clock: Arc::clone(&self.args.clock),
+                    journal: self.args.journal.clone(),
+                    region: myself.clone(),
+                    limits: self.args.limits,
+                };
+                let args = ShardArgs { shard: lease.shard, lease: held.clone(), env };
+                // A shard's `pre_start` does nothing that takes time: it only sets up its memory.
+                let (actor, _) = Actor::spawn_linked(None, Shard::default(), args, myself.get_cell()).await?;
+                self.slots.fill(lease.shard, actor, held);
+            }
+        }
+        Ok(())
+    }
+
+    /// Another owner has the lease, or may have.
+    pub(super) fn lost(&mut self, shard: ShardNo) {
+        if cfg!(feature = "unfenced") {
+            return;
+        }
+        if let Some(actor) = self.slots.lose(shard) {
+            tracing::warn!(region = self.name, shard, "lease lost");
+            let _ = actor.send_message(ShardMessage::StopServing);
+        }
+    }
+
+    /// A shard has failed: it starts again after a pause, under a new epoch.
+    pub(super) fn restart_later(
+        &mut self,
+        myself: &ActorRef<RegionMessage<E>>,
+        shard: ShardNo,
+    ) -> Result<(), ActorProcessingErr> {
+        if self.draining.is_some() {
+            return Ok(());
+        }
+        metrics::counter!("hygeia_actor_restarts_total", "actor" => "shard").increment(1);
+        let Some(pause) = self.slots.spend_restart(shard, self.args.clock.mono()) else {
+            return Err(format!("{} shard {shard} failed too often", E::KIND.as_str()).into());
+        };
+        tracing::error!(
+            region = self.name,
+            shard,
+            pause_ms = pause.as_millis(),
+            "a shard failed; it restarts"
+        );
+        myself.send_after(pause, move || RegionMessage::Restart(shard));
+        Ok(())
+    }
+
+    pub(super) fn drain(&mut self, reply: RpcReplyPort<()>) {
+        self.draining.get_or_insert_default().push(reply);
+        self.place();
+        self.args.health.report(E::KIND.as_str(), Status::NotReady("the node is stopping".into()));
+    }
+
+    /// Goes on giving up what belongs elsewhere: what may stop now, what has stopped, and the end of a drain.
+    pub(super) fn give_up(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        let moves = self.slots.begin_moves(self.args.handovers_max.max(1));
+        if !moves.is_empty() {
+            tracing::info!(region = self.name, shards = moves.len(), "shards are given up");
+        }
+        for (_, actor) in moves {
+            // One that has just ended is noticed as any other.
+            let _ = actor.send_message(ShardMessage::StopServing);
+        }
+        if !self.releasing {
+            let leases = self.slots.begin_releases();
+            if !leases.is_empty() {
+                self.release(myself, leases);
+            }
+        }
+        if self.draining.is_some() && !self.releasing && self.slots.is_clear() {
+            for reply in self.draining.iter_mut().flat_map(|replies| replies.drain(..)) {
+                let _ = reply.send(());
+            }
+            myself.stop(None);
+        }
+    }
+
+    fn release(&mut self, myself: &ActorRef<RegionMessage<E>>, leases: Vec<TakenLease>) {
+        self.releasing = true;
+        let args = self.args.clone();
+        self.tasks.run(myself, RegionMessage::GaveUp(leases.clone()), async move {
+            let releasing = args.leases.release(E::KIND, &leases, &args.owner);
+            if let Err(error) = within(args.lease_times.statement_timeout, releasing).await {
+                tracing::warn!(%error, "leases were not released; they will run out");
+            }
+            RegionMessage::GaveUp(leases)
+        });
+    }
+
+    /// The leases are released: whoever should take them is told so.
+    pub(super) fn gave_up(&mut self, myself: &ActorRef<RegionMessage<E>>, leases: &[TakenLease]) {
+        self.releasing = false;
+        self.slots.released(leases);
+        let mut next: BTreeMap<Arc<str>, Vec<ShardNo>> = BTreeMap::new();
+        for lease in leases {
+            if let Some(Elsewhere::Node(name)) = self.slots.elsewhere(lease.shard) {
+                next.entry(Arc::clone(name)).or_default().push(lease.shard);
+            }
+        }
+        for (name, shards) in next {
+            if let Some(member) = self.view.get(&name) {
+                (self.args.released)(E::KIND, &shards, member);
+            }
+        }
+        // It may belong here again by now.
+        self.sweep(myself);
+        self.report();
+    }
+
+    /// The answer to a request for a shard that is not served here. It names the node that serves it
+    /// instead, or will in a moment, as far as that is known. Who holds the lease is named even if it is not
+    /// in sight here: it may be in sight of who asks.
+    pub(super) fn not_serving(&self, shard: ShardNo) -> Failure {
+        let owner = self.slots.elsewhere(shard).and_then(|elsewhere| match elsewhere {
+            Elsewhere::Node(name) => self.view.get(name).map(|member| Arc::clone(&member.owner)),
+            Elsewhere::Owner(owner) => Some(Arc::clone(owner)),
+        });
+        Failure::NotServing(owner)
+    }
+
+    fn believed_until(&self, asked_at: MonoTime) -> MonoTime {
+        asked_at.plus(self.args.lease_times.ttl.saturating_sub(self.args.lease_times.margin))
+    }
+}
+
+fn task_died() -> store::Error {
+    store::Error::Unknown("the task that asked has died".into())
+}

@@ -1,0 +1,225 @@
+//! The status of a cluster, for people to read.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::actors::status::{ClusterStatus, LeaseStatus, NodeStatus, SessionStatus};
+
+/// What stands where nothing is known.
+const UNKNOWN: &str = "-";
+
+/// The tables, one after the other. Writing to a string does not fail.
+pub(super) fn render(status: &ClusterStatus) -> String {
+    let mut text = String::new();
+    let name = status.cluster.as_deref().map_or("a node alone".to_owned(), |name| format!("cluster {name}"));
+    let seen = status.seen_from.as_deref().unwrap_or("the database");
+    let _ = writeln!(text, "{name}, seen from {seen}\n");
+    text.push_str(&columns(&nodes(status)));
+    if !status.leases.is_empty() {
+        text.push('\n');
+        text.push_str(&columns(&shards(&status.leases)));
+    }
+    if let Some(outbox) = &status.outbox {
+        let oldest =
+            outbox.oldest_ms.map(|ms| format!(", the oldest for {}", short(Duration::from_millis(ms))));
+        let _ = writeln!(
+            text,
+            "\noutbox: {} events wait for Kafka{}; {} patients wait for an account",
+            outbox.unpublished_rows,
+            oldest.unwrap_or_default(),
+            outbox.unbilled_rows
+        );
+    }
+    for unknown in &status.unknown {
+        let _ = writeln!(text, "not known: {unknown}");
+    }
+    text
+}
+
+/// A row for each node in sight, and for each that only leases tell of.
+fn nodes(status: &ClusterStatus) -> Vec<Vec<String>> {
+    let head = ["NODE", "ROLES", "STATE", "UP", "LEASES", "IN FLIGHT", "SESSIONS"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    let mut held: BTreeMap<&str, usize> = BTreeMap::new();
+    for lease in status.leases.iter().filter(|lease| !lease.expired) {
+        *held.entry(node_of(&lease.owner)).or_default() += 1;
+    }
+    let mut row = |node: &NodeStatus, state: &str| {
+        let roles: Vec<_> = node.roles.iter().map(|role| role.as_str()).collect();
+        let sessions = node.sessions.as_deref().map(sessions);
+        rows.push(vec![
+            node.name.clone(),
+            if roles.is_empty() { UNKNOWN.to_owned() } else { roles.join(",") },
+            state.to_owned(),
+            node.uptime_ms.map_or(UNKNOWN.to_owned(), |ms| short(Duration::from_millis(ms))),
+            held.remove(node.name.as_str()).unwrap_or_default().to_string(),
+            node.in_flight.map_or(UNKNOWN.to_owned(), |count| count.to_string()),
+            sessions.unwrap_or(UNKNOWN.to_owned()),
+        ]);
+    };
+    for node in &status.nodes {
+        let state = match (status.seen_from.is_some(), node.draining, node.answers) {
+            (false, ..) => "not asked",
+            (_, true, _) => "draining",
+            (_, _, true) => "live",
+            _ => "silent",
+        };
+        row(node, state);
+    }
+    let mut others: Vec<&str> = status.leases.iter().map(|lease| node_of(&lease.owner)).collect();
+    others.sort_unstable();
+    others.dedup();
+    for name in others {
+        let holds = status.leases.iter().any(|lease| node_of(&lease.owner) == name && !lease.expired);
+        if holds && !status.nodes.iter().any(|node| node.name == name) {
+            row(&NodeStatus { name: name.to_owned(), ..NodeStatus::default() }, "not in sight");
+        }
+    }
+    rows
+}
+
+fn sessions(sessions: &[SessionStatus]) -> String {
+    let shown = sessions.iter().map(|session| match (session.round_trip_us, session.state.as_deref()) {
+        (_, Some(state)) if state != "live" => format!("{} ({state})", session.peer),
+        (Some(us), _) => format!("{} {}", session.peer, short(Duration::from_micros(us))),
+        (None, _) => session.peer.clone(),
+    });
+    let shown: Vec<_> = shown.collect();
+    if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
+}
+
+/// A row for each kind and holder, with ranges of shards of one epoch: `0-3@2` are four shards at epoch 2.
+fn shards(leases: &[LeaseStatus]) -> Vec<Vec<String>> {
+    let mut rows = vec![["KIND", "HELD BY", "SHARDS@EPOCH"].map(str::to_owned).to_vec()];
+    let mut holders: BTreeMap<(&str, &str), Vec<(u16, i64)>> = BTreeMap::new();
+    for lease in leases {
+        let holder = if lease.expired { "(nobody)" } else { lease.owner.as_str() };
+        holders.entry((&lease.kind, holder)).or_default().push((lease.shard, lease.epoch));
+    }
+    for ((kind, holder), shards) in holders {
+        rows.push(vec![kind.to_owned(), holder.to_owned(), ranges(shards)]);
+    }
+    rows
+}
+
+fn ranges(mut shards: Vec<(u16, i64)>) -> String {
+    shards.sort_unstable();
+    let mut runs: Vec<(u16, u16, i64)> = Vec::new();
+    for (shard, epoch) in shards {
+        match runs.last_mut() {
+            Some((_, last, of)) if *of == epoch && last.checked_add(1) == Some(shard) => *last = shard,
+            _ => runs.push((shard, shard, epoch)),
+        }
+    }
+    let shown = runs.into_iter().map(|(first, last, epoch)| match first == last {
+        true => format!("{first}@{epoch}"),
+        false => format!("{first}-{last}@{epoch}"),
+    });
+    shown.collect::<Vec<_>>().join(" ")
+}
+
+/// `node-name` of `node-name#boot-id`.
+fn node_of(owner: &str) -> &str {
+    owner.split_once('#').map_or(owner, |(name, _)| name)
+}
+
+/// A length of time in one unit or two.
+fn short(time: Duration) -> String {
+    let (seconds, ms) = (time.as_secs(), time.as_millis());
+    match seconds {
+        0 if ms == 0 => format!("{} µs", time.as_micros()),
+        0 => format!("{ms} ms"),
+        1..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+/// `rows` in columns two blanks apart.
+fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.iter().map(Vec::len).max().unwrap_or_default();
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or_default()
+    };
+    let widths: Vec<usize> = (0..count).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::status::OutboxStatus;
+    use crate::domain::cluster::NodeRole;
+
+    fn lease(kind: &str, shard: u16, owner: &str, epoch: i64) -> LeaseStatus {
+        LeaseStatus { kind: kind.into(), shard, owner: owner.into(), epoch, expired: false }
+    }
+
+    #[test]
+    fn the_tables_say_who_does_what() {
+        let node = |name: &str, role| NodeStatus {
+            name: name.into(),
+            owner: format!("{name}#1"),
+            roles: vec![role],
+            answers: true,
+            uptime_ms: Some(61_000),
+            in_flight: Some(3),
+            sessions: Some(vec![SessionStatus {
+                peer: "patient-1".into(),
+                round_trip_us: Some(210),
+                state: Some("live".into()),
+                in_flight: None,
+            }]),
+            ..NodeStatus::default()
+        };
+        let silent = NodeStatus {
+            answers: false,
+            sessions: None,
+            in_flight: None,
+            uptime_ms: None,
+            ..node("patient-1", NodeRole::Patient)
+        };
+        let mut leases: Vec<_> = (0..4).map(|shard| lease("patient", shard, "patient-1#1", 2)).collect();
+        leases.push(lease("patient", 4, "patient-1#1", 3));
+        leases.push(lease("billing", 0, "gone#1", 9));
+        leases.push(LeaseStatus { expired: true, ..lease("outbox", 0, "bridge#1", 5) });
+        let status = ClusterStatus {
+            cluster: Some("hygeia".into()),
+            seen_from: Some("front".into()),
+            nodes: vec![node("front", NodeRole::Front), silent],
+            leases,
+            outbox: Some(OutboxStatus { unpublished_rows: 7, oldest_ms: Some(1_500), unbilled_rows: 0 }),
+            unknown: vec!["patient-1: the node does not answer".into()],
+        };
+        let wanted = "\
+cluster hygeia, seen from front
+
+NODE       ROLES    STATE         UP         LEASES  IN FLIGHT  SESSIONS
+front      front    live          1 min 1 s  0       3          patient-1 210 µs
+patient-1  patient  silent        -          5       -          -
+gone       -        not in sight  -          1       -          -
+
+KIND     HELD BY      SHARDS@EPOCH
+billing  gone#1       0@9
+outbox   (nobody)     0@5
+patient  patient-1#1  0-3@2 4@3
+
+outbox: 7 events wait for Kafka, the oldest for 1 s; 0 patients wait for an account
+not known: patient-1: the node does not answer
+";
+        assert_eq!(render(&status), wanted);
+        assert!(render(&ClusterStatus::default()).starts_with("a node alone, seen from the database\n"));
+    }
+}

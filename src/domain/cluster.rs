@@ -1,0 +1,101 @@
+//! Which parts of the system a node runs, and which node should hold a shard.
+
+use super::ids::{Kind, ShardNo};
+
+/// A part of the system that a node may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeRole {
+    /// HTTP, and the way into the cluster.
+    Front,
+    /// Patients.
+    Patient,
+    /// Billing accounts, and gRPC.
+    Billing,
+    /// From the outbox to Kafka.
+    Bridge,
+    /// From Kafka to the counts.
+    Analytics,
+}
+
+impl NodeRole {
+    /// All roles.
+    pub const ALL: [NodeRole; 5] =
+        [NodeRole::Front, NodeRole::Patient, NodeRole::Billing, NodeRole::Bridge, NodeRole::Analytics];
+
+    /// The name in settings, in logs and between nodes. Never changes.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            NodeRole::Front => "front",
+            NodeRole::Patient => "patient",
+            NodeRole::Billing => "billing",
+            NodeRole::Bridge => "bridge",
+            NodeRole::Analytics => "analytics",
+        }
+    }
+
+    /// The role of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        NodeRole::ALL.into_iter().find(|role| role.as_str() == name)
+    }
+
+    /// The role whose nodes hold the shards of `kind`.
+    pub const fn serving(kind: Kind) -> Self {
+        match kind {
+            Kind::Patient => NodeRole::Patient,
+            Kind::Billing => NodeRole::Billing,
+            Kind::Outbox => NodeRole::Bridge,
+        }
+    }
+}
+
+/// Which of `names` should hold a shard: the one with the highest weight (Thaler and Ravishankar,
+/// "Using name-based mappings to increase hit rates", 1998: rendezvous hashing). So a node that comes or
+/// goes moves only the shards that it gains or leaves. `None` if there are no names.
+pub fn placed_on<'a>(
+    kind: Kind,
+    shard: ShardNo,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
+    names.into_iter().max_by_key(|name| (weight(kind, shard, name), *name))
+}
+
+/// FNV-1a over kind, shard and name, then the finalizer of `SplitMix64`, so that names which differ in one
+/// digit differ in all bits. Every node of a cluster must compute the same: never changed.
+fn weight(kind: Kind, shard: ShardNo, name: &str) -> u64 {
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = kind.as_str().bytes().chain([0]).chain(shard.to_be_bytes()).chain(name.bytes());
+    let hash = bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    let mixed = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(names: &[&'static str]) -> Vec<&'static str> {
+        (0..64).filter_map(|shard| placed_on(Kind::Patient, shard, names.iter().copied())).collect()
+    }
+
+    #[test]
+    fn placement_is_what_every_other_version_computes() {
+        assert_eq!(weight(Kind::Patient, 0, "patient-1"), 0x3f3a_bf07_2692_a344);
+        assert_eq!(placed_on(Kind::Billing, 7, []), None);
+    }
+
+    #[test]
+    fn a_node_that_comes_or_goes_moves_only_its_own_shards() {
+        let (two, three) =
+            (placed(&["patient-1", "patient-2"]), placed(&["patient-1", "patient-2", "patient-3"]));
+        for (before, after) in two.iter().zip(&three) {
+            assert!(after == before || *after == "patient-3");
+        }
+        for name in ["patient-1", "patient-2", "patient-3"] {
+            let held = three.iter().filter(|holder| **holder == name).count();
+            assert!((10..=32).contains(&held), "{name} holds {held} of 64");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `/cluster`: how the cluster is. It names nodes and what they do, so it is for administrators.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::Response;
+use http::StatusCode;
+
+use crate::domain::access::Role;
+use crate::error::ErrorCode;
+
+use super::pipeline::Call;
+use super::problem::Failure;
+use super::{AppState, reply};
+
+/// How long nodes and database may take to say how they are; less if the request has less time left.
+const ASK_LIMIT: Duration = Duration::from_secs(2);
+
+/// Shows the nodes, their roles, who holds which shards at which epoch, sessions, what is in flight, and the
+/// outbox's lag.
+#[utoipa::path(get, path = "/cluster", operation_id = "clusterStatus", tag = "operations",
+    responses((status = 200, description = "The cluster, as this node sees it. What is not known is left out.",
+        body = Object, example = json!({
+            "cluster": "hygeia", "seenFrom": "front",
+            "nodes": [{"name": "front", "owner": "front#01a20381-f501-74ce-bf8f-56f2d3a82b06", "roles": ["front"],
+                "draining": false, "answers": true, "version": "0.1.0", "uptimeMs": 60000, "inFlight": 1,
+                "sessions": [{"peer": "patient-1", "roundTripUs": 210, "inFlight": 0}]}],
+            "leases": [{"kind": "patient", "shard": 0, "owner": "patient-1#01a20381-e2a2-75a5-bd0a-42bb0c312e43",
+                "epoch": 3, "expired": false}],
+            "outbox": {"unpublishedRows": 0, "unbilledRows": 0},
+            "unknown": []
+        }))))]
+pub(super) async fn status(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    if call.ctx.caller.role != Role::Admin {
+        return Err(Failure::new(ErrorCode::Forbidden, "Only an ADMIN may see the cluster"));
+    }
+    let left = call.ctx.deadline.since(app.clock.mono());
+    // A little is kept for the answer itself.
+    let limit = ASK_LIMIT.min(left.mul_f64(0.8));
+    reply::json(StatusCode::OK, &app.cluster.cluster(&call.ctx.trace, limit).await)
+}
