@@ -327,6 +327,7 @@ mod tests {
         let mut config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
         config.grpc.listen = "127.0.0.1:0".parse().expect("an address");
+        config.ensure_jwt_secret().expect("a demo makes its own");
         let node = Node::assemble(config, Arc::new(String::new)).await.expect("assembled");
         // What the database's watch says, before any actor is started.
         watch::database(&*node.store, &node.health, 4).await.expect("the database is there");

@@ -135,8 +135,8 @@ impl Demo {
         }
         // One after the other: lists show them in this order.
         for (number, row) in (0..).zip(PATIENTS) {
-            let details = details(row)
-                .ok_or_else(|| Error::new(ErrorCode::Internal, "a date of the demo is none"))?;
+            let details =
+                details(row).ok_or_else(|| Error::new(ErrorCode::Internal, "a date of the demo is none"))?;
             self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), details).await?;
         }
         let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
