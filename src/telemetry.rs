@@ -10,6 +10,8 @@ mod line;
 mod metrics;
 mod panics;
 mod process;
+#[cfg(test)]
+pub(crate) mod testing;
 mod text;
 mod writer;
 

@@ -205,9 +205,7 @@ async fn each_call_is_one_line_that_tells_no_secret() {
         .json()
         .with_writer(move || writer.clone())
         .with_max_level(tracing::Level::TRACE);
-    let _guard = tracing::subscriber::set_default(subscriber.finish());
-    // Another test may have met these lines first, when nobody wanted them.
-    tracing::callsite::rebuild_interest_cache();
+    let _listening = crate::telemetry::testing::listen(subscriber.finish());
     let running = start(settings()).await;
     let mut client = running.client().await;
     client.create_billing_account(with(asking(NAME), "traceparent", TRACEPARENT)).await.expect("opened");

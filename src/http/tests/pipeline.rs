@@ -246,7 +246,7 @@ async fn each_request_leaves_one_line_without_what_was_sent() {
     let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
     let bench = Bench::start(settings()).await;
     // The runtime of this test has this one thread: its subscriber sees the server.
-    let _here = tracing::subscriber::set_default(subscriber);
+    let _listening = crate::telemetry::testing::listen(subscriber);
     let client = Client::new();
     let named = client.post(bench.url("/named/canary-path?canary=query")).bearer_auth(&bench.token);
     let named = named.header("traceparent", PARENT).json(&"canary-body").send().await.expect("answered");
