@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: test setup fmt lint bench run chaos chaos-counterproof
+.PHONY: test setup fmt lint bench run chaos chaos-counterproof compose-test
 
 ## Set up what the tests need, then check the form, lint, and run every test.
 test: setup
@@ -10,7 +10,7 @@ test: setup
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked
 
-## What the tests need beside Rust: the programs of PostgreSQL.
+## What the tests need beside Rust: the programs of PostgreSQL, and promtool.
 setup:
 	@tests/setup.sh
 
@@ -36,6 +36,11 @@ chaos: setup
 ## The same without the fence, where a violation has to be found: that the tests would see one.
 chaos-counterproof: setup
 	$(CARGO) test --locked --features unfenced --test chaos -- counterproof
+
+## The cluster in containers: build the image, start all of docker-compose.yml, break it under load, and look at what its
+## clients were told. Skipped where there is no Docker engine.
+compose-test:
+	$(CARGO) test --locked --test compose
 
 ## One node with everything in it, on this machine.
 run:

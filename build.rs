@@ -2,10 +2,13 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     const PROTOS: [&str; 2] = ["proto/billing_service.proto", "proto/patient_event.proto"];
-    const BETWEEN_NODES: [&str; 2] =
-        ["proto/hygeia/cluster/v1/link.proto", "proto/hygeia/cluster/v1/peer.proto"];
+    const BETWEEN_NODES: [&str; 3] = [
+        "proto/hygeia/cluster/v1/link.proto",
+        "proto/hygeia/cluster/v1/peer.proto",
+        "proto/hygeia/audit/v1/audit.proto",
+    ];
     // `Debug` would print the patients.
-    const CARRIES_PATIENTS: [&str; 30] = [
+    const CARRIES_PATIENTS: [&str; 37] = [
         ".hygeia.cluster.v1.Frame",
         ".hygeia.cluster.v1.Id",
         ".hygeia.cluster.v1.Trace",
@@ -16,6 +19,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".hygeia.cluster.v1.RegisterPatient",
         ".hygeia.cluster.v1.UpdatePatient",
         ".hygeia.cluster.v1.DeletePatient",
+        ".hygeia.cluster.v1.RestrictPatient",
         ".hygeia.cluster.v1.ListPatients",
         ".hygeia.cluster.v1.ListPosition",
         ".hygeia.cluster.v1.ReadAccount",
@@ -36,6 +40,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".hygeia.cluster.v1.Hint",
         ".hygeia.cluster.v1.Nudge",
         ".hygeia.cluster.v1.ShardsReleased",
+        ".hygeia.audit.v1.Batch",
+        ".hygeia.audit.v1.Opening",
+        ".hygeia.audit.v1.Pin",
+        ".hygeia.audit.v1.Who",
+        ".hygeia.audit.v1.Entry",
+        ".hygeia.cluster.v1.SessionsRevoked",
     ];
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=migrations");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt};
+use hygeia::domain::access::Caller;
 use hygeia::domain::analytics::Observation;
 use hygeia::domain::event::{EventType, RecordedEvent};
 use hygeia::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
@@ -129,6 +130,7 @@ fn append(n: usize, epochs: &[Epoch]) -> PatientAppend {
     let id = PatientId(Uuid::new_v4());
     let shard = id.shard(SHARDS);
     let patient = Patient {
+        restricted: false,
         id,
         version: 1,
         created_at: Timestamp(1_700_000_000_000_000 + n as i64),
@@ -143,6 +145,8 @@ fn append(n: usize, epochs: &[Epoch]) -> PatientAppend {
     PatientAppend {
         shard,
         epoch: epochs[usize::from(shard)],
+        caller: Caller::system("rates"),
+        action: hygeia::domain::access::Action::PatientRegister,
         released_email_key: None,
         recorded: RecordedEvent {
             event_id: EventId(Uuid::new_v4()),

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod analytics;
+pub mod audit;
 mod background;
 pub mod billing;
 pub mod billing_relay;
@@ -24,6 +25,7 @@ pub mod peers;
 pub mod region;
 pub mod reply;
 pub mod restart;
+pub mod sessions;
 pub mod settings;
 pub mod shard;
 pub mod slice_lease;

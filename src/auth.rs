@@ -1,11 +1,12 @@
 //! Who a caller is: passwords at login, tokens afterwards. Both edges ask here and nowhere else.
 //!
 //! Invariants:
-//! - A token is a JWT (RFC 7519) under HS256 and no other algorithm; issuer, subject, role and an end are
-//!   required of it.
-//! - A token holds only while its user exists and is not disabled; that is known anew at least every
-//!   `user_cache_ms`. If the database cannot be asked, nobody is refused as unknown: it is `Unavailable`, or
-//!   `Internal` if it is broken.
+//! - A token is a JWT (RFC 7519) under the one algorithm that is configured; type, issuer, audience, subject, role,
+//!   session and an end are required of it.
+//! - A token holds only while its session is not revoked, and while its user exists, is not disabled, and has
+//!   not changed the password since; the
+//!   former is known within 5 s, the latter anew at least every `user_cache_ms`. If the database cannot be asked,
+//!   nobody is refused as unknown: it is `Unavailable`, or `Internal` if it is broken.
 //! - A login that fails says and costs the same whether the user is unknown, disabled, or the password
 //!   wrong or too long. Where `bcrypt_cost` was lowered, hashes made before still cost more to check, and so
 //!   tell their users from unknown ones until the passwords are set anew.
@@ -13,151 +14,53 @@
 //! - No password, hash, token, secret or e-mail address is logged or printed.
 
 mod callers;
+mod common;
 #[cfg(test)]
 pub(crate) mod fake;
+mod first_admin;
+mod keys;
+mod limits;
 mod password;
+mod pool;
+mod sessions;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod token;
 mod users;
+mod vault;
 
 use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use crate::domain::access::{Caller, Role};
+use crate::domain::ids::SessionId;
 use crate::domain::patient::email_key;
-use crate::domain::time::Clock;
+use crate::domain::time::{Clock, Timestamp};
 use crate::domain::validate::EMAIL_MAX_CHARS;
 use crate::error::{Error as Failure, ErrorCode, Result};
-use crate::store::UserStore;
+use crate::store::{self, CallerStore};
 
 use callers::Callers;
+use limits::{Attempt, Limits};
 use password::Hasher;
-use token::Signer;
+use sessions::{Grant, Sessions};
+use token::Tokens;
 
+pub use first_admin::{FirstAdmin, make_first_admin};
+pub use keys::{KeyAdmin, KeyFacts, MadeKey};
 pub use password::{PASSWORD_MAX_BYTES, PASSWORD_MIN_BYTES, validate_password};
-pub use users::{User, Users};
+pub use sessions::Announce;
+pub use settings::{BCRYPT_COST_MIN, SecretText, Settings, TokenAlgorithm};
+pub use token::{KeySet, PublicKey};
+pub use users::{Change, User, Users};
 
-/// The least BCrypt cost for a node that others can reach.
-pub const BCRYPT_COST_MIN: u32 = 12;
-
-/// How tokens are made and passwords are hashed.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Settings {
-    /// The secret that signs tokens: at least 32 bytes, the same on every node of a cluster. Text that is
-    /// well-formed base64 (RFC 4648, section 4, with padding) stands for the bytes it encodes, any other
-    /// text for its own bytes.
-    pub jwt_secret: Option<SecretText>,
-    /// The `iss` of tokens; one of another issuer does not hold.
-    pub issuer: String,
-    /// How long a token holds.
-    pub token_ttl_seconds: u64,
-    /// How many verified tokens are remembered, so that they need not be verified for each request.
-    pub tokens_cached_max: usize,
-    /// The BCrypt cost of new hashes: the work is two to this power. Below `BCRYPT_COST_MIN` only for tests
-    /// and for trying out on loopback.
-    pub bcrypt_cost: u32,
-    /// How many passwords are hashed at once. Half the processors by default: hashing must not keep the
-    /// actors from running.
-    pub hashing_threads_max: usize,
-    /// How many more logins may wait for a thread; beyond, they are refused as `Overloaded`.
-    pub hashing_queue_max: usize,
-    /// How many users' standing is remembered.
-    pub users_cached_max: usize,
-    /// How long a user's standing is taken as still true: a disabled user is out after at most this long.
-    pub user_cache_ms: u64,
-    /// How long the database may take to say who a user is.
-    pub user_lookup_timeout_ms: u64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Settings {
-            jwt_secret: None,
-            issuer: "hygeia".into(),
-            token_ttl_seconds: 3600,
-            tokens_cached_max: 4096,
-            bcrypt_cost: BCRYPT_COST_MIN,
-            hashing_threads_max: (processors / 2).max(1),
-            hashing_queue_max: 16,
-            users_cached_max: 1024,
-            user_cache_ms: 1000,
-            user_lookup_timeout_ms: 2000,
-        }
-    }
-}
-
-impl Settings {
-    /// The keys whose values are not allowed, each with what is. `weak_hashes` allows a BCrypt cost below
-    /// `BCRYPT_COST_MIN`.
-    pub fn problems(&self, weak_hashes: bool) -> Vec<(&'static str, String)> {
-        let least_cost = if weak_hashes { password::COST_LEAST } else { BCRYPT_COST_MIN };
-        let at_least_one = |n: usize| n >= 1;
-        let checks = [
-            ("issuer", !self.issuer.is_empty(), "a name".to_owned()),
-            ("token_ttl_seconds", (1..=604_800).contains(&self.token_ttl_seconds), "1 to 604800".into()),
-            ("tokens_cached_max", at_least_one(self.tokens_cached_max), "at least 1".into()),
-            (
-                "bcrypt_cost",
-                (least_cost..=password::COST_MOST).contains(&self.bcrypt_cost),
-                format!("{least_cost} to {}", password::COST_MOST),
-            ),
-            ("hashing_threads_max", (1..=256).contains(&self.hashing_threads_max), "1 to 256".into()),
-            ("hashing_queue_max", self.hashing_queue_max <= 10_000, "at most 10000".into()),
-            ("users_cached_max", at_least_one(self.users_cached_max), "at least 1".into()),
-            ("user_cache_ms", self.user_cache_ms <= 60_000, "at most 60000".into()),
-            (
-                "user_lookup_timeout_ms",
-                (1..=60_000).contains(&self.user_lookup_timeout_ms),
-                "1 to 60000".into(),
-            ),
-        ];
-        let broken =
-            checks.into_iter().filter(|(_, holds, _)| !holds).map(|(key, _, allowed)| (key, allowed));
-        // That there is none is no matter of this file: a node for trying out makes one.
-        let secret = self.jwt_secret.as_ref().and_then(|_| token::secret_bytes(self).err());
-        broken.chain(secret.map(|error| ("jwt_secret", error.to_string()))).collect()
-    }
-}
-
-impl Settings {
-    /// Whether there is a secret that tokens can be signed with.
-    ///
-    /// # Errors
-    /// The secret is missing or too short.
-    pub fn check_secret(&self) -> std::result::Result<(), Error> {
-        token::secret_bytes(self).map(drop)
-    }
-}
-
-/// A secret as configured. Never printed.
-#[derive(Clone, Deserialize)]
-#[serde(transparent)]
-pub struct SecretText(String);
-
-impl SecretText {
-    /// The text, for those who need it.
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for SecretText {
-    fn from(text: String) -> Self {
-        SecretText(text)
-    }
-}
-
-impl fmt::Debug for SecretText {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretText(..)")
-    }
-}
+/// How far the clocks of nodes may differ, and how long a change may take to be seen in the database, where what
+/// one node wrote is judged by another.
+const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
 
 /// Why callers cannot be told apart with these settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -169,12 +72,17 @@ pub enum Error {
     SecretMissing,
     /// A secret shorter than the hash it keys (RFC 7518, section 3.2).
     #[error(
-        "auth.jwt_secret is {bytes} bytes long (after decoding base64): at least 32 are needed; set HYGEIA__AUTH__JWT_SECRET to what `openssl rand -base64 48` makes"
+        "auth.{key} is {bytes} bytes long (after decoding base64): at least 32 are needed; `openssl rand -base64 48` makes some"
     )]
     SecretTooShort {
+        /// Its name.
+        key: &'static str,
         /// Its length.
         bytes: usize,
     },
+    /// The system gives no random bytes.
+    #[error("the system gives no random bytes")]
+    NoRandomness,
 }
 
 /// A token just given.
@@ -192,6 +100,21 @@ impl fmt::Debug for Token {
     }
 }
 
+/// What a login or a refresh gives.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// For requests.
+    pub token: Token,
+    /// For the next token, once.
+    pub refresh_token: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("token", &self.token).finish_non_exhaustive()
+    }
+}
+
 /// Answers who a caller is. Cloning is cheap.
 #[derive(Clone)]
 pub struct Auth {
@@ -199,7 +122,9 @@ pub struct Auth {
 }
 
 struct Inner {
-    signer: Signer,
+    tokens: Tokens,
+    sessions: Sessions,
+    limits: Limits,
     hasher: Hasher,
     callers: Callers,
 }
@@ -208,25 +133,34 @@ impl Auth {
     /// Callers as `store` knows them.
     ///
     /// # Errors
-    /// The secret is missing or too short.
+    /// A secret is missing or too short.
     pub fn new(
-        settings: Settings,
-        store: Arc<dyn UserStore>,
+        settings: &Settings,
+        store: Arc<dyn CallerStore>,
         clock: Arc<dyn Clock>,
     ) -> std::result::Result<Self, Error> {
-        let signer = Signer::new(&settings, Arc::clone(&clock))?;
-        let hasher = Hasher::new(&settings);
-        let callers = Callers::new(&settings, store, clock);
-        Ok(Auth { inner: Arc::new(Inner { signer, hasher, callers }) })
+        let shared = || (Arc::clone(&store), Arc::clone(&clock));
+        let (keys, time) = shared();
+        let tokens = Tokens::new(settings, keys, time)?;
+        let (kept, time) = shared();
+        let sessions = Sessions::new(settings, kept, time);
+        let (counted, time) = shared();
+        let limits = Limits::new(settings, counted, time);
+        let hasher = Hasher::new(settings);
+        let callers = Callers::new(settings, store, clock);
+        Ok(Auth { inner: Arc::new(Inner { tokens, sessions, limits, hasher, callers }) })
     }
 
-    /// A token for the user of `email` if `password` is theirs. To be told that it is not costs one hash, too.
+    /// A session for the user of `email` if `password` is theirs; `from` is the address of who asks. To be told that
+    /// it is not costs one hash, too.
     ///
     /// # Errors
-    /// `Unauthenticated`: they do not fit, without a word on which. `Overloaded`: too many log in.
-    /// `Unavailable`: the database cannot say. `Internal`: the stored hash is damaged.
-    pub async fn login(&self, email: &str, password: &str) -> Result<Token> {
-        let outcome = self.try_login(email, password).await;
+    /// `Unauthenticated`: they do not fit, without a word on which. `TooManyRequests`: too many logins of that
+    /// account or address have failed. `Overloaded`: too many log in. `Unavailable`: the database cannot say.
+    /// `OutcomeUnknown`: whether the session was stored is not known. `Internal`: the stored hash is damaged, or
+    /// there is no key to sign with.
+    pub async fn login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
+        let outcome = self.try_login(email, password, from).await;
         let label = match &outcome {
             Ok(_) => "ok",
             Err(failure) => failure.code.as_str(),
@@ -235,39 +169,158 @@ impl Auth {
         outcome
     }
 
-    async fn try_login(&self, email: &str, password: &str) -> Result<Token> {
+    async fn try_login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
         let inner = &*self.inner;
         let email = email_key(email.trim());
+        let attempt = Attempt::new(&email, from);
+        inner.limits.check(&attempt)?;
+        // Before the database is asked: a flood is turned away here.
+        let place = inner.hasher.place()?;
+        inner.limits.count(&attempt).await?;
         let user =
             if email.chars().count() <= EMAIL_MAX_CHARS { inner.callers.find(&email).await? } else { None };
         let user = user.filter(|user| !user.disabled);
         let role = user.as_ref().and_then(|user| Role::parse(&user.role));
+        let not_before = user.as_ref().map_or(Timestamp::default(), |user| user.sessions_not_before);
         let hash = user.map(|user| user.password_hash);
-        let fits = inner.hasher.verify(password, hash).await?;
+        let fits = inner.hasher.verify(place, password, hash).await?;
         match role {
-            Some(role) if fits => inner.signer.sign(&email, role),
+            Some(role) if fits => {
+                inner.limits.forgive(&attempt).await;
+                let grant = inner.sessions.start(&email, not_before).await?;
+                self.granted(&email, (role, not_before), grant).await
+            }
             _ => Err(Failure::new(ErrorCode::Unauthenticated, "The e-mail address or the password is wrong")),
         }
+    }
+
+    /// The next tokens of a session for its refresh token, which is good once.
+    ///
+    /// # Errors
+    /// `Unauthenticated`: it does not hold, or its user is no longer let in; if it was used before, its session is
+    /// over. `Unavailable`: the database cannot say. `OutcomeUnknown`: it may be used now.
+    pub async fn refresh(&self, refresh_token: &str) -> Result<Login> {
+        let inner = &*self.inner;
+        let (subject, grant) = inner.sessions.refresh(refresh_token).await?;
+        match inner.callers.standing(&Arc::from(subject.as_str())).await? {
+            Some(standing) if grant.begun_at >= standing.1 => self.granted(&subject, standing, grant).await,
+            _ => {
+                inner.sessions.revoke(grant.session).await?;
+                Err(token::refused())
+            }
+        }
+    }
+
+    async fn granted(&self, subject: &str, standing: (Role, Timestamp), grant: Grant) -> Result<Login> {
+        let token = self.inner.tokens.sign(subject, standing, grant.session).await?;
+        Ok(Login { token, refresh_token: grant.refresh_token })
+    }
+
+    /// Ends the session of `bearer_token`.
+    ///
+    /// # Errors
+    /// As `authenticate`; `OutcomeUnknown`: it may be over.
+    pub async fn logout(&self, bearer_token: &str) -> Result<()> {
+        let verified = self.inner.tokens.verify(bearer_token).await?;
+        self.inner.sessions.revoke(verified.session).await
+    }
+
+    /// Ends all sessions of `subject`, such as after a change of password; answers how many there were.
+    ///
+    /// # Errors
+    /// `Unavailable`: the database cannot do it now. `OutcomeUnknown`: they may be over.
+    pub async fn logout_all(&self, subject: &str) -> Result<usize> {
+        self.inner.sessions.revoke_all(subject).await
     }
 
     /// The caller who shows `bearer_token`, as the database knows them now.
     ///
     /// # Errors
     /// `Unauthenticated`: the token does not hold, or its user is no longer let in. `Unavailable`: the
-    /// database cannot say.
+    /// database cannot say. `Overloaded`: more sessions are revoked than can be remembered.
     pub async fn authenticate(&self, bearer_token: &str) -> Result<Caller> {
-        let subject = self.inner.signer.verify(bearer_token)?;
-        match self.inner.callers.role(&subject).await? {
-            Some(role) => Ok(Caller { subject, role }),
-            None => Err(token::refused()),
+        let token::Verified { subject, session, given_at, .. } =
+            self.inner.tokens.verify(bearer_token).await?;
+        self.inner.sessions.check(session).await?;
+        match self.inner.callers.standing(&subject).await? {
+            Some((role, not_before)) if given_at >= not_before => Ok(Caller { subject, role, from: None }),
+            _ => Err(token::refused()),
         }
     }
 
-    /// A mark that only holders of the secret can make on `message`, for `purpose`: for texts that are
+    /// The public keys that tokens are verified with (RFC 7517).
+    ///
+    /// # Errors
+    /// `Unavailable`: the database cannot say.
+    pub async fn key_set(&self) -> Result<KeySet> {
+        self.inner.tokens.key_set().await
+    }
+
+    /// A mark that only nodes of the cluster can make on `message`, for `purpose`: for texts that are
     /// handed out and come back, such as the cursor of a list. The same on every node.
     pub fn seal(&self, purpose: &str, message: &[u8]) -> [u8; 16] {
-        self.inner.signer.seal(purpose, message)
+        self.inner.tokens.seal(purpose, message)
     }
+
+    /// From now on `announce` is told which sessions are revoked here, for other nodes. To be called once.
+    pub fn announce_with(&self, announce: Announce) {
+        self.inner.sessions.announce_with(announce);
+    }
+
+    /// Another node says that `sessions` were revoked.
+    pub fn revoked_elsewhere(&self, sessions: &[SessionId]) {
+        self.inner.sessions.revoked_elsewhere(sessions);
+    }
+
+    /// Asks the database which sessions were revoked.
+    ///
+    /// # Errors
+    /// `Unavailable`: it cannot say.
+    pub async fn read_revocations(&self) -> Result<()> {
+        self.inner.sessions.read().await
+    }
+
+    /// Asks the database which keys there are, and makes the next one if it is time.
+    ///
+    /// # Errors
+    /// `Unavailable`: it cannot say.
+    pub async fn read_keys(&self) -> Result<()> {
+        match self.inner.tokens.keys() {
+            Some(keys) => keys.read().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets in the database what no longer matters: sessions, keys and failed logins, so many at a time.
+    ///
+    /// # Errors
+    /// `Unavailable`: it cannot be done now.
+    pub async fn delete_dead(&self) -> Result<()> {
+        self.inner.sessions.delete_dead().await?;
+        self.inner.limits.delete_dead().await?;
+        match self.inner.tokens.keys() {
+            Some(keys) => keys.delete_dead().await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Waits for the database at most so long. What comes too late may happen still.
+async fn timed<T>(limit: Duration, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result,
+        Err(_) => Err(store::Error::Unknown("no answer in time".into())),
+    }
+}
+
+/// What is told of a failed look at `what`.
+fn lookup_failed(what: &'static str, error: &store::Error) -> Failure {
+    tracing::warn!(%error, what, "the database cannot be asked");
+    let code = match error {
+        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
+        store::Error::Broken(_) => ErrorCode::Internal,
+    };
+    Failure::new(code, "Callers cannot be looked up")
 }
 
 /// The token in an `Authorization` header or metadata entry (RFC 6750, section 2.1; the scheme's name

@@ -4,14 +4,18 @@
 //! wrong. A secret is never an argument, as every process can read those.
 
 mod ask;
+mod audit;
 mod backend;
 mod certs;
 mod cluster;
 mod failure;
 mod healthcheck;
+mod keys;
 mod password;
+mod provision;
 mod serve;
 mod settings;
+mod topics;
 mod trace;
 mod user;
 
@@ -50,17 +54,27 @@ enum Command {
     /// Run or look at several nodes
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Bring the database's tables up to date
+    /// Bring the database's tables up to date, and make the first administrator if one is named
     Migrate(SettingArgs),
     /// Manage who may log in
     #[command(subcommand)]
     User(user::Command),
+    /// Look at the access audit
+    #[command(subcommand)]
+    Audit(audit::Command),
+    /// Manage the keys that sign tokens
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Print the OpenAPI document
     Openapi,
     /// Check the configuration and print what a node would use, secrets hidden
     Check(SettingArgs),
     /// Make an authority and certificates for nodes, to try a cluster with TLS
     Certs(certs::Args),
+    /// Make the secrets and certificates of all nodes of a file, each node's in a directory of its own
+    Provision(provision::Args),
+    /// Make the topics at the broker, and wait for it
+    Topics(topics::Args),
     /// Ask the running node whether it is ready
     Healthcheck(SettingArgs),
     /// Draw the way of one request through the actors of all nodes, from their logs
@@ -99,7 +113,10 @@ fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure
         Command::Cluster(command) => cluster::run(command, environment, &mut out),
         Command::Migrate(settings) => {
             let config = load(settings)?.config;
-            with_tool(&config, backend::migrate(&config))
+            if with_tool(&config, backend::migrate(&config))? {
+                writeln!(out, "the first administrator was made")?;
+            }
+            Ok(())
         }
         Command::User(command) => {
             let (settings, action) = command.into_parts();
@@ -109,9 +126,29 @@ fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure
                 user::run(&action, users.as_ref(), &password::read, &mut out).await
             })
         }
+        Command::Audit(audit::Command::Verify(args)) => {
+            let config = load(args.settings)?.config;
+            let report = with_tool(&config, backend::verify_audit(&config))?;
+            audit::tell(&report, args.heads, &mut out)
+        }
+        Command::Keys(command) => {
+            let (settings, action) = command.into_parts();
+            let config = load(settings)?.config;
+            with_tool(&config, async {
+                let keys = backend::open_keys(&config).await?;
+                keys::run(&action, keys.as_ref(), &mut out).await
+            })
+        }
         Command::Openapi => Ok(writeln!(out, "{}", backend::openapi())?),
         Command::Check(settings) => check(settings, environment, &mut out),
         Command::Certs(args) => certs::run(&args, &mut out),
+        Command::Provision(args) => provision::run(args, environment, &mut out),
+        Command::Topics(args) => {
+            let (settings, patience) = args.into_parts();
+            let config = load(settings)?.config;
+            let made = with_tool(&config, backend::make_topics(&config, patience))?;
+            Ok(writeln!(out, "{made}")?)
+        }
         Command::Healthcheck(settings) => {
             let config = load(settings)?.config;
             let answer = with_runtime(healthcheck::ask(&config))?;

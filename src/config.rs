@@ -13,6 +13,7 @@ pub mod cluster;
 mod cluster_rules;
 mod de;
 mod effective;
+mod host;
 mod layers;
 mod node;
 mod problem;
@@ -56,6 +57,8 @@ pub struct Config {
     pub kafka: kafka::Settings,
     /// Users and tokens.
     pub auth: auth::Settings,
+    /// The access audit.
+    pub audit: actors::audit::Settings,
     /// The actors of patients and accounts.
     pub actors: actors::settings::Settings,
     /// The links to other nodes.
@@ -81,6 +84,7 @@ impl Default for Config {
             store: store::Settings::default(),
             kafka: kafka::Settings::default(),
             auth: auth::Settings::default(),
+            audit: actors::audit::Settings::default(),
             actors: actors::settings::Settings::default(),
             link: actors::link::Settings::default(),
             relay: actors::billing_relay::Settings::default(),
@@ -103,14 +107,20 @@ impl Config {
             && !self.is_clustered()
     }
 
-    /// Gives an embedded demo node without a secret for tokens one of its own: random, kept in the
-    /// data directory with mode 0600, so that tokens outlive a restart. Nothing happens elsewhere.
+    /// Gives an embedded demo node the secrets that are needed and missing: random, kept in the data directory with
+    /// mode 0600, so that what was made with them outlives a restart. Nothing happens elsewhere.
     ///
     /// # Errors
-    /// The file cannot be made or read, or others may read it.
-    pub fn ensure_jwt_secret(&mut self) -> Result<(), Error> {
-        if self.auth.check_secret() == Err(auth::Error::SecretMissing) && self.is_embedded_demo() {
-            self.auth.jwt_secret = Some(secret_file::read_or_make(&self.data_dir)?.into());
+    /// A file cannot be made or read, or others may read it.
+    pub fn ensure_secrets(&mut self) -> Result<(), Error> {
+        if !self.is_embedded_demo() {
+            return Ok(());
+        }
+        if self.auth.check_secret() == Err(auth::Error::SecretMissing) {
+            self.auth.jwt_secret = Some(secret_file::JWT.read_or_make(&self.data_dir)?.into());
+        }
+        if self.audit.secret.is_none() {
+            self.audit.secret = Some(secret_file::AUDIT.read_or_make(&self.data_dir)?.into());
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod account;
 pub mod analytics;
+pub mod audit;
 pub mod cluster;
 pub mod event;
 pub mod ids;

@@ -27,6 +27,8 @@ pub enum ErrorCode {
     UnsupportedMediaType,
     /// The caller was too slow in sending its request.
     RequestTimeout,
+    /// Too many of the same have come from the caller, or for the account. Nothing was done.
+    TooManyRequests,
     /// A limit of ours is reached. Nothing was done; later it may work.
     Overloaded,
     /// A part we need is away. Nothing was done; later it may work.
@@ -42,7 +44,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 14] = [
+    pub const ALL: [ErrorCode; 15] = [
         ErrorCode::Invalid,
         ErrorCode::Unauthenticated,
         ErrorCode::Forbidden,
@@ -52,6 +54,7 @@ impl ErrorCode {
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
         ErrorCode::RequestTimeout,
+        ErrorCode::TooManyRequests,
         ErrorCode::Overloaded,
         ErrorCode::Unavailable,
         ErrorCode::DeadlineExceeded,
@@ -72,6 +75,7 @@ impl ErrorCode {
                 ("UNSUPPORTED_MEDIA_TYPE", "The body's type is not supported", 415, 3)
             }
             ErrorCode::RequestTimeout => ("REQUEST_TIMEOUT", "The request was sent too slowly", 408, 4),
+            ErrorCode::TooManyRequests => ("TOO_MANY_REQUESTS", "Too many tries; nothing was done", 429, 8),
             ErrorCode::Overloaded => ("OVERLOADED", "Too much to do; nothing was done", 503, 8),
             ErrorCode::Unavailable => ("UNAVAILABLE", "A needed part is away; nothing was done", 503, 14),
             ErrorCode::DeadlineExceeded => ("DEADLINE_EXCEEDED", "The time was up; nothing was done", 504, 4),
@@ -105,7 +109,9 @@ impl ErrorCode {
     /// Whether the same request may be sent again soon with a hope of success.
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
-            ErrorCode::Overloaded | ErrorCode::Unavailable => Some(Duration::from_secs(1)),
+            ErrorCode::Overloaded | ErrorCode::Unavailable | ErrorCode::TooManyRequests => {
+                Some(Duration::from_secs(1))
+            }
             _ => None,
         }
     }
@@ -121,17 +127,29 @@ pub struct Error {
     pub detail: Cow<'static, str>,
     /// For `Invalid`: the fields, each with its message.
     pub fields: FieldErrors,
+    /// When it may be tried again, if that is known better than for the code.
+    pub retry_after: Option<Duration>,
 }
 
 impl Error {
     /// A failure of this kind.
     pub fn new(code: ErrorCode, detail: impl Into<Cow<'static, str>>) -> Self {
-        Error { code, detail: detail.into(), fields: FieldErrors::new() }
+        Error { code, detail: detail.into(), fields: FieldErrors::new(), retry_after: None }
     }
 
     /// Fields that do not hold.
     pub fn invalid_fields(fields: FieldErrors) -> Self {
-        Error { code: ErrorCode::Invalid, detail: "Some fields are not valid".into(), fields }
+        Error { fields, ..Error::new(ErrorCode::Invalid, "Some fields are not valid") }
+    }
+
+    /// Too many of the same; it may be tried again after `wait`.
+    pub fn too_many_requests(detail: &'static str, wait: Duration) -> Self {
+        Error { retry_after: Some(wait), ..Error::new(ErrorCode::TooManyRequests, detail) }
+    }
+
+    /// When it may be tried again with a hope of success.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after.or(self.code.retry_after())
     }
 }
 

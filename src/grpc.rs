@@ -33,6 +33,7 @@ pub use self::billing::Authenticate;
 use self::billing::Billing;
 use self::call::Envelope;
 use self::connection::Limits;
+use crate::actors::audit::AuditHandle;
 use crate::actors::open_accounts::OpenAccounts;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
@@ -132,6 +133,8 @@ pub struct GrpcState {
     pub billing: Arc<dyn OpenAccounts>,
     /// Knows callers by their tokens.
     pub auth: Arc<dyn Authenticate>,
+    /// Where accesses are recorded before they are answered.
+    pub audit: AuditHandle,
     /// For deadlines and durations.
     pub clock: Arc<dyn Clock>,
     /// Says what the health service says, and is told how this part is.
@@ -214,6 +217,8 @@ impl Server {
                         accounts: Arc::clone(&state.billing),
                         auth: Arc::clone(&state.auth),
                         require_token: settings.require_token,
+                        audit: state.audit.clone(),
+                        clock: Arc::clone(&state.clock),
                     })
                     .max_decoding_message_size(settings.message_max_bytes),
                 )

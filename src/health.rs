@@ -34,11 +34,17 @@ impl Health {
             Status::Explained(reason) | Status::NotReady(reason) => tracing::warn!(part, reason, "not ready"),
         }
         parts.insert(part, status);
+        metrics::gauge!("hygeia_node_ready").set(f64::from(u8::from(all_serve(&parts))));
     }
 
     /// Whether no part is `NotReady`, and what each says.
     pub fn snapshot(&self) -> (bool, BTreeMap<&'static str, Status>) {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (!parts.values().any(|s| matches!(s, Status::NotReady(_))), parts)
+        (all_serve(&parts), parts)
     }
+}
+
+/// Whether no part keeps the node from serving.
+fn all_serve(parts: &BTreeMap<&'static str, Status>) -> bool {
+    !parts.values().any(|status| matches!(status, Status::NotReady(_)))
 }

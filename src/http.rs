@@ -16,9 +16,12 @@
 //!
 //! What is no HTTP at all, or a head over its limit, hyper answers itself with a bare 400, 414 or 431.
 
+mod accesses;
 mod analytics;
+mod audit;
 mod billing;
 mod body;
+mod client_address;
 mod cluster;
 mod cursor;
 mod docs;
@@ -34,6 +37,7 @@ mod reply;
 mod routes;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -42,13 +46,15 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::actors::analytics::AnalyticsHandle;
+use crate::actors::audit::{AuditHandle, AuditReader};
 use crate::actors::billing::BillingHandle;
 use crate::actors::patients::PatientHandle;
 use crate::actors::status::StatusProvider;
-use crate::auth::Auth;
+use crate::auth::{Auth, Users};
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 
+pub use client_address::TrustedProxies;
 pub use docs::openapi;
 pub use listener::Drained;
 
@@ -85,6 +91,9 @@ pub struct Settings {
     /// ends with it. If idle connections were ended at once, a request just sent over one would be lost, and its
     /// client could not know whether it was carried out.
     pub drain_idle_ms: u64,
+    /// Proxies of our own, by address or network: of requests that come from them `X-Forwarded-For` says from whom
+    /// (for the limits of logins). None: the header is not read.
+    pub trusted_proxies: Vec<String>,
 }
 
 impl Default for Settings {
@@ -101,6 +110,7 @@ impl Default for Settings {
             write_stall_ms: 10_000,
             drain_timeout_ms: 4000,
             drain_idle_ms: 500,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -122,6 +132,12 @@ impl Settings {
             ("write_stall_ms", within(u64::from(self.write_stall_ms), 1, 600_000)),
             ("drain_timeout_ms", within(self.drain_timeout_ms, 0, 600_000)),
             ("drain_idle_ms", within(self.drain_idle_ms, 0, 60_000)),
+            (
+                "trusted_proxies",
+                TrustedProxies::parse(&self.trusted_proxies)
+                    .err()
+                    .map(|_| "addresses, and networks such as 10.0.0.0/8".to_owned()),
+            ),
         ];
         checks.into_iter().filter_map(|(key, allowed)| allowed.map(|allowed| (key, allowed))).collect()
     }
@@ -157,6 +173,12 @@ pub struct AppState {
     pub analytics: AnalyticsHandle,
     /// Who callers are.
     pub auth: Auth,
+    /// Users, for administrators.
+    pub users: Arc<Users>,
+    /// Where accesses are recorded.
+    pub audit: AuditHandle,
+    /// Where they are read.
+    pub audit_reader: AuditReader,
     /// How the parts of this node are.
     pub health: Health,
     /// The metrics of this node.
@@ -196,7 +218,7 @@ impl Server {
     /// The address cannot be had.
     pub async fn bind(settings: Settings, app: AppState) -> Result<Self, Error> {
         let (auth, clock, health) = (app.auth.clone(), Arc::clone(&app.clock), app.health.clone());
-        let edge = pipeline::Edge::new(&settings, auth, clock, app);
+        let edge = pipeline::Edge::new(&settings, auth, app.audit.clone(), clock, app);
         let router = pipeline::router(&edge, &routes::ROUTES);
         let listener = listener::Listener::bind(settings).await?;
         Ok(Server { listener, router, health, in_flight: edge.in_flight() })
@@ -208,7 +230,7 @@ impl Server {
     /// The address cannot be had.
     pub async fn bind_ops(settings: Settings, ops: OpsState) -> Result<Self, Error> {
         let (clock, health) = (Arc::clone(&ops.clock), ops.health.clone());
-        let edge = pipeline::Edge::new(&settings, None, clock, ops);
+        let edge = pipeline::Edge::new(&settings, None, AuditHandle::off(), clock, ops);
         let router = pipeline::router_of_part(&edge, &routes::OPS_ROUTES, NO_FRONT);
         let listener = listener::Listener::bind(settings).await?;
         Ok(Server { listener, router, health, in_flight: edge.in_flight() })

@@ -25,6 +25,7 @@
 //! `docs/ARCHITECTURE.md` says what is promised and how it is kept.
 
 pub mod actors;
+pub mod audit;
 pub mod auth;
 pub mod cli;
 pub mod clock;

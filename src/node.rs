@@ -16,9 +16,12 @@
 //! So a port in use is told before any actor runs, and a database that is away keeps nobody from asking
 //! why the node is not ready.
 
+mod callers;
 mod children;
+mod clock_skew;
 mod cluster;
 mod demo;
+mod first_admin;
 pub mod runtime_file;
 mod status;
 mod stop;
@@ -32,13 +35,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::children::{Actors, children};
+use self::children::{Actors, Audits, children};
 use self::cluster::Cluster;
 use self::runtime_file::RuntimeFile;
 use self::status::Reporter;
 use crate::actors::analytics::AnalyticsHandle;
+use crate::actors::audit::{AuditHandle, AuditReader};
 use crate::actors::system::{Parts, Tree};
-use crate::auth::Auth;
+use crate::auth::{Auth, Users};
 use crate::clock::SystemClock;
 use crate::config::{Config, Role};
 use crate::domain::time::Clock;
@@ -99,9 +103,13 @@ struct Node {
     store: Arc<dyn Store>,
     /// Where bridge or analytics is.
     kafka: Option<Kafka>,
+    /// Where a front or billing is.
+    auth: Option<Auth>,
     cluster: Cluster,
     reporter: Arc<Reporter>,
     parts: Parts,
+    /// Where accesses are recorded.
+    audits: Option<Audits>,
     actors: Actors,
     http: http::Server,
     /// Where billing is.
@@ -120,10 +128,15 @@ impl Node {
         let speaks_kafka = runs(Role::Bridge) || runs(Role::Analytics);
         let kafka = speaks_kafka.then(|| Kafka::connect(&config.kafka)).transpose().map_err(failed)?;
         let knows_callers = runs(Role::Front) || runs(Role::Billing);
-        let auth = || Auth::new(config.auth.clone(), Arc::clone(&store) as _, Arc::clone(&clock));
+        let auth = || Auth::new(&config.auth, Arc::clone(&store) as _, Arc::clone(&clock));
         let auth = knows_callers.then(auth).transpose().map_err(failed)?;
         let owner: Arc<str> = format!("{}#{}", config.node.name, Uuid::now_v7()).into();
         let actors = Actors::default();
+        let audits = Audits::of(&config, &store, &clock, &owner).map_err(failed)?;
+        let recorder = match &audits {
+            Some(_) => AuditHandle::new(actors.audit.clone()),
+            None => AuditHandle::off(),
+        };
         let cluster = Cluster::start(&config, &owner, &actors, &clock).await?;
         let reporter = Arc::new(Reporter {
             cluster_name: config.is_clustered().then(|| config.cluster.name.clone()),
@@ -138,6 +151,10 @@ impl Node {
             accounts: actors.accounts.clone(),
         });
         cluster.tell_of(Arc::clone(&reporter) as _);
+        if let (Some(auth), Some(ways)) = (&auth, &cluster.ways) {
+            let links = ways.links.clone();
+            auth.announce_with(Arc::new(move |sessions| links.revoked(sessions)));
+        }
         let parts = Parts {
             store: Arc::clone(&store),
             store_writers: store.writers(),
@@ -150,6 +167,7 @@ impl Node {
             links: cluster.ways.as_ref().map(|ways| ways.links.clone()),
             shards: config.actors.shards,
             settings: config.actors.clone(),
+            audit: audits.as_ref().map(|audits| audits.chains("patients")),
         };
         let http = match &auth {
             Some(auth) if runs(Role::Front) => {
@@ -162,6 +180,9 @@ impl Node {
                         None => analytics,
                     },
                     auth: auth.clone(),
+                    users: Arc::new(Users::new(&config.auth, Arc::clone(&store) as _, Arc::clone(&clock))),
+                    audit: recorder.clone(),
+                    audit_reader: AuditReader::new(Arc::clone(&store) as _),
                     health: health.clone(),
                     metrics,
                     cluster: Arc::clone(&reporter) as _,
@@ -177,11 +198,12 @@ impl Node {
         let http = http.map_err(failed)?;
         // Nobody else sets it.
         let _ = reporter.in_flight.set(http.in_flight());
-        let grpc = match auth {
+        let grpc = match &auth {
             Some(auth) if runs(Role::Billing) => {
                 let state = grpc::GrpcState {
                     billing: Arc::new(actors.accounts.handle(&parts)),
-                    auth: Arc::new(auth),
+                    auth: Arc::new(auth.clone()),
+                    audit: recorder,
                     clock: Arc::clone(&clock),
                     health: health.clone(),
                 };
@@ -189,12 +211,39 @@ impl Node {
             }
             _ => None,
         };
-        Ok(Node { config, clock, health, store, kafka, cluster, reporter, parts, actors, http, grpc })
+        Ok(Node {
+            config,
+            clock,
+            health,
+            store,
+            kafka,
+            auth,
+            cluster,
+            reporter,
+            parts,
+            audits,
+            actors,
+            http,
+            grpc,
+        })
     }
 
     async fn run(self, mut signals: stop::Signals) -> Result<(), Error> {
-        let Node { config, clock, health, store, kafka, cluster, reporter, mut parts, actors, http, grpc } =
-            self;
+        let Node {
+            config,
+            clock,
+            health,
+            store,
+            kafka,
+            auth,
+            cluster,
+            reporter,
+            mut parts,
+            audits,
+            actors,
+            http,
+            grpc,
+        } = self;
         let begun = clock.mono();
         let addresses = RuntimeFile {
             http: Some(http.local_addr().to_string()),
@@ -212,9 +261,16 @@ impl Node {
         let seeing =
             sees_roles.then(|| tokio::spawn(cluster::follow_roles(cluster.members.clone(), health.clone())));
 
+        let begin = async {
+            let shards = watch::database(&*store, &health, config.actors.shards).await?;
+            if config.node.roles.contains(&Role::Front) {
+                first_admin::make(&config.auth, &store, &clock, &health).await.map_err(failed)?;
+            }
+            Ok::<u16, Error>(shards)
+        };
         let started = tokio::select! {
             signal = signals.next() => Err(signal),
-            shards = watch::database(&*store, &health, config.actors.shards) => Ok(shards),
+            shards = begin => Ok(shards),
         };
         let outcome = match started {
             Err(signal) => {
@@ -226,17 +282,20 @@ impl Node {
             Ok(Err(error)) => {
                 stopping.cancel();
                 edges.ended().await;
-                Err(error.into())
+                Err(error)
             }
             Ok(Ok(shards)) => {
                 parts.shards = shards;
                 let peers = cluster.ways.as_ref().map(|ways| &ways.peers);
-                let children = children(&config, &parts, kafka.as_ref(), peers, &actors);
+                let children =
+                    children(&config, &parts, kafka.as_ref(), auth.as_ref(), peers, audits.as_ref(), &actors);
                 // Before the actors: the node must not be called ready without its demo.
                 let demo = start_demo(&config, &parts, &actors, &addresses);
                 let tree = Tree::start(&parts, children).await.map_err(failed)?;
                 health.report(ACTORS, Status::Ready);
-                let watching = tokio::spawn(watch::follow(Arc::clone(&store), health.clone()));
+                let skew = clock_skew::Watch::new(health.clone(), config.node.clock_skew_max());
+                let watch = watch::follow(Arc::clone(&store), health.clone(), Arc::clone(&clock), skew);
+                let watching = tokio::spawn(watch);
                 let leaving = || {
                     reporter.draining.store(true, Ordering::Relaxed);
                     cluster.set_draining();
@@ -327,7 +386,7 @@ mod tests {
         let mut config = Config { data_dir: directory.path().to_owned(), ..Config::default() };
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
         config.grpc.listen = "127.0.0.1:0".parse().expect("an address");
-        config.ensure_jwt_secret().expect("a demo makes its own");
+        config.ensure_secrets().expect("a demo makes its own");
         let node = Node::assemble(config, Arc::new(String::new)).await.expect("assembled");
         // What the database's watch says, before any actor is started.
         watch::database(&*node.store, &node.health, 4).await.expect("the database is there");

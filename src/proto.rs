@@ -14,5 +14,10 @@ pub mod cluster {
     include!(concat!(env!("OUT_DIR"), "/hygeia.cluster.v1.rs"));
 }
 
+/// What a row of the access audit holds.
+pub mod audit {
+    include!(concat!(env!("OUT_DIR"), "/hygeia.audit.v1.rs"));
+}
+
 /// The descriptors of all services, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

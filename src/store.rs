@@ -10,6 +10,7 @@
 //!   the same owner) settles it: it waits for a commit that is in flight and fences one that is not yet.
 //! - No error holds what a patient's record holds, or a password.
 
+mod audit;
 mod codec;
 #[cfg(test)]
 mod contract;
@@ -17,6 +18,7 @@ mod delta;
 mod open;
 mod postgres;
 mod reading;
+mod sessions;
 mod sqlite;
 mod trimming;
 
@@ -26,6 +28,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use time::Date;
 
+use crate::domain::access::{Action, Caller};
 use crate::domain::account::Account;
 use crate::domain::analytics::{Counts, Observation};
 use crate::domain::event::{OutboxEvent, RecordedEvent};
@@ -33,8 +36,13 @@ use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientState};
 use crate::domain::time::Timestamp;
 
+pub use audit::{AuditBatch, AuditHead, AuditPosition, AuditSearch, AuditStore};
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
 pub use reading::{OutboxRows, UnreadableRow};
+pub use sessions::{
+    AttemptStore, Attempts, CallerStore, Hash, KeyStore, NewSession, Revocation, RevokedSession, Rotation,
+    SessionStore, SharedSecret, SigningKeyRow, USED_TOKENS_KEPT,
+};
 
 /// Why the database did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +68,10 @@ pub struct PatientAppend {
     pub shard: ShardNo,
     /// The epoch it decided under.
     pub epoch: Epoch,
+    /// Who wanted it.
+    pub caller: Caller,
+    /// What was wanted.
+    pub action: Action,
     /// The event, whose version is one more than that of the state it was decided on.
     pub recorded: RecordedEvent,
     /// The e-mail address in its unique form that the patient had before, if the event frees one:
@@ -129,7 +141,17 @@ pub trait PatientStore: Send + Sync {
     ///
     /// # Errors
     /// `Unavailable`: no row was committed. `Unknown`: any may have been.
-    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>>;
+    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
+        self.commit_patients_audited(batch, None).await
+    }
+
+    /// As `commit_patients`; `audit` is durable before any row of the batch is, or with it. It stays also if all
+    /// rows are refused. If the call fails with `Unavailable` it is not there either.
+    async fn commit_patients_audited(
+        &self,
+        batch: &[PatientAppend],
+        audit: Option<&AuditBatch>,
+    ) -> Result<Vec<AppendOutcome>>;
 
     /// The state of `id`, and what became of `command` if one is given. Waits for a change of that
     /// patient that is in flight in the database; a registration in flight cannot be waited for, so
@@ -368,6 +390,8 @@ pub struct UserRow {
     pub disabled: bool,
     /// When the user was made.
     pub created_at: Timestamp,
+    /// Tokens given before this moment do not hold.
+    pub sessions_not_before: Timestamp,
 }
 
 /// Never prints the hash.
@@ -387,8 +411,10 @@ pub trait UserStore: Send + Sync {
     async fn find_user(&self, email: &str) -> Result<Option<UserRow>>;
     /// Adds a user; false if the e-mail address is taken.
     async fn add_user(&self, user: &UserRow) -> Result<bool>;
-    /// Sets the password's hash; false if there is no such user.
-    async fn set_password_hash(&self, email: &str, password_hash: &str) -> Result<bool>;
+    /// Sets the password's hash, and ends what was given before `now`; false if there is no such user.
+    async fn set_password_hash(&self, email: &str, password_hash: &str, now: Timestamp) -> Result<bool>;
+    /// Sets the role (`Role::as_str`); false if there is no such user.
+    async fn set_user_role(&self, email: &str, role: &str) -> Result<bool>;
     /// Disables or enables; false if there is no such user.
     async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool>;
     /// Users in the order of e-mail addresses, after `after`, at most `limit_rows`.
@@ -398,7 +424,7 @@ pub trait UserStore: Send + Sync {
 /// The whole database, for the composition root.
 #[async_trait]
 pub trait Store:
-    PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + UserStore
+    PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + CallerStore + AuditStore
 {
     /// Makes sure that the schema fits, migrating it first where the settings say so. Called once, before
     /// anything else, by who serves; again if it was `Unavailable`.
@@ -408,8 +434,8 @@ pub trait Store:
     async fn prepare(&self) -> Result<()>;
     /// How many transactions each of the two journals (patients, accounts) may have in flight.
     fn writers(&self) -> usize;
-    /// Answers if the database can be read and written.
-    async fn ping(&self) -> Result<()>;
+    /// Answers if the database can be read and written: with what its wall clock said.
+    async fn ping(&self) -> Result<Timestamp>;
     /// Closes all connections, after what is in flight.
     async fn close(&self);
 }

@@ -1,13 +1,15 @@
-//! Logs and metrics of the process.
+//! Logs, metrics and spans of the process.
 //!
 //! A log line is formatted by the thread that logs, into a buffer of its own, and handed to one
 //! writer thread. Invariants: logging never waits for whoever reads the lines; the memory it takes is
 //! bounded; lines that found no room are counted and the count is logged; a line holds no line break
 //! but its last. `docs/LOGGING.md` describes the lines.
 
+mod catalogue;
 mod filter;
 mod line;
 mod metrics;
+mod otlp;
 mod panics;
 mod process;
 #[cfg(test)]
@@ -19,15 +21,19 @@ mod writer;
 mod tests;
 
 use std::io::{IsTerminal, Write};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use self::line::{LineLayer, Style};
+pub use self::otlp::Exporter;
+use self::otlp::SpanLayer;
 use self::writer::Queue;
 
 /// How often histograms are folded, so that their memory stays bounded though nobody scrapes.
@@ -47,8 +53,19 @@ pub struct Settings {
     pub buffer_max_bytes: usize,
     /// The longest line; what is longer is cut.
     pub line_max_bytes: usize,
-    /// How long the process waits at its end for the last lines to be written.
+    /// How long the process waits at its end for the last lines to be written, and before that for the last
+    /// spans to be taken.
     pub flush_max_ms: u64,
+    /// Where a collector takes spans: OTLP over gRPC, `http://host:port`. Without it none are made.
+    pub otlp: Option<String>,
+    /// Spans that wait for the collector; further ones are dropped and counted.
+    pub otlp_spans_max: usize,
+    /// Spans sent at once.
+    pub otlp_batch_spans_max: usize,
+    /// How long spans gather before they are sent.
+    pub otlp_gather_ms: u64,
+    /// How long the collector may take to answer; then the same spans are sent again.
+    pub otlp_timeout_ms: u64,
 }
 
 impl Default for Settings {
@@ -59,6 +76,11 @@ impl Default for Settings {
             buffer_max_bytes: 8 * 1024 * 1024,
             line_max_bytes: 16 * 1024,
             flush_max_ms: 2_000,
+            otlp: None,
+            otlp_spans_max: 16_384,
+            otlp_batch_spans_max: 512,
+            otlp_gather_ms: 500,
+            otlp_timeout_ms: 5_000,
         }
     }
 }
@@ -80,6 +102,24 @@ impl Settings {
         if self.buffer_max_bytes < self.line_max_bytes.saturating_mul(2) {
             let reason = format!("at least twice line_max_bytes ({}) is needed", self.line_max_bytes);
             problems.push(("buffer_max_bytes", reason));
+        }
+        if let Some(problem) = self.otlp.as_deref().and_then(otlp::endpoint_problem) {
+            problems.push(("otlp", problem));
+        }
+        let limits = [
+            ("otlp_spans_max", self.otlp_spans_max, 1_000_000),
+            ("otlp_batch_spans_max", self.otlp_batch_spans_max, 8_192),
+        ];
+        for (key, value, most) in limits {
+            if !(1..=most).contains(&value) {
+                problems.push((key, format!("allowed: 1 to {most}")));
+            }
+        }
+        if !(1..=60_000).contains(&self.otlp_timeout_ms) {
+            problems.push(("otlp_timeout_ms", "allowed: 1 to 60000".to_owned()));
+        }
+        if self.otlp_gather_ms > 60_000 {
+            problems.push(("otlp_gather_ms", "allowed: 0 to 60000".to_owned()));
         }
         problems
     }
@@ -147,9 +187,16 @@ pub enum Error {
 pub struct TelemetryHandle {
     metrics: PrometheusHandle,
     lines: Arc<Queue>,
+    /// Until it is taken.
+    exporter: Arc<otlp::Waiting>,
 }
 
 impl TelemetryHandle {
+    /// The one who sends spans, where a collector is set: to be run once by a node that serves, on its runtime.
+    pub fn exporter(&self) -> Option<Exporter> {
+        self.exporter.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// All metrics in the Prometheus text format, those of the process as of now. It reads a few small
     /// files of `/proc`, some tens of microseconds.
     pub fn render(&self) -> String {
@@ -200,9 +247,24 @@ pub fn init(settings: &Settings, node: &str, output: Output) -> Result<(Telemetr
     let notice = layer.dropped_notice();
     writer::spawn(lines.clone(), output.stream(), notice).map_err(Error::Thread)?;
     let metrics = metrics::install().map_err(|_| Error::Twice)?;
-    let registry = tracing_subscriber::registry().with(filter).with(filter::no_payloads()).with(layer);
-    registry.try_init().map_err(|_| Error::Twice)?;
+    // A tool makes no spans: nothing it does is part of a request.
+    let endpoint = settings.otlp.as_deref().filter(|_| output == Output::Stdout);
+    let exporter = match endpoint.map(|endpoint| SpanLayer::new(settings, endpoint, node)) {
+        None => {
+            let registry =
+                tracing_subscriber::registry().with(filter).with(filter::no_payloads()).with(layer);
+            registry.try_init().map_err(|_| Error::Twice)?;
+            None
+        }
+        Some((spans, exporter)) => {
+            // Which lines are written does not change which spans are made.
+            let layer = layer.with_filter(filter.and(filter::no_payloads()));
+            let spans = spans.with_filter(filter_fn(otlp::is_span));
+            tracing_subscriber::registry().with(layer).with(spans).try_init().map_err(|_| Error::Twice)?;
+            Some(exporter)
+        }
+    };
     panics::install_hook();
     let guard = Guard { lines: lines.clone(), flush_max: Duration::from_millis(settings.flush_max_ms) };
-    Ok((TelemetryHandle { metrics, lines }, guard))
+    Ok((TelemetryHandle { metrics, lines, exporter: Arc::new(Mutex::new(exporter)) }, guard))
 }

@@ -8,9 +8,11 @@
 //! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (5, per measurement) make it shorter or longer.
 
 mod ask;
+mod audit;
 mod broker;
 mod disk;
 mod load;
+mod logins;
 mod memory;
 mod node;
 mod patients;
@@ -41,7 +43,20 @@ pub(crate) struct Effort {
     pub(crate) measured: Duration,
 }
 
-const SCENARIOS: [&str; 8] = ["get", "remote-get", "post", "ask", "remote-ask", "relay", "memory", "start"];
+const SCENARIOS: [&str; 12] = [
+    "get",
+    "remote-get",
+    "post",
+    "audit",
+    "ask",
+    "remote-ask",
+    "relay",
+    "memory",
+    "start",
+    "tokens",
+    "login",
+    "flood",
+];
 /// Not a part of the table: what this machine does without us.
 const YARDSTICKS: &str = "yardsticks";
 
@@ -96,11 +111,15 @@ async fn scenario(name: &str, effort: Effort, report: &mut Report) -> Result<()>
         "get" => patients::get(effort, report).await,
         "remote-get" => patients::remote_get(effort, report).await,
         "post" => patients::post(effort, report).await,
+        "audit" => audit::run(effort, report).await,
         "ask" => ask::run(effort, report).await,
         "remote-ask" => remote::run(effort, report).await,
         "relay" => relay::run(effort, report).await,
         "memory" => memory::hot(report).await,
         "start" => memory::start(effort, report).await,
+        "tokens" => logins::tokens(effort, report).await,
+        "login" => logins::login(effort, report).await,
+        "flood" => logins::flood(effort, report).await,
         YARDSTICKS => patients::yardsticks(effort).await,
         other => Err(format!("no scenario {other}").into()),
     }

@@ -15,36 +15,45 @@ use tokio::time::sleep;
 use crate::load::Connection;
 use crate::{Result, say};
 
-/// What tokens are signed with, by the node and for the yardstick. No base64, so taken as it is.
+/// What tokens of the yardstick are signed with, and those of a node under HS256. No base64, so taken as it is.
 pub(crate) const JWT_SECRET: &str = "the secret of the benchmark: nobody else uses it";
 
 const EMAIL: &str = "testuser@test.com";
+/// That of the demo's user.
 const PASSWORD: &str = "password123";
+/// That of a user made for a node that is no demo, where common ones are refused.
+const OWN_PASSWORD: &str = "a benchmark and nothing else";
+/// The body of a login at the embedded defaults.
+pub(crate) const LOGIN: &str = r#"{"email":"testuser@test.com","password":"password123"}"#;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A data directory with the settings of the node that lives on it.
 pub(crate) struct Site {
     directory: TempDir,
     environment: Vec<(String, String)>,
+    password: &'static str,
 }
 
 impl Site {
     /// The embedded defaults, on ports of its own.
     pub(crate) fn embedded() -> Result<Site> {
-        let site = Site { directory: tempfile::tempdir()?, environment: Vec::new() };
+        let site = Site { directory: tempfile::tempdir()?, environment: Vec::new(), password: PASSWORD };
         Ok(site
             .with("HYGEIA__HTTP__LISTEN", "127.0.0.1:0")
             .with("HYGEIA__GRPC__LISTEN", "127.0.0.1:0")
-            .with("HYGEIA__AUTH__JWT_SECRET", JWT_SECRET))
+            .with("HYGEIA__AUTH__JWT_SECRET", JWT_SECRET)
+            .with("HYGEIA__AUDIT__SECRET", JWT_SECRET)
+            // Longer than any run.
+            .with("HYGEIA__AUTH__TOKEN_TTL_SECONDS", "86400"))
     }
 
     /// On a database and a broker of their own, with a user.
     pub(crate) fn on(database_url: &str, brokers: &str) -> Result<Site> {
-        let site = Site::embedded()?
+        let site = Site { password: OWN_PASSWORD, ..Site::embedded()? }
             .with("HYGEIA__STORE__URL", database_url)
             .with("HYGEIA__KAFKA__BROKERS", brokers);
         site.run(&["migrate"], "")?;
-        site.run(&["user", "add", EMAIL, "--role", "ADMIN"], PASSWORD)?;
+        site.run(&["user", "add", EMAIL, "--role", "ADMIN"], OWN_PASSWORD)?;
         Ok(site)
     }
 
@@ -102,7 +111,7 @@ impl Site {
                 _ => sleep(Duration::from_millis(1)).await,
             }
         };
-        Ok(Node { process, http, ready_after: began.elapsed() })
+        Ok(Node { process, http, password: self.password, ready_after: began.elapsed() })
     }
 
     fn log_end(&self) -> String {
@@ -149,6 +158,7 @@ impl Drop for Process {
 pub(crate) struct Node {
     process: Process,
     pub(crate) http: SocketAddr,
+    password: &'static str,
     /// From its start to its first word that it is ready.
     pub(crate) ready_after: Duration,
 }
@@ -160,7 +170,7 @@ impl Node {
 
     /// A token.
     pub(crate) async fn token(&self) -> Result<String> {
-        let login = json!({"email": EMAIL, "password": PASSWORD});
+        let login = json!({"email": EMAIL, "password": self.password});
         let client = reqwest::Client::builder().no_proxy().build()?;
         let answer = client.post(self.url("/auth/login")).json(&login).send().await?.error_for_status()?;
         let answer: Value = answer.json().await?;

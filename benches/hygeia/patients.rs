@@ -80,7 +80,9 @@ async fn beside_axum(
 ) -> Result<()> {
     let yardstick = yardstick::start(patients.last().ok_or("no patients")?.clone()).await?;
     let paths: Vec<String> = patients.iter().map(|p| format!("/api/patients/{}", p.id)).collect();
+    let their_token = token_without_node()?;
     let measure = |address, measured: Duration| {
+        let token = if address == node.http { token } else { &their_token };
         load::run(Task {
             address,
             token: token.into(),
@@ -101,7 +103,7 @@ async fn beside_axum(
     let (our_rate, their_rate) = (rate(&ours), rate(&theirs));
     report.add(Row {
         what: format!("{what} ({READERS} connections)"),
-        beside: "bare axum, same token check, same JSON".into(),
+        beside: "bare axum, HS256 checked each time, same JSON".into(),
         ours: format!("{our_rate:.0}/s, {}", latencies(&ours)),
         yardstick: format!("{their_rate:.0}/s, {}", latencies(&theirs)),
         ratio: our_rate / their_rate,
@@ -217,17 +219,17 @@ pub(crate) fn post_task(
     }
 }
 
-fn last(outcomes: &[Outcome]) -> Outcome {
+pub(crate) fn last(outcomes: &[Outcome]) -> Outcome {
     const NONE: Outcome =
         Outcome { requests: 0, seconds: f64::NAN, mean_us: f64::NAN, p50_us: f64::NAN, p99_us: f64::NAN };
     outcomes.last().copied().unwrap_or(NONE)
 }
 
-fn rate(outcomes: &[Outcome]) -> f64 {
+pub(crate) fn rate(outcomes: &[Outcome]) -> f64 {
     median(&outcomes.iter().map(Outcome::rate).collect::<Vec<_>>())
 }
 
-fn latencies(outcomes: &[Outcome]) -> String {
+pub(crate) fn latencies(outcomes: &[Outcome]) -> String {
     let of = |pick: fn(&Outcome) -> f64| median(&outcomes.iter().map(pick).collect::<Vec<_>>());
     format!("p50 {:.0} us, p99 {:.0} us", of(|o| o.p50_us), of(|o| o.p99_us))
 }

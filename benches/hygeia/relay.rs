@@ -185,6 +185,7 @@ struct Prepared {
 impl Prepared {
     fn new(topic: &Arc<str>, number: usize) -> Prepared {
         let patient = Patient {
+            restricted: false,
             id: PatientId(Uuid::now_v7()),
             version: 1,
             created_at: Timestamp(1_767_225_600_000_000),

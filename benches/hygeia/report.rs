@@ -118,8 +118,8 @@ impl Report {
 const HOW: &str = "
 ## How it is measured
 
-- **GET**: closed loop over keep-alive connections; every status is checked. The yardstick is an axum handler that verifies
-  the same HS256 token with the same library for each request and serializes the same patient, without looking one up.
+- **GET**: closed loop over keep-alive connections; every status is checked. Ours shows EdDSA tokens, as by default. The yardstick is
+  an axum handler that verifies an HS256 token with the same library for each request and serializes the same patient, without looking one up.
 - **GET of another node**: the same through a node with the role `front` alone; the patients are on a second process with the
   role `patient`, in PostgreSQL. Every request crosses the link between the two, and is logged on both.
 - **POST**: each request registers another patient. pgbench inserts the same rows (patient, e-mail address, event, outbox, unbilled)
@@ -133,6 +133,11 @@ const HOW: &str = "
   librdkafka producer with the same settings and messages of the same form, at the same broker (librdkafka's mock cluster,
   a process of its own).
 - **memory**: a node is started on the data of patients, and each of them is read once.
+- **tokens**: the same reads at two nodes, one with EdDSA tokens and one with HS256.
+- **logins**: whole logins over HTTP, with as many clients as keep the hashing threads busy; the yardstick is the same BCrypt in a loop,
+  times the threads that the node has for it.
+- **login flood**: logins with the right password, each on a connection of its own, four times as fast as they can be answered;
+  what is too much is refused. Reads go on beside them.
 - **start**: from starting the process to the first 200 of `/health/ready`.
 
 How long a cluster needs after a fault or for a move is measured by the program that causes them: `docs/RELIABILITY.md`.

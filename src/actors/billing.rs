@@ -10,7 +10,7 @@ use crate::context::RequestContext;
 use crate::domain::account::{self, Account, OpenAccount};
 use crate::domain::ids::{AccountId, CommandId, Kind, PatientId};
 use crate::error::Result;
-use crate::store::{self, AccountAppend, AccountStore, AppendOutcome};
+use crate::store::{self, AccountAppend, AccountStore, AppendOutcome, AuditBatch};
 
 /// Speaks to the accounts of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
@@ -103,6 +103,7 @@ impl Entity for Accounts {
     async fn commit(
         store: &(dyn AccountStore + 'static),
         batch: &[AccountAppend],
+        _audit: Option<&AuditBatch>,
     ) -> store::Result<Vec<AppendOutcome>> {
         store.commit_accounts(batch).await
     }

@@ -10,6 +10,7 @@
 //!   asked knows. What it says is remembered, one hint per shard, until it proves wrong or that node leaves.
 
 mod asker;
+mod counted;
 mod routes;
 
 use std::sync::Arc;

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::context::TraceContext;
+use crate::domain::access::Caller;
+use crate::domain::audit::Access;
 use crate::domain::cluster::NodeRole;
 use crate::domain::ids::{CommandId, Epoch, EventId, Kind, ShardNo};
 use crate::domain::time::{MonoTime, Timestamp};
-use crate::store::{self, AppendOutcome};
+use crate::store::{self, AppendOutcome, AuditBatch};
 
 /// A kind of sharded, durable entity.
 pub trait Entity: Sized + Send + Sync + 'static {
@@ -65,10 +67,16 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// Notes that the hop `trace` commits `append`: what follows from the commit goes on from there.
     fn committed_by(_append: &mut Self::Append, _trace: &TraceContext) {}
 
-    /// Commits a batch in one transaction.
+    /// What the audit keeps of `append`; none of what is no access to a patient's record.
+    fn access(_append: &Self::Append) -> Option<Access> {
+        None
+    }
+
+    /// Commits a batch in one transaction, together with `audit`, which holds the accesses of all of it.
     fn commit(
         store: &Self::Store,
         batch: &[Self::Append],
+        audit: Option<&AuditBatch>,
     ) -> impl Future<Output = store::Result<Vec<AppendOutcome>>> + Send;
 
     /// Answers a question about many entities.
@@ -85,7 +93,7 @@ pub struct Write<E: Entity> {
     /// The intention: the same id never acts twice.
     pub command_id: CommandId,
     /// Who wants it.
-    pub subject: Arc<str>,
+    pub caller: Caller,
     /// The hop that wants it. The hop that commits it is recorded in its place (`Entity::committed_by`).
     pub traceparent: Box<str>,
     /// Whether an earlier try may have been carried out: then the database is asked first.
@@ -132,6 +140,8 @@ pub enum Refused {
     IdTaken,
     /// The e-mail address is taken.
     EmailTaken,
+    /// It is restricted, and the caller may not change it.
+    Restricted,
 }
 
 /// Why a request has no answer.
@@ -164,6 +174,7 @@ impl Failure {
             Failure::Refused(Refused::NotFound) => "not_found",
             Failure::Refused(Refused::IdTaken) => "id_taken",
             Failure::Refused(Refused::EmailTaken) => "email_taken",
+            Failure::Refused(Refused::Restricted) => "restricted",
             Failure::Busy => "busy",
             Failure::Expired => "expired",
             Failure::NotServing(_) => "not_serving",
@@ -188,7 +199,7 @@ impl<E: Entity> Clone for Write<E> {
         Write {
             command: self.command.clone(),
             command_id: self.command_id,
-            subject: Arc::clone(&self.subject),
+            caller: self.caller.clone(),
             traceparent: self.traceparent.clone(),
             maybe_done: self.maybe_done,
         }

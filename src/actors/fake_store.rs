@@ -355,7 +355,7 @@ pub(super) fn event_of(n: usize, version: i64, event_type: EventType) -> Recorde
         date_of_birth: date!(1985 - 06 - 15),
         registered_date: date!(2024 - 01 - 10),
     };
-    let patient = Patient { id: patient(n), version, created_at: Timestamp(1), details };
+    let patient = Patient { id: patient(n), version, created_at: Timestamp(1), restricted: false, details };
     RecordedEvent {
         event_id: EventId(Uuid::now_v7()),
         command_id: CommandId(Uuid::now_v7()),

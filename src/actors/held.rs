@@ -24,6 +24,8 @@ pub(super) struct Held {
 impl Held {
     /// Nothing is held back yet by the actor of that name.
     pub(super) fn new(reader: &'static str) -> Self {
+        // There from the start, so that a rate sees the first one.
+        let _ = metrics::counter!("hygeia_outbox_unreadable_total", "reader" => reader);
         Held { reader, patients: HashSet::new(), overflowed: false }
     }
 

@@ -10,15 +10,18 @@
 //! - An append whose deadline has passed before its transaction began is not begun.
 //! - The journal never awaits in `handle`.
 //! - Nobody is told of a commit before it is durable; nudges follow the commit.
+//! - What is committed is audited by the same transaction, or is not committed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use metrics::{Counter, Gauge};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use uuid::Uuid;
 
 use super::entity::Entity;
 use super::shard::{Ended, ShardMessage};
+use crate::audit::Chains;
 use crate::context::{Hop, TraceContext};
 use crate::domain::time::{Clock, MonoTime};
 use crate::store::{self, AppendOutcome};
@@ -132,6 +135,8 @@ pub struct JournalArgs<E: Entity> {
     pub limits: Limits,
     /// Who is nudged after a commit.
     pub nudges: Vec<Nudge>,
+    /// The chains that the audit of what is committed goes to; none where nothing is audited.
+    pub audit: Option<Chains>,
 }
 
 impl<E: Entity> Clone for JournalArgs<E> {
@@ -141,6 +146,7 @@ impl<E: Entity> Clone for JournalArgs<E> {
             clock: Arc::clone(&self.clock),
             limits: self.limits,
             nudges: self.nudges.clone(),
+            audit: self.audit.clone(),
         }
     }
 }
@@ -160,6 +166,25 @@ pub struct JournalState<E: Entity> {
     queue: VecDeque<JournalEntry<E>>,
     in_flight: usize,
     flushing: Vec<RpcReplyPort<()>>,
+    meters: Meters,
+}
+
+/// What is in the journal now.
+struct Meters {
+    waiting_rows: Gauge,
+    transactions: Gauge,
+    rejected: Counter,
+}
+
+impl Meters {
+    fn of<E: Entity>() -> Self {
+        let kind = E::KIND.as_str();
+        Meters {
+            waiting_rows: metrics::gauge!("hygeia_journal_waiting_rows", "kind" => kind),
+            transactions: metrics::gauge!("hygeia_journal_transactions", "kind" => kind),
+            rejected: metrics::counter!("hygeia_journal_rejected_total", "kind" => kind),
+        }
+    }
 }
 
 impl<E: Entity> Actor for Journal<E> {
@@ -172,7 +197,8 @@ impl<E: Entity> Actor for Journal<E> {
         _myself: ActorRef<Self::Msg>,
         args: JournalArgs<E>,
     ) -> Result<Self::State, ActorProcessingErr> {
-        Ok(JournalState { args, queue: VecDeque::new(), in_flight: 0, flushing: Vec::new() })
+        let meters = Meters::of::<E>();
+        Ok(JournalState { args, queue: VecDeque::new(), in_flight: 0, flushing: Vec::new(), meters })
     }
 
     async fn handle(
@@ -187,6 +213,7 @@ impl<E: Entity> Actor for Journal<E> {
             JournalMessage::Flush(reply) => state.flushing.push(reply),
         }
         state.start_transactions(&myself);
+        state.measure();
         if state.in_flight == 0 && state.queue.is_empty() {
             for reply in state.flushing.drain(..) {
                 let _ = reply.send(());
@@ -209,7 +236,7 @@ impl<E: Entity> Actor for Journal<E> {
 impl<E: Entity> JournalState<E> {
     fn enqueue(&mut self, entry: JournalEntry<E>) {
         if self.queue.len() >= self.args.limits.queue_rows_max {
-            metrics::counter!("hygeia_journal_rejected_total", "kind" => E::KIND.as_str()).increment(1);
+            self.meters.rejected.increment(1);
             return entry.ticket.end(Err(NotCommitted::Full));
         }
         self.queue.push_back(entry);
@@ -233,6 +260,13 @@ impl<E: Entity> JournalState<E> {
                 drop(ended);
             });
         }
+    }
+
+    fn measure(&self) {
+        #[expect(clippy::cast_precision_loss, reason = "a queue has far fewer than 2^52 rows")]
+        self.meters.waiting_rows.set(self.queue.len() as f64);
+        #[expect(clippy::cast_precision_loss, reason = "there are a few of them")]
+        self.meters.transactions.set(self.in_flight as f64);
     }
 
     /// The oldest entries that are still wanted.
@@ -269,7 +303,7 @@ async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
         appends.push(append);
         waiting.push((sent_at, ticket));
     }
-    let result = E::commit(&args.store, &appends).await;
+    let result = commit_audited(&args, &appends).await;
     let took = args.clock.mono().since(begun);
     metrics::histogram!("hygeia_journal_commit_seconds", "kind" => E::KIND.as_str())
         .record(took.as_secs_f64());
@@ -304,6 +338,25 @@ async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
     if committed {
         args.nudges.iter().for_each(|nudge| nudge());
     }
+}
+
+/// Commits the batch together with what the audit keeps of it. Without that, nothing is committed.
+async fn commit_audited<E: Entity>(
+    args: &JournalArgs<E>,
+    appends: &[E::Append],
+) -> store::Result<Vec<AppendOutcome>> {
+    let accesses = || appends.iter().filter_map(E::access).collect::<Vec<_>>();
+    let Some((chains, accesses)) = args.audit.as_ref().map(|chains| (chains, accesses())) else {
+        return E::commit(&args.store, appends, None).await;
+    };
+    if accesses.is_empty() {
+        return E::commit(&args.store, appends, None).await;
+    }
+    let chain = chains.take().await?;
+    let batch = chains.seal(&chain, accesses);
+    let result = E::commit(&args.store, appends, Some(&batch)).await;
+    chains.ended(chain, &batch, &result);
+    result
 }
 
 fn outcome_name(result: &AppendResult) -> &'static str {

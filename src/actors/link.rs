@@ -46,7 +46,7 @@ use super::shard::Ask;
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Caller;
 use crate::domain::cluster::NodeRole;
-use crate::domain::ids::{Kind, ShardNo};
+use crate::domain::ids::{Kind, SessionId, ShardNo};
 use crate::domain::time::Clock;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::request::Body;
@@ -223,6 +223,20 @@ impl Links {
                 link.hint(pb::hint::Hint::ShardsReleased(released));
             }
         })
+    }
+
+    /// To be called when sessions were revoked: tells the nodes that check tokens.
+    pub fn revoked(&self, sessions: &[SessionId]) {
+        let links = self.0.links.load();
+        let view: Arc<View> = Arc::clone(&self.0.members.borrow());
+        let ids: Vec<_> = sessions.iter().filter_map(|session| wire::id(session.0)).collect();
+        for member in view.members() {
+            let checks = [NodeRole::Front, NodeRole::Billing].iter().any(|role| member.roles.contains(role));
+            if let Some(link) = links.get(&member.owner).filter(|_| checks) {
+                let revoked = pb::SessionsRevoked { sessions: ids.clone() };
+                link.hint(pb::hint::Hint::SessionsRevoked(revoked));
+            }
+        }
     }
 
     /// What the node `owner` says of itself, as JSON.

@@ -7,13 +7,15 @@ use uuid::Uuid;
 use super::directory::Asker;
 use super::entity::{Decision, Entity, Loaded, Refused, Stamp, Write};
 use crate::context::{RequestContext, TraceContext};
+use crate::domain::access::Action;
+use crate::domain::audit::{Access, Change, Outcome};
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, Kind, PatientId};
 use crate::domain::patient::{
     self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientState, Refusal,
 };
 use crate::error::Result;
-use crate::store::{self, AppendOutcome, ListPosition, PatientAppend, PatientStore};
+use crate::store::{self, AppendOutcome, AuditBatch, ListPosition, PatientAppend, PatientStore};
 
 /// Speaks to the patients of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
@@ -44,7 +46,7 @@ impl PatientHandle {
     /// Replaces the details.
     ///
     /// # Errors
-    /// `NotFound`; `AlreadyExists`: the e-mail address is taken; else as `register`.
+    /// `NotFound`; `AlreadyExists`: the e-mail address is taken; `Forbidden`: it is restricted; else as `register`.
     pub async fn update(
         &self,
         ctx: &RequestContext,
@@ -52,6 +54,14 @@ impl PatientHandle {
         change: PatientChange,
     ) -> Result<Arc<Patient>> {
         self.asker.write(ctx, id.0, PatientCommand::Update(change)).await
+    }
+
+    /// Marks the record restricted, or no longer so.
+    ///
+    /// # Errors
+    /// `NotFound`; else as `register`.
+    pub async fn restrict(&self, ctx: &RequestContext, id: PatientId, restricted: bool) -> Result<()> {
+        self.asker.write(ctx, id.0, PatientCommand::Restrict(restricted)).await.map(drop)
     }
 
     /// Ends the record.
@@ -110,6 +120,7 @@ impl Entity for Patients {
         match command {
             PatientCommand::Register(_) => "Register",
             PatientCommand::Update(_) => "Update",
+            PatientCommand::Restrict(_) => "Restrict",
             PatientCommand::Delete => "Delete",
         }
     }
@@ -122,22 +133,31 @@ impl Entity for Patients {
     }
 
     fn decide(id: Uuid, state: &PatientState, write: &Write<Self>, stamp: &Stamp) -> Decision<Self> {
-        match patient::decide(PatientId(id), state, &write.command, stamp.now) {
+        let action = match &write.command {
+            PatientCommand::Register(_) => Action::PatientRegister,
+            PatientCommand::Update(_) => Action::PatientUpdate,
+            PatientCommand::Restrict(_) => Action::PatientRestrict,
+            PatientCommand::Delete => Action::PatientDelete,
+        };
+        match patient::decide(PatientId(id), state, &write.command, write.caller.role, stamp.now) {
             Ok(event) => Decision::Append(PatientAppend {
                 shard: stamp.shard,
                 epoch: stamp.epoch,
+                caller: write.caller.clone(),
+                action,
                 released_email_key: released_email_key(state, &event),
                 recorded: RecordedEvent {
                     event_id: stamp.event_id,
                     command_id: write.command_id,
                     event,
                     at: stamp.now,
-                    subject: Arc::clone(&write.subject),
+                    subject: Arc::clone(&write.caller.subject),
                     traceparent: write.traceparent.clone(),
                 },
             }),
             Err(Refusal::NotFound) => Decision::Refuse(Refused::NotFound),
             Err(Refusal::AlreadyExists) => Decision::Refuse(Refused::IdTaken),
+            Err(Refusal::Restricted) => Decision::Refuse(Refused::Restricted),
         }
     }
 
@@ -168,11 +188,27 @@ impl Entity for Patients {
         append.recorded.traceparent = trace.to_string().into();
     }
 
+    fn access(append: &PatientAppend) -> Option<Access> {
+        let recorded = &append.recorded;
+        let trace = TraceContext::parse(&recorded.traceparent);
+        Some(Access {
+            at: recorded.at,
+            action: append.action,
+            outcome: Outcome::Submitted,
+            caller: append.caller.clone(),
+            patients: vec![recorded.patient_id()],
+            trace_id: trace.map_or(0, |trace| trace.trace_id),
+            reason: None,
+            change: Some(Change { event: recorded.event_id, version: recorded.version() }),
+        })
+    }
+
     async fn commit(
         store: &(dyn PatientStore + 'static),
         batch: &[PatientAppend],
+        audit: Option<&AuditBatch>,
     ) -> store::Result<Vec<AppendOutcome>> {
-        store.commit_patients(batch).await
+        store.commit_patients_audited(batch, audit).await
     }
 
     async fn query(store: &(dyn PatientStore + 'static), query: &PatientList) -> store::Result<Vec<Patient>> {

@@ -20,6 +20,7 @@
 
 mod leases;
 mod message;
+mod meters;
 mod sight;
 mod slots;
 mod status;
@@ -30,6 +31,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent
 use tokio_util::task::AbortOnDropHandle;
 
 pub use self::message::{HeldLease, LeaseTimes, QueryAsk, RegionArgs, RegionMessage};
+use self::meters::Meters;
 use self::sight::Sight;
 use self::slots::Slots;
 pub use self::status::{RegionStatus, ShardState, ShardStatus};
@@ -54,6 +56,7 @@ impl<E: Entity> Default for Region<E> {
 pub struct RegionState<E: Entity> {
     args: RegionArgs<E>,
     name: String,
+    meters: Meters,
     members: Members,
     /// The newest of `members` that was acted upon.
     view: Arc<View>,
@@ -108,6 +111,7 @@ impl<E: Entity> Actor for Region<E> {
         let view = Arc::clone(&members.borrow_and_update());
         let mut state = RegionState {
             name: format!("{}-region", E::KIND.as_str()),
+            meters: Meters::new(E::KIND, args.shards),
             _watcher: watch(members.clone(), myself.clone()),
             members,
             sight: Sight::at_start(&view, E::KIND),
@@ -282,7 +286,7 @@ impl<E: Entity> RegionState<E> {
     /// What the node is told: ready once everything that belongs here is served.
     fn report(&mut self) {
         let tally = self.slots.tally(self.args.clock.mono());
-        metrics::gauge!("hygeia_shards_served", "kind" => E::KIND.as_str()).set(f64::from(tally.serving));
+        self.meters.served.set(f64::from(tally.serving));
         if self.draining.is_some() {
             return;
         }

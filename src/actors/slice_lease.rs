@@ -84,12 +84,16 @@ pub(super) struct SliceLease {
     /// The lease, and up to when it is believed.
     held: Option<(TakenLease, MonoTime)>,
     asking: bool,
+    /// 1 while it is held.
+    meter: metrics::Gauge,
 }
 
 impl SliceLease {
     /// Nothing is known yet.
     pub(super) fn new(args: SliceArgs) -> Self {
-        SliceLease { args, held: None, asking: false }
+        let meter = metrics::gauge!("hygeia_outbox_slice_held", "role" => args.role.as_str());
+        meter.set(0.0);
+        SliceLease { args, held: None, asking: false, meter }
     }
 
     /// Whether the lease is ours as far as was heard.
@@ -124,10 +128,12 @@ impl SliceLease {
             Answer::Held(lease, asked_at) => {
                 // A tenth is taken off for clocks that run at different speeds.
                 self.held = Some((lease, asked_at.plus(self.args.ttl * 9 / 10)));
+                self.meter.set(1.0);
                 Standing::Ours
             }
             Answer::Others(left) => {
                 self.held = None;
+                self.meter.set(0.0);
                 let due = left.map(|left| left + AFTER_END);
                 Standing::Others(due.filter(|due| *due < self.args.tick))
             }
@@ -138,6 +144,7 @@ impl SliceLease {
     /// Gives the lease up, if it is held: anybody may take it once this has ended, after `limit` at most.
     pub(super) fn release(&mut self, limit: Duration) -> Option<impl Future<Output = ()> + Send + 'static> {
         let (lease, _) = self.held.take()?;
+        self.meter.set(0.0);
         let (args, next) = (self.args.clone(), self.next());
         Some(async move {
             // A lease that could not be given up runs out.

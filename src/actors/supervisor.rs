@@ -4,9 +4,11 @@
 //! | child, in start order | restart | limit |
 //! |---|---|---|
 //! | `PeersActor`, in a cluster; parent of the `Gate`, the `Desk` and the sessions | always | `RestartPolicy` |
+//! | `AuditJournal`, where there is an edge | always | `RestartPolicy` |
 //! | patient `Journal`, `Region`, `Directory` | always | `RestartPolicy` each |
 //! | billing `Journal`, `Region`, `Directory` | always | `RestartPolicy` each |
 //! | `BillingRelay`, `KafkaBridge`, `Analytics` | always | `RestartPolicy` each |
+//! | `Sessions` | always | `RestartPolicy` |
 //!
 //! Which of them a node has, its roles say (`node::children`). The links to other nodes (`link`) are no actors: they
 //! follow the view that `PeersActor` publishes.
@@ -103,6 +105,8 @@ impl Actor for Supervisor {
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut children = Vec::with_capacity(args.children.len());
         for spec in args.children {
+            // There from the start, so that a rate sees the first restart.
+            let _ = metrics::counter!("hygeia_actor_restarts_total", "actor" => spec.name);
             let cell = (spec.start)(myself.get_cell()).await?;
             children.push(Child { spec, id: cell.get_id(), budget: RestartBudget::new(args.restart) });
         }

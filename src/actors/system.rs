@@ -18,6 +18,7 @@ use super::patients::{PatientHandle, Patients};
 use super::region::{Region, RegionArgs, RegionMessage, RegionStatus};
 use super::settings::Settings;
 use super::supervisor::{ChildSpec, Supervisor, SupervisorArgs, SupervisorMessage};
+use crate::audit::Chains;
 use crate::domain::ids::ShardNo;
 use crate::domain::time::Clock;
 use crate::health::Health;
@@ -48,6 +49,8 @@ pub struct Parts {
     pub links: Option<Links>,
     /// The bounds.
     pub settings: Settings,
+    /// The chains of the audit of changes; none where nothing is audited.
+    pub audit: Option<Chains>,
 }
 
 /// Which actors of a chain a node runs.
@@ -114,7 +117,8 @@ where
 
     fn journal_args(&self, parts: &Parts, store: Arc<E::Store>, nudges: Vec<Nudge>) -> JournalArgs<E> {
         let limits = parts.settings.journal_limits(parts.store_writers);
-        JournalArgs { store, clock: Arc::clone(&parts.clock), limits, nudges }
+        let audit = parts.audit.clone();
+        JournalArgs { store, clock: Arc::clone(&parts.clock), limits, nudges, audit }
     }
 
     fn region_args(&self, parts: &Parts, store: Arc<E::Store>) -> RegionArgs<E> {

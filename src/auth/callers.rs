@@ -12,14 +12,15 @@ use futures::future::{BoxFuture, Shared};
 use lru::LruCache;
 
 use crate::domain::access::Role;
-use crate::domain::time::{Clock, MonoTime};
+use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
-use crate::store::{self, UserRow, UserStore};
+use crate::store::{self, CallerStore, UserRow};
 
 use super::Settings;
 
-/// What a user may do; `None` for one who is unknown, disabled, or of a role unknown here.
-type Standing = Option<Role>;
+/// What a user may do, and since when tokens hold; `None` for one who is unknown, disabled, or of a role unknown
+/// here.
+type Standing = Option<(Role, Timestamp)>;
 type Question = Shared<BoxFuture<'static, Result<Standing>>>;
 
 enum Known {
@@ -29,7 +30,7 @@ enum Known {
 
 #[derive(Clone)]
 pub(super) struct Callers {
-    store: Arc<dyn UserStore>,
+    store: Arc<dyn CallerStore>,
     clock: Arc<dyn Clock>,
     ttl: Duration,
     lookup_timeout: Duration,
@@ -37,7 +38,7 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    pub(super) fn new(settings: &Settings, store: Arc<dyn UserStore>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(settings: &Settings, store: Arc<dyn CallerStore>, clock: Arc<dyn Clock>) -> Self {
         let capacity = NonZeroUsize::new(settings.users_cached_max).unwrap_or(NonZeroUsize::MIN);
         Callers {
             store,
@@ -64,7 +65,7 @@ impl Callers {
     }
 
     /// What `subject` may do.
-    pub(super) async fn role(&self, subject: &Arc<str>) -> Result<Standing> {
+    pub(super) async fn standing(&self, subject: &Arc<str>) -> Result<Standing> {
         let question = {
             let now = self.clock.mono();
             let mut known = self.lock();
@@ -96,7 +97,9 @@ impl Callers {
         let asking = tokio::spawn(async move {
             let asked_at = this.clock.mono();
             let user = this.find(&subject).await?;
-            let standing = user.filter(|user| !user.disabled).and_then(|user| Role::parse(&user.role));
+            let standing = user
+                .filter(|user| !user.disabled)
+                .and_then(|user| Some((Role::parse(&user.role)?, user.sessions_not_before)));
             this.lock().put(subject, Known::Answered { standing, asked_at });
             Ok(standing)
         });

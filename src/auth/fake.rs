@@ -1,8 +1,10 @@
 //! Users in memory and a clock stepped by hand, for tests.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,13 +14,24 @@ use crate::domain::access::Role;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store::{Error, Result, UserRow, UserStore};
 
-use super::{Auth, SecretText, Settings};
+use super::{Auth, SecretText, Settings, TokenAlgorithm};
+use kept::Kept;
 
 /// A secret of the least length, as raw text.
 pub(crate) const SECRET: &str = "raw-text-secret-of-32-bytes-----";
 
+/// HS256 under `SECRET`, so that tests can sign.
 pub(crate) fn settings() -> Settings {
-    Settings { jwt_secret: Some(SecretText::from(SECRET.to_owned())), bcrypt_cost: 4, ..Settings::default() }
+    Settings {
+        token_algorithm: TokenAlgorithm::HS256,
+        jwt_secret: Some(SecretText::from(SECRET.to_owned())),
+        ..eddsa()
+    }
+}
+
+/// The default, but for cheap hashes.
+pub(crate) fn eddsa() -> Settings {
+    Settings { bcrypt_cost: 4, ..Settings::default() }
 }
 
 /// Stands still until it is moved.
@@ -49,6 +62,9 @@ pub(crate) struct FakeUsers {
     users: Mutex<BTreeMap<String, UserRow>>,
     failure: Mutex<Option<Error>>,
     pub(crate) lookups: AtomicUsize,
+    pub(crate) key_reads: AtomicUsize,
+    pub(crate) revocation_reads: AtomicUsize,
+    kept: Mutex<Kept>,
     pub(crate) gate: Semaphore,
 }
 
@@ -58,6 +74,9 @@ impl FakeUsers {
             users: Mutex::default(),
             failure: Mutex::default(),
             lookups: AtomicUsize::new(0),
+            key_reads: AtomicUsize::new(0),
+            revocation_reads: AtomicUsize::new(0),
+            kept: Mutex::default(),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
         })
     }
@@ -76,6 +95,7 @@ impl FakeUsers {
             role: Role::Admin.as_str().into(),
             disabled: false,
             created_at: Timestamp::default(),
+            sessions_not_before: Timestamp::default(),
         };
         self.users.lock().expect("held briefly").insert(email.into(), row);
     }
@@ -87,6 +107,11 @@ impl FakeUsers {
     fn with_user(&self, email: &str, change: impl FnOnce(&mut UserRow)) -> Result<bool> {
         self.fails()?;
         Ok(self.users.lock().expect("held briefly").get_mut(email).map(change).is_some())
+    }
+
+    /// What else the database holds.
+    pub(crate) fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("held briefly")
     }
 
     fn fails(&self) -> Result<()> {
@@ -111,8 +136,15 @@ impl UserStore for FakeUsers {
         Ok(free)
     }
 
-    async fn set_password_hash(&self, email: &str, password_hash: &str) -> Result<bool> {
-        self.with_user(email, |user| user.password_hash = password_hash.into())
+    async fn set_password_hash(&self, email: &str, password_hash: &str, now: Timestamp) -> Result<bool> {
+        self.with_user(email, |user| {
+            user.password_hash = password_hash.into();
+            user.sessions_not_before = now;
+        })
+    }
+
+    async fn set_user_role(&self, email: &str, role: &str) -> Result<bool> {
+        self.with_user(email, |user| user.role = role.into())
     }
 
     async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool> {
@@ -128,6 +160,10 @@ impl UserStore for FakeUsers {
 }
 
 pub(crate) fn auth(users: &Arc<FakeUsers>, clock: &Arc<FakeClock>) -> Auth {
+    auth_with(&settings(), users, clock)
+}
+
+pub(crate) fn auth_with(settings: &Settings, users: &Arc<FakeUsers>, clock: &Arc<FakeClock>) -> Auth {
     let (users, clock): (Arc<FakeUsers>, Arc<FakeClock>) = (Arc::clone(users), Arc::clone(clock));
-    Auth::new(settings(), users, clock).expect("the secret is long enough")
+    Auth::new(settings, users, clock).expect("the secret is long enough")
 }

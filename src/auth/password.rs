@@ -1,4 +1,4 @@
-//! Passwords: BCrypt (Provos and Mazières, 1999) on a bounded pool of blocking threads.
+//! Passwords: BCrypt (Provos and Mazières, 1999) on a bounded pool of threads of lower priority.
 //!
 //! Invariants: no more threads hash than `hashing_threads_max`, no more callers wait than
 //! `hashing_queue_max`; a check costs at least as much as a new hash would, whatever it is checked against, and
@@ -9,11 +9,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bcrypt::{BcryptError, HashParts};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::error::{Error, ErrorCode, Result};
 
 use super::Settings;
+pub(super) use super::common::is_common;
+use super::pool::Pool;
 
 /// The fewest bytes a password may have.
 pub const PASSWORD_MIN_BYTES: usize = 8;
@@ -34,6 +36,9 @@ pub fn validate_password(password: &str) -> std::result::Result<(), &'static str
     match password.len() {
         0 => Err("Password is required"),
         1..PASSWORD_MIN_BYTES => Err("Password must have at least 8 bytes"),
+        PASSWORD_MIN_BYTES..=PASSWORD_MAX_BYTES if is_common(password) => {
+            Err("Password is one of the most common ones")
+        }
         PASSWORD_MIN_BYTES..=PASSWORD_MAX_BYTES => Ok(()),
         _ => Err("Password cannot exceed 72 bytes"),
     }
@@ -42,59 +47,79 @@ pub fn validate_password(password: &str) -> std::result::Result<(), &'static str
 /// Hashes and checks, so many at once.
 pub(super) struct Hasher {
     cost: u32,
-    threads: Arc<Semaphore>,
+    pool: Pool,
     /// Those who hash and those who wait for it.
     places: Arc<Semaphore>,
 }
 
+/// The right to hash once, or to wait for it.
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+}
+
 impl Hasher {
     pub(super) fn new(settings: &Settings) -> Self {
+        let places = settings.hashing_threads_max + settings.hashing_queue_max;
         Hasher {
             cost: settings.bcrypt_cost,
-            threads: Arc::new(Semaphore::new(settings.hashing_threads_max)),
-            places: Arc::new(Semaphore::new(settings.hashing_threads_max + settings.hashing_queue_max)),
+            pool: Pool::new(settings.hashing_threads_max, places, settings.hashing_niceness),
+            places: Arc::new(Semaphore::new(places)),
+        }
+    }
+
+    /// A place, if there is one.
+    pub(super) fn place(&self) -> Result<Place> {
+        match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(permit) => Ok(Place { _permit: permit }),
+            Err(_) => Err(Error::new(ErrorCode::Overloaded, "Too many log in at once")),
         }
     }
 
     /// The hash of a new password, `$2b$…`.
     pub(super) async fn hash(&self, password: &str) -> Result<String> {
         let (password, cost) = (password.to_owned(), self.cost);
-        self.run(move || bcrypt::hash(password, cost)).await
+        self.run(self.place()?, move || bcrypt::hash(password, cost)).await
     }
 
     /// Whether `password` fits `hash`; without a hash, or if the password is longer than any can be, it
     /// does not, at the same cost.
-    pub(super) async fn verify(&self, password: &str, hash: Option<String>) -> Result<bool> {
+    pub(super) async fn verify(&self, place: Place, password: &str, hash: Option<String>) -> Result<bool> {
         let known = hash.is_some() && password.len() <= PASSWORD_MAX_BYTES;
         let hash = hash.unwrap_or_else(|| hash_of_nothing(self.cost));
         // BCrypt stops at this byte; what lies beyond need not be kept.
         let seen = password.len().min(PASSWORD_MAX_BYTES);
         let (password, cost) = (password.as_bytes()[..seen].to_vec(), self.cost);
-        let fits = self.run(move || check(&password, &hash, cost)).await?;
+        let fits = self.run(place, move || check(&password, &hash, cost)).await?;
         Ok(known && fits)
     }
 
     async fn run<T: Send + 'static>(
         &self,
+        place: Place,
         work: impl FnOnce() -> std::result::Result<T, BcryptError> + Send + 'static,
     ) -> Result<T> {
-        let broken = |_| Error::new(ErrorCode::Internal, "Passwords cannot be checked");
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
-            return Err(Error::new(ErrorCode::Overloaded, "Too many log in at once"));
-        };
-        let thread = Arc::clone(&self.threads).acquire_owned().await.map_err(|_| broken(()))?;
-        // The permits go with the work: a caller who gives up does not free a thread that still hashes.
+        let broken = || Error::new(ErrorCode::Internal, "Passwords cannot be checked");
+        let (done, result) = oneshot::channel();
+        // The place goes with the work: a caller who gives up does not free a thread that still hashes. What has
+        // not begun by then is not done.
         let hashing = move || {
-            let _held = (place, thread);
-            work()
+            if !done.is_closed() {
+                let hashed = work();
+                drop(place);
+                // Nobody may wait for it any more.
+                let _ = done.send(hashed);
+            }
         };
-        match tokio::task::spawn_blocking(hashing).await {
+        if !self.pool.submit(Box::new(hashing)) {
+            return Err(broken());
+        }
+        match result.await {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => {
                 tracing::error!(%error, "a stored password hash is damaged, or there is no randomness");
-                Err(broken(()))
+                Err(broken())
             }
-            Err(_) => Err(broken(())),
+            Err(_) => Err(broken()),
         }
     }
 }
@@ -136,13 +161,26 @@ mod tests {
         })
     }
 
+    async fn verify(hasher: &Hasher, password: &str, hash: Option<String>) -> Result<bool> {
+        hasher.verify(hasher.place().expect("a place"), password, hash).await
+    }
+
+    #[test]
+    fn the_commonest_are_refused_in_any_case() {
+        for common in ["password123", "Password123", "12345678", "QWERTYUIOP", "Iloveyou1", "Hygeia123"] {
+            assert_eq!(validate_password(common), Err("Password is one of the most common ones"), "{common}");
+        }
+        assert!(validate_password("correct horse battery").is_ok());
+    }
+
     #[test]
     fn a_password_has_8_to_72_bytes() {
         assert!(validate_password("").is_err());
         assert!(validate_password("1234567").is_err());
-        assert!(validate_password("12345678").is_ok());
-        assert!(validate_password(&"x".repeat(72)).is_ok());
-        assert!(validate_password(&"x".repeat(73)).is_err());
+        assert!(validate_password("8 bytes!").is_ok());
+        let long = "violet anchor ".repeat(6);
+        assert!(validate_password(&long[..72]).is_ok());
+        assert!(validate_password(&long[..73]).is_err());
         assert!(validate_password(&"ö".repeat(37)).is_err(), "bytes count, not characters");
     }
 
@@ -151,9 +189,9 @@ mod tests {
         let hasher = hasher(5, 1, 1);
         let hash = hasher.hash("correct horse").await.expect("hashed");
         assert!(hash.starts_with("$2b$05$"), "{}", &hash[..7]);
-        assert!(hasher.verify("correct horse", Some(hash.clone())).await.expect("checked"));
-        assert!(!hasher.verify("wrong horse", Some(hash)).await.expect("checked"));
-        assert!(!hasher.verify("correct horse", None).await.expect("checked"));
+        assert!(verify(&hasher, "correct horse", Some(hash.clone())).await.expect("checked"));
+        assert!(!verify(&hasher, "wrong horse", Some(hash)).await.expect("checked"));
+        assert!(!verify(&hasher, "correct horse", None).await.expect("checked"));
     }
 
     #[tokio::test]
@@ -162,17 +200,17 @@ mod tests {
         let parts = bcrypt::hash_with_result("password123", 4).expect("hashed");
         for version in [bcrypt::Version::TwoA, bcrypt::Version::TwoB, bcrypt::Version::TwoY] {
             let hash = parts.format_for_version(version);
-            assert!(hasher.verify("password123", Some(hash)).await.expect("checked"));
+            assert!(verify(&hasher, "password123", Some(hash)).await.expect("checked"));
         }
         let broken_form = parts.format_for_version(bcrypt::Version::TwoX);
-        let error = hasher.verify("password123", Some(broken_form)).await.expect_err("not ours");
+        let error = verify(&hasher, "password123", Some(broken_form)).await.expect_err("not ours");
         assert_eq!(error.code, ErrorCode::Internal);
     }
 
     #[tokio::test]
     async fn a_hash_that_would_take_hours_is_refused() {
         let hash = bcrypt::hash("password123", 4).expect("hashed").replacen("$04$", "$31$", 1);
-        let error = hasher(4, 1, 1).verify("password123", Some(hash)).await.expect_err("refused");
+        let error = verify(&hasher(4, 1, 1), "password123", Some(hash)).await.expect_err("refused");
         assert_eq!(error.code, ErrorCode::Internal);
     }
 
@@ -181,8 +219,8 @@ mod tests {
         let hasher = hasher(4, 1, 1);
         let longest = "x".repeat(72);
         let hash = hasher.hash(&longest).await.expect("hashed");
-        assert!(hasher.verify(&longest, Some(hash.clone())).await.expect("checked"));
-        assert!(!hasher.verify(&"x".repeat(73), Some(hash)).await.expect("checked"));
+        assert!(verify(&hasher, &longest, Some(hash.clone())).await.expect("checked"));
+        assert!(!verify(&hasher, &"x".repeat(73), Some(hash)).await.expect("checked"));
     }
 
     #[test]
@@ -215,21 +253,21 @@ mod tests {
                     gate.recv_timeout(Duration::from_secs(10)).ok();
                     Ok(())
                 };
-                hasher.run(work).await
+                hasher.run(hasher.place()?, work).await
             })
         };
         let second = {
             let hasher = Arc::clone(&hasher);
-            tokio::spawn(async move { hasher.run(|| Ok(())).await })
+            tokio::spawn(async move { hasher.run(hasher.place()?, || Ok(())).await })
         };
         while started.load(Ordering::SeqCst) == 0 || hasher.places.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        let error = hasher.run(|| Ok(())).await.expect_err("full");
+        let error = hasher.place().map(drop).expect_err("full");
         assert_eq!(error.code, ErrorCode::Overloaded);
         go.send(()).expect("the first waits");
         first.await.expect("joined").expect("hashed");
         second.await.expect("joined").expect("hashed");
-        hasher.run(|| Ok(())).await.expect("room again");
+        hasher.run(hasher.place().expect("room again"), || Ok(())).await.expect("hashed");
     }
 }

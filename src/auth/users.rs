@@ -11,7 +11,7 @@ use crate::domain::validate::{EMAIL_MAX_CHARS, FieldErrors};
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, UserRow, UserStore};
 
-use super::password::Hasher;
+use super::password::{self, Hasher};
 use super::{Settings, validate_password};
 
 /// A user without what is secret.
@@ -37,17 +37,33 @@ impl std::fmt::Debug for User {
     }
 }
 
+/// What is changed of a user; what is `None` stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// What the user may do.
+    pub role: Option<Role>,
+    /// Whether the user is kept out.
+    pub disabled: Option<bool>,
+}
+
 /// Makes and changes users. Needs no secret for tokens.
 pub struct Users {
     store: Arc<dyn UserStore>,
     clock: Arc<dyn Clock>,
     hasher: Hasher,
+    common_passwords: bool,
 }
 
 impl Users {
     /// The users in `store`.
     pub fn new(settings: &Settings, store: Arc<dyn UserStore>, clock: Arc<dyn Clock>) -> Self {
-        Users { store, clock, hasher: Hasher::new(settings) }
+        Users { store, clock, hasher: Hasher::new(settings), common_passwords: false }
+    }
+
+    /// For the demo's user, whose password everyone knows: the list of common ones is not looked at.
+    #[must_use]
+    pub fn allowing_common_passwords(self) -> Self {
+        Users { common_passwords: true, ..self }
     }
 
     /// Makes a user.
@@ -55,13 +71,14 @@ impl Users {
     /// # Errors
     /// `Invalid`: the address is none, or the password breaks `validate_password`. `AlreadyExists`: the
     /// address has a user. `Unavailable`, `OutcomeUnknown`, `Internal`: the database's.
-    pub async fn create(&self, email: &str, password: &str, role: Role) -> Result<()> {
+    pub async fn create(&self, email: &str, password: &str, role: Role) -> Result<User> {
         let email = email_key(email.trim());
         let mut errors = FieldErrors::new();
         if email.chars().count() > EMAIL_MAX_CHARS || !email.validate_email() {
             errors.insert("email", "Email should be valid");
         }
-        if let Err(message) = validate_password(password) {
+        let known = self.common_passwords && password::is_common(password);
+        if let (false, Err(message)) = (known, validate_password(password)) {
             errors.insert("password", message);
         }
         if !errors.is_empty() {
@@ -73,15 +90,16 @@ impl Users {
             role: role.as_str().into(),
             disabled: false,
             created_at: self.clock.now(),
+            sessions_not_before: Timestamp::default(),
         };
         match self.store.add_user(&user).await {
-            Ok(true) => Ok(()),
+            Ok(true) => Ok(shown(user)),
             Ok(false) => Err(Error::new(ErrorCode::AlreadyExists, "There is a user of this e-mail address")),
             Err(error) => Err(written(&error)),
         }
     }
 
-    /// Sets a new password. Tokens already given go on to hold.
+    /// Sets a new password. Tokens already given no longer hold: on a running node within `user_cache_ms`.
     ///
     /// # Errors
     /// As `create`; `NotFound`: there is no such user.
@@ -90,7 +108,38 @@ impl Users {
             return Err(Error::invalid_fields(FieldErrors::from([("password", message)])));
         }
         let hash = self.hasher.hash(password).await?;
-        found(self.store.set_password_hash(&email_key(email.trim()), &hash).await)
+        found(self.store.set_password_hash(&email_key(email.trim()), &hash, self.clock.now()).await)
+    }
+
+    /// Sets a new password for who knows the old one. Tokens already given no longer hold.
+    ///
+    /// # Errors
+    /// `Forbidden`: the old password is another. Else as `set_password`.
+    pub async fn change_password(&self, email: &str, old: &str, new: &str) -> Result<()> {
+        if let Err(message) = validate_password(new) {
+            return Err(Error::invalid_fields(FieldErrors::from([("newPassword", message)])));
+        }
+        let place = self.hasher.place()?;
+        let user = self.store.find_user(email).await.map_err(|error| read(&error))?;
+        if !self.hasher.verify(place, old, user.map(|user| user.password_hash)).await? {
+            return Err(Error::new(ErrorCode::Forbidden, "The old password is another"));
+        }
+        self.set_password(email, new).await
+    }
+
+    /// Changes what a user may do, and whether.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such user; else the database's.
+    pub async fn change(&self, email: &str, change: Change) -> Result<User> {
+        if let Some(role) = change.role {
+            found(self.store.set_user_role(email, role.as_str()).await)?;
+        }
+        if let Some(disabled) = change.disabled {
+            found(self.store.set_user_disabled(email, disabled).await)?;
+        }
+        let user = self.store.find_user(email).await.map_err(|error| read(&error))?;
+        user.map(shown).ok_or_else(nobody)
     }
 
     /// Disables a user, or lets one in again. On a running node it holds within `user_cache_ms`.
@@ -106,24 +155,32 @@ impl Users {
     /// # Errors
     /// The database's.
     pub async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<User>> {
-        let rows = self.store.list_users(after, limit_rows).await.map_err(|error| match error {
-            store::Error::Broken(_) => Error::new(ErrorCode::Internal, error.to_string()),
-            _ => Error::new(ErrorCode::Unavailable, error.to_string()),
-        })?;
-        let shown = |row: UserRow| User {
-            email: row.email,
-            role: row.role,
-            disabled: row.disabled,
-            created_at: row.created_at,
-        };
+        let rows = self.store.list_users(after, limit_rows).await.map_err(|error| read(&error))?;
         Ok(rows.into_iter().map(shown).collect())
     }
+}
+
+fn shown(row: UserRow) -> User {
+    User { email: row.email, role: row.role, disabled: row.disabled, created_at: row.created_at }
+}
+
+fn nobody() -> Error {
+    Error::new(ErrorCode::NotFound, "There is no user of this e-mail address")
+}
+
+/// A failed read, in the words of the database: the caller is the administrator.
+fn read(error: &store::Error) -> Error {
+    let code = match error {
+        store::Error::Broken(_) => ErrorCode::Internal,
+        _ => ErrorCode::Unavailable,
+    };
+    Error::new(code, error.to_string())
 }
 
 fn found(changed: store::Result<bool>) -> Result<()> {
     match changed {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Error::new(ErrorCode::NotFound, "There is no user of this e-mail address")),
+        Ok(false) => Err(nobody()),
         Err(error) => Err(written(&error)),
     }
 }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use crate::actors::status::ClusterStatus;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::domain::access::Role;
 use crate::domain::time::Clock;
-use crate::{auth, http, store};
+use crate::{auth, http, kafka, store};
 
 /// How long the database may take to say how the cluster is.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -32,7 +32,8 @@ pub(super) trait Users: Send + Sync {
 #[async_trait]
 impl Users for auth::Users {
     async fn add(&self, email: &str, password: &str, role: Role) -> Result<(), Failure> {
-        Ok(self.create(email, password, role).await?)
+        self.create(email, password, role).await?;
+        Ok(())
     }
 
     async fn set_password(&self, email: &str, password: &str) -> Result<(), Failure> {
@@ -54,9 +55,83 @@ pub(super) async fn open_users(config: &Config) -> Result<Box<dyn Users>, Failur
     Ok(Box::new(auth::Users::new(&config.auth, store, Arc::new(SystemClock))))
 }
 
-/// Brings the tables up to date.
-pub(super) async fn migrate(config: &Config) -> Result<(), Failure> {
-    Ok(store::migrate(&config.store.clone().within(&config.data_dir)).await?)
+/// What the `keys` commands do.
+#[async_trait]
+pub(super) trait Keys: Send + Sync {
+    /// Makes the next key.
+    async fn rotate(&self, revoke: bool) -> Result<auth::MadeKey, Failure>;
+    /// The keys, youngest first.
+    async fn list(&self) -> Result<Vec<auth::KeyFacts>, Failure>;
+}
+
+#[async_trait]
+impl Keys for auth::KeyAdmin {
+    async fn rotate(&self, revoke: bool) -> Result<auth::MadeKey, Failure> {
+        Ok(auth::KeyAdmin::rotate(self, revoke).await?)
+    }
+
+    async fn list(&self) -> Result<Vec<auth::KeyFacts>, Failure> {
+        Ok(auth::KeyAdmin::list(self).await?)
+    }
+}
+
+/// Opens the database for the `keys` commands.
+pub(super) async fn open_keys(config: &Config) -> Result<Box<dyn Keys>, Failure> {
+    if config.auth.token_algorithm != auth::TokenAlgorithm::EdDSA {
+        let message = "auth.token_algorithm is HS256: there are no keys to rotate but auth.jwt_secret";
+        return Err(Failure::new(Exit::Config, message));
+    }
+    let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
+    let keys = auth::KeyAdmin::new(&config.auth, store, Arc::new(SystemClock));
+    Ok(Box::new(keys.map_err(|error| Failure::new(Exit::Config, error.to_string()))?))
+}
+
+/// Checks the access audit.
+pub(super) async fn verify_audit(config: &Config) -> Result<crate::audit::Report, Failure> {
+    let mut config = config.clone();
+    config.ensure_secrets()?;
+    let no_secret = || Failure::new(Exit::Config, "audit.secret: not set; set HYGEIA__AUDIT__SECRET");
+    let key = config.audit.key().ok_or_else(no_secret)?;
+    let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
+    let report = crate::audit::verify(&*store, &key).await?;
+    store.close().await;
+    Ok(report)
+}
+
+/// Brings the tables up to date, and makes the first administrator, if one is named and there is no user at all.
+/// Whether it was made.
+pub(super) async fn migrate(config: &Config) -> Result<bool, Failure> {
+    let settings = config.store.clone().within(&config.data_dir);
+    store::migrate(&settings).await?;
+    if config.auth.first_admin_email.is_none() {
+        return Ok(false);
+    }
+    let store = store::open(&settings, store::Use::Tool).await?;
+    let users = auth::Users::new(&config.auth, Arc::clone(&store) as _, Arc::new(SystemClock));
+    let made = auth::make_first_admin(&config.auth, &users).await;
+    store.close().await;
+    Ok(made? == auth::FirstAdmin::Made)
+}
+
+/// How often a broker that is away is asked again.
+const BROKER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Makes the topics, as soon as the broker is there, but at most `patience` long. Says what there is.
+pub(super) async fn make_topics(config: &Config, patience: Duration) -> Result<String, Failure> {
+    let deadline = tokio::time::Instant::now() + patience;
+    let broker = kafka::Kafka::connect(&config.kafka)?;
+    loop {
+        match broker.ensure_topics().await {
+            Ok(topics) => {
+                let said = topics.iter().map(|(topic, count)| format!("{topic}: {count} partitions"));
+                return Ok(said.collect::<Vec<_>>().join("\n"));
+            }
+            Err(kafka::Error::Away(_)) if tokio::time::Instant::now() + BROKER_PAUSE < deadline => {
+                tokio::time::sleep(BROKER_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// What the database knows of the cluster.

@@ -44,7 +44,6 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
             format!("--nodes: {name:?} is no name of a node: small letters, digits, hyphens and dots");
         return Err(Failure::new(Exit::Usage, reason));
     }
-    let (authority, authority_key) = (args.out.join("ca.pem"), args.out.join("ca.key"));
     let files = |name: &String| (args.out.join(format!("{name}.pem")), args.out.join(format!("{name}.key")));
     for name in &args.nodes {
         let (certificate, key) = files(name);
@@ -52,32 +51,52 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
         refuse_existing(&key)?;
     }
     DirBuilder::new().recursive(true).mode(0o700).create(&args.out).map_err(|e| failed(&args.out, e))?;
-    let issuer = if authority_key.exists() {
-        if !authority.exists() {
-            return Err(failed(&authority, "it is missing, and its key is there"));
-        }
-        let pem = std::fs::read_to_string(&authority_key).map_err(|e| failed(&authority_key, e))?;
-        let key = KeyPair::from_pem(&pem).map_err(|e| failed(&authority_key, e))?;
-        Issuer::new(authority_params(args.days), key)
-    } else {
-        refuse_existing(&authority)?;
-        let key = KeyPair::generate().map_err(|e| failed(&authority_key, e))?;
-        let params = authority_params(args.days);
-        let certificate = params.self_signed(&key).map_err(|e| failed(&authority, e))?;
-        write_new(&authority_key, &key.serialize_pem(), 0o600)?;
-        write_new(&authority, &certificate.pem(), 0o644)?;
-        writeln!(out, "{}", authority.display())?;
-        Issuer::new(params, key)
-    };
+    let authority = Authority::open_or_make(&args.out, args.days, out)?;
     for name in &args.nodes {
         let (certificate, key) = files(name);
         let (certificate_pem, key_pem) =
-            of_node(name, args.days, &issuer).map_err(|e| failed(&certificate, e))?;
+            authority.sign(name, args.days).map_err(|e| failed(&certificate, e))?;
         write_new(&key, &key_pem, 0o600)?;
         write_new(&certificate, &certificate_pem, 0o644)?;
         writeln!(out, "{}", certificate.display())?;
     }
     Ok(())
+}
+
+/// Who signs the nodes' certificates: the files `ca.pem` and `ca.key`.
+pub(super) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Authority {
+    /// The one in `dir`, made if there is none; `out` is told of what was made.
+    ///
+    /// # Errors
+    /// One of its two files is missing, or cannot be read or written.
+    pub(super) fn open_or_make(dir: &Path, days: u32, out: &mut dyn Write) -> Result<Self, Failure> {
+        let (certificate, key_file) = (dir.join("ca.pem"), dir.join("ca.key"));
+        let params = authority_params(days);
+        if key_file.exists() {
+            if !certificate.exists() {
+                return Err(failed(&certificate, "it is missing, and its key is there"));
+            }
+            let pem = std::fs::read_to_string(&key_file).map_err(|e| failed(&key_file, e))?;
+            let key = KeyPair::from_pem(&pem).map_err(|e| failed(&key_file, e))?;
+            return Ok(Authority { issuer: Issuer::new(params, key) });
+        }
+        refuse_existing(&certificate)?;
+        let key = KeyPair::generate().map_err(|e| failed(&key_file, e))?;
+        let signed = params.self_signed(&key).map_err(|e| failed(&certificate, e))?;
+        write_new(&key_file, &key.serialize_pem(), 0o600)?;
+        write_new(&certificate, &signed.pem(), 0o644)?;
+        writeln!(out, "{}", certificate.display())?;
+        Ok(Authority { issuer: Issuer::new(params, key) })
+    }
+
+    /// A certificate for `name`, which may begin with `*.`, and its key (PEM both).
+    pub(super) fn sign(&self, name: &str, days: u32) -> Result<(String, String), rcgen::Error> {
+        of_node(name, days, &self.issuer)
+    }
 }
 
 fn authority_params(days: u32) -> CertificateParams {
@@ -121,7 +140,8 @@ fn refuse_existing(path: &Path) -> Result<(), Failure> {
     if path.exists() { Err(failed(path, "it is there already, and is not written over")) } else { Ok(()) }
 }
 
-fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+/// Writes a file that must not be there yet, with this mode from its beginning.
+pub(super) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         file.write_all(text.as_bytes())?;
@@ -130,7 +150,8 @@ fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     write().map_err(|e| failed(path, e))
 }
 
-fn failed(path: &Path, reason: impl std::fmt::Display) -> Failure {
+/// What is wrong with a file.
+pub(super) fn failed(path: &Path, reason: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, format!("{}: {reason}", path.display()))
 }
 

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::error::{self, ErrorCode};
-use crate::{config, node, store, telemetry};
+use crate::{config, kafka, node, store, telemetry};
 
 /// The exit codes. Those from 64 on are as in `sysexits.h` (4.3BSD).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,17 @@ impl From<store::Error> for Failure {
         let exit = match error {
             store::Error::Unavailable(_) | store::Error::Unknown(_) => Exit::Unavailable,
             store::Error::Broken(_) => Exit::Failed,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<kafka::Error> for Failure {
+    fn from(error: kafka::Error) -> Self {
+        let exit = match error {
+            kafka::Error::Away(_) => Exit::Unavailable,
+            kafka::Error::Settings(_) => Exit::Config,
+            kafka::Error::Ended(_) => Exit::Failed,
         };
         Failure::new(exit, error.to_string())
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+use tokio_util::sync::CancellationToken;
 
 use super::failure::{Exit, Failure};
 use super::settings::SettingArgs;
@@ -41,12 +42,20 @@ impl ServeArgs {
 pub(super) fn run(loaded: Loaded) -> Result<(), Failure> {
     loaded.check()?;
     let mut config = loaded.config;
-    config.ensure_jwt_secret()?;
+    config.ensure_secrets()?;
     let (telemetry, _guard) = telemetry::init(&config.telemetry, &config.node.name, Output::Stdout)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("hygeia").enable_all().build()?;
     let ended = runtime.block_on(async {
         let upkeep = tokio::spawn(telemetry.clone().upkeep());
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let spans = telemetry.exporter().map(|exporter| tokio::spawn(exporter.run(stopped)));
         let ended = node::run(config, telemetry).await;
+        stop.cancel();
+        if let Some(spans) = spans {
+            // It has a limit of its own. If it died, the panic hook has told.
+            let _ = spans.await;
+        }
         upkeep.abort();
         ended
     });

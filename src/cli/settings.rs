@@ -38,7 +38,7 @@ pub(super) struct SettingArgs {
     /// The brokers (kafka.brokers)
     #[arg(long, value_name = "HOST:PORT,…")]
     kafka_brokers: Option<String>,
-    /// The node's name (node.name)
+    /// The node's name (node.name); {host} in it stands for the host's
     #[arg(long, value_name = "NAME", visible_alias = "name")]
     node_name: Option<String>,
     /// Be this node of the file's [[cluster.nodes]] [env: HYGEIA_NODE]
@@ -66,7 +66,8 @@ impl SettingArgs {
         };
         let file = self.config.clone().or_else(from_variable);
         let node = self.node.clone();
-        let inputs = Inputs { file, node, arguments: self.arguments()?, environment };
+        let host = rustix::system::uname().nodename().to_str().ok().map(str::to_owned);
+        let inputs = Inputs { file, node, arguments: self.arguments()?, environment, host };
         Ok(config::load(&inputs)?)
     }
 

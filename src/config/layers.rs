@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
 use super::chosen;
+use super::host;
 use super::problem::{Problem, holds_password, is_secret, is_secret_url};
 use super::tree::{Node, Source, Value};
 
@@ -34,6 +35,8 @@ pub struct Inputs {
     pub arguments: Vec<Argument>,
     /// The node of the file to be, if an argument says.
     pub node: Option<String>,
+    /// The name of this host, which stands for `{host}`.
+    pub host: Option<String>,
 }
 
 /// An argument that sets a key.
@@ -68,12 +71,15 @@ pub(super) enum Secrets {
 
 impl Layers {
     pub(super) fn read(inputs: &Inputs) -> Result<Self, Problem> {
-        let file = match &inputs.file {
+        let mut file = match &inputs.file {
             Some(path) => contents(file(path)?, Secrets::Read)?,
             None => nothing(),
         };
-        let environment = contents(environment(&inputs.environment)?, Secrets::Read)?;
-        let arguments = contents(arguments(&inputs.arguments)?, Secrets::Read)?;
+        let mut environment = contents(environment(&inputs.environment)?, Secrets::Read)?;
+        let mut arguments = contents(arguments(&inputs.arguments)?, Secrets::Read)?;
+        for tree in [&mut file, &mut environment, &mut arguments] {
+            host::put(tree, inputs.host.as_deref())?;
+        }
         Ok(Layers { file, environment, arguments, chosen: chosen::name(inputs)? })
     }
 

@@ -1,6 +1,7 @@
 //! The section `node`: who the node is and which parts it runs.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -15,11 +16,13 @@ pub struct Node {
     pub name: String,
     /// What the node runs; at least one.
     pub roles: BTreeSet<Role>,
+    /// By how much the node's wall clock may differ from the database's before it is told.
+    pub clock_skew_max_ms: u64,
 }
 
 impl Default for Node {
     fn default() -> Self {
-        Node { name: "node-1".to_owned(), roles: Role::ALL.into_iter().collect() }
+        Node { name: "node-1".to_owned(), roles: Role::ALL.into_iter().collect(), clock_skew_max_ms: 1_000 }
     }
 }
 
@@ -30,6 +33,11 @@ impl Node {
     /// Whether the node runs everything, and so can do without others.
     pub fn is_alone(&self) -> bool {
         Role::ALL.iter().all(|role| self.roles.contains(role))
+    }
+
+    /// By how much the node's wall clock may differ from the database's before it is told.
+    pub fn clock_skew_max(&self) -> Duration {
+        Duration::from_millis(self.clock_skew_max_ms)
     }
 
     /// What a name may be, for messages.

@@ -6,7 +6,7 @@ use super::{Loaded, cluster_rules};
 use crate::auth;
 
 /// Keys whose rules only a node that serves must keep: `check_serving` has them.
-const ONLY_TO_SERVE: [&str; 2] = ["jwt_secret", "require_token"];
+const ONLY_TO_SERVE: [&str; 3] = ["jwt_secret", "key_secret", "require_token"];
 
 /// Rules of single values, for every command.
 pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
@@ -28,6 +28,7 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
         ("store", config.store.problems()),
         ("kafka", config.kafka.problems()),
         ("auth", config.auth.problems(config.is_embedded_demo())),
+        ("audit", config.audit.problems()),
         ("actors", config.actors.problems()),
         ("link", config.link.problems()),
         ("relay", config.relay.problems()),
@@ -49,21 +50,34 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
 pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
     let mut problems = Vec::new();
+    if config.node.roles.contains(&Role::Front)
+        && let Err(reason) = config.auth.check_first_admin()
+    {
+        problems.push(loaded.problem("auth.first_admin_email", reason));
+    }
     let checks_tokens = [Role::Front, Role::Billing].iter().any(|role| config.node.roles.contains(role));
     match config.auth.check_secret() {
-        Err(auth::Error::SecretTooShort { bytes }) => {
+        Err(auth::Error::SecretTooShort { key, bytes }) => {
             let reason = format!(
                 "at least 32 bytes are needed, and it has {bytes} (base64 is decoded first); \
                  `openssl rand -base64 48` makes some"
             );
-            problems.push(loaded.problem("auth.jwt_secret", reason));
+            problems.push(loaded.problem(&format!("auth.{key}"), reason));
         }
         Err(auth::Error::SecretMissing) if checks_tokens && !config.is_embedded_demo() => {
-            let reason = "not set; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE to a file that \
+            let reason = "not set, and auth.token_algorithm is HS256; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE to a file that \
                           holds it (only a node with the embedded database and broker on loopback makes its own)";
             problems.push(loaded.problem("auth.jwt_secret", reason));
         }
         _ => {}
+    }
+    let audits =
+        [Role::Front, Role::Patient, Role::Billing].iter().any(|role| config.node.roles.contains(role));
+    if audits && config.audit.enabled && config.audit.secret.is_none() && !config.is_embedded_demo() {
+        let reason = "not set; set HYGEIA__AUDIT__SECRET, or HYGEIA__AUDIT__SECRET_FILE to a file that holds it: at \
+                      least 32 bytes, such as `openssl rand -base64 48` makes (only a node with the embedded database \
+                      and broker on loopback makes its own)";
+        problems.push(loaded.problem("audit.secret", reason));
     }
     if !config.grpc.require_token && !config.grpc.listen.ip().is_loopback() {
         let reason =

@@ -1,4 +1,4 @@
-//! The secret that an embedded demo node makes for itself.
+//! The secrets that an embedded demo node makes for itself.
 //!
 //! Invariants: the file appears whole or not at all, only its owner may read it, and of two
 //! processes that make it at the same time both use the same.
@@ -13,8 +13,18 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::problem::Problem;
 
-/// The file's name within the data directory.
-const NAME: &str = "jwt-secret";
+/// A file with a secret.
+pub(super) struct SecretFile {
+    /// Its name within the data directory.
+    name: &'static str,
+    /// The setting that it stands for.
+    key: &'static str,
+}
+
+/// What signs tokens under HS256.
+pub(super) const JWT: SecretFile = SecretFile { name: "jwt-secret", key: "auth.jwt_secret" };
+/// What seals the access audit.
+pub(super) const AUDIT: SecretFile = SecretFile { name: "audit-secret", key: "audit.secret" };
 
 /// How much randomness goes in.
 const RANDOM_BYTES: usize = 48;
@@ -22,19 +32,21 @@ const RANDOM_BYTES: usize = 48;
 /// The most that is read of the file.
 const FILE_BYTES_MAX: u64 = 4096;
 
-/// The secret in `data_dir`, made if there is none.
-pub(super) fn read_or_make(data_dir: &Path) -> Result<String, Problem> {
-    let path = data_dir.join(NAME);
-    let fail = |reason: String| {
-        let reason = format!("the secret for tokens in {} cannot be used: {reason}", path.display());
-        Problem { key: "auth.jwt_secret".to_owned(), ..Problem::general(None, reason) }
-    };
-    match read(&path) {
-        Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => {
-            make(data_dir, &path).map_err(|e| fail(e.to_string()))?;
-            read(&path).map_err(|refusal| fail(refusal.to_string()))
+impl SecretFile {
+    /// The secret in `data_dir`, made if there is none.
+    pub(super) fn read_or_make(&self, data_dir: &Path) -> Result<String, Problem> {
+        let path = data_dir.join(self.name);
+        let fail = |reason: String| {
+            let reason = format!("the secret in {} cannot be used: {reason}", path.display());
+            Problem { key: self.key.to_owned(), ..Problem::general(None, reason) }
+        };
+        match read(&path) {
+            Err(Refusal::Io(e)) if e.kind() == io::ErrorKind::NotFound => {
+                make(data_dir, &path).map_err(|e| fail(e.to_string()))?;
+                read(&path).map_err(|refusal| fail(refusal.to_string()))
+            }
+            other => other.map_err(|refusal| fail(refusal.to_string())),
         }
-        other => other.map_err(|refusal| fail(refusal.to_string())),
     }
 }
 
@@ -66,7 +78,7 @@ fn make(data_dir: &Path, path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
     let mut random = [0; RANDOM_BYTES];
     getrandom::fill(&mut random).map_err(io::Error::from)?;
-    let draft = data_dir.join(format!("{NAME}.{:016x}.tmp", fastrand::u64(..)));
+    let draft = path.with_extension(format!("{:016x}.tmp", fastrand::u64(..)));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     writeln!(file, "{}", URL_SAFE_NO_PAD.encode(random))?;
     file.sync_all()?;
@@ -87,28 +99,28 @@ mod tests {
     fn it_is_made_once_and_only_for_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let data_dir = dir.path().join("deep/data");
-        let made = read_or_make(&data_dir).unwrap();
+        let made = JWT.read_or_make(&data_dir).unwrap();
         assert!(made.len() >= 64, "{} bytes", made.len());
-        assert_eq!(read_or_make(&data_dir).unwrap(), made);
+        assert_eq!(JWT.read_or_make(&data_dir).unwrap(), made);
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&data_dir.join(NAME)), 0o600);
+        assert_eq!(mode(&data_dir.join(JWT.name)), 0o600);
         assert_eq!(mode(&data_dir), 0o700);
         assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 1, "no draft is left");
         let other = tempfile::tempdir().unwrap();
-        assert_ne!(read_or_make(other.path()).unwrap(), made);
+        assert_ne!(JWT.read_or_make(other.path()).unwrap(), made);
     }
 
     #[test]
     fn one_that_others_may_read_or_that_was_changed_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let made = read_or_make(dir.path()).unwrap();
-        let path = dir.path().join(NAME);
+        let made = JWT.read_or_make(dir.path()).unwrap();
+        let path = dir.path().join(JWT.name);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
-        let refusal = read_or_make(dir.path()).unwrap_err().to_string();
+        let refusal = JWT.read_or_make(dir.path()).unwrap_err().to_string();
         assert!(refusal.contains("mode 640") && !refusal.contains(&made), "{refusal}");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         std::fs::write(&path, "short").unwrap();
-        let refusal = read_or_make(dir.path()).unwrap_err().to_string();
+        let refusal = JWT.read_or_make(dir.path()).unwrap_err().to_string();
         assert!(refusal.contains("delete it") && !refusal.contains("short"), "{refusal}");
     }
 
@@ -116,7 +128,8 @@ mod tests {
     fn many_at_once_get_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let secrets: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| read_or_make(dir.path()).unwrap())).collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| JWT.read_or_make(dir.path()).unwrap())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(secrets.iter().all(|secret| *secret == secrets[0]));

@@ -322,6 +322,7 @@ fn a_secret_may_come_from_a_file_and_is_never_shown() {
     let url = given_file.content("url", "postgres://joe:canary@db/hygeia\r\n");
     let given_file = given_file
         .env("HYGEIA__AUTH__JWT_SECRET_FILE", &path)
+        .env("HYGEIA__AUDIT__SECRET", SECRET)
         .env("HYGEIA__STORE__URL_FILE", &url)
         .set("kafka.brokers", "broker:9092");
     let loaded = given_file.load();
@@ -385,12 +386,17 @@ fn only_the_embedded_node_on_loopback_needs_no_secret() {
         ("kafka.brokers", "broker:9092"),
         ("store.url", "sqlite:other.db"),
     ] {
-        let given_one = given().set(key, value);
+        let refusal = given().set(key, value).serving_refusal();
+        assert!(refusal.starts_with("audit.secret: not set; set HYGEIA__AUDIT__SECRET, or"), "{refusal}");
+        let given_one = given().set(key, value).env("HYGEIA__AUDIT__SECRET", SECRET);
+        given_one.load().check().unwrap();
+        let given_one = given_one.set("auth.token_algorithm", "HS256");
         assert!(!given_one.load().config.is_embedded_demo(), "{key}");
         let refusal = given_one.serving_refusal();
-        let how = "auth.jwt_secret: not set; set HYGEIA__AUTH__JWT_SECRET, or HYGEIA__AUTH__JWT_SECRET_FILE";
+        let how = "auth.jwt_secret: not set, and auth.token_algorithm is HS256; set HYGEIA__AUTH__JWT_SECRET, or \
+                   HYGEIA__AUTH__JWT_SECRET_FILE";
         assert!(refusal.starts_with(how), "{refusal}");
-        given().set(key, value).env("HYGEIA__AUTH__JWT_SECRET", SECRET).load().check().unwrap();
+        given_one.env("HYGEIA__AUTH__JWT_SECRET", SECRET).load().check().unwrap();
     }
 }
 
@@ -399,8 +405,9 @@ fn the_demo_secret_is_made_kept_and_made_for_no_other_node() {
     let dir = tempfile::tempdir().unwrap();
     let data_dir = dir.path().join("data").display().to_string();
     let secret = |given: Given| {
-        let mut config = given.set("data_dir", &data_dir).load().config;
-        config.ensure_jwt_secret().unwrap();
+        let given = given.set("data_dir", &data_dir).set("auth.token_algorithm", "HS256");
+        let mut config = given.load().config;
+        config.ensure_secrets().unwrap();
         config.auth.jwt_secret.map(|secret| secret.reveal().to_owned())
     };
     let made = secret(given()).unwrap();
@@ -413,13 +420,14 @@ fn the_demo_secret_is_made_kept_and_made_for_no_other_node() {
 #[test]
 fn rules_between_sections_are_all_told_at_once() {
     let given_open = given().set("grpc.listen", "0.0.0.0:9001").set("grpc.require_token", "false");
-    let given_open = given_open.env("HYGEIA__AUTH__JWT_SECRET", SECRET);
+    let given_open = given_open.env("HYGEIA__AUDIT__SECRET", SECRET);
     assert_eq!(
         given_open.serving_refusal(),
         "grpc.require_token = \"false\", from argument --set: allowed only if grpc.listen is a loopback address, \
          and it is 0.0.0.0:9001"
     );
-    let refusal = given().set("node.roles", "front,patient").serving_refusal();
+    let hs256 = given().set("auth.token_algorithm", "HS256").env("HYGEIA__AUDIT__SECRET", SECRET);
+    let refusal = hs256.set("node.roles", "front,patient").serving_refusal();
     let lines: Vec<_> = refusal.lines().collect();
     assert_eq!(lines.len(), 4, "{refusal}");
     assert!(lines[0].starts_with("auth.jwt_secret: not set"));

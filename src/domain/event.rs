@@ -139,6 +139,7 @@ mod tests {
     #[test]
     fn debug_tells_neither_who_caused_it_nor_what_the_record_holds() {
         let patient = Patient {
+            restricted: false,
             id: PatientId(Uuid::nil()),
             version: 7,
             created_at: Timestamp(0),

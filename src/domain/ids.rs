@@ -42,6 +42,11 @@ uuid_id! {
     CommandId
 }
 
+uuid_id! {
+    /// One login and all tokens that follow from it.
+    SessionId
+}
+
 impl PatientId {
     /// The shard, out of `shards`, that owns this patient.
     pub fn shard(self, shards: u16) -> ShardNo {

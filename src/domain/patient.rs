@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ::time::Date;
 
+use super::access::{Action, Role};
 use super::ids::{PatientId, Version};
 use super::time::Timestamp;
 
@@ -16,6 +17,8 @@ pub struct Patient {
     pub version: Version,
     /// When the record was made: the order of lists.
     pub created_at: Timestamp,
+    /// Whether it is marked restricted: shown to those who break the glass, changed by those who may mark it.
+    pub restricted: bool,
     /// What the clinic knows.
     pub details: PatientDetails,
 }
@@ -76,6 +79,8 @@ pub enum PatientCommand {
     Register(PatientDetails),
     /// Replace the details.
     Update(PatientChange),
+    /// Mark the record restricted, or no longer so.
+    Restrict(bool),
     /// End the record. Its id is never used again; its e-mail address is free again.
     Delete,
 }
@@ -124,9 +129,11 @@ pub enum Refusal {
     NotFound,
     /// The id is taken, by a living or an ended record.
     AlreadyExists,
+    /// The record is restricted, and the caller is none of those who may change it then.
+    Restricted,
 }
 
-/// What `command` does to `state` at `now`, or why it may not. That the e-mail address is free is
+/// What `command` of a caller of the role `by` does to `state` at `now`, or why it may not. That the e-mail address is free is
 /// decided by the store at commit, since it concerns all patients.
 ///
 /// # Errors
@@ -135,14 +142,21 @@ pub fn decide(
     id: PatientId,
     state: &PatientState,
     command: &PatientCommand,
+    by: Role,
     now: Timestamp,
 ) -> Result<PatientEvent, Refusal> {
+    let restricted = matches!(state, PatientState::Active(patient) if patient.restricted);
+    let changes = matches!(command, PatientCommand::Update(_) | PatientCommand::Delete);
+    if restricted && changes && !Action::PatientRestrict.permits(by) {
+        return Err(Refusal::Restricted);
+    }
     match (command, state) {
         (PatientCommand::Register(details), PatientState::Absent) => {
             Ok(PatientEvent::Registered(Arc::new(Patient {
                 id,
                 version: 1,
                 created_at: now,
+                restricted: false,
                 details: details.clone(),
             })))
         }
@@ -154,6 +168,14 @@ pub fn decide(
                 ..**patient
             })))
         }
+        (PatientCommand::Restrict(restricted), PatientState::Active(patient)) => {
+            Ok(PatientEvent::Updated(Arc::new(Patient {
+                version: patient.version + 1,
+                restricted: *restricted,
+                details: patient.details.clone(),
+                ..**patient
+            })))
+        }
         (PatientCommand::Delete, PatientState::Active(patient)) => {
             Ok(PatientEvent::Deleted(Arc::new(Patient {
                 version: patient.version + 1,
@@ -161,7 +183,9 @@ pub fn decide(
                 ..**patient
             })))
         }
-        (PatientCommand::Update(_) | PatientCommand::Delete, _) => Err(Refusal::NotFound),
+        (PatientCommand::Update(_) | PatientCommand::Restrict(_) | PatientCommand::Delete, _) => {
+            Err(Refusal::NotFound)
+        }
     }
 }
 
@@ -182,5 +206,64 @@ pub fn evolve(event: &PatientEvent) -> PatientState {
             PatientState::Active(Arc::clone(patient))
         }
         PatientEvent::Deleted(patient) => PatientState::Deleted(patient.version),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::time::macros::date;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn record(restricted: bool) -> PatientState {
+        PatientState::Active(Arc::new(Patient {
+            id: PatientId(Uuid::nil()),
+            version: 3,
+            created_at: Timestamp(0),
+            restricted,
+            details: PatientDetails {
+                name: "Ada".into(),
+                email: "ada@example.com".into(),
+                address: "London".into(),
+                date_of_birth: date!(1915 - 12 - 10),
+                registered_date: date!(2026 - 01 - 02),
+            },
+        }))
+    }
+
+    fn update() -> PatientCommand {
+        PatientCommand::Update(PatientChange {
+            name: "Ada King".into(),
+            email: "ada@example.com".into(),
+            address: "London".into(),
+            date_of_birth: date!(1915 - 12 - 10),
+            registered_date: None,
+        })
+    }
+
+    #[test]
+    fn a_restricted_record_is_changed_by_those_who_may_mark_it() {
+        let by = |role, command: &PatientCommand, state: &PatientState| {
+            decide(PatientId(Uuid::nil()), state, command, role, Timestamp(0))
+        };
+        for command in [update(), PatientCommand::Delete] {
+            for role in Role::ALL {
+                let may = matches!(role, Role::Admin | Role::Clinician);
+                let decided = by(*role, &command, &record(true));
+                assert_eq!(decided.as_ref().err(), (!may).then_some(&Refusal::Restricted), "{role:?}");
+                assert!(by(*role, &command, &record(false)).is_ok(), "{role:?}");
+            }
+        }
+        // A change keeps the mark, and the mark changes nothing else.
+        let changed = by(Role::Clinician, &update(), &record(true)).expect("changed");
+        assert!(changed.patient().restricted && changed.version() == 4);
+        for mark in [true, false] {
+            let marked = by(Role::Admin, &PatientCommand::Restrict(mark), &record(!mark)).expect("marked");
+            let PatientState::Active(before) = record(mark) else { unreachable!() };
+            assert_eq!(**marked.patient(), Patient { version: 4, ..Patient::clone(&before) });
+        }
+        let absent = by(Role::Admin, &PatientCommand::Restrict(true), &PatientState::Absent);
+        assert_eq!(absent, Err(Refusal::NotFound));
     }
 }

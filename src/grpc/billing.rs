@@ -9,11 +9,14 @@ use uuid::Uuid;
 
 use super::call::Call;
 use super::status;
+use crate::actors::audit::AuditHandle;
 use crate::actors::open_accounts::OpenAccounts;
 use crate::auth::{self, Auth};
 use crate::context::RequestContext;
-use crate::domain::access::Caller;
-use crate::domain::ids::CommandId;
+use crate::domain::access::{Action, Caller};
+use crate::domain::audit::{Access, Outcome};
+use crate::domain::ids::{CommandId, PatientId};
+use crate::domain::time::Clock;
 use crate::domain::validate::{AccountInput, account};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::billing_service_server::BillingService;
@@ -40,6 +43,8 @@ pub(super) struct Billing {
     pub(super) accounts: Arc<dyn OpenAccounts>,
     pub(super) auth: Arc<dyn Authenticate>,
     pub(super) require_token: bool,
+    pub(super) audit: AuditHandle,
+    pub(super) clock: Arc<dyn Clock>,
 }
 
 #[async_trait]
@@ -61,7 +66,22 @@ impl Billing {
             .extensions()
             .get::<Call>()
             .ok_or_else(|| Error::new(ErrorCode::Internal, "The call came without its envelope"))?;
-        let caller = self.caller(request.metadata()).await?;
+        let caller = Caller { from: call.from, ..self.caller(request.metadata()).await? };
+        let recorded = |outcome, patient: Option<PatientId>| Access {
+            at: self.clock.now(),
+            action: Action::AccountOpen,
+            outcome,
+            caller: caller.clone(),
+            patients: patient.into_iter().collect(),
+            trace_id: call.trace.trace_id,
+            reason: None,
+            change: None,
+        };
+        if let Err(denied) = call.permit(&caller) {
+            let patient = Uuid::try_parse(&request.get_ref().patient_id).ok().map(PatientId);
+            self.audit.record(recorded(Outcome::Denied, patient)).await?;
+            return Err(denied);
+        }
         let asked = request.get_ref();
         let holder =
             account(&AccountInput { patient_id: &asked.patient_id, name: &asked.name, email: &asked.email })
@@ -70,10 +90,24 @@ impl Billing {
             trace: call.trace,
             deadline: call.deadline,
             command_id: CommandId(Uuid::now_v7()),
-            caller,
+            caller: caller.clone(),
         };
         call.begin();
-        let account = self.accounts.open(&ctx, holder.patient_id, &holder.name, &holder.email).await?;
+        let opened = self.accounts.open(&ctx, holder.patient_id, &holder.name, &holder.email).await;
+        let outcome = match &opened {
+            Ok(_) => Some(Outcome::Done),
+            Err(error) => match error.code {
+                ErrorCode::OutcomeUnknown => Some(Outcome::Unknown),
+                ErrorCode::NotFound | ErrorCode::AlreadyExists => Some(Outcome::Refused),
+                _ => None,
+            },
+        };
+        if let Some(outcome) = outcome {
+            // Opening is idempotent: who is told that the outcome is not known may ask again.
+            let told = self.audit.record(recorded(outcome, Some(holder.patient_id))).await;
+            told.map_err(|error| Error { code: ErrorCode::OutcomeUnknown, ..error })?;
+        }
+        let account = opened?;
         Ok(BillingResponse { account_id: account.id.to_string(), status: account.status.as_str().to_owned() })
     }
 

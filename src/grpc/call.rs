@@ -8,6 +8,7 @@
 
 use std::convert::Infallible;
 use std::mem;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ use tower::{Layer, Service};
 use super::connection::ConnectionInfo;
 use super::status;
 use crate::context::TraceContext;
+use crate::domain::access::{Action, Caller};
 use crate::domain::time::{Clock, MonoTime};
 use crate::error::{Error, ErrorCode};
 
@@ -41,11 +43,30 @@ pub(super) struct Call {
     pub(super) trace: TraceContext,
     /// Until when there may be work on it.
     pub(super) deadline: MonoTime,
+    /// Where it comes from.
+    pub(super) from: Option<IpAddr>,
+    method: Method,
     /// Set when something was begun that may have an effect.
     begun: Arc<AtomicBool>,
 }
 
 impl Call {
+    /// Lets `caller` pass, if its role is permitted what is called.
+    ///
+    /// # Errors
+    /// `Forbidden`: it is not, or nobody is.
+    pub(super) fn permit(&self, caller: &Caller) -> Result<Action, Error> {
+        let role = caller.role.as_str();
+        match self.method.action() {
+            Some(action) if action.permits(caller.role) => Ok(action),
+            Some(action) => {
+                let said = format!("The role {role} is not permitted {}", action.as_str());
+                Err(Error::new(ErrorCode::Forbidden, said))
+            }
+            None => Err(Error::new(ErrorCode::Forbidden, "There is nothing to be permitted here")),
+        }
+    }
+
     /// From here on, an answer that is missing leaves the outcome unknown.
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
@@ -125,6 +146,8 @@ impl Shared {
         let call = Call {
             trace: trace(request.headers()),
             deadline: began.plus(budget.saturating_sub(2 * reserve)),
+            from: request.extensions().get::<ConnectionInfo>().and_then(|connection| connection.from),
+            method,
             begun: Arc::default(),
         };
         request.extensions_mut().insert(call.clone());
@@ -230,7 +253,7 @@ fn log(method: Method, code: &'static str, hop: &TraceContext, took: Duration) {
 /// The methods we tell apart, in logs and metrics. A path that a caller made up is none of them: it
 /// could hold anything, and there is no end of them.
 #[derive(Clone, Copy)]
-enum Method {
+pub(super) enum Method {
     CreateBillingAccount,
     Health,
     Watch,
@@ -242,6 +265,14 @@ impl Method {
     /// Whether it answers with a stream that ends when its caller likes.
     const fn is_probe_stream(self) -> bool {
         matches!(self, Method::Watch | Method::Reflection)
+    }
+
+    /// What a caller must be permitted; `None` of what is open to everybody, or not there.
+    pub(super) const fn action(self) -> Option<Action> {
+        match self {
+            Method::CreateBillingAccount => Some(Action::AccountOpen),
+            Method::Health | Method::Watch | Method::Reflection | Method::Other => None,
+        }
     }
 
     const fn as_str(self) -> &'static str {

@@ -7,6 +7,7 @@
 //! - When the drain's time is up, `cut` ends what is left.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -31,6 +32,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct ConnectionInfo {
     /// One permit per call that may run at the same time.
     pub(super) calls: Arc<Semaphore>,
+    /// The address at the other end.
+    pub(super) from: Option<IpAddr>,
 }
 
 /// The limits of connections.
@@ -94,10 +97,12 @@ impl Connection {
         // Without it the last segment of an answer may wait for an acknowledgement; an old answer is
         // still an answer, so a failure here is none.
         let _ = tcp.set_nodelay(true);
+        let from = tcp.peer_addr().ok().map(|peer| peer.ip());
         Connection {
             tcp,
             info: ConnectionInfo {
                 calls: Arc::new(Semaphore::new(limits.calls_per_connection_max.min(Semaphore::MAX_PERMITS))),
+                from,
             },
             opening: Some(Opening {
                 received_bytes: 0,

@@ -23,7 +23,7 @@ pub(super) fn of_error(error: &Error) -> Status {
     }
     let mut headers = HeaderMap::new();
     headers.insert(ERROR_CODE, HeaderValue::from_static(error.code.as_str()));
-    if let Some(wait) = error.code.retry_after() {
+    if let Some(wait) = error.retry_after() {
         headers.insert(PUSHBACK, HeaderValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
     }
     Status::with_metadata(

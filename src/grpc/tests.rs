@@ -109,6 +109,7 @@ async fn start(settings: Settings) -> Running {
     let state = GrpcState {
         billing: Arc::clone(&fake) as _,
         auth: Arc::clone(&fake) as _,
+        audit: AuditHandle::off(),
         clock: Arc::new(SystemClock),
         health: health.clone(),
     };

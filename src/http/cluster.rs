@@ -6,9 +6,6 @@ use std::time::Duration;
 use axum::response::Response;
 use http::StatusCode;
 
-use crate::domain::access::Role;
-use crate::error::ErrorCode;
-
 use super::pipeline::Call;
 use super::problem::Failure;
 use super::{AppState, reply};
@@ -31,9 +28,6 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
             "unknown": []
         }))))]
 pub(super) async fn status(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
-    if call.ctx.caller.role != Role::Admin {
-        return Err(Failure::new(ErrorCode::Forbidden, "Only an ADMIN may see the cluster"));
-    }
     let left = call.ctx.deadline.since(app.clock.mono());
     // A little is kept for the answer itself.
     let limit = ASK_LIMIT.min(left.mul_f64(0.8));

@@ -23,7 +23,7 @@ use crate::error::ErrorCode;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb, tail};
 use super::problem::{Failure, PROBLEM_JSON, Problem};
 use super::routes::ROUTES;
-use super::{AppState, analytics, billing, cluster, login, ops, patients, reply};
+use super::{AppState, analytics, audit, billing, cluster, login, ops, patients, reply, users};
 
 const BEARER: &str = "bearer";
 
@@ -33,6 +33,8 @@ const BEARER: &str = "bearer";
     patients::list,
     patients::get,
     patients::update,
+    patients::restrict,
+    patients::unrestrict,
     patients::delete,
     analytics::summary,
     billing::account,
@@ -40,20 +42,37 @@ const BEARER: &str = "bearer";
     ops::ready,
     ops::metrics,
     cluster::status,
+    users::list,
+    users::create,
+    users::change,
+    users::password,
+    audit::list,
 ))]
 struct PatientsApi;
 
 #[derive(utoipa::OpenApi)]
-#[openapi(paths(login::login, login::validate))]
+#[openapi(paths(
+    login::login,
+    login::refresh,
+    login::logout,
+    login::logout_all,
+    login::validate,
+    login::keys,
+))]
 struct AuthApi;
 
 static PATIENTS: LazyLock<Bytes> = LazyLock::new(|| {
-    let about = "Patients, analytics, billing accounts, and what operators ask a node.";
+    let about =
+        "Patients, analytics, billing accounts, users, the access audit, and what operators ask a node.";
     compact(&described(PatientsApi::openapi(), "Hygeia: patients", about))
 });
 
 static AUTH: LazyLock<Bytes> = LazyLock::new(|| {
-    compact(&described(AuthApi::openapi(), "Hygeia: authentication", "Passwords for tokens."))
+    compact(&described(
+        AuthApi::openapi(),
+        "Hygeia: authentication",
+        "Passwords for tokens, and the sessions that follow.",
+    ))
 });
 
 static SWAGGER: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
@@ -133,6 +152,7 @@ fn operation_of(item: &mut PathItem, verb: Verb) -> Option<&mut Operation> {
         Verb::Get => &mut item.get,
         Verb::Post => &mut item.post,
         Verb::Put => &mut item.put,
+        Verb::Patch => &mut item.patch,
         Verb::Delete => &mut item.delete,
     };
     operation.as_mut()
@@ -140,7 +160,7 @@ fn operation_of(item: &mut PathItem, verb: Verb) -> Option<&mut Operation> {
 
 /// Adds to `operation` who may call it and how it fails.
 fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
-    if matches!(endpoint.handler, Handler::Named(_)) {
+    if matches!(endpoint.handler, Handler::Named(..)) {
         let token = SecurityRequirement::new::<_, [&str; 0], &str>(BEARER, []);
         operation.security = Some(vec![token]);
     }
@@ -164,8 +184,8 @@ fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
 /// Every code that a request of `endpoint` can end in.
 fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
     let mut codes = endpoint.refuses.to_vec();
-    if matches!(endpoint.handler, Handler::Named(_)) {
-        codes.push(ErrorCode::Unauthenticated);
+    if matches!(endpoint.handler, Handler::Named(..)) {
+        codes.extend([ErrorCode::Unauthenticated, ErrorCode::Forbidden]);
     }
     if endpoint.takes == Takes::Json {
         codes.extend([
@@ -262,7 +282,8 @@ mod tests {
         for endpoint in ROUTES.iter().filter(|endpoint| {
             !endpoint.path.starts_with("/api-docs") && !endpoint.path.starts_with("/swagger-ui")
         }) {
-            let part = if endpoint.path.starts_with("/auth") { &auth } else { &patients };
+            let of_auth = ["/auth", "/.well-known"].iter().any(|start| endpoint.path.starts_with(start));
+            let part = if of_auth { &auth } else { &patients };
             for described in [part, &whole] {
                 let operation = &described["paths"][endpoint.path][endpoint.verb.as_str().to_lowercase()];
                 let said = format!("{} {}", endpoint.verb.as_str(), endpoint.path);
@@ -271,7 +292,7 @@ mod tests {
                     let response = &operation["responses"][code.http_status().to_string()];
                     assert!(response.is_object(), "{said}: {code:?}");
                 }
-                let guarded = matches!(endpoint.handler, Handler::Named(_));
+                let guarded = matches!(endpoint.handler, Handler::Named(..));
                 assert_eq!(operation["security"].is_array(), guarded, "{said}");
                 assert_eq!(operation["requestBody"].is_object(), endpoint.takes == Takes::Json, "{said}");
             }

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
+use super::client_address::Peer;
 use super::{Error, Settings};
 
 /// The wait after a failed accept. Most often the process is out of file descriptors: more tries would
@@ -71,10 +72,10 @@ impl Listener {
         let server = Arc::new(protocol(&self.settings));
         let mut connections = JoinSet::new();
         let mut shutdown = pin!(shutdown);
-        let accept = |connections: &mut JoinSet<()>, stream: TcpStream| {
+        let accept = |connections: &mut JoinSet<()>, (stream, peer): (TcpStream, SocketAddr)| {
             prepare(&stream, &self.settings);
             let (server, router, draining) = (Arc::clone(&server), router.clone(), draining.clone());
-            connections.spawn(connection(stream, server, router, draining));
+            connections.spawn(connection(stream, Peer(peer), server, router, draining));
         };
         loop {
             let full = connections.len() >= self.settings.connections_max;
@@ -82,7 +83,7 @@ impl Listener {
                 () = &mut shutdown => break,
                 Some(_) = connections.join_next() => {}
                 accepted = self.socket.accept(), if !full => match accepted {
-                    Ok((stream, _)) => accept(&mut connections, stream),
+                    Ok(accepted) => accept(&mut connections, accepted),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::select! {
@@ -114,12 +115,12 @@ impl Listener {
 
 /// Ends listening; gives the connections that wait in the kernel's queue, at most so many. The kernel is asked
 /// itself: the runtime may not have heard of them yet.
-fn connected(socket: TcpListener, most: usize) -> Vec<TcpStream> {
+fn connected(socket: TcpListener, most: usize) -> Vec<(TcpStream, SocketAddr)> {
     let Ok(socket) = socket.into_std() else { return Vec::new() };
     let next = || {
-        let (stream, _) = socket.accept().ok()?;
+        let (stream, peer) = socket.accept().ok()?;
         stream.set_nonblocking(true).ok()?;
-        TcpStream::from_std(stream).ok()
+        Some((TcpStream::from_std(stream).ok()?, peer))
     };
     std::iter::from_fn(next).take(most).collect()
 }
@@ -145,12 +146,19 @@ fn prepare(stream: &TcpStream, settings: &Settings) {
     }
 }
 
-async fn connection(stream: TcpStream, server: Arc<http1::Builder>, router: Router, draining: Draining) {
+async fn connection(
+    stream: TcpStream,
+    peer: Peer,
+    server: Arc<http1::Builder>,
+    router: Router,
+    draining: Draining,
+) {
     let used = Arc::new(AtomicBool::new(false));
     let service = {
         let (used, draining) = (Arc::clone(&used), draining.begun.clone());
-        service_fn(move |request: Request<Incoming>| {
+        service_fn(move |mut request: Request<Incoming>| {
             used.store(true, Ordering::Relaxed);
+            request.extensions_mut().insert(peer);
             let (answer, draining) = (router.clone().call(request), draining.clone());
             async move {
                 let mut answer = answer.await?;

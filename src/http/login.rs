@@ -1,12 +1,14 @@
-//! `/auth`: passwords for tokens.
+//! `/auth`: passwords for tokens, and what becomes of the sessions. `/.well-known`: the keys.
 
 use std::sync::Arc;
 
 use axum::response::Response;
-use http::StatusCode;
+use http::header::{AUTHORIZATION, CACHE_CONTROL};
+use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::auth;
 use crate::domain::validate::FieldErrors;
 
 use super::fields::Fields;
@@ -14,11 +16,12 @@ use super::pipeline::{Call, OpenCall};
 use super::problem::Failure;
 use super::{AppState, reply};
 
-/// A token just given.
+/// Tokens just given.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Token, example = json!({
-    "token": "eyJ0eXAiOiJKV1QiLCJhbGciOiJIUzI1NiJ9.eyJzdWIi…", "tokenType": "Bearer", "expiresIn": 3600
+    "token": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6Ii…", "tokenType": "Bearer", "expiresIn": 900,
+    "refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8"
 }))]
 pub(super) struct TokenBody<'a> {
     /// To be shown as `Authorization: Bearer <token>`.
@@ -27,6 +30,21 @@ pub(super) struct TokenBody<'a> {
     token_type: &'static str,
     /// For how many seconds it holds.
     expires_in: u64,
+    /// To be shown once, at `/auth/refresh`, for the next tokens. Showing it a second time ends the session.
+    #[schema(format = "password")]
+    refresh_token: &'a str,
+}
+
+impl TokenBody<'_> {
+    fn answer(login: &auth::Login) -> Result<Response, Failure> {
+        let body = TokenBody {
+            token: &login.token.text,
+            token_type: "Bearer",
+            expires_in: login.token.expires_in.as_secs(),
+            refresh_token: &login.refresh_token,
+        };
+        reply::json(StatusCode::OK, &body)
+    }
 }
 
 /// Who one is.
@@ -56,17 +74,86 @@ pub(super) fn credentials(body: &[u8]) -> Result<(String, String), Failure> {
     fields.checked(if errors.is_empty() { Ok((email, password)) } else { Err(errors) })
 }
 
-/// Gives a token.
+/// What a session goes on with.
+#[derive(ToSchema)]
+#[schema(as = Refresh, example = json!({"refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8"}))]
+#[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
+pub(super) struct RefreshForm {
+    /// The last one that was given.
+    #[schema(format = "password")]
+    refresh_token: String,
+}
+
+/// The refresh token in a body.
+fn refresh_token(body: &[u8]) -> Result<String, Failure> {
+    let mut fields = Fields::read(body, ["refreshToken"])?;
+    let [token] = fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
+    let errors = FieldErrors::from([("refreshToken", "Refresh token is required")]);
+    fields.checked(if token.is_empty() { Err(errors) } else { Ok(token) })
+}
+
+/// Public keys (RFC 7517).
+#[derive(ToSchema)]
+#[schema(as = KeySet, example = json!({"keys": [{
+    "kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": "Nc5yFvS8m1BvBl3v",
+    "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+}]}))]
+#[allow(dead_code, reason = "describes the answer; `auth::KeySet` writes it")]
+pub(super) struct KeySetBody {
+    /// One per key whose tokens hold, the youngest first. Empty where tokens are signed with a shared secret.
+    keys: Vec<std::collections::BTreeMap<String, String>>,
+}
+
+/// Begins a session, and gives its first tokens.
 ///
-/// Whether the user is unknown, disabled, or the password wrong is not told apart.
+/// Whether the user is unknown, disabled, or the password wrong is not told apart. After too many failures an
+/// account, and an address, must wait.
 #[utoipa::path(post, path = "/auth/login", operation_id = "login", tag = "auth",
     request_body = LoginForm,
-    responses((status = 200, description = "A token.", body = TokenBody)))]
+    responses((status = 200, description = "The tokens.", body = TokenBody)))]
 pub(super) async fn login(app: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
     let (email, password) = credentials(&call.body)?;
-    let token = app.auth.login(&email, &password).await?;
-    let body = TokenBody { token: &token.text, token_type: "Bearer", expires_in: token.expires_in.as_secs() };
-    reply::json(StatusCode::OK, &body)
+    let from = call.from;
+    TokenBody::answer(&app.auth.login(&email, &password, from).await?)
+}
+
+/// Gives the next tokens of a session for its refresh token.
+///
+/// A refresh token is good once. Shown again it ends the session, since somebody has a copy of it.
+#[utoipa::path(post, path = "/auth/refresh", operation_id = "refresh", tag = "auth",
+    request_body = RefreshForm,
+    responses((status = 200, description = "The next tokens.", body = TokenBody)))]
+pub(super) async fn refresh(app: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
+    let token = refresh_token(&call.body)?;
+    TokenBody::answer(&app.auth.refresh(&token).await?)
+}
+
+/// Ends the session that the token belongs to.
+#[utoipa::path(post, path = "/auth/logout", operation_id = "logout", tag = "auth",
+    responses((status = 204, description = "It is over: within five seconds no node takes its tokens.")))]
+pub(super) async fn logout(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let shown = call.parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let token = shown.and_then(auth::bearer).unwrap_or_default();
+    app.auth.logout(token).await?;
+    Ok(reply::empty(StatusCode::NO_CONTENT))
+}
+
+/// Ends all sessions of the caller.
+#[utoipa::path(post, path = "/auth/logout-all", operation_id = "logoutAll", tag = "auth",
+    responses((status = 204, description = "They are over: within five seconds no node takes their tokens.")))]
+pub(super) async fn logout_all(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    app.auth.logout_all(&call.ctx.caller.subject).await?;
+    Ok(reply::empty(StatusCode::NO_CONTENT))
+}
+
+/// The public keys that tokens are signed with.
+#[utoipa::path(get, path = "/.well-known/jwks.json", operation_id = "keys", tag = "auth",
+    responses((status = 200, description = "A JSON Web Key Set.", body = KeySetBody)))]
+pub(super) async fn keys(app: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    let mut response = reply::json(StatusCode::OK, &app.auth.key_set().await?)?;
+    // A new key is told for longer than that before tokens are signed with it.
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=5"));
+    Ok(response)
 }
 
 /// Says whether a token holds: for gateways that ask before they let a request through.
@@ -80,6 +167,15 @@ pub(super) async fn validate(_: Arc<AppState>, _: Call) -> Result<Response, Fail
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refresh_token_is_needed() {
+        assert_eq!(refresh_token(br#"{"refreshToken": "abc"}"#).expect("given"), "abc");
+        for bad in [&br#"{}"#[..], br#"{"refreshToken": ""}"#, br#"{"refreshToken": null}"#] {
+            let failure = refresh_token(bad).expect_err("missing");
+            assert_eq!(failure.error.fields["refreshToken"], "Refresh token is required");
+        }
+    }
 
     #[test]
     fn both_fields_are_needed() {

@@ -11,6 +11,7 @@ use time::Date;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::domain::access::View;
 use crate::domain::ids::PatientId;
 use crate::domain::patient::Patient;
 use crate::domain::validate::{FieldErrors, PatientInput, change, registration};
@@ -51,6 +52,10 @@ pub(super) struct PatientBody<'a> {
     registered_date: Date,
     /// 1 after registration, one more after each change.
     version: i64,
+    /// There, and true, if the record is restricted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    restricted: bool,
 }
 
 impl<'a> From<&'a Patient> for PatientBody<'a> {
@@ -64,6 +69,41 @@ impl<'a> From<&'a Patient> for PatientBody<'a> {
             date_of_birth: details.date_of_birth,
             registered_date: details.registered_date,
             version: patient.version,
+            restricted: patient.restricted,
+        }
+    }
+}
+
+/// What a role that is shown names alone gets of a record.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PatientName, example = json!({
+    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
+}))]
+pub(super) struct NameBody<'a> {
+    #[schema(value_type = String, format = Uuid)]
+    id: Uuid,
+    name: &'a str,
+}
+
+/// A record as far as a role is shown it.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = PatientShown, example = json!({
+    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
+}))]
+pub(super) enum Shown<'a> {
+    /// To all roles but BILLING.
+    Whole(PatientBody<'a>),
+    /// To BILLING.
+    Name(NameBody<'a>),
+}
+
+impl<'a> Shown<'a> {
+    /// What `call`'s caller is shown of `patient`.
+    pub(super) fn to(call: &Call, patient: &'a Patient) -> Self {
+        match call.ctx.caller.role.sees() {
+            View::Whole => Shown::Whole(PatientBody::from(patient)),
+            View::NameOnly => Shown::Name(NameBody { id: patient.id.0, name: &patient.details.name }),
         }
     }
 }
@@ -112,9 +152,37 @@ pub(super) fn ruled<T>(
 
 /// The id that the end of the path names: in the usual form of 36 characters (RFC 9562, section 4).
 pub(super) fn id_of(call: &Call, field: &'static str) -> Result<PatientId, Failure> {
-    let text = tail(&call.parts, call.path);
+    patient_id(tail(&call.parts, call.path)).ok_or_else(|| Failure::field(field, "Should be a UUID"))
+}
+
+fn patient_id(text: &str) -> Option<PatientId> {
     let id = if text.len() == 36 { Uuid::try_parse(text).ok() } else { None };
-    id.map(PatientId).ok_or_else(|| Failure::field(field, "Should be a UUID"))
+    id.map(PatientId)
+}
+
+/// What a caller says who needs to see a restricted record: why.
+const BREAK_GLASS: &str = "x-break-glass";
+const REASON_MAX_CHARS: usize = 500;
+
+/// Lets `call` see `patient`, unless the record is restricted and its caller does not break the glass.
+pub(super) fn may_see(call: &Call, patient: &Patient) -> Result<(), Failure> {
+    if !patient.restricted {
+        return Ok(());
+    }
+    let refused = |said| Err(Failure::new(ErrorCode::Forbidden, said));
+    if !call.ctx.caller.role.breaks_glass() {
+        return refused("The record is restricted");
+    }
+    let given = call.parts.headers.get(BREAK_GLASS).map(HeaderValue::as_bytes).map(std::str::from_utf8);
+    match given.and_then(Result::ok).map(str::trim) {
+        Some(reason) if (1..=REASON_MAX_CHARS).contains(&reason.chars().count()) => {
+            call.accessed.because(reason);
+            Ok(())
+        }
+        _ => refused(
+            "The record is restricted: the header X-Break-Glass has to say why it is needed, in 1 to 500 characters",
+        ),
+    }
 }
 
 /// Registers a patient.
@@ -143,14 +211,17 @@ pub(super) async fn register(app: Arc<AppState>, call: Call) -> Result<Response,
 
 /// Shows a patient.
 ///
-/// Never older than any answer given before the request.
+/// Never older than any answer given before the request. A caller of the role BILLING is shown `id` and `name` alone.
+/// A restricted record is shown to a CLINICIAN alone, who says why in `X-Break-Glass`; the audit keeps it.
 #[utoipa::path(get, path = "/api/patients/{id}", operation_id = "getPatient", tag = "patients",
-    params(("id" = Uuid, Path, description = "The patient's id.")),
-    responses((status = 200, description = "The record.", body = PatientBody)))]
+    params(("id" = Uuid, Path, description = "The patient's id."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters.")),
+    responses((status = 200, description = "The record.", body = Shown)))]
 pub(super) async fn get(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
     let patient = app.patients.get(&call.ctx, id).await?;
-    reply::json(StatusCode::OK, &PatientBody::from(&*patient))
+    may_see(&call, &patient)?;
+    reply::json(StatusCode::OK, &Shown::to(&call, &patient))
 }
 
 /// Replaces the details of a patient.
@@ -164,6 +235,32 @@ pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, F
     let changed = ruled(&call.body, |input| change(input, today))?;
     let patient = app.patients.update(&call.ctx, id, changed).await?;
     reply::json(StatusCode::OK, &PatientBody::from(&*patient))
+}
+
+/// Marks a patient's record restricted.
+///
+/// It is left out of lists from then on. Only a CLINICIAN may read it, by saying why in `X-Break-Glass`; only an ADMIN
+/// or a CLINICIAN may change it.
+#[utoipa::path(put, path = "/api/patients/{id}/restriction", operation_id = "restrictPatient", tag = "patients",
+    params(("id" = Uuid, Path, description = "The patient's id.")),
+    responses((status = 204, description = "It is restricted.")))]
+pub(super) async fn restrict(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    set_restricted(&app, &call, true).await
+}
+
+/// Ends the restriction of a patient's record.
+#[utoipa::path(delete, path = "/api/patients/{id}/restriction", operation_id = "unrestrictPatient", tag = "patients",
+    params(("id" = Uuid, Path, description = "The patient's id.")),
+    responses((status = 204, description = "It is not restricted.")))]
+pub(super) async fn unrestrict(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    set_restricted(&app, &call, false).await
+}
+
+async fn set_restricted(app: &AppState, call: &Call, restricted: bool) -> Result<Response, Failure> {
+    let path = tail(&call.parts, call.path).trim_end_matches("/restriction");
+    let id = patient_id(path).ok_or_else(|| Failure::field("id", "Should be a UUID"))?;
+    app.patients.restrict(&call.ctx, id, restricted).await?;
+    Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
 /// Ends the record of a patient.
@@ -180,13 +277,14 @@ pub(super) async fn delete(app: Arc<AppState>, call: Call) -> Result<Response, F
 
 /// Lists living patients, the oldest record first.
 ///
-/// One page; the `Link` header leads to the next, if there is more.
+/// One page; the `Link` header leads to the next, if there is more. Restricted records are left out. A caller of the role BILLING is shown `id` and
+/// `name` alone.
 #[utoipa::path(get, path = "/api/patients", operation_id = "listPatients", tag = "patients",
     params(
         ("limit" = Option<u32>, Query, description = "Records on the page.", minimum = 1, maximum = 1000, example = 100),
         ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out."),
     ),
-    responses((status = 200, description = "A page of records.", body = Vec<PatientBody>,
+    responses((status = 200, description = "A page of records.", body = Vec<Shown>,
         headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
 pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let query = Query::<Vec<(String, String)>>::try_from_uri(&call.parts.uri)
@@ -197,7 +295,8 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     let mut patients = app.patients.list(&call.ctx, page.after, page.limit + 1).await?;
     let more = patients.len() > page.limit as usize;
     patients.truncate(page.limit as usize);
-    let shown: Vec<PatientBody<'_>> = patients.iter().map(PatientBody::from).collect();
+    call.accessed.shows(patients.iter().map(|patient| patient.id).collect());
+    let shown: Vec<Shown<'_>> = patients.iter().map(|patient| Shown::to(&call, patient)).collect();
     let mut response = reply::json(StatusCode::OK, &shown)?;
     if let Some(last) = patients.last().filter(|_| more) {
         let next = cursor::give_out(&app.auth, ListPosition { created_at: last.created_at, id: last.id });
@@ -263,6 +362,7 @@ mod tests {
     #[test]
     fn a_record_reads_as_documented() {
         let patient = Patient {
+            restricted: false,
             id: PatientId(Uuid::from_u128(0x123e4567_e89b_12d3_a456_426614174000)),
             version: 3,
             created_at: Timestamp(0),

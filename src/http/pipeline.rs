@@ -1,10 +1,12 @@
-//! What happens to every request, in this order: route (404, 405), token (401), body (413, 415, 408), admission
-//! (503), handler; around it all the trace, the deadline, the catching of panics, and the notes. Endpoints are data
-//! (`Endpoint`), so that the router and the documentation are made of the same table.
+//! What happens to every request, in this order: route (404, 405), token (401), role (403), body (413, 415, 408),
+//! admission (503), handler; around it all the trace, the deadline, the catching of panics, and the notes. Endpoints
+//! are data (`Endpoint`), so that the router and the documentation are made of the same table, and a handler that
+//! needs a caller cannot be written down without the `Action` that its caller must be permitted.
 //!
 //! Admission comes last: a request that is still on its way, or from nobody known, takes no place from one that
 //! could be worked on.
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -23,13 +25,16 @@ use http::{HeaderName, HeaderValue, request};
 use metrics::Gauge;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::actors::audit::AuditHandle;
 use crate::auth::{self, Auth};
 use crate::context::{RequestContext, TraceContext};
-use crate::domain::access::Caller;
+use crate::domain::access::{Action, Caller};
 use crate::domain::ids::PatientId;
 use crate::domain::time::{Clock, MonoTime};
-use crate::error::ErrorCode;
+use crate::error::{Error, ErrorCode};
 
+use super::accesses::{self, Accessed, Asked};
+use super::client_address::TrustedProxies;
 use super::observe::{Meter, TRACEPARENT, trace_of};
 use super::problem::Failure;
 use super::{Settings, body};
@@ -56,6 +61,7 @@ pub(super) enum Verb {
     Get,
     Post,
     Put,
+    Patch,
     Delete,
 }
 
@@ -65,6 +71,7 @@ impl Verb {
             Verb::Get => "GET",
             Verb::Post => "POST",
             Verb::Put => "PUT",
+            Verb::Patch => "PATCH",
             Verb::Delete => "DELETE",
         }
     }
@@ -74,6 +81,7 @@ impl Verb {
             Verb::Get => MethodFilter::GET,
             Verb::Post => MethodFilter::POST,
             Verb::Put => MethodFilter::PUT,
+            Verb::Patch => MethodFilter::PATCH,
             Verb::Delete => MethodFilter::DELETE,
         }
     }
@@ -107,12 +115,14 @@ pub(super) enum Admission {
 pub(super) enum Handler<S: 'static> {
     /// Anyone.
     Open(fn(Arc<S>, OpenCall) -> Answer),
-    /// Whoever shows a token that holds.
-    Named(fn(Arc<S>, Call) -> Answer),
+    /// Whoever shows a token that holds, and whose role is permitted the action.
+    Named(Action, fn(Arc<S>, Call) -> Answer),
 }
 
 /// A request of a caller who need not be known.
 pub(super) struct OpenCall {
+    /// Where it comes from.
+    pub(super) from: Option<IpAddr>,
     pub(super) parts: request::Parts,
     pub(super) body: Bytes,
     pub(super) path: &'static str,
@@ -126,6 +136,8 @@ pub(super) struct Call {
     pub(super) path: &'static str,
     /// Where a handler says which patient it is about to register: an unknown outcome tells the caller.
     pub(super) registers: Arc<OnceLock<PatientId>>,
+    /// Where a handler notes whose records it shows.
+    pub(super) accessed: Arc<Accessed>,
 }
 
 /// What of `path` the placeholder at the end of `template` stands for.
@@ -142,9 +154,12 @@ const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 pub(super) struct Edge<S> {
     /// None where no endpoint asks who a caller is.
     auth: Option<Auth>,
+    /// Where accesses are recorded before they are answered.
+    audit: AuditHandle,
     clock: Arc<dyn Clock>,
     deadline: Duration,
     body_max_bytes: usize,
+    proxies: TrustedProxies,
     admitted: Arc<Semaphore>,
     in_flight_max: usize,
     in_flight: Gauge,
@@ -155,14 +170,18 @@ impl<S: Send + Sync + 'static> Edge<S> {
     pub(super) fn new(
         settings: &Settings,
         auth: impl Into<Option<Auth>>,
+        audit: AuditHandle,
         clock: Arc<dyn Clock>,
         app: S,
     ) -> Arc<Self> {
         Arc::new(Edge {
             auth: auth.into(),
+            audit,
             clock,
             deadline: Duration::from_millis(settings.request_deadline_ms),
             body_max_bytes: settings.body_max_bytes,
+            // The settings were checked.
+            proxies: TrustedProxies::parse(&settings.trusted_proxies).unwrap_or_default(),
             admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
             in_flight_max: settings.in_flight_max,
             in_flight: metrics::gauge!("hygeia_http_in_flight"),
@@ -206,6 +225,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         })
     }
 
+    /// Works on the request, and has the access recorded before anybody is told what came of it.
     async fn perform(
         &self,
         endpoint: &'static Endpoint<S>,
@@ -214,8 +234,27 @@ impl<S: Send + Sync + 'static> Edge<S> {
         request: Request,
         stage: &Stage,
     ) -> Result<Response, Failure> {
+        let named = accesses::patient_of(endpoint.path, request.uri().path());
+        let outcome = self.work(endpoint, began, trace, request, stage).await;
+        let (Handler::Named(action, _), Some(caller)) = (&endpoint.handler, stage.caller.get()) else {
+            return outcome;
+        };
+        let patient = stage.registers.get().copied().or(named);
+        let (action, effect, accessed) = (*action, endpoint.effect, &*stage.accessed);
+        let asked = Asked { action, effect, caller, trace, patient, accessed };
+        accesses::recorded(&self.audit, self.clock.now(), asked, outcome).await
+    }
+
+    async fn work(
+        &self,
+        endpoint: &'static Endpoint<S>,
+        began: MonoTime,
+        trace: &TraceContext,
+        request: Request,
+        stage: &Stage,
+    ) -> Result<Response, Failure> {
         let (parts, mut incoming) = request.into_parts();
-        let checked = self.check(endpoint, &parts.headers, &mut incoming, stage).await;
+        let checked = self.check(endpoint, &parts, &mut incoming, stage).await;
         let (caller, body) = match checked {
             Ok(checked) => checked,
             Err(failure) => {
@@ -227,15 +266,18 @@ impl<S: Send + Sync + 'static> Edge<S> {
         let (app, path) = (Arc::clone(&self.app), endpoint.path);
         stage.enter(Stage::HANDED_OVER);
         match (&endpoint.handler, caller) {
-            (Handler::Open(handler), _) => handler(app, OpenCall { parts, body, path }).await,
-            (Handler::Named(handler), Some(caller)) => {
+            (Handler::Open(handler), _) => {
+                handler(app, OpenCall { from: self.proxies.client_of(&parts), parts, body, path }).await
+            }
+            (Handler::Named(_, handler), Some(caller)) => {
                 let spent = self.clock.mono().since(began) + ANSWER_MARGIN;
                 let budget = self.deadline.saturating_sub(spent);
                 let ctx = RequestContext::new(caller, *trace, &*self.clock, budget);
                 let registers = Arc::clone(&stage.registers);
-                handler(app, Call { ctx, parts, body, path, registers }).await
+                let accessed = Arc::clone(&stage.accessed);
+                handler(app, Call { ctx, parts, body, path, registers, accessed }).await
             }
-            (Handler::Named(_), None) => Err(Failure::new(ErrorCode::Unauthenticated, "A token is needed")),
+            (Handler::Named(..), None) => Err(Failure::new(ErrorCode::Unauthenticated, "A token is needed")),
         }
     }
 
@@ -243,19 +285,28 @@ impl<S: Send + Sync + 'static> Edge<S> {
     async fn check(
         &self,
         endpoint: &'static Endpoint<S>,
-        headers: &HeaderMap,
+        request: &request::Parts,
         incoming: &mut Body,
         stage: &Stage,
     ) -> Result<(Option<Caller>, Bytes), Failure> {
         let caller = match endpoint.handler {
             Handler::Open(_) => None,
-            Handler::Named(_) => Some(self.caller(headers).await?),
+            Handler::Named(action, _) => {
+                let from = self.proxies.client_of(request);
+                let caller = Caller { from, ..self.caller(&request.headers).await? };
+                // Known from here on, also for the audit of a denial.
+                let caller = stage.caller.get_or_init(|| caller).clone();
+                if !action.permits(caller.role) {
+                    return Err(forbidden(action, &caller));
+                }
+                Some(caller)
+            }
         };
         let body = match endpoint.takes {
             Takes::Nothing => Bytes::new(),
             Takes::Json => {
                 stage.enter(Stage::RECEIVING);
-                body::receive_json(headers, incoming, self.body_max_bytes).await?
+                body::receive_json(&request.headers, incoming, self.body_max_bytes).await?
             }
         };
         Ok((caller, body))
@@ -329,11 +380,21 @@ impl<S: Send + Sync + 'static> Edge<S> {
     }
 }
 
+/// What a caller is told who may not: the role, which is the caller's own, and the action, which the route names.
+fn forbidden(action: Action, caller: &Caller) -> Failure {
+    let (role, action) = (caller.role.as_str(), action.as_str());
+    Failure::from(Error::new(ErrorCode::Forbidden, format!("The role {role} is not permitted {action}")))
+}
+
 /// How far a request has come: what being late means depends on it.
 struct Stage {
     reached: AtomicU8,
     /// `Call::registers`
     registers: Arc<OnceLock<PatientId>>,
+    /// Who asks, once that is known.
+    caller: OnceLock<Caller>,
+    /// `Call::accessed`
+    accessed: Arc<Accessed>,
 }
 
 impl Stage {
@@ -342,7 +403,12 @@ impl Stage {
     const HANDED_OVER: u8 = 2;
 
     fn new() -> Self {
-        Stage { reached: AtomicU8::new(Self::CHECKING), registers: Arc::default() }
+        Stage {
+            reached: AtomicU8::new(Self::CHECKING),
+            registers: Arc::default(),
+            caller: OnceLock::new(),
+            accessed: Arc::default(),
+        }
     }
 
     fn enter(&self, stage: u8) {

@@ -59,8 +59,10 @@ impl Failure {
             let challenge = if self.token_shown { r#"Bearer error="invalid_token""# } else { "Bearer" };
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if let Some(wait) = code.retry_after() {
-            headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs()));
+        if let Some(wait) = self.error.retry_after() {
+            // A part of a second is none: who comes back early is refused again.
+            let seconds = wait.as_millis().div_ceil(1000).max(1);
+            headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
         }
         // The rest of the body is not read: what follows on the connection would be taken for a request.
         if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout) {
@@ -70,7 +72,7 @@ impl Failure {
     }
 
     fn to_json(&self, trace: &TraceContext) -> Vec<u8> {
-        let Error { code, detail, fields } = &self.error;
+        let Error { code, detail, fields, .. } = &self.error;
         let errors: BTreeMap<&str, &str> = fields
             .iter()
             .map(|(name, message)| (*name, *message))
@@ -140,7 +142,8 @@ mod tests {
             let (response, problem) = shown(Failure::new(code, "what happened")).await;
             assert_eq!(response.status().as_u16(), code.http_status());
             assert_eq!(response.headers()[CONTENT_TYPE], PROBLEM_JSON);
-            assert_eq!(response.headers().contains_key(RETRY_AFTER), code.http_status() == 503, "{code:?}");
+            let later = matches!(code.http_status(), 429 | 503);
+            assert_eq!(response.headers().contains_key(RETRY_AFTER), later, "{code:?}");
             assert_eq!(response.headers().contains_key(WWW_AUTHENTICATE), code.http_status() == 401);
             assert_eq!(
                 problem,
@@ -153,6 +156,15 @@ mod tests {
                     "traceId": "00000000000000000000000000000abc",
                 })
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_that_is_known_is_told_in_whole_seconds() {
+        for (wait_ms, told) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (299_500, "300")] {
+            let wait = std::time::Duration::from_millis(wait_ms);
+            let (response, _) = shown(Error::too_many_requests("too many", wait).into()).await;
+            assert_eq!(response.headers()[RETRY_AFTER], told);
         }
     }
 

@@ -4,58 +4,158 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 
-use crate::error::ErrorCode::{self, AlreadyExists, Forbidden, Invalid, NotFound, Unauthenticated};
+use crate::domain::access::Action;
+use crate::error::ErrorCode::{
+    self, AlreadyExists, Invalid, NotFound, OutcomeUnknown, TooManyRequests, Unauthenticated,
+};
 
 use super::AppState;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, Takes, Verb};
-use super::{OpsState, analytics, billing, cluster, docs, login, ops, patients};
+use super::{OpsState, analytics, audit, billing, cluster, docs, login, ops, patients, users};
 
 /// Methods of one path stand together.
-pub(super) static ROUTES: [Endpoint<AppState>; 18] = [
+pub(super) static ROUTES: [Endpoint<AppState>; 29] = [
     open(
         Verb::Post,
         "/auth/login",
-        &[Unauthenticated],
+        &[Unauthenticated, TooManyRequests, OutcomeUnknown],
         Takes::Json,
         Handler::Open(|s, c| login::login(s, c).boxed()),
     ),
-    named(Verb::Get, "/auth/validate", &[], Handler::Named(|s, c| login::validate(s, c).boxed())),
-    named(Verb::Get, "/api/patients", &[Invalid], Handler::Named(|s, c| patients::list(s, c).boxed())),
+    Endpoint {
+        effect: Effect::Writes,
+        ..open(
+            Verb::Post,
+            "/auth/refresh",
+            &[Unauthenticated],
+            Takes::Json,
+            Handler::Open(|s, c| login::refresh(s, c).boxed()),
+        )
+    },
+    Endpoint {
+        takes: Takes::Nothing,
+        ..named(
+            Verb::Post,
+            "/auth/logout",
+            &[],
+            Handler::Named(Action::OwnSessions, |s, c| login::logout(s, c).boxed()),
+        )
+    },
+    Endpoint {
+        takes: Takes::Nothing,
+        ..named(
+            Verb::Post,
+            "/auth/logout-all",
+            &[],
+            Handler::Named(Action::OwnSessions, |s, c| login::logout_all(s, c).boxed()),
+        )
+    },
+    open(
+        Verb::Get,
+        "/.well-known/jwks.json",
+        &[],
+        Takes::Nothing,
+        Handler::Open(|s, c| login::keys(s, c).boxed()),
+    ),
+    named(
+        Verb::Get,
+        "/auth/validate",
+        &[],
+        Handler::Named(Action::OwnToken, |s, c| login::validate(s, c).boxed()),
+    ),
+    named(
+        Verb::Get,
+        "/api/patients",
+        &[Invalid],
+        Handler::Named(Action::PatientList, |s, c| patients::list(s, c).boxed()),
+    ),
     named(
         Verb::Post,
         "/api/patients",
         &[AlreadyExists],
-        Handler::Named(|s, c| patients::register(s, c).boxed()),
+        Handler::Named(Action::PatientRegister, |s, c| patients::register(s, c).boxed()),
     ),
     named(
         Verb::Get,
         "/api/patients/{id}",
         &[Invalid, NotFound],
-        Handler::Named(|s, c| patients::get(s, c).boxed()),
+        Handler::Named(Action::PatientRead, |s, c| patients::get(s, c).boxed()),
     ),
     named(
         Verb::Put,
         "/api/patients/{id}",
         &[Invalid, NotFound, AlreadyExists],
-        Handler::Named(|s, c| patients::update(s, c).boxed()),
+        Handler::Named(Action::PatientUpdate, |s, c| patients::update(s, c).boxed()),
     ),
     named(
         Verb::Delete,
         "/api/patients/{id}",
         &[Invalid, NotFound],
-        Handler::Named(|s, c| patients::delete(s, c).boxed()),
+        Handler::Named(Action::PatientDelete, |s, c| patients::delete(s, c).boxed()),
     ),
-    named(Verb::Get, "/api/analytics/summary", &[], Handler::Named(|s, c| analytics::summary(s, c).boxed())),
+    bodiless(
+        Verb::Put,
+        "/api/patients/{id}/restriction",
+        &[Invalid, NotFound],
+        Handler::Named(Action::PatientRestrict, |s, c| patients::restrict(s, c).boxed()),
+    ),
+    named(
+        Verb::Delete,
+        "/api/patients/{id}/restriction",
+        &[Invalid, NotFound],
+        Handler::Named(Action::PatientRestrict, |s, c| patients::unrestrict(s, c).boxed()),
+    ),
+    named(
+        Verb::Get,
+        "/api/analytics/summary",
+        &[],
+        Handler::Named(Action::AnalyticsRead, |s, c| analytics::summary(s, c).boxed()),
+    ),
     named(
         Verb::Get,
         "/api/billing/accounts/{patientId}",
         &[Invalid, NotFound],
-        Handler::Named(|s, c| billing::account(s, c).boxed()),
+        Handler::Named(Action::AccountRead, |s, c| billing::account(s, c).boxed()),
+    ),
+    named(
+        Verb::Get,
+        "/api/users",
+        &[Invalid],
+        Handler::Named(Action::UserList, |s, c| users::list(s, c).boxed()),
+    ),
+    named(
+        Verb::Post,
+        "/api/users",
+        &[AlreadyExists],
+        Handler::Named(Action::UserCreate, |s, c| users::create(s, c).boxed()),
+    ),
+    named(
+        Verb::Patch,
+        "/api/users/{email}",
+        &[NotFound],
+        Handler::Named(Action::UserChange, |s, c| users::change(s, c).boxed()),
+    ),
+    named(
+        Verb::Post,
+        "/api/users/me/password",
+        &[],
+        Handler::Named(Action::OwnPassword, |s, c| users::password(s, c).boxed()),
+    ),
+    named(
+        Verb::Get,
+        "/api/audit",
+        &[Invalid],
+        Handler::Named(Action::AuditRead, |s, c| audit::list(s, c).boxed()),
     ),
     exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
     exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
     exempt("/metrics", Handler::Open(|s, c| ops::metrics(Arc::clone(&s.metrics), c).boxed())),
-    named(Verb::Get, "/cluster", &[Forbidden], Handler::Named(|s, c| cluster::status(s, c).boxed())),
+    named(
+        Verb::Get,
+        "/cluster",
+        &[],
+        Handler::Named(Action::ClusterRead, |s, c| cluster::status(s, c).boxed()),
+    ),
     open(
         Verb::Get,
         "/api-docs/patients",
@@ -91,12 +191,22 @@ const fn named(
     let (takes, effect) = match verb {
         Verb::Get => (Takes::Nothing, Effect::Reads),
         Verb::Delete => (Takes::Nothing, Effect::Writes),
-        Verb::Post | Verb::Put => (Takes::Json, Effect::Writes),
+        Verb::Post | Verb::Put | Verb::Patch => (Takes::Json, Effect::Writes),
     };
     Endpoint { verb, path, refuses, takes, effect, admission: Admission::Counted, handler }
 }
 
-/// None of the open endpoints changes anything.
+/// One whose path says it all.
+const fn bodiless(
+    verb: Verb,
+    path: &'static str,
+    refuses: &'static [ErrorCode],
+    handler: Handler<AppState>,
+) -> Endpoint<AppState> {
+    Endpoint { takes: Takes::Nothing, ..named(verb, path, refuses, handler) }
+}
+
+/// None of the open endpoints but `/auth` changes anything.
 const fn open(
     verb: Verb,
     path: &'static str,

@@ -19,9 +19,11 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::actors::audit::AuditHandle;
 use crate::auth::Auth;
 use crate::auth::fake::{FakeClock, FakeUsers, auth};
 use crate::clock::SystemClock;
+use crate::domain::access::Action;
 use crate::domain::ids::PatientId;
 use crate::error::ErrorCode;
 
@@ -61,20 +63,30 @@ static ENDPOINTS: [Endpoint<Shared>; 12] = [
     endpoint(
         Verb::Get,
         "/named/{id}",
-        Handler::Named(|_, call| {
+        Handler::Named(Action::OwnToken, |_, call| {
             async move { reply::json(StatusCode::OK, &*call.ctx.caller.subject) }.boxed()
         }),
     ),
     endpoint(
         Verb::Post,
         "/named/{id}",
-        Handler::Named(|_, call| async move { reply::json(StatusCode::OK, &call.body.len()) }.boxed()),
+        Handler::Named(Action::OwnToken, |_, call| {
+            async move { reply::json(StatusCode::OK, &call.body.len()) }.boxed()
+        }),
     ),
     endpoint(Verb::Get, "/hold", Handler::Open(|app, _| hold(app).boxed())),
-    endpoint(Verb::Get, "/never", Handler::Named(|_, _| std::future::pending().boxed())),
-    endpoint(Verb::Put, "/never", Handler::Named(|_, _| std::future::pending().boxed())),
-    endpoint(Verb::Post, "/register/late", Handler::Named(|_, call| register(call, false).boxed())),
-    endpoint(Verb::Post, "/register/unknown", Handler::Named(|_, call| register(call, true).boxed())),
+    endpoint(Verb::Get, "/never", Handler::Named(Action::OwnToken, |_, _| std::future::pending().boxed())),
+    endpoint(Verb::Put, "/never", Handler::Named(Action::OwnToken, |_, _| std::future::pending().boxed())),
+    endpoint(
+        Verb::Post,
+        "/register/late",
+        Handler::Named(Action::OwnToken, |_, call| register(call, false).boxed()),
+    ),
+    endpoint(
+        Verb::Post,
+        "/register/unknown",
+        Handler::Named(Action::OwnToken, |_, call| register(call, true).boxed()),
+    ),
     endpoint(Verb::Get, "/panic", Handler::Open(|_, _| async { panic!("canary") }.boxed())),
     endpoint(Verb::Get, "/big", Handler::Open(|app, _| async move { Ok(big(Arc::clone(&app))) }.boxed())),
     Endpoint {
@@ -90,7 +102,7 @@ static ENDPOINTS: [Endpoint<Shared>; 12] = [
 const fn endpoint(verb: Verb, path: &'static str, handler: Handler<Shared>) -> Endpoint<Shared> {
     let (takes, effect) = match verb {
         Verb::Get | Verb::Delete => (Takes::Nothing, Effect::Reads),
-        Verb::Post | Verb::Put => (Takes::Json, Effect::Writes),
+        Verb::Post | Verb::Put | Verb::Patch => (Takes::Json, Effect::Writes),
     };
     Endpoint { verb, path, refuses: &[], takes, effect, admission: Admission::Counted, handler }
 }
@@ -134,13 +146,14 @@ impl Bench {
     async fn start(settings: Settings) -> Self {
         let (users, clock) = (FakeUsers::with(EMAIL), FakeClock::new());
         let auth: Auth = auth(&users, &clock);
-        let token = auth.login(EMAIL, "password123").await.expect("logged in").text;
+        let token = auth.login(EMAIL, "password123", None).await.expect("logged in").token.text;
         let switches = Arc::new(Switches {
             gate: Semaphore::new(0),
             held: AtomicUsize::new(0),
             big_let_go: AtomicBool::new(false),
         });
-        let edge = Edge::new(&settings, auth, Arc::new(SystemClock), Shared::clone(&switches));
+        let edge =
+            Edge::new(&settings, auth, AuditHandle::off(), Arc::new(SystemClock), Shared::clone(&switches));
         let router = router(&edge, &ENDPOINTS);
         let listener = Listener::bind(settings).await.expect("a free port");
         let (address, stop) = (listener.local_addr(), CancellationToken::new());

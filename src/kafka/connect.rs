@@ -111,30 +111,57 @@ impl Kafka {
         asked.await.unwrap_or_else(|_| Err(Error::Away("the question was not asked".into())))
     }
 
-    /// Makes the topics that are missing at a real broker. One that does not let us, or cannot, may have
-    /// them made by someone else, so a refusal is only told.
-    async fn make_topics(&self) {
+    /// Makes the topics that are missing at a real broker, and says how many partitions each has: fewer or more
+    /// than the settings say, if it was there before.
+    ///
+    /// # Errors
+    /// `Away`: the broker is, or it refused. `Settings`
+    pub async fn ensure_topics(&self) -> Result<Vec<(String, usize)>> {
+        let refused = self.create_topics().await?;
+        if let Some((topic, code)) = refused.into_iter().next() {
+            return Err(Error::Away(format!("the topic {topic} was not made: {code}")));
+        }
         let settings = &self.inner.settings;
-        let made = async {
-            let admin: AdminClient<ClientEvents> = settings
-                .control_config(&self.inner.bootstrap)?
-                .create_with_context(ClientEvents::new("admin", self.inner.link.clone()))
-                .map_err(|e| making(&e))?;
-            let topics = [&settings.topic, &settings.dead_letter_topic]
-                .map(|t| NewTopic::new(t, settings.partitions, TopicReplication::Fixed(-1)));
-            let limit = Duration::from_millis(settings.metadata_timeout_ms);
-            let options = AdminOptions::new().request_timeout(Some(limit));
-            let results = admin.create_topics(&topics, &options).await;
-            // Its end waits for a thread.
-            tokio::task::spawn_blocking(move || drop(admin));
-            results.map_err(|e| away(&e))
-        };
-        match made.await {
-            Ok(results) => {
-                for (topic, code) in results.into_iter().filter_map(std::result::Result::err) {
-                    if code != RDKafkaErrorCode::TopicAlreadyExists {
-                        tracing::warn!(target: "hygeia::kafka", topic, %code, "the topic was not made");
-                    }
+        let topics = [settings.topic.clone(), settings.dead_letter_topic.clone()];
+        self.ask(move |control, deadline| {
+            let count = |topic: String| {
+                let metadata =
+                    control.client().fetch_metadata(Some(&topic), deadline.left()).map_err(|e| away(&e))?;
+                match metadata.topics().iter().map(|topic| topic.partitions().len()).sum() {
+                    0 => Err(Error::Away(format!("the topic {topic} is not there yet"))),
+                    partitions => Ok((topic, partitions)),
+                }
+            };
+            topics.into_iter().map(count).collect()
+        })
+        .await
+    }
+
+    /// Asks for the topics. Who refused, and why; that one is there already is no refusal.
+    async fn create_topics(&self) -> Result<Vec<(String, RDKafkaErrorCode)>> {
+        let settings = &self.inner.settings;
+        let admin: AdminClient<ClientEvents> = settings
+            .control_config(&self.inner.bootstrap)?
+            .create_with_context(ClientEvents::new("admin", self.inner.link.clone()))
+            .map_err(|e| making(&e))?;
+        let topics = [&settings.topic, &settings.dead_letter_topic]
+            .map(|t| NewTopic::new(t, settings.partitions, TopicReplication::Fixed(-1)));
+        let limit = Duration::from_millis(settings.metadata_timeout_ms);
+        let options = AdminOptions::new().request_timeout(Some(limit));
+        let results = admin.create_topics(&topics, &options).await;
+        // Its end waits for a thread.
+        tokio::task::spawn_blocking(move || drop(admin));
+        let refused = results.map_err(|e| away(&e))?.into_iter().filter_map(std::result::Result::err);
+        Ok(refused.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect())
+    }
+
+    /// Makes the topics that are missing. A broker that does not let us, or cannot, may have them made by someone
+    /// else, so a refusal is only told.
+    async fn make_topics(&self) {
+        match self.create_topics().await {
+            Ok(refused) => {
+                for (topic, code) in refused {
+                    tracing::warn!(target: "hygeia::kafka", topic, %code, "the topic was not made");
                 }
             }
             Err(error) => tracing::warn!(target: "hygeia::kafka", %error, "no topic was made"),

@@ -2,19 +2,23 @@
 //!
 //! | role | actors |
 //! |---|---|
-//! | front | directories of patients and of accounts |
+//! | front | audit journal, directories of patients and of accounts |
 //! | patient | patient journal, region with its shards |
-//! | billing | billing journal, region with its shards, directory of accounts, relay |
+//! | billing | audit journal, billing journal, region with its shards, directory of accounts, relay |
 //! | bridge | Kafka bridge |
 //! | analytics | analytics |
+//! | front, billing | sessions, which check tokens |
 //! | any, in a cluster | peers, first |
 //!
 //! They start in the order of the table in `actors::supervisor`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::callers;
 use crate::actors::address::Address;
 use crate::actors::analytics::{Analytics, AnalyticsArgs, AnalyticsMessage};
+use crate::actors::audit::{AuditArgs, AuditJournal, AuditMessage};
 use crate::actors::billing::Accounts;
 use crate::actors::billing_relay::{self, BillingRelay, BillingRelayMessage};
 use crate::actors::journal::Nudge;
@@ -22,10 +26,15 @@ use crate::actors::kafka_bridge::{BridgeMessage, KafkaBridge, KafkaBridgeArgs};
 use crate::actors::link::Links;
 use crate::actors::patients::Patients;
 use crate::actors::peers::Peers;
+use crate::actors::sessions::{Sessions, SessionsArgs, SessionsMessage};
 use crate::actors::supervisor::ChildSpec;
 use crate::actors::system::{Chain, Parts, Runs};
+use crate::audit::{Chains, Key};
+use crate::auth::Auth;
 use crate::config::{Config, Role};
+use crate::domain::time::Clock;
 use crate::kafka::Kafka;
+use crate::store::Store;
 
 /// The addresses at which the node's actors are, empty until they are started and for those it does not run.
 #[derive(Default)]
@@ -35,20 +44,74 @@ pub(super) struct Actors {
     pub(super) relay: Address<BillingRelayMessage>,
     pub(super) bridge: Address<BridgeMessage>,
     pub(super) analytics: Address<AnalyticsMessage>,
+    pub(super) audit: Address<AuditMessage>,
+    pub(super) sessions: Address<SessionsMessage>,
 }
 
-/// The node's actors in start order. `kafka` is there for the roles that need it.
+/// What the audit of this node is made with.
+pub(super) struct Audits {
+    key: Key,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    owner: Arc<str>,
+    pins_every: Duration,
+}
+
+impl Audits {
+    /// None where nothing is to be audited: by the settings, or because the node has neither an edge nor patients.
+    ///
+    /// # Errors
+    /// There is no secret.
+    pub(super) fn of(
+        config: &Config,
+        store: &Arc<dyn Store>,
+        clock: &Arc<dyn Clock>,
+        owner: &Arc<str>,
+    ) -> Result<Option<Self>, &'static str> {
+        let concerned = |role: &Role| matches!(role, Role::Front | Role::Patient | Role::Billing);
+        if !config.audit.enabled || !config.node.roles.iter().any(concerned) {
+            return Ok(None);
+        }
+        let key = config.audit.key().ok_or("audit.secret is not set")?;
+        Ok(Some(Audits {
+            key,
+            store: Arc::clone(store),
+            clock: Arc::clone(clock),
+            owner: Arc::clone(owner),
+            pins_every: config.audit.pins_every(),
+        }))
+    }
+
+    /// The chains of `part`.
+    pub(super) fn chains(&self, part: &str) -> Chains {
+        let writer = format!("{}/{part}", self.owner);
+        Chains::new(
+            self.key.clone(),
+            writer,
+            Arc::clone(&self.store) as _,
+            Arc::clone(&self.clock),
+            self.pins_every,
+        )
+    }
+}
+
+/// The node's actors in start order. `kafka` and `auth` are there for the roles that need them.
 pub(super) fn children(
     config: &Config,
     parts: &Parts,
     kafka: Option<&Kafka>,
+    auth: Option<&Auth>,
     peers: Option<&Peers>,
+    audits: Option<&Audits>,
     actors: &Actors,
 ) -> Vec<ChildSpec> {
     let (store, runs) = (&parts.store, |role: Role| config.node.roles.contains(&role));
     let patients = Runs { serving: runs(Role::Patient), asking: runs(Role::Front) };
     let accounts = Runs { serving: runs(Role::Billing), asking: runs(Role::Front) || runs(Role::Billing) };
     let mut children: Vec<ChildSpec> = peers.map(Peers::child).into_iter().collect();
+    if let Some(audits) = audits.filter(|_| runs(Role::Front) || runs(Role::Billing)) {
+        children.push(audit(config, parts, audits, actors));
+    }
     children.extend(actors.patients.children(parts, patients, Arc::clone(store) as _, nudges(parts, actors)));
     children.extend(actors.accounts.children(parts, accounts, Arc::clone(store) as _, Vec::new()));
     if runs(Role::Billing) {
@@ -60,6 +123,7 @@ pub(super) fn children(
     if let Some(kafka) = kafka.filter(|_| runs(Role::Analytics)) {
         children.push(analytics(config, parts, kafka, actors));
     }
+    children.extend(auth.map(|auth| sessions(config, parts, auth, actors)));
     children
 }
 
@@ -76,6 +140,16 @@ fn nudges(parts: &Parts, actors: &Actors) -> Vec<Nudge> {
     ];
     nudges.extend(parts.links.as_ref().map(Links::nudge));
     nudges
+}
+
+fn audit(config: &Config, parts: &Parts, audits: &Audits, actors: &Actors) -> ChildSpec {
+    let args = AuditArgs {
+        store: Arc::clone(&parts.store) as _,
+        clock: Arc::clone(&parts.clock),
+        chains: audits.chains("edge"),
+        settings: config.audit.clone(),
+    };
+    ChildSpec::new("audit-journal", || AuditJournal, args, actors.audit.clone())
 }
 
 fn relay(config: &Config, parts: &Parts, actors: &Actors) -> ChildSpec {
@@ -106,6 +180,16 @@ fn bridge(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> Chi
         settings: config.bridge.clone(),
     };
     ChildSpec::new("kafka-bridge", || KafkaBridge, args, actors.bridge.clone())
+}
+
+fn sessions(config: &Config, parts: &Parts, auth: &Auth, actors: &Actors) -> ChildSpec {
+    let args = SessionsArgs {
+        keeper: Arc::new(callers::Known(auth.clone())),
+        health: parts.health.clone(),
+        revocations_poll: Duration::from_millis(config.auth.revocations_poll_ms),
+        keys_poll: Duration::from_millis(config.auth.keys_poll_ms),
+    };
+    ChildSpec::new("sessions", || Sessions, args, actors.sessions.clone())
 }
 
 fn analytics(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> ChildSpec {

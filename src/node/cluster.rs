@@ -203,6 +203,7 @@ fn served(config: &Config, actors: &Actors, teller: Arc<OnceLock<Arc<dyn StatusP
                 bridge.cast(BridgeMessage::Nudge);
             }) as _
         }),
+        sessions: Some(actors.sessions.clone()),
         released: Some(to_take(actors)),
     }
 }

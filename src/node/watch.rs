@@ -1,8 +1,10 @@
-//! Whether the database is there.
+//! Whether the database is there, and what time it has.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::clock_skew::Watch;
+use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::store::{self, Store};
 
@@ -35,19 +37,68 @@ pub(super) async fn database(store: &dyn Store, health: &Health, proposed_shards
     }
 }
 
-/// Says for ever how the database is.
-pub(super) async fn follow(store: Arc<dyn Store>, health: Health) {
+/// Says for ever how the database is, and how its wall clock stands to the node's.
+pub(super) async fn follow(store: Arc<dyn Store>, health: Health, clock: Arc<dyn Clock>, mut skew: Watch) {
     loop {
+        look(&*store, &health, &*clock, &mut skew).await;
         tokio::time::sleep(LOOK_EVERY).await;
-        let status = match limited(store.ping()).await {
-            Ok(()) => Status::Ready,
-            Err(error) => Status::NotReady(error.to_string()),
-        };
-        health.report("store", status);
     }
+}
+
+async fn look(store: &dyn Store, health: &Health, clock: &dyn Clock, skew: &mut Watch) {
+    let (asked_at, begun) = (clock.now(), clock.mono());
+    let status = match limited(store.ping()).await {
+        Ok(theirs) => {
+            skew.learn(asked_at, clock.mono().since(begun), theirs);
+            Status::Ready
+        }
+        Err(error) => Status::NotReady(error.to_string()),
+    };
+    health.report("store", status);
 }
 
 async fn limited<T>(look: impl Future<Output = store::Result<T>>) -> store::Result<T> {
     let away = || store::Error::Unavailable(format!("no answer within {} ms", LOOK_LIMIT.as_millis()));
     tokio::time::timeout(LOOK_LIMIT, look).await.unwrap_or_else(|_| Err(away()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::domain::time::{MonoTime, Timestamp};
+
+    /// The machine's clock, and a while more or less.
+    struct Shifted(i64);
+
+    impl Clock for Shifted {
+        fn now(&self) -> Timestamp {
+            Timestamp(SystemClock.now().0 + self.0)
+        }
+
+        fn mono(&self) -> MonoTime {
+            SystemClock.mono()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wall_clock_that_is_off_is_told_until_it_is_right_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite:{}", directory.path().join("skew.db").display());
+        let settings = store::Settings { url, ..store::Settings::default() };
+        let store = store::open(&settings, store::Use::Serve).await.expect("a database");
+        store.prepare().await.expect("tables");
+        let health = Health::default();
+        let mut skew = Watch::new(health.clone(), Duration::from_secs(60));
+        let part = |health: &Health| health.snapshot().1.get("clock").cloned();
+        look(&*store, &health, &Shifted(0), &mut skew).await;
+        assert_eq!(part(&health), Some(Status::Ready));
+        look(&*store, &health, &Shifted(-90_000_000), &mut skew).await;
+        let Some(Status::Explained(told)) = part(&health) else { panic!("{:?}", part(&health)) };
+        assert!(told.contains("behind") && told.contains("90 s"), "{told}");
+        assert!(health.snapshot().0, "the node serves on");
+        look(&*store, &health, &Shifted(0), &mut skew).await;
+        assert_eq!(part(&health), Some(Status::Ready));
+        store.close().await;
+    }
 }

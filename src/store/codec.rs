@@ -7,10 +7,10 @@ use sqlx::FromRow;
 use time::Date;
 use uuid::Uuid;
 
-use super::{Error, Result};
+use super::{Attempts, Error, Hash, Result, Rotation};
 use crate::domain::account::{Account, AccountStatus};
 use crate::domain::event::{EventType, OutboxEvent, RecordedEvent};
-use crate::domain::ids::{AccountId, CommandId, EventId, PatientId};
+use crate::domain::ids::{AccountId, CommandId, EventId, PatientId, SessionId};
 use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::Timestamp;
 use crate::domain::validate::{format_date, parse_date};
@@ -28,6 +28,8 @@ struct Body<'a> {
     address: std::borrow::Cow<'a, str>,
     date_of_birth: String,
     registered_date: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    restricted: bool,
 }
 
 /// The JSON of the record that an event carries.
@@ -43,6 +45,7 @@ pub(super) fn body_of(patient: &Patient) -> Result<String> {
         address: (&*details.address).into(),
         date_of_birth: format_date(details.date_of_birth),
         registered_date: format_date(details.registered_date),
+        restricted: patient.restricted,
     };
     serde_json::to_string(&body).map_err(|_| Error::Broken("a record cannot be written as JSON".to_owned()))
 }
@@ -77,6 +80,7 @@ impl EventRow {
             id: PatientId(self.patient_id),
             version: self.version,
             created_at: Timestamp(body.created_at),
+            restricted: body.restricted,
             details: PatientDetails {
                 name: body.name.into(),
                 email: body.email.into(),
@@ -125,6 +129,7 @@ pub(super) struct PatientRow {
     address: String,
     date_of_birth: Date,
     registered_date: Date,
+    restricted: bool,
 }
 
 impl From<PatientRow> for Patient {
@@ -133,6 +138,7 @@ impl From<PatientRow> for Patient {
             id: PatientId(row.id),
             version: row.version,
             created_at: Timestamp(row.created_at),
+            restricted: row.restricted,
             details: PatientDetails {
                 name: row.name.into(),
                 email: row.email.into(),
@@ -180,6 +186,7 @@ pub(super) struct UserColumns {
     role: String,
     disabled: bool,
     created_at: i64,
+    sessions_not_before: i64,
 }
 
 impl From<UserColumns> for super::UserRow {
@@ -190,8 +197,110 @@ impl From<UserColumns> for super::UserRow {
             role: row.role,
             disabled: row.disabled,
             created_at: Timestamp(row.created_at),
+            sessions_not_before: Timestamp(row.sessions_not_before),
         }
     }
+}
+
+/// A key that signs tokens.
+#[derive(FromRow)]
+pub(super) struct SigningKeyColumns {
+    generation: i64,
+    created_at: i64,
+    signs_from: i64,
+    verifies_until: Option<i64>,
+    sealed: bool,
+    kid: String,
+    public_key: Vec<u8>,
+    private_key: Vec<u8>,
+}
+
+impl From<SigningKeyColumns> for super::SigningKeyRow {
+    fn from(row: SigningKeyColumns) -> Self {
+        super::SigningKeyRow {
+            generation: row.generation,
+            created_at: Timestamp(row.created_at),
+            signs_from: Timestamp(row.signs_from),
+            verifies_until: row.verifies_until.map(Timestamp),
+            kid: row.kid,
+            public_key: row.public_key,
+            private_key: row.private_key,
+            sealed: row.sealed,
+        }
+    }
+}
+
+/// A shared secret.
+#[derive(FromRow)]
+pub(super) struct SecretColumns {
+    sealed: bool,
+    value: Vec<u8>,
+}
+
+impl From<SecretColumns> for super::SharedSecret {
+    fn from(SecretColumns { sealed, value }: SecretColumns) -> Self {
+        super::SharedSecret { value, sealed }
+    }
+}
+
+/// A refresh token that was shown, with its session.
+#[derive(FromRow)]
+pub(super) struct ShownToken {
+    pub(super) session_id: Uuid,
+    subject: String,
+    created_at: i64,
+    ends_at: i64,
+    /// The session goes on.
+    live: bool,
+    /// The token is not its newest.
+    used: bool,
+}
+
+impl ShownToken {
+    /// What follows.
+    pub(super) fn into_rotation(self) -> Rotation {
+        let session = SessionId(self.session_id);
+        match (self.live, self.used) {
+            (false, _) => Rotation::Refused,
+            (true, true) => Rotation::Reused { session },
+            (true, false) => {
+                let (created_at, ends_at) = (Timestamp(self.created_at), Timestamp(self.ends_at));
+                Rotation::Done { session, subject: self.subject, created_at, ends_at }
+            }
+        }
+    }
+}
+
+/// A session that was revoked.
+#[derive(FromRow)]
+pub(super) struct RevokedColumns {
+    id: Uuid,
+    revoked_at: i64,
+    keep_until: i64,
+}
+
+impl From<RevokedColumns> for super::RevokedSession {
+    fn from(row: RevokedColumns) -> Self {
+        super::RevokedSession {
+            id: SessionId(row.id),
+            revoked_at: Timestamp(row.revoked_at),
+            keep_until: Timestamp(row.keep_until),
+        }
+    }
+}
+
+/// The counts of `keys`, in their order, out of rows of key, count and end.
+///
+/// # Errors
+/// `Broken`: one is missing.
+pub(super) fn attempts_of(keys: [&Hash; 2], rows: &[(Vec<u8>, i64, i64)]) -> Result<[Attempts; 2]> {
+    let of = |key: &Hash| {
+        let row = rows.iter().find(|row| row.0 == key);
+        let (_, count, ends) = row.ok_or_else(|| Error::Broken("an attempt was not counted".to_owned()))?;
+        let count = u32::try_from(*count).unwrap_or(u32::MAX);
+        Ok(Attempts { count, window_ends: Timestamp(*ends) })
+    };
+    Ok([of(keys[0])?, of(keys[1])?])
 }
 
 /// A shard's number out of its column.
@@ -236,6 +345,7 @@ mod tests {
             id: PatientId(Uuid::nil()),
             version: 3,
             created_at: Timestamp(-5),
+            restricted: true,
             details: PatientDetails {
                 name: "Ada \"the\" \\ L\u{f6}velace".into(),
                 email: "ada@example.com".into(),
@@ -265,6 +375,8 @@ mod tests {
         let append = crate::store::PatientAppend {
             shard: 7,
             epoch: crate::domain::ids::Epoch(1),
+            caller: crate::domain::access::Caller::system("canary"),
+            action: crate::domain::access::Action::PatientUpdate,
             recorded: RecordedEvent {
                 event_id: EventId(Uuid::nil()),
                 command_id: CommandId(Uuid::nil()),

@@ -2,6 +2,7 @@
 //! own and knows the store by its traits alone.
 
 mod accounts;
+mod audit;
 mod damage;
 mod leases;
 mod model;
@@ -9,6 +10,7 @@ mod outbox;
 mod patients;
 mod projection;
 mod races;
+mod sessions;
 pub(super) mod world;
 
 use std::sync::Arc;
@@ -69,6 +71,7 @@ contract! {
         one_address_twice_in_a_batch,
         the_own_address_is_a_conflict,
         a_registration_alone_and_in_company_decide_the_same,
+        a_restricted_patient_is_kept_so_and_left_out_of_lists,
         lists_go_page_by_page,
         history_is_in_order_and_limited,
         texts_come_back_as_they_were,
@@ -112,6 +115,24 @@ contract! {
         accounts_are_fenced,
         users_are_kept,
         a_store_answers_a_ping,
+    }
+    audit {
+        batches_come_back_in_order,
+        a_place_is_taken_once,
+        batches_are_found_by_terms_and_time,
+        what_is_committed_is_audited_with_it,
+    }
+    sessions {
+        a_generation_of_keys_is_made_once,
+        dead_keys_are_deleted_and_the_youngest_never,
+        a_shared_secret_is_made_once,
+        a_refresh_token_is_good_once_and_its_reuse_ends_the_session,
+        of_rotations_at_once_one_gets_through,
+        a_session_ends_in_its_time,
+        used_tokens_are_kept_up_to_a_bound,
+        a_user_has_so_many_sessions_and_may_end_them_all,
+        attempts_are_counted_in_windows,
+        attempts_at_once_are_all_counted,
     }
     model {
         random_histories_match_the_model,

@@ -10,14 +10,18 @@
 //!   they do must not stand before a commit.
 
 mod accounts;
+mod attempts;
+mod audit;
 mod commit;
 mod fault;
+mod keys;
 mod lanes;
 mod leases;
 mod outbox;
 mod patients;
 mod projection;
 mod registration;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -38,6 +42,7 @@ use self::lanes::Lanes;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
 use super::trimming::Trimming;
 use super::{Error, Result, Store};
+use crate::domain::time::Timestamp;
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -51,6 +56,8 @@ const LEASE_CONNECTIONS: u32 = 4;
 /// Connections for those who follow the commits: bridge, relay and analytics, each with a read and a write
 /// under way.
 const FOLLOWER_CONNECTIONS: u32 = 6;
+/// Connections for the audit of what is read: nothing is shown before it is audited, so it waits behind nothing.
+const AUDIT_CONNECTIONS: usize = 2;
 /// The pause between two tries to reach the server at the start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -62,6 +69,7 @@ pub(super) struct PostgresStore {
     leases: PgPool,
     patient_commits: Lanes,
     account_commits: Lanes,
+    audits: Lanes,
     followers: PgPool,
     answer_timeout: Duration,
     trimming: Trimming,
@@ -82,6 +90,11 @@ impl PostgresStore {
             leases: pool(session(options, settings), settings, LEASE_CONNECTIONS),
             patient_commits: commits(options, settings),
             account_commits: commits(options, settings),
+            audits: Lanes::new(
+                session(options, settings),
+                AUDIT_CONNECTIONS,
+                ms(settings.acquire_timeout_ms),
+            ),
             // What they leave out of a read is a long list: only a plan made for its values looks a row up in
             // it by hash, and planning costs nothing beside a bulk.
             followers: pool(
@@ -154,7 +167,12 @@ impl PostgresStore {
         self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Read))
     }
 
-    /// Runs a statement that changes something and commits by itself, over the connections for leases.
+    /// Runs a statement that changes something, commits by itself, and answers with rows.
+    async fn write(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
+        self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Write))
+    }
+
+    /// As `write`, over the connections for leases.
     async fn write_lease(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
         self.rows_over(&self.leases, query).await.map_err(|failure| failure.into_error(Intent::Write))
     }
@@ -196,18 +214,24 @@ impl Store for PostgresStore {
         writers(&self.settings)
     }
 
-    async fn ping(&self) -> Result<()> {
-        let rows = self.read(sqlx::query("SELECT current_setting('transaction_read_only') = 'on'")).await?;
-        if rows.first().map(|row| column::<bool>(row, 0)).transpose()?.unwrap_or_default() {
+    async fn ping(&self) -> Result<Timestamp> {
+        let query = sqlx::query(
+            "SELECT current_setting('transaction_read_only') = 'on',
+                    (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
+        );
+        let rows = self.read(query).await?;
+        let row = rows.first().ok_or_else(|| Error::Broken("a row is missing in an answer".to_owned()))?;
+        if column::<bool>(row, 0)? {
             return Err(Error::Unavailable("the server is read-only".to_owned()));
         }
-        Ok(())
+        Ok(Timestamp(column(row, 1)?))
     }
 
     async fn close(&self) {
         tokio::join!(
             self.patient_commits.close(),
             self.account_commits.close(),
+            self.audits.close(),
             self.pool.close(),
             self.leases.close(),
             self.followers.close()

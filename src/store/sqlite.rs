@@ -7,11 +7,15 @@
 //! - Commits are durable when they are answered: WAL with `synchronous=FULL`.
 
 mod accounts;
+mod attempts;
+mod audit;
 mod fault;
+mod keys;
 mod leases;
 mod outbox;
 mod patients;
 mod projection;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -37,6 +41,8 @@ use self::writer::Writer;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
 use super::trimming::Trimming;
 use super::{Error, Result, Store};
+use crate::clock::SystemClock;
+use crate::domain::time::{Clock, Timestamp};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -118,9 +124,11 @@ impl Store for SqliteStore {
         1
     }
 
-    async fn ping(&self) -> Result<()> {
+    /// It is part of this process, and so has its clock.
+    async fn ping(&self) -> Result<Timestamp> {
         self.writer.write(|_| Box::pin(async { Ok(()) })).await?;
-        self.read(sqlx::query("SELECT count(*) FROM settings")).await.map(drop)
+        self.read(sqlx::query("SELECT count(*) FROM settings")).await?;
+        Ok(SystemClock.now())
     }
 
     async fn close(&self) {

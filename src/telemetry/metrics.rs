@@ -1,7 +1,6 @@
 //! The recorder behind the `metrics` macros, in the Prometheus format. It listens nowhere: the HTTP
 //! edge shows what it renders.
 
-use metrics::{Unit, describe_counter, describe_gauge};
 use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
@@ -32,7 +31,7 @@ pub(super) fn install() -> Result<PrometheusHandle, Error> {
     let recorder = recorder()?;
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).map_err(|_| Error::Twice)?;
-    describe();
+    super::catalogue::describe();
     Ok(handle)
 }
 
@@ -46,14 +45,4 @@ pub(super) fn recorder() -> Result<PrometheusRecorder, Error> {
         .set_buckets_for_metric(suffix("_rows"), &COUNTS)?
         .set_buckets_for_metric(suffix("_count"), &COUNTS)?
         .build_recorder())
-}
-
-fn describe() {
-    describe_counter!("hygeia_log_lines_dropped_total", "Log lines that found no room in the buffer");
-    describe_counter!("hygeia_panics_total", "Panics, caught or not");
-    metrics::counter!("hygeia_panics_total").absolute(0);
-    describe_gauge!("hygeia_uptime_seconds", Unit::Seconds, "Since the process started its telemetry");
-    describe_gauge!("process_resident_memory_bytes", Unit::Bytes, "Resident memory");
-    describe_gauge!("process_open_fds", "Open file descriptors");
-    describe_counter!("process_cpu_seconds_total", Unit::Seconds, "User and system time, whole seconds");
 }

@@ -236,7 +236,8 @@ fn lines_beyond_the_bound_are_dropped_counted_and_told_without_waiting() {
 /// What `/metrics` shows of a process with this queue.
 fn shown_metrics(queue: &Arc<Queue>) -> String {
     let recorder = metrics::recorder().unwrap();
-    let handle = TelemetryHandle { metrics: recorder.handle(), lines: queue.clone() };
+    let handle =
+        TelemetryHandle { metrics: recorder.handle(), lines: queue.clone(), exporter: Arc::default() };
     ::metrics::with_local_recorder(&recorder, || {
         ::metrics::histogram!("test_wait_seconds").record(0.003);
         ::metrics::histogram!("test_batch_rows").record(3.0);
@@ -298,6 +299,23 @@ fn settings_that_cannot_work_are_refused() {
         keys(Settings { buffer_max_bytes: 32 * 1024 - 1, ..Settings::default() }),
         ["buffer_max_bytes"]
     );
+    for endpoint in
+        ["collector:4317", "https://collector:4317", "http://", "http://collector:4317/v1/traces", ""]
+    {
+        assert_eq!(
+            keys(Settings { otlp: Some(endpoint.into()), ..Settings::default() }),
+            ["otlp"],
+            "{endpoint}"
+        );
+    }
+    assert!(keys(Settings { otlp: Some("http://collector:4317".into()), ..Settings::default() }).is_empty());
+    assert_eq!(keys(Settings { otlp_spans_max: 0, ..Settings::default() }), ["otlp_spans_max"]);
+    assert_eq!(
+        keys(Settings { otlp_batch_spans_max: 8_193, ..Settings::default() }),
+        ["otlp_batch_spans_max"]
+    );
+    assert_eq!(keys(Settings { otlp_timeout_ms: 0, ..Settings::default() }), ["otlp_timeout_ms"]);
+    assert_eq!(keys(Settings { otlp_gather_ms: 60_001, ..Settings::default() }), ["otlp_gather_ms"]);
 }
 
 #[test]

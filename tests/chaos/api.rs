@@ -6,7 +6,6 @@ use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::cluster::{Cluster, PASSWORD, USER};
 use crate::machinery::answers::{Told, form, record, told};
 use crate::machinery::history::{Outcome, Tag};
 use crate::process::{PATIENCE, within};
@@ -42,12 +41,11 @@ pub(crate) struct Listed {
 }
 
 impl Api {
-    /// Logs in.
-    pub(crate) async fn of(cluster: &Cluster) -> Result<Self, String> {
+    /// Logs in at the first of `fronts`, which are URLs.
+    pub(crate) async fn login(fronts: Vec<String>, user: &str, password: &str) -> Result<Self, String> {
         let builder = Client::builder().timeout(CLIENT_TIMEOUT).connect_timeout(CONNECT_TIMEOUT).no_proxy();
         let client = builder.build().map_err(|error| error.to_string())?;
-        let fronts: Vec<_> = cluster.fronts().iter().map(|node| format!("http://{}", node.http)).collect();
-        let body = json!({"email": USER, "password": PASSWORD});
+        let body = json!({"email": user, "password": password});
         let login = || async {
             let response = client.post(format!("{}/auth/login", fronts[0])).json(&body).send().await.ok()?;
             let body: Value = response.json().await.ok()?;

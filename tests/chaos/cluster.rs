@@ -9,6 +9,7 @@ use reqwest::{Client, StatusCode};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
 
+use crate::api::Api;
 use crate::broker::Broker;
 use crate::machinery::proxy::{Link, Rules};
 use crate::machinery::schedule::Shape;
@@ -16,9 +17,9 @@ use crate::postgres::{Database, Durability, Postgres};
 use crate::process::{self, PATIENCE, Process, within};
 
 /// Who may log in.
-pub(crate) const USER: &str = "chaos@example.com";
+const USER: &str = "chaos@example.com";
 /// The password of that user, who exists in the databases of runs alone.
-pub(crate) const PASSWORD: &str = "chaos and nothing else";
+const PASSWORD: &str = "chaos and nothing else";
 /// How long a user's standing is remembered: long, so that nothing but the lease stands between a question and
 /// the memory of a shard.
 const USER_CACHE_MS: u32 = 60_000;
@@ -133,7 +134,7 @@ impl Place<'_> {
              [store]\nurl = \"{}\"\n\
              [kafka]\nbrokers = \"{}\"\ntopic = \"{topic}\"\ndead_letter_topic = \"{topic}.dlq\"\n\
              group = \"{topic}-analytics\"\nfetch_wait_ms = 40\n\
-             [auth]\njwt_secret = \"a secret of the tests, at least 32 bytes long\"\n\
+             [auth]\ntoken_ttl_seconds = 86400\n\
              user_cache_ms = {USER_CACHE_MS}\n\
              [telemetry]\nformat = \"json\"\n",
             self.database_url,
@@ -225,6 +226,12 @@ impl Cluster {
     /// The nodes with an edge.
     pub(crate) fn fronts(&self) -> Vec<&Node> {
         self.nodes.iter().filter(|node| node.roles.contains(&"front")).collect()
+    }
+
+    /// A way to all fronts.
+    pub(crate) async fn api(&self) -> Result<Api, String> {
+        let fronts = self.fronts().iter().map(|node| format!("http://{}", node.http)).collect();
+        Api::login(fronts, USER, PASSWORD).await
     }
 
     /// The numbers of the nodes that hold patients.

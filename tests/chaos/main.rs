@@ -21,6 +21,7 @@ mod broker;
 mod cluster;
 mod driver;
 mod invariants;
+mod judgement;
 #[path = "machinery.rs"]
 mod machinery;
 mod measure;
@@ -29,6 +30,7 @@ mod postgres;
 #[path = "../harness/process.rs"]
 mod process;
 mod run;
+mod topic;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};

@@ -123,7 +123,7 @@ struct Bench {
 impl Bench {
     async fn start(layout: Layout) -> Result<Self, String> {
         let cluster = Arc::new(Cluster::start(layout).await);
-        let api = Api::of(&cluster).await?;
+        let api = cluster.api().await?;
         let fronts = cluster.fronts();
         let front =
             fronts.iter().position(|node| !node.roles.contains(&"patient")).unwrap_or(fronts.len() - 1);

@@ -1,6 +1,5 @@
 //! One run: a cluster, its clients, the faults of a seed, and the judgement.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,27 +7,17 @@ use rustix::process::Signal;
 use tokio::sync::RwLock;
 use tokio::task::JoinSet;
 
-use crate::api::Api;
 use crate::cluster::{Cluster, Layout};
 use crate::driver::Driver;
-use crate::invariants;
-use crate::machinery::checker::{Verdict, check_address, check_patient, first_wrong};
-use crate::machinery::history::{Operation, Outcome, by_address, by_patient, shown};
+use crate::judgement::{settle, verdict};
 use crate::machinery::proxy::Rules;
 use crate::machinery::schedule::{Break, Fault, Timed, schedule, stops};
 use crate::measure::rolling::roll_under_load;
-use crate::process::{PATIENCE, within};
 
 /// How late a slow link is.
 const SLOW: Duration = Duration::from_millis(120);
 /// How often it is looked whether a node has ended by itself.
 const WATCH: Duration = Duration::from_millis(200);
-/// Violations that are told in full.
-const TOLD_MAX: usize = 5;
-/// Operations of an offending history that are shown, up to the one that cannot be.
-const SHOWN_MAX: usize = 25;
-/// Changes that a run must have acknowledged to say anything.
-const ACKNOWLEDGED_MIN: usize = 50;
 
 /// What a run is.
 #[derive(Clone, Copy, Debug)]
@@ -96,7 +85,7 @@ pub(crate) async fn run(plan: Plan) -> Result<String, String> {
 
 /// A rolling restart under load, which must fail no request.
 async fn rolled(cluster: &Cluster) -> Result<String, String> {
-    let rolled = roll_under_load(cluster, &Api::of(cluster).await?).await?;
+    let rolled = roll_under_load(cluster, &cluster.api().await?).await?;
     match rolled.failed.is_empty() {
         true => Ok(format!("; {} requests during a rolling restart, none failed", rolled.good())),
         false => Err(format!("requests failed during a rolling restart: {:?}", rolled.failed)),
@@ -109,105 +98,22 @@ async fn drive_and_judge(
     span: Duration,
     faults: Vec<Timed>,
 ) -> Result<String, String> {
-    let driver = Driver::new(Api::of(cluster).await?, cluster.layout != Layout::Pair);
+    let driver = Driver::new(cluster.api().await?, cluster.layout != Layout::Pair);
     let clients = driver.start(seed);
     let begun = Instant::now();
     let broken = break_things(cluster, faults, begun, span).await;
     driver.stop(clients).await;
     cluster.heal().await;
     let healed = Instant::now();
-    let mut wrong = settle(cluster, &driver).await.unwrap_or_else(|problem| vec![problem]);
-    let settled = healed.elapsed().as_secs_f64();
-    let operations = driver.recorder.operations();
-    wrong.extend(broken.problems);
-    wrong.extend(driver.recorder.surprises());
-    wrong.extend(judge(&operations));
-    if wrong.is_empty() {
-        let (summed, ended) = (summed(&operations), broken.ended);
-        return Ok(format!(
-            "{summed}; at rest {settled:.1} s after healing; {ended} nodes ended by themselves"
-        ));
-    }
-    let more = wrong.len().saturating_sub(TOLD_MAX);
-    wrong.truncate(TOLD_MAX);
-    let more = if more > 0 { format!("\n… and {more} more") } else { String::new() };
-    Err(format!("{}{more}\n{}", wrong.join("\n"), summed(&operations)))
-}
-
-/// Everything comes to rest; then what is there is compared with what was told.
-async fn settle(cluster: &Cluster, driver: &Driver) -> Result<Vec<String>, String> {
-    cluster.all_serve().await?;
-    let mut wrong = Vec::new();
-    let (made, taken) = within(PATIENCE, || async {
-        let (made, taken) = driver.rivals().await;
-        // On a pair one front may have to say that it serves nothing.
-        (made + taken > 1).then_some((made, taken))
-    })
-    .await
-    .ok_or("no registration works after everything is healed")?;
-    if made != 1 {
-        wrong.push(format!("{made} of parallel registrations of one address were made, {taken} refused"));
-    }
-    for (id, life) in by_patient(&driver.recorder.operations()) {
-        let made_by = life[0].made_by;
-        for fronts in driver.ways() {
-            let mut turns = fronts.iter().cycle();
-            let read = || {
-                let front = turns.next().copied().unwrap_or_default();
-                async move {
-                    let outcome = driver.read(0, front, id, made_by).await;
-                    matches!(outcome, Outcome::Record { .. } | Outcome::Missing).then_some(())
-                }
-            };
-            if within(PATIENCE, read).await.is_none() {
-                return Err(format!("{id} cannot be read through {fronts:?} after everything is healed"));
-            }
-        }
-    }
-    let summary = invariants::rest(cluster, driver.api()).await?;
-    wrong.extend(invariants::violations(cluster, &summary, &driver.recorder.operations()).await?);
-    Ok(wrong)
-}
-
-/// Whether what clients saw can be explained.
-fn judge(operations: &[Operation]) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let mut look = |what: String, window: &[Operation], check: fn(&[Operation]) -> Verdict| {
-        let verdict = check(window);
-        if verdict != Verdict::Linearizable {
-            let beginning = first_wrong(window, check).unwrap_or_default();
-            let from = beginning.len().saturating_sub(SHOWN_MAX);
-            let shown = shown(&beginning[from..]);
-            wrong.push(format!("{what}: {verdict:?}, after {from} operations and these:\n{shown}"));
-        }
+    let settling = async {
+        cluster.all_serve().await?;
+        settle(&driver, cluster.database.url(), || cluster.broker.events()).await
     };
-    for (id, window) in by_patient(operations) {
-        look(format!("patient {id}"), &window, check_patient);
-    }
-    for (number, window) in by_address(operations) {
-        look(format!("contested address {number}"), &window, check_address);
-    }
-    let changes = operations.iter().filter(|o| matches!(o.outcome, Outcome::Record { .. } | Outcome::Ended));
-    if changes.count() < ACKNOWLEDGED_MIN {
-        wrong.push("too little was acknowledged to say anything".into());
-    }
-    wrong
-}
-
-fn summed(operations: &[Operation]) -> String {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for operation in operations {
-        let name = match operation.outcome {
-            Outcome::Record { .. } | Outcome::Ended => "done",
-            Outcome::Missing | Outcome::Taken => "refused",
-            Outcome::NotDone => "not done",
-            Outcome::Unknown => "unknown",
-        };
-        *counts.entry(name).or_default() += 1;
-    }
-    let patients = by_patient(operations).len();
-    let counts: Vec<_> = counts.iter().map(|(name, count)| format!("{count} {name}")).collect();
-    format!("{} operations on {patients} patients: {}", operations.len(), counts.join(", "))
+    let mut wrong = settling.await.unwrap_or_else(|problem| vec![problem]);
+    let settled = healed.elapsed().as_secs_f64();
+    wrong.extend(broken.problems);
+    let line = verdict(&driver, wrong)?;
+    Ok(format!("{line}; at rest {settled:.1} s after healing; {} nodes ended by themselves", broken.ended))
 }
 
 /// What came of breaking things.

@@ -22,20 +22,25 @@ const EDGE: &[&str] =
     &["actors", "auth", "domain", "error", "context", "health", "clock", "proto", "store::ListPosition"];
 
 /// Every room there is.
-const ROOMS: [Room; 16] = [
+const ROOMS: [Room; 17] = [
     Room { name: "domain", rooms: &[], crates: &[] },
     Room { name: "error", rooms: &["domain"], crates: &[] },
     Room { name: "clock", rooms: &["domain"], crates: &[] },
     Room { name: "context", rooms: &["domain"], crates: &[] },
     Room { name: "health", rooms: &[], crates: &[] },
     Room { name: "proto", rooms: &[], crates: &[] },
-    Room { name: "telemetry", rooms: &["domain", "clock"], crates: &["tokio"] },
+    Room {
+        name: "telemetry",
+        rooms: &["domain", "clock"],
+        crates: &["tokio", "tonic", "opentelemetry_proto"],
+    },
     Room { name: "store", rooms: &["domain", "clock"], crates: &["sqlx", "tokio"] },
+    Room { name: "audit", rooms: &["domain", "clock", "proto", "store"], crates: &[] },
     Room { name: "kafka", rooms: &["domain", "clock", "context", "proto"], crates: &["rdkafka", "tokio"] },
     Room { name: "auth", rooms: &["domain", "error", "clock", "store"], crates: &["tokio"] },
     Room {
         name: "actors",
-        rooms: &["domain", "error", "context", "health", "clock", "store", "kafka", "proto"],
+        rooms: &["domain", "error", "context", "health", "clock", "store", "audit", "kafka", "proto"],
         crates: &["ractor", "ractor_cluster", "tokio"],
     },
     Room { name: "http", rooms: EDGE, crates: &["axum", "tokio"] },
@@ -50,7 +55,7 @@ const ROOMS: [Room; 16] = [
 ];
 
 /// Crates that only the rooms that list them may name.
-const GUARDED: [&str; 10] = [
+const GUARDED: [&str; 11] = [
     "sqlx",
     "rdkafka",
     "ractor",
@@ -60,6 +65,7 @@ const GUARDED: [&str; 10] = [
     "tonic_health",
     "tonic_prost",
     "tonic_reflection",
+    "opentelemetry_proto",
     "tokio",
 ];
 

@@ -38,6 +38,7 @@ fn check_prints_what_a_node_would_use_and_makes_nothing() {
 fn check_hides_secrets() {
     let environment = [
         ("HYGEIA__AUTH__JWT_SECRET", SECRET),
+        ("HYGEIA__AUDIT__SECRET", SECRET),
         ("HYGEIA__STORE__URL", "postgres://joe:canary@db/hygeia"),
         ("HYGEIA__HTTP__LISTEN", "0.0.0.0:8080"),
     ];
@@ -77,8 +78,8 @@ fn a_wrong_configuration_is_told_with_exit_code_78_by_every_command() {
         (&["check"], [("HYGEIA__AUTH__JWT_SECRET", "canary")], "at least 32 bytes are needed"),
         (
             &["--http-listen", "0.0.0.0:0"],
-            [("A", "b")],
-            "auth.jwt_secret: not set; set HYGEIA__AUTH__JWT_SECRET",
+            [("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256")],
+            "auth.jwt_secret: not set, and auth.token_algorithm is HS256; set HYGEIA__AUTH__JWT_SECRET",
         ),
         (&["check"], [("HYGEIA_CONFIG", "none.toml")], "the configuration file none.toml cannot be read"),
         (
@@ -125,7 +126,7 @@ fn cluster_toml() -> String {
 #[test]
 fn a_node_of_a_cluster_is_refused_with_the_reason() {
     let file = cluster_toml();
-    let secrets = [("HYGEIA__CLUSTER__SECRET", SECRET), ("HYGEIA__AUTH__JWT_SECRET", SECRET)];
+    let secrets = [("HYGEIA__CLUSTER__SECRET", SECRET), ("HYGEIA__AUDIT__SECRET", SECRET)];
     for (arguments, told) in [
         (
             &["serve", "--config", &file, "--node", "patient-7"][..],
@@ -183,13 +184,18 @@ fn a_node_of_a_cluster_is_refused_with_the_reason() {
 #[test]
 fn check_looks_at_every_node_of_a_cluster() {
     let file = cluster_toml();
-    let secrets = [("HYGEIA__CLUSTER__SECRET", SECRET), ("HYGEIA__AUTH__JWT_SECRET", SECRET)];
+    let secrets = [
+        ("HYGEIA__CLUSTER__SECRET", SECRET),
+        ("HYGEIA__AUDIT__SECRET", SECRET),
+        ("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256"),
+        ("HYGEIA__AUTH__JWT_SECRET", SECRET),
+    ];
     let (code, out, err) = run(&["check", "--config", &file], &secrets);
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
     assert!(out.contains("cluster.nodes[1].name = \"patient-1\"  # ") && !out.contains("canary"), "{out}");
     let (code, out, _) = run(&["check", "--config", &file, "--node", "billing"], &secrets);
     assert!(code == 0 && out.contains("grpc.listen = \"127.0.0.1:9001\"  # "), "{out}");
-    let (code, _, err) = run(&["check", "--config", &file], &secrets[..1]);
+    let (code, _, err) = run(&["check", "--config", &file], &secrets[..3]);
     assert_eq!(code, 78, "{err}");
-    assert_eq!(err.matches("auth.jwt_secret: not set").count(), 1, "once is enough: {err}");
+    assert_eq!(err.matches("auth.jwt_secret: not set, and").count(), 1, "once is enough: {err}");
 }

@@ -1,7 +1,7 @@
 //! `hygeia cluster`: nodes of a file as child processes, and what is told of them.
 
 mod apart;
-mod fleet;
+pub(crate) mod fleet;
 mod load;
 mod whole;
 
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tonic::Request;
 use tonic::transport::Channel;
 
-use crate::harness::{Node, PASSWORD, PATIENCE, USER, eventually};
+use crate::harness::{DEMO_PASSWORD, Node, PATIENCE, USER, eventually};
 use crate::postgres::{Database, Postgres};
 use crate::process;
 
@@ -69,7 +69,7 @@ impl Site {
         let mut command = process::command(self.path());
         command.args(arguments).stdin(Stdio::null());
         command.env("HYGEIA_CONFIG", "nodes.toml").env("HYGEIA__STORE__URL", self.database.url());
-        command.env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUTH__JWT_SECRET", SECRET);
+        command.env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUDIT__SECRET", SECRET);
         command.envs(self.environment.iter().cloned());
         command
     }
@@ -267,7 +267,8 @@ async fn status_asks_a_front_or_the_database() {
     );
     assert!(table.contains("0-63@"), "{table}");
 
-    let asked: Value = serde_json::from_str(&status(&["--json", "--user", USER], PASSWORD)).expect("JSON");
+    let asked: Value =
+        serde_json::from_str(&status(&["--json", "--user", USER], DEMO_PASSWORD)).expect("JSON");
     assert_eq!(asked["seenFrom"], json!("node-1"));
     assert_eq!(asked["nodes"][0]["roles"].as_array().unwrap().len(), 5);
     assert!(asked["nodes"][0]["uptimeMs"].as_u64().is_some() && asked["unknown"] == json!([]), "{asked}");

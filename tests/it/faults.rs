@@ -248,7 +248,9 @@ async fn a_broker_that_is_away_holds_up_nobody_and_misses_nothing() {
 
 #[tokio::test]
 async fn a_missing_secret_is_a_configuration_error_that_says_how_to_set_it() {
-    let site = Site::bare().with("HYGEIA__STORE__URL", "postgres://127.0.0.1:1/none");
+    let site = Site::bare()
+        .with("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256")
+        .with("HYGEIA__STORE__URL", "postgres://127.0.0.1:1/none");
     let mut process = site.spawn();
     assert_eq!(process.ended().await.code(), Some(78));
     assert!(process.log().contains("HYGEIA__AUTH__JWT_SECRET"), "{}", process.log());

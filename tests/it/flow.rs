@@ -15,13 +15,13 @@ async fn everything_follows(node: &Node) {
 
     let mut ids = Vec::new();
     for n in 0..20 {
-        let response = node.post_patient(&token, &patient(n)).await.expect("an answer");
+        let response = node.post_patient(&token, &patient(format!("flow-{n}"))).await.expect("an answer");
         assert_eq!(response.status(), StatusCode::CREATED);
         let created: Value = response.json().await.expect("JSON");
         ids.push(created["id"].as_str().expect("an id").to_owned());
     }
     let url = |id: &str| format!("{}/api/patients/{id}", node.http_url());
-    let changed = node.client().put(url(&ids[0])).bearer_auth(&token).json(&patient("changed")).send().await;
+    let changed = node.client().put(url(&ids[0])).bearer_auth(&token).json(&patient("flow-changed")).send().await;
     assert_eq!(changed.expect("an answer").status(), StatusCode::OK);
     let deleted = node.client().delete(url(&ids[1])).bearer_auth(&token).send().await;
     assert_eq!(deleted.expect("an answer").status(), StatusCode::NO_CONTENT);

@@ -14,7 +14,9 @@ pub(crate) use crate::process::{PATIENCE, eventually};
 /// The login of the demo user that the embedded defaults make.
 pub(crate) const USER: &str = "testuser@test.com";
 /// Its password.
-pub(crate) const PASSWORD: &str = "password123";
+pub(crate) const DEMO_PASSWORD: &str = "password123";
+/// The password of a user of the same name that a test has made.
+pub(crate) const PASSWORD: &str = "violet anchor 17";
 
 /// How a node is started.
 #[derive(Clone, Debug)]
@@ -40,6 +42,8 @@ impl Site {
         Site { directory, options }
             .with("HYGEIA__HTTP__LISTEN", "127.0.0.1:0")
             .with("HYGEIA__GRPC__LISTEN", "127.0.0.1:0")
+            // Tests share the machine: hashing must not starve behind the others.
+            .with("HYGEIA__AUTH__HASHING_NICENESS", "0")
     }
 
     /// The defaults, but for the brokers of `HYGEIA_TEST_KAFKA` if it is set: then with topics and a group that
@@ -70,7 +74,7 @@ impl Site {
     /// With the secret that any node but the demo needs.
     #[must_use]
     pub(crate) fn set_up(self) -> Self {
-        self.with("HYGEIA__AUTH__JWT_SECRET", "a secret of the tests, at least 32 bytes long")
+        self.with("HYGEIA__AUDIT__SECRET", "a secret of the tests, at least 32 bytes long")
     }
 
     /// With a user to log in as.
@@ -79,6 +83,13 @@ impl Site {
         let site = self;
         site.run(&["user", "add", USER, "--role", "ADMIN"], PASSWORD);
         site
+    }
+
+    /// The password of the user that one can log in as: at `demo`, or at `fresh` and `on_postgres`.
+    pub(crate) fn password(&self) -> &'static str {
+        let is_set = |key: &str| self.options.environment.iter().any(|(known, _)| known == key);
+        let demo = !is_set("HYGEIA__STORE__URL") && !is_set("HYGEIA__KAFKA__BROKERS");
+        if demo { DEMO_PASSWORD } else { PASSWORD }
     }
 
     /// One more setting.
@@ -125,9 +136,30 @@ impl Site {
     }
 }
 
-/// A node that serves.
+/// A cluster that somebody else runs, by the variables that say where its edges are and who may log in.
+struct Outside {
+    http: String,
+    grpc: String,
+    user: String,
+    password: String,
+}
+
+impl Outside {
+    /// None, if there is no `HYGEIA_TEST_FRONT`.
+    fn named() -> Option<Self> {
+        let given = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let needed =
+            |name: &str| given(name).unwrap_or_else(|| panic!("{name} belongs to HYGEIA_TEST_FRONT"));
+        let http = given("HYGEIA_TEST_FRONT")?;
+        let (grpc, user) = (needed("HYGEIA_TEST_BILLING"), needed("HYGEIA_TEST_USER"));
+        Some(Outside { http, grpc, user, password: needed("HYGEIA_TEST_PASSWORD") })
+    }
+}
+
+/// A node that serves: one of the test's own, or the front of a cluster outside.
 pub(crate) struct Node {
-    process: Process,
+    process: Option<Process>,
+    user: (String, String),
     http: String,
     grpc: String,
     cluster: String,
@@ -149,7 +181,26 @@ impl Node {
         let client = Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client");
         let (http, grpc) = (format!("http://{}", address("http")), format!("http://{}", address("grpc")));
         let cluster = address("cluster");
-        Node { process, http, grpc, cluster, client }
+        let user = (USER.to_owned(), PASSWORD.to_owned());
+        Node { process: Some(process), user, http, grpc, cluster, client }
+    }
+
+    fn outside(outside: Outside) -> Self {
+        let Outside { http, grpc, user, password } = outside;
+        let client = Client::builder().timeout(PATIENCE).no_proxy().build().expect("a client");
+        Node { process: None, user: (user, password), http, grpc, cluster: String::new(), client }
+    }
+
+    fn process(&self) -> &Process {
+        self.process
+            .as_ref()
+            .expect("a process of the test's own: leave this test out against a cluster outside")
+    }
+
+    fn process_mut(&mut self) -> &mut Process {
+        self.process
+            .as_mut()
+            .expect("a process of the test's own: leave this test out against a cluster outside")
     }
 
     /// Waits until `process` is ready to serve.
@@ -169,8 +220,11 @@ impl Node {
         (site, node)
     }
 
-    /// A node with its site: `Site::fresh`.
+    /// A node with its site, `Site::fresh`; or the front of the cluster that `HYGEIA_TEST_FRONT` names.
     pub(crate) async fn fresh() -> (Site, Node) {
+        if let Some(outside) = Outside::named() {
+            return (Site::demo(), Node::outside(outside));
+        }
         let site = Site::fresh();
         let node = site.start().await;
         (site, node)
@@ -204,17 +258,24 @@ impl Node {
 
     /// Everything it has logged so far.
     pub(crate) fn log(&self) -> String {
-        self.process.log()
+        self.process().log()
     }
 
     /// A token of the test's user.
     pub(crate) async fn login(&self) -> String {
-        let body = json!({"email": USER, "password": PASSWORD});
-        let response = self.client.post(format!("{}/auth/login", self.http)).json(&body).send().await;
-        let response = response.expect("login is answered");
-        assert_eq!(response.status(), StatusCode::OK);
-        let body: Value = response.json().await.expect("JSON");
-        body["token"].as_str().expect("a token").to_owned()
+        for password in [self.user.1.as_str(), DEMO_PASSWORD] {
+            let body = json!({"email": self.user.0, "password": password});
+            let response = self.client.post(format!("{}/auth/login", self.http)).json(&body).send().await;
+            let response = response.expect("login is answered");
+            // The demo has made its user itself.
+            if response.status() == StatusCode::UNAUTHORIZED && password != DEMO_PASSWORD {
+                continue;
+            }
+            assert_eq!(response.status(), StatusCode::OK);
+            let body: Value = response.json().await.expect("JSON");
+            return body["token"].as_str().expect("a token").to_owned();
+        }
+        unreachable!("the last answer is a token")
     }
 
     /// `GET path` with `token`.
@@ -237,28 +298,28 @@ impl Node {
 
     /// `kill -9`, and waits for the end.
     pub(crate) async fn kill(mut self) {
-        self.process.signal(Signal::KILL);
-        self.process.ended().await;
+        self.process_mut().signal(Signal::KILL);
+        self.process_mut().ended().await;
     }
 
     /// SIGTERM.
     pub(crate) fn terminate(&self) {
-        self.process.signal(Signal::TERM);
+        self.process().signal(Signal::TERM);
     }
 
     /// SIGSTOP: connections stay open, nothing answers.
     pub(crate) fn pause(&self) {
-        self.process.signal(Signal::STOP);
+        self.process().signal(Signal::STOP);
     }
 
     /// Undoes `pause`.
     pub(crate) fn resume(&self) {
-        self.process.signal(Signal::CONT);
+        self.process().signal(Signal::CONT);
     }
 
     /// Waits for the end.
     pub(crate) async fn ended(&mut self) -> ExitStatus {
-        self.process.ended().await
+        self.process_mut().ended().await
     }
 
     /// Waits until analytics has counted everything that was decided.

@@ -6,7 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{Node, PASSWORD, Site, USER};
+use crate::harness::{Node, Site, USER};
 
 const SECRET: &str = "a secret of the tests, at least 32 bytes long";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -14,11 +14,20 @@ const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const JOHN: &str = "/api/patients/123e4567-e89b-12d3-a456-426614174000";
 
 /// Every route but those of the documentation, with its methods.
-const ROUTES: [(&str, &[&str]); 11] = [
+const ROUTES: [(&str, &[&str]); 20] = [
     ("/auth/login", &["post"]),
+    ("/auth/refresh", &["post"]),
+    ("/auth/logout", &["post"]),
+    ("/auth/logout-all", &["post"]),
+    ("/.well-known/jwks.json", &["get"]),
     ("/auth/validate", &["get"]),
     ("/api/patients", &["get", "post"]),
     ("/api/patients/{id}", &["get", "put", "delete"]),
+    ("/api/patients/{id}/restriction", &["put", "delete"]),
+    ("/api/users", &["get", "post"]),
+    ("/api/users/{email}", &["patch"]),
+    ("/api/users/me/password", &["post"]),
+    ("/api/audit", &["get"]),
     ("/api/analytics/summary", &["get"]),
     ("/api/billing/accounts/{patientId}", &["get"]),
     ("/health/live", &["get"]),
@@ -30,15 +39,17 @@ const ROUTES: [(&str, &[&str]); 11] = [
 
 fn concrete(template: &str) -> String {
     let id = "123e4567-e89b-12d3-a456-426614174000";
-    template.replace("{id}", id).replace("{patientId}", id)
+    template.replace("{id}", id).replace("{patientId}", id).replace("{email}", "nobody@example.com")
 }
 
 fn guarded(path: &str) -> bool {
-    path.starts_with("/api/") || matches!(path, "/auth/validate" | "/cluster")
+    path.starts_with("/api/")
+        || matches!(path, "/auth/validate" | "/auth/logout" | "/auth/logout-all" | "/cluster")
 }
 
 async fn node_with_known_secret() -> (Site, Node) {
-    let site = Site::demo().with("HYGEIA__AUTH__JWT_SECRET", SECRET);
+    let site =
+        Site::demo().with("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256").with("HYGEIA__AUTH__JWT_SECRET", SECRET);
     let node = site.start().await;
     (site, node)
 }
@@ -50,17 +61,19 @@ async fn ask(node: &Node, method: &str, path: &str) -> Response {
 
 fn signed(algorithm: Algorithm, secret: &str, claims: &Value) -> String {
     let key = EncodingKey::from_secret(secret.as_bytes());
-    jsonwebtoken::encode(&Header::new(algorithm), claims, &key).expect("signed")
+    let header = Header { typ: Some("at+jwt".into()), ..Header::new(algorithm) };
+    jsonwebtoken::encode(&header, claims, &key).expect("signed")
 }
 
 #[tokio::test]
 async fn a_login_gives_a_token_or_says_nothing_of_why_not() {
-    let (_site, node) = Node::fresh().await;
+    let (site, node) = Node::fresh().await;
+    let password = site.password();
     let login = |body: Value| {
         let request = node.client().post(format!("{}/auth/login", node.http_url())).json(&body);
         async move { request.send().await.expect("an answer") }
     };
-    let given = login(json!({"email": USER.to_uppercase(), "password": PASSWORD})).await;
+    let given = login(json!({"email": USER.to_uppercase(), "password": password})).await;
     assert_eq!(given.status(), StatusCode::OK);
     assert_eq!(given.headers()["cache-control"], "no-store");
     let given: Value = given.json().await.expect("JSON");
@@ -74,7 +87,7 @@ async fn a_login_gives_a_token_or_says_nothing_of_why_not() {
 
     let mut said = BTreeSet::new();
     for (email, password) in
-        [(USER, "wrong-password"), ("nobody@example.com", PASSWORD), (USER, &*"x".repeat(73))]
+        [(USER, "wrong-password"), ("nobody@example.com", password), (USER, &*"x".repeat(73))]
     {
         let refused = login(json!({"email": email, "password": password})).await;
         assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
@@ -101,7 +114,10 @@ async fn nobody_comes_in_without_a_token_that_holds() {
     let (_site, node) = node_with_known_secret().await;
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-    let claims = json!({"sub": USER, "role": "ADMIN", "iss": "hygeia", "iat": now, "exp": now + 600});
+    let claims = json!({
+        "sub": USER, "role": "ADMIN", "iss": "hygeia", "aud": "hygeia", "iat": now, "exp": now + 600,
+        "sid": uuid::Uuid::now_v7(), "jti": uuid::Uuid::now_v7(),
+    });
     let with = |key: &str, value: Value| {
         let mut changed = claims.clone();
         changed[key] = value;
@@ -119,6 +135,7 @@ async fn nobody_comes_in_without_a_token_that_holds() {
         signed(Algorithm::HS512, SECRET, &claims),
         signed(Algorithm::HS256, SECRET, &with("exp", json!(now - 30))),
         signed(Algorithm::HS256, SECRET, &with("iss", json!("elsewhere"))),
+        signed(Algorithm::HS256, SECRET, &with("aud", json!("elsewhere"))),
         signed(Algorithm::HS256, SECRET, &with("sub", json!("nobody@example.com"))),
     ];
     for (path, methods) in ROUTES.into_iter().filter(|(path, _)| guarded(path)) {
@@ -146,7 +163,8 @@ async fn routes_methods_and_head() {
         assert_eq!(missing.headers()["content-type"], "application/problem+json");
     }
     for (path, methods) in ROUTES.into_iter().filter(|(_, methods)| !methods.is_empty()) {
-        let refused = ask(&node, "patch", &concrete(path)).await;
+        let other = ["patch", "delete", "post"].into_iter().find(|method| !methods.contains(method));
+        let refused = ask(&node, other.expect("one that is not there"), &concrete(path)).await;
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
         let allow = refused.headers()["allow"].to_str().expect("ASCII").to_lowercase();
         let allowed: BTreeSet<&str> =

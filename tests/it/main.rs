@@ -2,16 +2,20 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, reason = "random tests print their seed")]
 
+mod access;
 mod architecture;
+mod bad_input;
 mod cli;
 mod cluster;
 mod crash;
 mod faults;
+mod first_admin;
 mod flow;
 mod grpc_billing;
 mod harness;
 mod http_edge;
 mod http_patients;
+mod observability;
 mod pause;
 mod peers;
 #[path = "../harness/postgres.rs"]
@@ -19,6 +23,7 @@ mod postgres;
 #[path = "../harness/process.rs"]
 mod process;
 mod roles;
+mod sessions;
 mod tracing;
 
 // Those of the program that breaks clusters.

@@ -25,6 +25,7 @@ fn member(site: Site, name: &str, roles: &str) -> Site {
         .with("HYGEIA__NODE__ROLES", roles)
         .with("HYGEIA__CLUSTER__LISTEN", "127.0.0.1:0")
         .with("HYGEIA__CLUSTER__SECRET", "a secret of the cluster, 32 bytes or longer")
+        .with("HYGEIA__AUDIT__SECRET", "a secret of the audit, 32 bytes or longer")
         // Nobody is there: only bridge and analytics would mind.
         .with("HYGEIA__KAFKA__BROKERS", "127.0.0.1:9")
 }
@@ -55,7 +56,7 @@ async fn a_patient_node_serves_health_and_holds_the_shards_once_a_front_is_in_si
     assert_eq!(get(&node, "/health/live").await.0, StatusCode::OK);
     let (_, ready) = get(&node, "/health/ready").await;
     let parts: Vec<&str> = ready["parts"].as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(parts, ["http", "patient", "store"]);
+    assert_eq!(parts, ["actors", "clock", "http", "patient", "store"]);
     assert_eq!(get(&node, "/metrics").await.0, StatusCode::OK);
     for path in ["/api/patients", "/auth/validate", "/cluster", "/swagger-ui/"] {
         let (status, problem) = get(&node, path).await;

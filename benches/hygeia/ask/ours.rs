@@ -51,6 +51,7 @@ pub(crate) async fn parts(
 ) -> Result<Parts> {
     let settings = Settings::default();
     Ok(Parts {
+        audit: None,
         shards: database.shard_count(settings.shards).await?,
         store: Arc::clone(database),
         store_writers: 1,

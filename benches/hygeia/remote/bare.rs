@@ -115,6 +115,7 @@ fn request_bytes() -> usize {
 fn reply_bytes() -> usize {
     let details = details();
     let patient = pb::Patient {
+        restricted: false,
         id: id(),
         version: 1,
         created_at_us: 1_790_000_000_000_000,

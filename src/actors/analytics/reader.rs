@@ -135,6 +135,7 @@ impl Reader {
                 }
             }
         }
+        metrics::counter!("hygeia_analytics_dead_letters_total").increment(dead_letters.len() as u64);
         self.put_aside(dead_letters).await;
         if self.apply(&messages, &observations).await? {
             self.log_hops(&messages, &outcomes, taken_at);

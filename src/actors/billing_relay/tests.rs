@@ -31,6 +31,7 @@ fn patient(seq: i64) -> PatientId {
 
 fn registration(seq: i64) -> OutboxEvent {
     let record = Patient {
+        restricted: false,
         id: patient(seq),
         version: 1,
         created_at: Timestamp(0),

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::DirectoryMessage;
+use super::counted::{Unanswered, Waiting};
 use crate::actors::address::Address;
 use crate::actors::entity::{Entity, Failure, Op, Refused, Write};
 use crate::actors::region::QueryAsk;
@@ -43,15 +44,8 @@ pub struct Asker<E: Entity> {
     settings: AskSettings,
     /// Questions that pause between tries, or did.
     waiting: Arc<AtomicUsize>,
-}
-
-/// A question that is counted among those that wait.
-struct Waiting(Arc<AtomicUsize>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+    /// Questions that are not answered yet.
+    unanswered: metrics::Gauge,
 }
 
 impl<E: Entity> Clone for Asker<E> {
@@ -61,6 +55,7 @@ impl<E: Entity> Clone for Asker<E> {
             clock: Arc::clone(&self.clock),
             settings: self.settings,
             waiting: Arc::clone(&self.waiting),
+            unanswered: self.unanswered.clone(),
         }
     }
 }
@@ -82,7 +77,10 @@ impl<E: Entity> Asker<E> {
         clock: Arc<dyn Clock>,
         settings: AskSettings,
     ) -> Self {
-        Asker { directory, clock, settings, waiting: Arc::default() }
+        let unanswered = metrics::gauge!("hygeia_asks_unanswered", "kind" => E::KIND.as_str());
+        // There from the start, so that a rate sees the first one.
+        let _ = metrics::counter!("hygeia_ask_retries_total", "kind" => E::KIND.as_str());
+        Asker { directory, clock, settings, waiting: Arc::default(), unanswered }
     }
 
     /// The state of `id` as of now.
@@ -102,7 +100,7 @@ impl<E: Entity> Asker<E> {
         let write = Write {
             command,
             command_id: ctx.command_id,
-            subject: Arc::clone(&ctx.caller.subject),
+            caller: ctx.caller.clone(),
             traceparent: ctx.trace.to_string().into(),
             maybe_done: false,
         };
@@ -110,6 +108,7 @@ impl<E: Entity> Asker<E> {
     }
 
     async fn ask(&self, ctx: &RequestContext, id: Uuid, mut op: Op<E>) -> Result<E::Answer> {
+        let _counted = Unanswered::count(&self.unanswered);
         let mut patience = Patience::new(self.settings);
         loop {
             let miss = match self.try_once(ctx, id, op.clone()).await {
@@ -206,6 +205,7 @@ impl<E: Entity> Asker<E> {
     /// # Errors
     /// `Overloaded`, `Unavailable`, `DeadlineExceeded`.
     pub async fn query(&self, ctx: &RequestContext, query: impl Fn() -> E::Query) -> Result<E::QueryAnswer> {
+        let _counted = Unanswered::count(&self.unanswered);
         let mut patience = Patience::new(self.settings);
         loop {
             let (reply, answer) = ReplyTo::here();
@@ -330,6 +330,7 @@ fn refusal(refused: Refused) -> Error {
     match refused {
         Refused::NotFound => Error::new(ErrorCode::NotFound, "There is no record with this id"),
         Refused::IdTaken => Error::new(ErrorCode::AlreadyExists, "A record with this id exists or existed"),
+        Refused::Restricted => Error::new(ErrorCode::Forbidden, "The record is restricted"),
         Refused::EmailTaken => {
             Error::new(ErrorCode::AlreadyExists, "A patient with this email address already exists")
         }

@@ -21,10 +21,11 @@ use crate::actors::members::Wire;
 use crate::actors::patients::{PatientList, Patients};
 use crate::actors::region::{QueryAsk, RegionMessage};
 use crate::actors::reply::ReplyTo;
+use crate::actors::sessions::SessionsMessage;
 use crate::actors::shard::Ask;
 use crate::context::{Hop, RequestContext, TraceContext};
 use crate::domain::access::Caller;
-use crate::domain::ids::{CommandId, Kind, ShardNo};
+use crate::domain::ids::{CommandId, Kind, SessionId, ShardNo};
 use crate::domain::time::MonoTime;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::reply::Outcome;
@@ -57,6 +58,8 @@ pub struct Served {
     pub relay_nudged: Option<Nudge>,
     /// Told that the outbox has new rows to be published.
     pub bridge_nudged: Option<Nudge>,
+    /// Told of sessions that were revoked.
+    pub sessions: Option<Address<SessionsMessage>>,
     /// Told of leases that were given up for this node to take.
     pub released: Option<ToTake>,
 }
@@ -229,6 +232,13 @@ impl Inner {
                 let shards = released.shards.into_iter().filter_map(|shard| shard.try_into().ok()).collect();
                 if let (Some(kind), Some(told)) = (kind, &self.served.released) {
                     told(kind, shards);
+                }
+            }
+            Some(Hint::SessionsRevoked(revoked)) => {
+                let ids = revoked.sessions.into_iter().filter_map(|id| wire::uuid(Some(id)));
+                let sessions: Vec<SessionId> = ids.map(SessionId).collect();
+                if let Some(told) = &self.served.sessions {
+                    told.cast(SessionsMessage::Revoked(sessions));
                 }
             }
             // Of another version; a hint may be passed over.

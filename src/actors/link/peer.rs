@@ -110,6 +110,8 @@ pub(super) struct Link {
     /// Frames sent: with the items, how well they gather.
     frames: metrics::Counter,
     items: metrics::Counter,
+    /// Requests that no peer has answered yet, over all links of the node.
+    unanswered: metrics::Gauge,
     state: Mutex<State>,
 }
 
@@ -124,7 +126,9 @@ impl Link {
     ) -> Arc<Self> {
         let frames = metrics::counter!("hygeia_link_frames_total");
         let items = metrics::counter!("hygeia_link_items_total");
-        Arc::new(Link { owner, wire, limits, ids, clock, runtime, frames, items, state: Mutex::default() })
+        let unanswered = metrics::gauge!("hygeia_link_unanswered");
+        let state = Mutex::default();
+        Arc::new(Link { owner, wire, limits, ids, clock, runtime, frames, items, unanswered, state })
     }
 
     /// The state is a set of counts and queues that no panic leaves half changed.
@@ -178,6 +182,7 @@ impl Link {
         let alone = state.unanswered.is_empty();
         state.unanswered.insert(request.id, Unanswered { deliver, bytes });
         state.unanswered_bytes += bytes;
+        self.unanswered.increment(1.0);
         let next = state.put(&self.limits, Field::Requests, &request, len, alone);
         drop(state);
         self.go_on(next);
@@ -191,6 +196,7 @@ impl Link {
             // An unknown id: the session in which it was asked has ended meanwhile.
             if let Some(unanswered) = state.unanswered.remove(&reply.id) {
                 state.unanswered_bytes -= unanswered.bytes;
+                self.unanswered.decrement(1.0);
                 answered.push((unanswered.deliver, reply));
             }
         }
@@ -298,6 +304,7 @@ impl Link {
         drop(gathered);
         if !unanswered.is_empty() {
             metrics::counter!("hygeia_link_dropped_total").increment(unanswered.len() as u64);
+            self.unanswered.decrement(unanswered.len() as f64);
         }
         for unanswered in unanswered.into_values() {
             (unanswered.deliver)(None);

@@ -59,6 +59,7 @@ fn envelope(trace: &TraceContext, budget: Duration, caller: &Caller) -> pb::Enve
         budget_ms: u64::try_from(budget.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
         subject: caller.subject.as_ref().to_owned(),
         role: caller.role.as_str().to_owned(),
+        from: caller.from.map(|from| from.to_string()).unwrap_or_default(),
         command_id: None,
         traceparent: String::new(),
         maybe_done: false,
@@ -122,6 +123,9 @@ impl Portable for Patients {
                     details: Some(wire::details(details)),
                 }),
                 PatientCommand::Update(change) => Body::UpdatePatient(wire::update(id, change)),
+                PatientCommand::Restrict(restricted) => {
+                    Body::RestrictPatient(pb::RestrictPatient { id: wire::id(id), restricted })
+                }
                 PatientCommand::Delete => Body::DeletePatient(pb::DeletePatient { id: wire::id(id) }),
             },
         }
@@ -180,6 +184,10 @@ pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option
             let id = wire::uuid(update.id)?;
             Question::Patient(id, write.op(PatientCommand::Update(wire::patient_change(update)?))?)
         }
+        Body::RestrictPatient(restrict) => {
+            let command = PatientCommand::Restrict(restrict.restricted);
+            Question::Patient(wire::uuid(restrict.id)?, write.op(command)?)
+        }
         Body::DeletePatient(delete) => {
             Question::Patient(wire::uuid(delete.id)?, write.op(PatientCommand::Delete)?)
         }
@@ -208,7 +216,8 @@ pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option
 /// Nothing is done for a caller without a name, or with a role that is not known here.
 fn caller(envelope: &pb::Envelope) -> Option<Caller> {
     let subject = (!envelope.subject.is_empty()).then(|| envelope.subject.as_str().into())?;
-    Some(Caller { subject, role: Role::parse(&envelope.role)? })
+    // An address that cannot be read is not there: it is recorded, and decides nothing.
+    Some(Caller { subject, role: Role::parse(&envelope.role)?, from: envelope.from.parse().ok() })
 }
 
 /// What is recorded with a change.
@@ -222,7 +231,7 @@ impl Recorded {
         Some(Op::Write(Write {
             command,
             command_id: CommandId(wire::uuid(self.envelope.command_id)?),
-            subject: self.caller.subject,
+            caller: self.caller,
             traceparent: self.envelope.traceparent.into(),
             maybe_done: self.envelope.maybe_done,
         }))

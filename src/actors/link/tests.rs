@@ -47,7 +47,7 @@ fn delete(id: u128) -> (Box<Ask<Patients>>, Answered) {
     let write = Write {
         command: PatientCommand::Delete,
         command_id: CommandId(Uuid::from_u128(5)),
-        subject: "someone@example.com".into(),
+        caller: Caller { subject: "someone@example.com".into(), ..Caller::system("") },
         traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
         maybe_done: true,
     };

@@ -109,6 +109,7 @@ pub(super) fn patient(patient: &Patient) -> pb::Patient {
         id: id(patient.id.0),
         version: patient.version,
         created_at_us: patient.created_at.0,
+        restricted: patient.restricted,
         details: Some(details(patient.details.clone())),
     }
 }
@@ -118,6 +119,7 @@ fn read_patient(patient: pb::Patient) -> Option<Patient> {
         id: PatientId(uuid(patient.id)?),
         version: patient.version,
         created_at: Timestamp(patient.created_at_us),
+        restricted: patient.restricted,
         details: patient_details(patient.details)?,
     })
 }
@@ -199,6 +201,7 @@ pub(super) fn failed(why: &Failure) -> Outcome {
         Failure::Refused(Refused::NotFound) => refusal(pb::refusal::Code::NotFound),
         Failure::Refused(Refused::IdTaken) => refusal(pb::refusal::Code::IdTaken),
         Failure::Refused(Refused::EmailTaken) => refusal(pb::refusal::Code::EmailTaken),
+        Failure::Refused(Refused::Restricted) => refusal(pb::refusal::Code::Restricted),
         Failure::Busy => failure(Code::Busy),
         Failure::Expired => failure(Code::Expired),
         Failure::NotServing(owner) => Outcome::Failure(pb::Failure {
@@ -227,6 +230,7 @@ fn read_failure(outcome: &Outcome) -> Option<Failure> {
             pb::refusal::Code::NotFound => Some(Failure::Refused(Refused::NotFound)),
             pb::refusal::Code::IdTaken => Some(Failure::Refused(Refused::IdTaken)),
             pb::refusal::Code::EmailTaken => Some(Failure::Refused(Refused::EmailTaken)),
+            pb::refusal::Code::Restricted => Some(Failure::Refused(Refused::Restricted)),
             pb::refusal::Code::Unspecified => None,
         },
         Outcome::Failure(failure) => match failure.code() {

@@ -128,6 +128,8 @@ impl Actor for PeersActor {
         myself: ActorRef<PeersMessage>,
         args: PeersArgs,
     ) -> Result<PeersManager, ActorProcessingErr> {
+        // None yet, and said so: a node that never finds another is to be noticed.
+        metrics::gauge!("hygeia_peer_sessions").set(0.0);
         let links = Links::default();
         let gate_args = GateArgs {
             links: Arc::clone(&links),

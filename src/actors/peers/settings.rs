@@ -103,7 +103,7 @@ impl Tls {
 pub struct Secret(String);
 
 impl Secret {
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::actors) fn bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
 }

@@ -88,18 +88,19 @@ impl Tls {
         let Some(certificate) = certificate.and_then(|der| ParsedCertificate::try_from(der).ok()) else {
             return false;
         };
-        self.names.of(name).any(|dns| {
-            ServerName::try_from(dns).is_ok_and(|dns| verify_server_name(&certificate, &dns).is_ok())
-        })
+        let dns = self.names.of(name).and_then(|dns| ServerName::try_from(dns).ok());
+        dns.is_some_and(|dns| verify_server_name(&certificate, &dns).is_ok())
     }
 }
 
 impl Names {
-    /// What the certificate of the node `name` may say.
-    fn of(&self, name: &str) -> impl Iterator<Item = String> {
-        let listed = self.listed.contains(name).then(|| name.to_owned());
-        let under_suffix = self.suffix.as_ref().map(|suffix| format!("{name}{suffix}"));
-        listed.into_iter().chain(under_suffix)
+    /// What the certificate of the node `name` must say. The suffix is for nodes that are not listed alone: their
+    /// certificate may hold for any name under it, and must not let one of them be a listed node.
+    fn of(&self, name: &str) -> Option<String> {
+        match self.listed.contains(name) {
+            true => Some(name.to_owned()),
+            false => self.suffix.as_ref().map(|suffix| format!("{name}{suffix}")),
+        }
     }
 }
 
@@ -243,6 +244,10 @@ mod tests {
         let joiner = authority.node(&authority, "c.nodes.example.org", day);
         assert_eq!(meet(&joiner, &joiner, "c").await, [Some(true); 2], "under the suffix");
         assert_eq!(meet(&joiner, &joiner, "nodes").await, [Some(false); 2]);
+        let any = authority.node(&authority, "*.nodes.example.org", day);
+        assert_eq!(meet(&any, &any, "c").await, [Some(true); 2], "any name under the suffix");
+        assert_eq!(meet(&any, &any, "a.b").await, [Some(false); 2], "one label alone");
+        assert_eq!(meet(&any, &a, "a").await, [Some(true), Some(false)], "and none of those listed");
         assert!(!a.name_fits(None, "a"));
     }
 

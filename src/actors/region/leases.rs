@@ -173,6 +173,7 @@ impl<E: Entity> RegionState<E> {
         self.heard(asked_at, result.is_ok());
         match result {
             Ok(kept) => {
+                self.meters.renewed.increment(kept.len() as u64);
                 let until = self.believed_until(asked_at);
                 for lease in held {
                     if !self.slots.has(lease) {
@@ -186,8 +187,7 @@ impl<E: Entity> RegionState<E> {
                 }
             }
             Err(error) => {
-                metrics::counter!("hygeia_lease_renewal_failures_total", "kind" => E::KIND.as_str())
-                    .increment(1);
+                self.meters.renewals_failed.increment(1);
                 tracing::warn!(region = self.name, %error, "leases were not renewed");
             }
         }
@@ -246,6 +246,7 @@ impl<E: Entity> RegionState<E> {
         self.heard(asked_at, answered);
         let others = match result {
             Ok(Taken { leases, others }) => {
+                self.meters.taken.increment(leases.len() as u64);
                 let until = self.believed_until(asked_at);
                 for shard in shards.iter().filter(|shard| leases.iter().all(|lease| lease.shard != **shard)) {
                     self.lost(*shard);
@@ -324,6 +325,7 @@ impl<E: Entity> RegionState<E> {
         }
         if let Some(actor) = self.slots.lose(shard) {
             tracing::warn!(region = self.name, shard, "lease lost");
+            self.meters.lost.increment(1);
             let _ = actor.send_message(ShardMessage::StopServing);
         }
     }
@@ -362,6 +364,7 @@ impl<E: Entity> RegionState<E> {
         let moves = self.slots.begin_moves(self.args.handovers_max.max(1));
         if !moves.is_empty() {
             tracing::info!(region = self.name, shards = moves.len(), "shards are given up");
+            self.meters.given_up.increment(moves.len() as u64);
         }
         for (_, actor) in moves {
             // One that has just ended is noticed as any other.

@@ -122,7 +122,11 @@ impl Entity for Sum {
         Ok(Loaded { state, applied })
     }
 
-    async fn commit(store: &SumStore, batch: &[SumAppend]) -> store::Result<Vec<AppendOutcome>> {
+    async fn commit(
+        store: &SumStore,
+        batch: &[SumAppend],
+        _audit: Option<&store::AuditBatch>,
+    ) -> store::Result<Vec<AppendOutcome>> {
         assert!(!store.panic.swap(false, Ordering::SeqCst), "as asked");
         if store.hold.load(Ordering::SeqCst) {
             store.held.fetch_add(1, Ordering::SeqCst);
@@ -267,6 +271,7 @@ async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
             transactions_max: 2,
         },
         nudges: Vec::new(),
+        audit: None,
     };
     let directory_args = DirectoryArgs::<Sum> {
         region: Some(region.clone()),

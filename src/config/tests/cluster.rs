@@ -16,7 +16,7 @@ fn nodes(more: &str) -> String {
 
 /// A file with three nodes and the secrets they need.
 fn given_nodes(more: &str) -> Given {
-    given().file(&nodes(more)).env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUTH__JWT_SECRET", SECRET)
+    given().file(&nodes(more)).env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUDIT__SECRET", SECRET)
 }
 
 impl Given {
@@ -29,7 +29,7 @@ impl Given {
 #[test]
 fn each_node_of_cluster_toml_may_serve() {
     let secrets =
-        |given: Given| given.env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUTH__JWT_SECRET", SECRET);
+        |given: Given| given.env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUDIT__SECRET", SECRET);
     let file = || secrets(given().file(effective::DEFAULTS));
     let names = file().load().nodes_to_choose();
     assert_eq!(names, ["front", "patient-1", "patient-2", "billing", "analytics"]);
@@ -87,7 +87,7 @@ fn only_the_chosen_nodes_secret_files_are_read() {
         "roles = [\"patient\"]\n",
         "roles = [\"patient\"]\nset = { cluster.secret_file = \"/nowhere/secret\" }\n",
     );
-    let given = || given().file(&file).env("HYGEIA__AUTH__JWT_SECRET", SECRET);
+    let given = || given().file(&file).env("HYGEIA__AUDIT__SECRET", SECRET);
     given().env("HYGEIA__CLUSTER__SECRET", SECRET).node("front").load().check().unwrap();
     let refusal = given().node("patient-1").refusal();
     assert!(
@@ -98,7 +98,8 @@ fn only_the_chosen_nodes_secret_files_are_read() {
     );
     let kept = super::given();
     let path = kept.content("secret", &format!("{SECRET}\n"));
-    let kept = kept.file(&nodes("")).env("HYGEIA__CLUSTER__SECRET_FILE", path).node("patient-1").load();
+    let kept = kept.file(&nodes("")).env("HYGEIA__CLUSTER__SECRET_FILE", path).node("patient-1");
+    let kept = kept.env("HYGEIA__AUDIT__SECRET", SECRET).load();
     assert_eq!(kept.config.cluster.secret.as_ref().unwrap().reveal(), SECRET);
     kept.check().expect("a node with neither HTTP routes nor gRPC needs no secret for tokens");
 }
@@ -198,7 +199,7 @@ fn which_node_to_run_must_be_said_and_be_there() {
 fn joining(join: &str) -> Given {
     given()
         .env("HYGEIA__CLUSTER__SECRET", SECRET)
-        .env("HYGEIA__AUTH__JWT_SECRET", SECRET)
+        .env("HYGEIA__AUDIT__SECRET", SECRET)
         .env("HYGEIA__STORE__URL", "postgres://hygeia@db/hygeia")
         .env("HYGEIA__KAFKA__BROKERS", "broker:9092")
         .set("cluster.join", join)
@@ -263,7 +264,7 @@ fn what_one_process_has_to_itself_is_refused_for_many() {
 
 #[test]
 fn the_clusters_secret_must_be_there_and_long_enough() {
-    let file = || given().file(&nodes("")).env("HYGEIA__AUTH__JWT_SECRET", SECRET).node("patient-1");
+    let file = || given().file(&nodes("")).env("HYGEIA__AUDIT__SECRET", SECRET).node("patient-1");
     assert_eq!(
         file().serving_refusal(),
         "cluster.secret: not set, and nodes show it to each other; set HYGEIA__CLUSTER__SECRET, or \
@@ -281,8 +282,28 @@ fn the_clusters_secret_must_be_there_and_long_enough() {
     // The front checks tokens, and so does billing.
     for (name, needed) in [("front", true), ("rest", true), ("patient-1", false)] {
         let given = given().file(&nodes("")).env("HYGEIA__CLUSTER__SECRET", SECRET).node(name);
+        let given = given.env("HYGEIA__AUDIT__SECRET", SECRET).env("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256");
         assert_eq!(given.load().check().is_err(), needed, "{name}");
     }
+}
+
+#[test]
+fn what_seals_the_audit_must_be_there_and_long_enough() {
+    let file = || given().file(&nodes("")).env("HYGEIA__CLUSTER__SECRET", SECRET).node("patient-1");
+    assert_eq!(
+        file().serving_refusal(),
+        "audit.secret: not set; set HYGEIA__AUDIT__SECRET, or HYGEIA__AUDIT__SECRET_FILE to a file that holds it: at \
+         least 32 bytes, such as `openssl rand -base64 48` makes (only a node with the embedded database and broker \
+         on loopback makes its own)"
+    );
+    file().set("audit.enabled", "false").load().check().unwrap();
+    file().env("HYGEIA__AUDIT__SECRET", SECRET).load().check().unwrap();
+    let short = file().env("HYGEIA__AUDIT__SECRET", "canary").refusal();
+    assert!(
+        short.starts_with("audit.secret = (hidden), from environment variable HYGEIA__AUDIT__SECRET: "),
+        "{short}"
+    );
+    assert!(short.ends_with("at least 32 bytes") && !short.contains("canary"), "{short}");
 }
 
 #[test]
@@ -349,4 +370,24 @@ fn certificates_must_be_there_and_be_certificates() {
     assert!(gone.starts_with("cluster.tls.ca_file = \"/nowhere/ca.pem\", from argument --set: the file cannot be read: No such file"), "{gone}");
     let refusal = with_tls(cert, cert, key).set("cluster.tls.allowed_suffix", "org").serving_refusal();
     assert!(refusal.contains("a part of a name that begins with a dot"), "{refusal}");
+}
+
+#[test]
+fn the_hosts_name_stands_where_the_placeholder_was() {
+    let joining = |host: Option<&str>| {
+        let mut given = given_nodes("")
+            .set("node.name", "{host}")
+            .set("node.roles", "patient")
+            .set("cluster.join", "127.0.0.1:7101")
+            .set("cluster.advertise", "{host}:7100");
+        given.inputs.host = host.map(str::to_owned);
+        given
+    };
+    let config = joining(Some("3F2A90d1c0de")).load().config;
+    assert_eq!(config.node.name, "3f2a90d1c0de");
+    assert_eq!(config.cluster.advertise.as_deref(), Some("3f2a90d1c0de:7100"));
+    let refused = joining(None).refusal();
+    assert!(refused.contains("node.name") && refused.contains("this host has no name"), "{refused}");
+    let refused = joining(Some("a host.example")).refusal();
+    assert!(refused.contains("allowed: 1 to 63 small letters"), "{refused}");
 }

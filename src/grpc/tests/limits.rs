@@ -143,6 +143,7 @@ async fn what_does_not_end_is_cut_off_at_the_end_of_the_drain() {
 async fn an_address_that_cannot_be_had_is_a_clear_error() {
     let running = start(settings()).await;
     let state = GrpcState {
+        audit: crate::actors::audit::AuditHandle::off(),
         billing: Arc::clone(&running.fake) as _,
         auth: Arc::clone(&running.fake) as _,
         clock: Arc::new(SystemClock),

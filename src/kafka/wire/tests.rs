@@ -12,6 +12,7 @@ const HOP: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 fn event(event_type: EventType, version: i64) -> RecordedEvent {
     let patient = Arc::new(Patient {
+        restricted: false,
         id: PatientId(Uuid::from_u128(0x123e4567_e89b_12d3_a456_426614174000)),
         version,
         created_at: Timestamp(1_700_000_000_000_000),

@@ -195,6 +195,36 @@ pub(super) async fn a_registration_alone_and_in_company_decide_the_same(store: A
     }
 }
 
+pub(super) async fn a_restricted_patient_is_kept_so_and_left_out_of_lists(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let one = region.registered(1, "one@example.com").await;
+    region.registered(2, "two@example.com").await;
+    let mut restricted = region.update(&one, "one@example.com");
+    if let PatientEvent::Updated(patient) = &mut restricted.recorded.event {
+        Arc::make_mut(patient).restricted = true;
+    }
+    let one = region.done(restricted).await;
+    assert!(one.restricted);
+    assert_eq!(region.state(id(1)).await, PatientState::Active(Arc::new(one.clone())));
+    let history = store.history(id(1), 10).await.expect("an answer");
+    assert_eq!(
+        history.iter().map(|event| event.event.patient().restricted).collect::<Vec<_>>(),
+        [false, true]
+    );
+    let listed = async || {
+        let page = store.list_patients(None, 10).await.expect("a page");
+        page.iter().map(|patient| patient.id).collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, [id(2)]);
+    // The mark goes as it came.
+    let mut open = region.update(&one, "one@example.com");
+    if let PatientEvent::Updated(patient) = &mut open.recorded.event {
+        Arc::make_mut(patient).restricted = false;
+    }
+    assert!(!region.done(open).await.restricted);
+    assert_eq!(listed().await.len(), 2);
+}
+
 pub(super) async fn lists_go_page_by_page(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
     // Three moments with three patients each, committed in no order.

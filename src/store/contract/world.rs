@@ -6,6 +6,7 @@ use std::time::Duration;
 use time::macros::date;
 use uuid::Uuid;
 
+use crate::domain::access::Caller;
 use crate::domain::event::RecordedEvent;
 use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientDetails, PatientEvent, PatientState, email_key};
@@ -57,6 +58,8 @@ impl Region {
         PatientAppend {
             shard,
             epoch: self.epoch(shard),
+            caller: Caller::system("test"),
+            action: crate::domain::access::Action::PatientUpdate,
             released_email_key: released.map(email_key),
             recorded: RecordedEvent {
                 event_id: EventId(Uuid::new_v4()),
@@ -119,6 +122,7 @@ impl Region {
 pub(in crate::store) fn patient(n: u128, email: &str) -> Patient {
     let days = i64::try_from(n % 1000).expect("small");
     Patient {
+        restricted: false,
         id: id(n),
         version: 1,
         created_at: Timestamp(START),

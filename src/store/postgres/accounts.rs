@@ -10,7 +10,7 @@ use super::{PgQuery, PostgresStore, decode};
 use crate::domain::account::Account;
 use crate::domain::ids::PatientId;
 use crate::store::codec::AccountRow;
-use crate::store::{AccountAppend, AccountStore, AppendOutcome, Result};
+use crate::store::{AccountAppend, AccountStore, AppendOutcome, AuditBatch, Result};
 
 /// As the commit of patients: fenced, and in one order. The account's own id tells whether a row of
 /// the batch is the one that was inserted.
@@ -36,7 +36,7 @@ ORDER BY i.ord"
 );
 
 impl CommitRow for AccountAppend {
-    fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>> {
+    fn commit_query(rows: &[&Self], _audit: Option<&AuditBatch>) -> Result<PgQuery<'static>> {
         Ok(sqlx::query(COMMIT)
             .bind(rows.iter().map(|row| i32::from(row.shard)).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.epoch.0).collect::<Vec<_>>())
@@ -56,7 +56,7 @@ impl CommitRow for AccountAppend {
 #[async_trait]
 impl AccountStore for PostgresStore {
     async fn commit_accounts(&self, batch: &[AccountAppend]) -> Result<Vec<AppendOutcome>> {
-        self.commit_rows(&batch.iter().collect::<Vec<_>>()).await
+        self.commit_rows(&batch.iter().collect::<Vec<_>>(), None).await
     }
 
     async fn load_account(&self, patient: PatientId) -> Result<Option<Arc<Account>>> {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::fault::{Failure, Intent};
 use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, column};
-use crate::store::{AppendOutcome, Error, Result};
+use crate::store::{AppendOutcome, AuditBatch, AuditStore, Error, Result};
 
 /// How often a statement that met a collision is tried again before it is split.
 const COLLISION_RETRIES_MAX: u32 = 2;
@@ -46,7 +46,8 @@ pub(super) use fence;
 pub(super) trait CommitRow: Sync {
     /// The statement that commits `rows`. It answers with one small integer a row, in their order: see
     /// `outcome_of`.
-    fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>>;
+    /// With `audit`, which goes in the same transaction.
+    fn commit_query(rows: &[&Self], audit: Option<&AuditBatch>) -> Result<PgQuery<'static>>;
 
     /// The connections for it.
     fn lanes(store: &PostgresStore) -> &Lanes;
@@ -71,15 +72,23 @@ struct Part {
 impl PostgresStore {
     /// Commits `batch`, in parts if it must be: when other transactions keep colliding with it, or when
     /// one row meets an event that an unknown outcome has left behind.
-    pub(super) async fn commit_rows<R: CommitRow>(&self, batch: &[&R]) -> Result<Vec<AppendOutcome>> {
+    ///
+    /// `audit` goes with the first part that comes through.
+    pub(super) async fn commit_rows<R: CommitRow>(
+        &self,
+        batch: &[&R],
+        audit: Option<&AuditBatch>,
+    ) -> Result<Vec<AppendOutcome>> {
         let deadline = Instant::now() + self.answer_timeout;
         let mut outcomes = vec![AppendOutcome::Conflict; batch.len()];
         let mut work = vec![Part { rows: 0..batch.len(), tries: 0 }];
         work.retain(|part| !part.rows.is_empty());
+        let mut owed = audit;
         while let Some(part) = work.pop() {
             let rows = part.rows.clone();
-            let failure = match self.try_commit(&batch[rows.clone()]).await? {
+            let failure = match self.try_commit(&batch[rows.clone()], owed).await? {
                 Ok(found) => {
+                    owed = None;
                     outcomes[rows].copy_from_slice(&found);
                     continue;
                 }
@@ -99,8 +108,12 @@ impl PostgresStore {
                 work.push(Part { rows: middle..rows.end, tries: 0 });
                 work.push(Part { rows: rows.start..middle, tries: 0 });
             } else {
-                return Err(give_up(failure, &outcomes));
+                return Err(give_up(failure, owed.is_none() && audit.is_some(), &outcomes));
             }
+        }
+        if let Some(audit) = owed {
+            // Every row was refused by a key, and took its audit along: that it was tried stays all the same.
+            self.append_audit(audit).await?;
         }
         Ok(outcomes)
     }
@@ -109,8 +122,9 @@ impl PostgresStore {
     async fn try_commit<R: CommitRow>(
         &self,
         rows: &[&R],
+        audit: Option<&AuditBatch>,
     ) -> Result<std::result::Result<Vec<AppendOutcome>, Failure>> {
-        let answer = match R::lanes(self).rows(self.answer_timeout, R::commit_query(rows)?).await {
+        let answer = match R::lanes(self).rows(self.answer_timeout, R::commit_query(rows, audit)?).await {
             Ok(answer) => answer,
             Err(failure) => return Ok(Err(failure)),
         };
@@ -124,10 +138,12 @@ impl PostgresStore {
 }
 
 /// The error for the whole batch: once a part of it is durable, "nothing happened" would be a lie.
-fn give_up(failure: Failure, outcomes: &[AppendOutcome]) -> Error {
+fn give_up(failure: Failure, audited: bool, outcomes: &[AppendOutcome]) -> Error {
     let error = failure.into_error(Intent::Write);
     match error {
-        Error::Unavailable(text) | Error::Broken(text) if outcomes.contains(&AppendOutcome::Committed) => {
+        Error::Unavailable(text) | Error::Broken(text)
+            if audited || outcomes.contains(&AppendOutcome::Committed) =>
+        {
             Error::Unknown(format!("a part of the batch: {text}"))
         }
         other => other,

@@ -12,7 +12,9 @@ use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, PatientId};
 use crate::domain::patient::{Patient, PatientState};
 use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
-use crate::store::{AppendOutcome, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result};
+use crate::store::{
+    AppendOutcome, AuditBatch, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result,
+};
 
 /// The commit of a batch. What its parts rely on:
 ///
@@ -29,10 +31,10 @@ const COMMIT: &str = concat!(
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::int8[], $3::uuid[], $4::int8[], $5::uuid[], $6::uuid[],
         $7::int2[], $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
-        $14::int8[], $15::text[], $16::text[], $17::text[], $18::date[], $19::date[])
+        $14::int8[], $15::text[], $16::text[], $17::text[], $18::date[], $19::date[], $26::bool[])
     WITH ORDINALITY AS t(shard, epoch, id, version, event_id, command_id,
         kind, at, subject, traceparent, body, claim, release,
-        created_at, name, email, address, date_of_birth, registered_date, ord)
+        created_at, name, email, address, date_of_birth, registered_date, restricted, ord)
 ), fence AS MATERIALIZED (
     ",
     fence!("patient"),
@@ -61,7 +63,7 @@ WITH input AS MATERIALIZED (
 ), changed AS (
     UPDATE patients p SET version = c.version, deleted = (c.kind = 3), created_at = c.created_at,
         name = c.name, email = c.email, address = c.address,
-        date_of_birth = c.date_of_birth, registered_date = c.registered_date
+        date_of_birth = c.date_of_birth, registered_date = c.registered_date, restricted = c.restricted
     FROM passed c WHERE c.kind <> 1 AND p.id = c.id AND p.version = c.version - 1
 ), written AS (
     INSERT INTO patient_events (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
@@ -73,6 +75,9 @@ WITH input AS MATERIALIZED (
 ), owed AS (
     INSERT INTO unbilled (seq, patient_id, version)
     SELECT seq, patient_id, version FROM written WHERE kind = 1
+), audited AS (
+    INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
+    SELECT $20::uuid, $21::int8, $22::int8, $23::bytea, $24::bytea, $25::int4[] WHERE $20 IS NOT NULL
 )
 SELECT (CASE WHEN p.ord IS NOT NULL THEN 0 WHEN g.ord IS NOT NULL THEN 1
              WHEN f.shard IS NULL THEN 2 ELSE 3 END)::int2
@@ -102,6 +107,7 @@ struct Columns<'a> {
     address: Vec<Option<&'a str>>,
     date_of_birth: Vec<Option<Date>>,
     registered_date: Vec<Option<Date>>,
+    restricted: Vec<bool>,
 }
 
 impl<'a> Columns<'a> {
@@ -129,23 +135,24 @@ impl<'a> Columns<'a> {
         self.address.push(kept.map(|p| &*p.details.address));
         self.date_of_birth.push(kept.map(|p| p.details.date_of_birth));
         self.registered_date.push(kept.map(|p| p.details.registered_date));
+        self.restricted.push(kept.is_some_and(|p| p.restricted));
         Ok(())
     }
 }
 
 impl CommitRow for PatientAppend {
-    fn commit_query(rows: &[&Self]) -> Result<PgQuery<'static>> {
+    fn commit_query(rows: &[&Self], audit: Option<&AuditBatch>) -> Result<PgQuery<'static>> {
         if let [row] = rows
             && row.recorded.event_type() == EventType::Created
             && !cfg!(feature = "unfenced")
         {
-            return registration::commit_query(row);
+            return registration::commit_query(row, audit);
         }
         let mut columns = Columns::default();
         for row in rows {
             columns.push(row)?;
         }
-        Ok(sqlx::query(COMMIT)
+        let query = sqlx::query(COMMIT)
             .bind(columns.shard)
             .bind(columns.epoch)
             .bind(columns.id)
@@ -164,12 +171,24 @@ impl CommitRow for PatientAppend {
             .bind(columns.email)
             .bind(columns.address)
             .bind(columns.date_of_birth)
-            .bind(columns.registered_date))
+            .bind(columns.registered_date);
+        Ok(audited(query, audit).bind(columns.restricted))
     }
 
     fn lanes(store: &PostgresStore) -> &Lanes {
         &store.patient_commits
     }
+}
+
+/// Binds the row of the audit, or none.
+pub(super) fn audited<'q>(query: PgQuery<'q>, audit: Option<&AuditBatch>) -> PgQuery<'q> {
+    query
+        .bind(audit.map(|batch| batch.chain))
+        .bind(audit.map(|batch| batch.seq))
+        .bind(audit.map(|batch| batch.at.0))
+        .bind(audit.map(|batch| batch.mac.to_vec()))
+        .bind(audit.map(|batch| batch.body.clone()))
+        .bind(audit.map(|batch| batch.terms.clone()))
 }
 
 impl PostgresStore {
@@ -211,10 +230,10 @@ struct StateRow {
 }
 
 const STATE: &str = "SELECT version, deleted, xmax <> 0 AS touched, id, created_at, name, email, address,
-    date_of_birth, registered_date FROM patients WHERE id = $1";
+    date_of_birth, registered_date, restricted FROM patients WHERE id = $1";
 // The lock waits for whoever changes the row, and then reads what that left.
 const STATE_LOCKED: &str = "SELECT version, deleted, false AS touched, id, created_at, name, email, address,
-    date_of_birth, registered_date FROM patients WHERE id = $1 FOR SHARE";
+    date_of_birth, registered_date, restricted FROM patients WHERE id = $1 FOR SHARE";
 
 impl PostgresStore {
     async fn state(&self, id: PatientId) -> Result<PatientState> {
@@ -233,9 +252,13 @@ impl PostgresStore {
 
 #[async_trait]
 impl PatientStore for PostgresStore {
-    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
+    async fn commit_patients_audited(
+        &self,
+        batch: &[PatientAppend],
+        audit: Option<&AuditBatch>,
+    ) -> Result<Vec<AppendOutcome>> {
         let batch: Vec<&PatientAppend> = batch.iter().collect();
-        let mut outcomes = self.commit_rows(&batch).await?;
+        let mut outcomes = self.commit_rows(&batch, audit).await?;
         self.tell_own_claims(&batch, &mut outcomes).await;
         Ok(outcomes)
     }
@@ -257,12 +280,12 @@ impl PatientStore for PostgresStore {
     async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>> {
         let query = match after {
             None => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
-                 FROM patients WHERE NOT deleted ORDER BY created_at, id LIMIT $1",
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
+                 FROM patients WHERE NOT deleted AND NOT restricted ORDER BY created_at, id LIMIT $1",
             ),
             Some(after) => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
-                 FROM patients WHERE NOT deleted AND (created_at, id) > ($1, $2)
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
+                 FROM patients WHERE NOT deleted AND NOT restricted AND (created_at, id) > ($1, $2)
                  ORDER BY created_at, id LIMIT $3",
             )
             .bind(after.created_at.0)

@@ -6,8 +6,9 @@
 //! looked up first: the keys of `patients` and `patient_events` refuse one who is not, and all is undone.
 
 use super::PgQuery;
+use super::patients::audited;
 use crate::store::codec::body_of;
-use crate::store::{PatientAppend, Result};
+use crate::store::{AuditBatch, PatientAppend, Result};
 
 const REGISTER: &str = "
 WITH fence AS MATERIALIZED (
@@ -26,6 +27,9 @@ WITH fence AS MATERIALIZED (
     INSERT INTO outbox (seq, patient_id, version) SELECT seq, patient_id, version FROM written
 ), owed AS (
     INSERT INTO unbilled (seq, patient_id, version) SELECT seq, patient_id, version FROM written
+), audited AS (
+    INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
+    SELECT $17::uuid, $18::int8, $19::int8, $20::bytea, $21::bytea, $22::int4[] WHERE $17 IS NOT NULL
 )
 SELECT (CASE WHEN EXISTS (SELECT FROM claimed) THEN 0 WHEN NOT EXISTS (SELECT FROM fence) THEN 2
              WHEN EXISTS (SELECT FROM patients WHERE id = $3) THEN 3 ELSE 1 END)::int2";
@@ -34,11 +38,11 @@ SELECT (CASE WHEN EXISTS (SELECT FROM claimed) THEN 0 WHEN NOT EXISTS (SELECT FR
 ///
 /// # Errors
 /// The record cannot be written as text.
-pub(super) fn commit_query(row: &PatientAppend) -> Result<PgQuery<'static>> {
+pub(super) fn commit_query(row: &PatientAppend, audit: Option<&AuditBatch>) -> Result<PgQuery<'static>> {
     let recorded = &row.recorded;
     let patient = recorded.event.patient();
     let details = &patient.details;
-    Ok(sqlx::query(REGISTER)
+    let query = sqlx::query(REGISTER)
         .bind(i32::from(row.shard))
         .bind(row.epoch.0)
         .bind(patient.id.0)
@@ -54,5 +58,6 @@ pub(super) fn commit_query(row: &PatientAppend) -> Result<PgQuery<'static>> {
         .bind(details.address.to_string())
         .bind(details.date_of_birth)
         .bind(details.registered_date)
-        .bind(body_of(patient)?))
+        .bind(body_of(patient)?);
+    Ok(audited(query, audit))
 }

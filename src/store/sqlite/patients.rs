@@ -8,12 +8,14 @@ use sqlx::FromRow;
 use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
-use super::{SqliteStore, change, column, decode, rows};
+use super::{SqliteStore, audit, change, column, decode, rows};
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientState};
 use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
-use crate::store::{AppendOutcome, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result};
+use crate::store::{
+    AppendOutcome, AuditBatch, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result,
+};
 
 /// The epochs of the shards that a batch speaks of.
 pub(super) async fn epochs(
@@ -67,12 +69,12 @@ async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     let kept = (row.recorded.event_type() != EventType::Deleted).then_some(patient);
     let query = sqlx::query(
         "INSERT INTO patients
-             (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+             (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, restricted)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted = excluded.deleted,
              created_at = excluded.created_at, name = excluded.name, email = excluded.email,
              address = excluded.address, date_of_birth = excluded.date_of_birth,
-             registered_date = excluded.registered_date",
+             registered_date = excluded.registered_date, restricted = excluded.restricted",
     )
     .bind(patient.id.0)
     .bind(patient.version)
@@ -82,7 +84,8 @@ async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     .bind(kept.map(|p| p.details.email.to_string()))
     .bind(kept.map(|p| p.details.address.to_string()))
     .bind(kept.map(|p| p.details.date_of_birth))
-    .bind(kept.map(|p| p.details.registered_date));
+    .bind(kept.map(|p| p.details.registered_date))
+    .bind(kept.is_some_and(|p| p.restricted));
     change(connection, query).await.map(drop)
 }
 
@@ -157,12 +160,22 @@ struct StateRow {
 
 #[async_trait]
 impl PatientStore for SqliteStore {
-    async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
+    async fn commit_patients_audited(
+        &self,
+        batch: &[PatientAppend],
+        audit: Option<&AuditBatch>,
+    ) -> Result<Vec<AppendOutcome>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = batch.to_vec();
-        self.writer.write(move |connection| Box::pin(async move { commit(connection, &batch).await })).await
+        let (batch, sealed) = (batch.to_vec(), audit.cloned());
+        let work = async move |connection: &mut SqliteConnection| {
+            if let Some(sealed) = &sealed {
+                audit::append(connection, sealed).await?;
+            }
+            commit(connection, &batch).await
+        };
+        self.writer.write(move |connection| Box::pin(async move { work(connection).await })).await
     }
 
     async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient> {
@@ -178,7 +191,8 @@ impl PatientStore for SqliteStore {
             applied = rows.first().map(|row| decode::<EventRow>(row)?.into_event()).transpose()?;
         }
         let query = sqlx::query(
-            "SELECT version, deleted, id, created_at, name, email, address, date_of_birth, registered_date
+            "SELECT version, deleted, id, created_at, name, email, address, date_of_birth, registered_date,
+                 restricted
              FROM patients WHERE id = $1",
         );
         let rows = self.read(query.bind(id.0)).await?;
@@ -195,12 +209,12 @@ impl PatientStore for SqliteStore {
     async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>> {
         let query = match after {
             None => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
-                 FROM patients WHERE deleted = 0 ORDER BY created_at, id LIMIT $1",
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
+                 FROM patients WHERE deleted = 0 AND restricted = 0 ORDER BY created_at, id LIMIT $1",
             ),
             Some(after) => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date
-                 FROM patients WHERE deleted = 0 AND (created_at, id) > ($1, $2)
+                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
+                 FROM patients WHERE deleted = 0 AND restricted = 0 AND (created_at, id) > ($1, $2)
                  ORDER BY created_at, id LIMIT $3",
             )
             .bind(after.created_at.0)

@@ -30,7 +30,7 @@ lease_ttl_ms = 15000
 "#;
 
 /// One cluster.
-pub(super) struct Fleet {
+pub(crate) struct Fleet {
     directory: tempfile::TempDir,
     _database: Database,
     _broker: MockCluster<'static, DefaultProducerContext>,
@@ -41,17 +41,17 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// A database, a broker, and a file with these nodes: names, and roles after commas. None runs yet.
-    pub(super) async fn of(nodes: &[(&str, &str)]) -> Self {
+    pub(crate) async fn of(nodes: &[(&str, &str)]) -> Self {
         Self::with(nodes, false).await
     }
 
     /// The same, with certificates that `hygeia certs` makes.
-    pub(super) async fn with_certificates(nodes: &[(&str, &str)]) -> Self {
+    pub(crate) async fn with_certificates(nodes: &[(&str, &str)]) -> Self {
         Self::with(nodes, true).await
     }
 
     /// One more setting, for all nodes started from now on.
-    pub(super) fn set(mut self, key: &'static str, value: &'static str) -> Self {
+    pub(crate) fn set(mut self, key: &'static str, value: &'static str) -> Self {
         self.environment.push((key, value));
         self
     }
@@ -105,7 +105,7 @@ impl Fleet {
     fn command(&self) -> Command {
         let mut command = process::command(self.path());
         command.env("HYGEIA_CONFIG", "cluster.toml");
-        command.env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUTH__JWT_SECRET", SECRET);
+        command.env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUDIT__SECRET", SECRET);
         command.envs(self.environment.iter().copied());
         command
     }
@@ -123,17 +123,17 @@ impl Fleet {
     }
 
     /// Starts a node of the file.
-    pub(super) fn spawn(&self, name: &str) -> Process {
+    pub(crate) fn spawn(&self, name: &str) -> Process {
         self.process(name, &["--node", name])
     }
 
     /// Starts a node of the file and waits until it is ready.
-    pub(super) async fn start(&self, name: &str) -> Node {
+    pub(crate) async fn start(&self, name: &str) -> Node {
         Node::ready(self.spawn(name)).await
     }
 
     /// Starts all of these and waits until each is ready, in this order.
-    pub(super) async fn start_all<const N: usize>(&self, names: [&str; N]) -> [Node; N] {
+    pub(crate) async fn start_all<const N: usize>(&self, names: [&str; N]) -> [Node; N] {
         let started = names.map(|name| self.spawn(name));
         let mut ready = Vec::new();
         for process in started {
@@ -143,14 +143,14 @@ impl Fleet {
     }
 
     /// Starts a node that is not in the file and joins.
-    pub(super) async fn join(&self, name: &str, roles: &str) -> Node {
+    pub(crate) async fn join(&self, name: &str, roles: &str) -> Node {
         let (first, data) = (self.first.to_string(), format!("data_dir={name}"));
         let arguments = ["--join", &first, "--name", name, "--roles", roles, "--set", &data];
         Node::ready(self.process(name, &arguments)).await
     }
 
     /// Starts a second node of this name at another address, without waiting for anything.
-    pub(super) fn spawn_second(&self, name: &str) -> Process {
+    pub(crate) fn spawn_second(&self, name: &str) -> Process {
         let elsewhere = ["--set", "cluster.listen=127.0.0.1:0", "--set", "http.listen=127.0.0.1:0"];
         let arguments = [&["--node", name, "--set", "data_dir=second"], &elsewhere[..]].concat();
         self.process("second", &arguments)
@@ -158,7 +158,7 @@ impl Fleet {
 }
 
 /// Who holds how many shards of patients, as a front sees it: names, and numbers of shards.
-pub(super) async fn holders(front: &Node, token: &str) -> std::collections::BTreeMap<String, usize> {
+pub(crate) async fn holders(front: &Node, token: &str) -> std::collections::BTreeMap<String, usize> {
     let status = front.get_json(token, "/cluster").await;
     let mut held = std::collections::BTreeMap::new();
     let is_held = |lease: &&Value| lease["kind"] == "patient" && lease["expired"] == false;

@@ -36,6 +36,7 @@ fn ctx(budget_ms: u64) -> RequestContext {
 
 fn parts(store: &Arc<dyn Store>, net: &Net, name: &'static str, ask_no_node_wait_ms: u64) -> Parts {
     Parts {
+        audit: None,
         store: Arc::clone(store),
         store_writers: 1,
         clock: Arc::new(SystemClock),

@@ -52,7 +52,7 @@ fn write<E: Entity>(command: E::Command) -> Op<E> {
     Op::Write(Write {
         command,
         command_id: CommandId(Uuid::from_u128(9)),
-        subject: caller().subject,
+        caller: caller(),
         traceparent: HOP.into(),
         maybe_done: true,
     })
@@ -163,8 +163,14 @@ fn hints() -> Vec<pb::Hint> {
     [nudge, Hint::ShardsReleased(released)].into_iter().map(|hint| pb::Hint { hint: Some(hint) }).collect()
 }
 
+/// Since the second version.
+fn sessions_revoked() -> pb::Hint {
+    let sessions = [ID, Uuid::from_u128(9)].into_iter().filter_map(wire::id).collect();
+    pb::Hint { hint: Some(pb::hint::Hint::SessionsRevoked(pb::SessionsRevoked { sessions })) }
+}
+
 /// What this version says, by the name of the fixture.
-fn frames() -> [(&'static str, pb::Frame); 3] {
+fn frames() -> [(&'static str, pb::Frame); 4] {
     let reply = |(id, outcome)| {
         let answered_by = if id == 1 { "patient-2#7".into() } else { String::new() };
         pb::Reply { id, answered_by, outcome: Some(outcome) }
@@ -174,6 +180,7 @@ fn frames() -> [(&'static str, pb::Frame); 3] {
         ("requests.v1", pb::Frame { requests: requests(), ..Default::default() }),
         ("replies.v1", pb::Frame { replies, ..Default::default() }),
         ("hints.v1", pb::Frame { hints: hints(), ..Default::default() }),
+        ("sessions_revoked.v1", pb::Frame { hints: vec![sessions_revoked()], ..Default::default() }),
     ]
 }
 

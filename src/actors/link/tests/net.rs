@@ -255,6 +255,7 @@ pub(super) async fn holding() -> (Served, Arc<Mutex<Vec<RegionMessage<Patients>>
 
 pub(super) fn patient(id: Uuid) -> Patient {
     Patient {
+        restricted: false,
         id: PatientId(id),
         version: 3,
         created_at: Timestamp(1_700_000_000_000_001),

@@ -42,7 +42,13 @@ prop_compose! {
 
 prop_compose! {
     fn patients()(id in uuids(), version in any::<i64>(), created in any::<i64>(), details in details()) -> Patient {
-        Patient { id: PatientId(id), version, created_at: Timestamp(created), details }
+        Patient {
+            id: PatientId(id),
+            version,
+            created_at: Timestamp(created),
+            restricted: version % 2 == 0,
+            details,
+        }
     }
 }
 
@@ -85,7 +91,12 @@ fn commands() -> impl Strategy<Value = PatientCommand> {
             registered_date: (!keep).then_some(d.registered_date),
         })
     });
-    prop_oneof![details().prop_map(PatientCommand::Register), update, Just(PatientCommand::Delete)]
+    prop_oneof![
+        details().prop_map(PatientCommand::Register),
+        update,
+        any::<bool>().prop_map(PatientCommand::Restrict),
+        Just(PatientCommand::Delete)
+    ]
 }
 
 /// A change with what is recorded of it; none: a read.
@@ -100,7 +111,7 @@ fn op<E: Entity>(drawn: Drawn<E::Command>) -> Op<E> {
         Op::Write(Write {
             command,
             command_id: CommandId(command_id),
-            subject: subject.as_str().into(),
+            caller: Caller { subject: subject.as_str().into(), ..Caller::system("test") },
             traceparent: traceparent.into(),
             maybe_done,
         })
@@ -118,7 +129,7 @@ fn over_the_wire(request: pb::Request) -> (Said, Question) {
 fn asked<E: portable::Portable>(id: Uuid, op: &Op<E>) -> (Ask<E>, Said, Question) {
     let caller = match op {
         Op::Read => Caller::system("test"),
-        Op::Write(write) => Caller { subject: Arc::clone(&write.subject), ..Caller::system("test") },
+        Op::Write(write) => write.caller.clone(),
     };
     let (reply, _) = ReplyTo::here();
     let now = SystemClock.mono();
@@ -139,7 +150,7 @@ where
         (Op::Write(a), Op::Write(b)) => {
             a.command == b.command
                 && a.command_id == b.command_id
-                && a.subject == b.subject
+                && a.caller == b.caller
                 && a.traceparent == b.traceparent
                 && a.maybe_done == b.maybe_done
         }

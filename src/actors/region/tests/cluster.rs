@@ -241,6 +241,7 @@ impl Cluster {
                 batch_rows_min: 8,
                 transactions_max: 2,
             },
+            audit: None,
             nudges: Vec::new(),
         };
         let (journal, _) = Actor::spawn(None, Journal::default(), journal_args).await.expect("starts");

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::*;
 use crate::actors::entity::{Refused, Write};
 use crate::actors::patients::Patients;
+use crate::domain::access::{Caller, Role};
 use crate::domain::event::RecordedEvent;
 use crate::domain::ids::PatientId;
 use crate::domain::patient::{self, Patient, PatientChange, PatientCommand, PatientDetails, PatientState};
@@ -223,7 +224,7 @@ impl Sim {
         Op::Write(Write {
             command,
             command_id: CommandId(Uuid::from_u128(self.rng.u128(..))),
-            subject: "s".into(),
+            caller: Caller::system("s"),
             traceparent: "t".into(),
             maybe_done: false,
         })
@@ -310,7 +311,9 @@ impl Sim {
                 PatientState::Absent => PatientCommand::Register(details(self.rng.u32(..))),
                 _ => PatientCommand::Delete,
             };
-            if let Ok(event) = patient::decide(PatientId(id), &self.db.state(id), &command, Timestamp(0)) {
+            if let Ok(event) =
+                patient::decide(PatientId(id), &self.db.state(id), &command, Role::Admin, Timestamp(0))
+            {
                 let recorded = RecordedEvent {
                     event_id: self.world.event_id(),
                     command_id: CommandId(Uuid::from_u128(self.rng.u128(..))),
@@ -322,6 +325,8 @@ impl Sim {
                 let append = PatientAppend {
                     shard: 0,
                     epoch: Epoch(self.db.epoch),
+                    caller: Caller::system("other"),
+                    action: crate::domain::access::Action::PatientUpdate,
                     recorded,
                     released_email_key: None,
                 };

@@ -32,7 +32,7 @@ async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
     let region = Region::start(&store).await;
     // Two connections, so that one is at rest when the server stops to answer.
     let pings = tokio::join!(store.ping(), store.ping());
-    assert_eq!(pings, (Ok(()), Ok(())));
+    assert!(matches!(pings, (Ok(_), Ok(_))), "{pings:?}");
     region.registered(1, "one@example.com").await;
 
     server.pause();

@@ -1,0 +1,97 @@
+//! What the access audit costs: the same load with it and without it, by turns, in one run.
+
+use std::time::Duration;
+
+use crate::load::{self, Outcome, Task, Work};
+use crate::node::{Node, Site};
+use crate::patients::{last, latencies, post_task, rate};
+use crate::report::{Reach, Report, Row};
+use crate::yardstick::PatientView;
+use crate::{Effort, Result, broker, pg, say};
+
+const CONNECTIONS: usize = 64;
+const HOT_PATIENTS: usize = 1_000;
+
+/// Reads over both databases, registrations over PostgreSQL.
+pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
+    reads(effort, report, "SQLite", Site::embedded()?, Site::embedded()?).await?;
+    let broker = broker::start().await?;
+    let server = pg::Postgres::shared();
+    let (with, without) = (server.create_database().await, server.create_database().await);
+    let topic =
+        |site: Site, name: &str| site.with("HYGEIA__KAFKA__TOPIC", name).with("HYGEIA__KAFKA__GROUP", name);
+    let sites = (Site::on(with.url(), &broker.address)?, Site::on(without.url(), &broker.address)?);
+    reads(effort, report, "PostgreSQL", topic(sites.0, "with"), topic(sites.1, "without")).await?;
+    let (with, without) = (server.create_database().await, server.create_database().await);
+    let sites = (Site::on(with.url(), &broker.address)?, Site::on(without.url(), &broker.address)?);
+    writes(effort, report, topic(sites.0, "with-w"), topic(sites.1, "without-w")).await
+}
+
+fn off(site: Site) -> Site {
+    site.with("HYGEIA__AUDIT__ENABLED", "false")
+}
+
+async fn reads(effort: Effort, report: &mut Report, over: &str, with: Site, without: Site) -> Result<()> {
+    let (with, without) = (with.start().await?, off(without).start().await?);
+    let mut sides = Vec::new();
+    for node in [&with, &without] {
+        let token = node.token().await?;
+        load::run(post_task(node, &token, 16, "hot", HOT_PATIENTS, None)).await?;
+        node.quiet().await?;
+        let patients: Vec<PatientView> = node.patients(&token, HOT_PATIENTS).await?;
+        let paths: Vec<String> = patients.iter().map(|p| format!("/api/patients/{}", p.id)).collect();
+        sides.push((node, token, paths));
+    }
+    let read = async |(node, token, paths): &(&Node, String, Vec<String>), measured: Duration| {
+        let task = Task {
+            address: node.http,
+            token: token.clone(),
+            connections: CONNECTIONS,
+            measured_ms: u64::try_from(measured.as_millis()).ok(),
+            work: Work::Get { paths: paths.clone() },
+        };
+        load::run(task).await
+    };
+    for side in &sides {
+        read(side, Duration::from_secs(1)).await?;
+    }
+    let (mut audited, mut plain) = (Vec::new(), Vec::new());
+    for _ in 0..effort.rounds {
+        plain.push(read(&sides[1], effort.measured).await?);
+        audited.push(read(&sides[0], effort.measured).await?);
+        say(&format!("{over}: with {:.0}/s, without {:.0}/s", last(&audited).rate(), last(&plain).rate()));
+    }
+    drop(sides);
+    add(report, format!("GET by id, hot, {over}, access audit on"), &audited, &plain, 0.8);
+    with.stop().await?;
+    without.stop().await
+}
+
+async fn writes(effort: Effort, report: &mut Report, with: Site, without: Site) -> Result<()> {
+    let (with, without) = (with.start().await?, off(without).start().await?);
+    let tokens = (with.token().await?, without.token().await?);
+    let (mut audited, mut plain) = (Vec::new(), Vec::new());
+    for round in 0..effort.rounds {
+        for (node, token, into) in [(&without, &tokens.1, &mut plain), (&with, &tokens.0, &mut audited)] {
+            let tag = format!("r{round}");
+            let task = post_task(node, token, CONNECTIONS, &tag, usize::MAX, Some(effort.measured));
+            into.push(load::run(task).await?);
+            node.quiet().await?;
+        }
+        say(&format!("POST: with {:.0}/s, without {:.0}/s", last(&audited).rate(), last(&plain).rate()));
+    }
+    add(report, "POST patient, PostgreSQL, access audit on".to_owned(), &audited, &plain, 0.9);
+    with.stop().await?;
+    without.stop().await
+}
+
+fn add(report: &mut Report, what: String, audited: &[Outcome], plain: &[Outcome], least: f64) {
+    report.add(Row {
+        what: format!("{what} ({CONNECTIONS} connections)"),
+        beside: "the same with `audit.enabled = false`".into(),
+        ours: format!("{:.0}/s, {}", rate(audited), latencies(audited)),
+        yardstick: format!("{:.0}/s, {}", rate(plain), latencies(plain)),
+        ratio: rate(audited) / rate(plain),
+        reach: Some(Reach::AtLeast(least)),
+    });
+}

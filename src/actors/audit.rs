@@ -1,0 +1,287 @@
+//! The audit journal: gathers the accesses that the edges of this node record into sealed batches, as the journal
+//! of changes gathers appends. Child of the node's supervisor, where there is an edge.
+//!
+//! While a batch is on its way to the database, accesses gather; what has gathered goes into the next one.
+//!
+//! Invariants:
+//! - Whoever records an access is told once it is durable, and not before: an edge that answers only then shows
+//!   nothing that is not audited. If it cannot be made durable, the recorder is told so.
+//! - No more than `queue_max` wait; who comes then is refused.
+//! - The journal never awaits in `handle`.
+//!
+//! Changes do not come this way: their entries go with them (`actors::journal`).
+
+mod reader;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef, SupervisionEvent};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::address::Address;
+use super::peers::Secret;
+use crate::audit::{Chains, Key};
+use crate::domain::audit::Access;
+use crate::domain::time::Clock;
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{self, AuditStore};
+
+pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
+
+/// The least length of the secret.
+const SECRET_MIN_BYTES: usize = 32;
+
+/// How accesses are recorded.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Whether accesses are recorded at all. The same on every node of a cluster.
+    pub enabled: bool,
+    /// The secret that seals the rows: at least 32 bytes, taken as they are, the same on every node of a cluster
+    /// and for `hygeia audit verify`. Who changes it then has chains that the new one does not fit.
+    pub secret: Option<Secret>,
+    /// Accesses that may wait for a batch; beyond it requests get 503.
+    pub queue_max: usize,
+    /// Accesses of one batch.
+    pub batch_max: usize,
+    /// Accesses that must have gathered before a further batch starts beside one on its way.
+    pub batch_min: usize,
+    /// Batches on their way to the database at the same time, a chain each.
+    pub batches_in_flight_max: usize,
+    /// How often a chain notes where the others are.
+    pub pins_every_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            enabled: true,
+            secret: None,
+            queue_max: 8192,
+            batch_max: 512,
+            batch_min: 32,
+            batches_in_flight_max: 2,
+            pins_every_ms: 60_000,
+        }
+    }
+}
+
+impl Settings {
+    /// The keys whose values are not allowed, each with what is.
+    pub fn problems(&self) -> Vec<(&'static str, String)> {
+        let within = |value: usize, most: usize| (1..=most).contains(&value);
+        let long_enough = self.secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_MIN_BYTES);
+        let checks = [
+            ("secret", long_enough, "at least 32 bytes"),
+            ("queue_max", within(self.queue_max, 1_000_000), "1 to 1000000"),
+            ("batch_max", within(self.batch_max, 10_000), "1 to 10000"),
+            ("batch_min", within(self.batch_min, 10_000), "1 to 10000"),
+            ("batches_in_flight_max", within(self.batches_in_flight_max, 2), "1 to 2"),
+            ("pins_every_ms", (1..=86_400_000).contains(&self.pins_every_ms), "1 to 86400000"),
+        ];
+        let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
+        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+    }
+
+    /// What seals the rows. None without a secret.
+    pub fn key(&self) -> Option<Key> {
+        self.secret.as_ref().map(|secret| Key::of(secret.bytes()))
+    }
+
+    /// `pins_every_ms`
+    pub fn pins_every(&self) -> Duration {
+        Duration::from_millis(self.pins_every_ms)
+    }
+}
+
+/// Where edges record accesses. Cloning is cheap.
+#[derive(Clone)]
+pub struct AuditHandle {
+    /// None where nothing is recorded.
+    journal: Option<Address<AuditMessage>>,
+}
+
+impl AuditHandle {
+    /// Records at `journal`.
+    pub fn new(journal: Address<AuditMessage>) -> Self {
+        AuditHandle { journal: Some(journal) }
+    }
+
+    /// Records nothing.
+    pub fn off() -> Self {
+        AuditHandle { journal: None }
+    }
+
+    /// Whether anything is recorded.
+    pub fn is_on(&self) -> bool {
+        self.journal.is_some()
+    }
+
+    /// Makes `access` durable.
+    ///
+    /// # Errors
+    /// `Unavailable`: it could not be, or not for sure. `Overloaded`: too many wait.
+    pub async fn record(&self, access: Access) -> Result<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let (told, answer) = oneshot::channel();
+        if !journal.cast(AuditMessage::Record(Waiting { access, told })) {
+            return Err(unavailable());
+        }
+        answer.await.unwrap_or_else(|_| Err(unavailable()))
+    }
+}
+
+fn unavailable() -> Error {
+    Error::new(ErrorCode::Unavailable, "The access cannot be recorded, and nothing is shown that is not")
+}
+
+/// An access on its way. Dropped without a word, by a dying journal, it tells its recorder by that.
+pub struct Waiting {
+    access: Access,
+    told: oneshot::Sender<Result<()>>,
+}
+
+/// What the audit journal is told.
+pub enum AuditMessage {
+    /// By an edge: answered when the access is durable.
+    Record(Waiting),
+    /// By the journal's own task: a batch has ended.
+    BatchEnded,
+}
+
+impl ractor::Message for AuditMessage {}
+
+/// What the audit journal needs.
+#[derive(Clone)]
+pub struct AuditArgs {
+    /// The database.
+    pub store: Arc<dyn AuditStore>,
+    /// The clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The chains of this node's edges.
+    pub chains: Chains,
+    /// The bounds.
+    pub settings: Settings,
+}
+
+/// The actor.
+#[derive(Default)]
+pub struct AuditJournal;
+
+/// The state of one incarnation.
+pub struct AuditState {
+    args: AuditArgs,
+    queue: VecDeque<Waiting>,
+    in_flight: usize,
+}
+
+impl Actor for AuditJournal {
+    type Msg = AuditMessage;
+    type State = AuditState;
+    type Arguments = AuditArgs;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<AuditMessage>,
+        args: AuditArgs,
+    ) -> std::result::Result<AuditState, ActorProcessingErr> {
+        Ok(AuditState { args, queue: VecDeque::new(), in_flight: 0 })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<AuditMessage>,
+        message: AuditMessage,
+        state: &mut AuditState,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        match message {
+            AuditMessage::Record(waiting) => state.enqueue(waiting),
+            AuditMessage::BatchEnded => state.in_flight -= 1,
+        }
+        state.start_batches(&myself);
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _myself: ActorRef<AuditMessage>,
+        _event: SupervisionEvent,
+        _state: &mut AuditState,
+    ) -> std::result::Result<(), ActorProcessingErr> {
+        // It has no children; the default would stop it at any event.
+        Ok(())
+    }
+}
+
+impl AuditState {
+    fn enqueue(&mut self, waiting: Waiting) {
+        if self.queue.len() >= self.args.settings.queue_max {
+            metrics::counter!("hygeia_audit_rejected_total").increment(1);
+            let full = Error::new(ErrorCode::Overloaded, "Too many accesses wait to be recorded");
+            // Whoever has gone away need not be told.
+            let _ = waiting.told.send(Err(full));
+            return;
+        }
+        self.queue.push_back(waiting);
+    }
+
+    fn start_batches(&mut self, myself: &ActorRef<AuditMessage>) {
+        let settings = &self.args.settings;
+        while self.in_flight < settings.batches_in_flight_max && !self.queue.is_empty() {
+            if self.in_flight > 0 && self.queue.len() < settings.batch_min {
+                return;
+            }
+            let size = self.queue.len().min(settings.batch_max);
+            let batch: Vec<Waiting> = self.queue.drain(..size).collect();
+            self.in_flight += 1;
+            let ended = BatchGuard(myself.clone());
+            let args = self.args.clone();
+            tokio::spawn(async move {
+                write(args, batch).await;
+                drop(ended);
+            });
+        }
+    }
+}
+
+/// Counts a batch out, even if its task panics.
+struct BatchGuard(ActorRef<AuditMessage>);
+
+impl Drop for BatchGuard {
+    fn drop(&mut self) {
+        let _ = self.0.send_message(AuditMessage::BatchEnded);
+    }
+}
+
+/// One batch, and the word to everyone who waits for it.
+async fn write(args: AuditArgs, batch: Vec<Waiting>) {
+    let begun = args.clock.mono();
+    let (mut entries, mut recorders) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+    for Waiting { access, told } in batch {
+        entries.push(access);
+        recorders.push(told);
+    }
+    let result = append(&args, entries).await;
+    metrics::histogram!("hygeia_audit_batch_seconds").record(args.clock.mono().since(begun).as_secs_f64());
+    #[expect(clippy::cast_precision_loss, reason = "a batch has far fewer than 2^52 entries")]
+    metrics::histogram!("hygeia_audit_batch_entries").record(recorders.len() as f64);
+    if let Err(error) = &result {
+        metrics::counter!("hygeia_audit_failures_total").increment(1);
+        tracing::error!(entries = recorders.len(), %error, "accesses were not recorded; their requests are refused");
+    }
+    for told in recorders {
+        // Whoever has gone away need not be told.
+        let _ = told.send(result.as_ref().map_err(|_| unavailable()).copied());
+    }
+}
+
+async fn append(args: &AuditArgs, entries: Vec<Access>) -> store::Result<()> {
+    let chain = args.chains.take().await?;
+    let batch = args.chains.seal(&chain, entries);
+    let result = args.store.append_audit(&batch).await;
+    args.chains.ended(chain, &batch, &result);
+    result
+}

@@ -1,0 +1,190 @@
+//! Reading the audit: who did what, page by page, the newest first.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::audit::{Terms, read, term_of_patient};
+use crate::domain::access::Action;
+use crate::domain::audit::{Access, Outcome};
+use crate::domain::ids::PatientId;
+use crate::domain::time::Timestamp;
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{self, AuditBatch, AuditPosition, AuditSearch, AuditStore};
+
+/// Batches asked for at once.
+const BATCHES_PAGE: u32 = 16;
+/// How often they are asked for, for one page: a page may be shorter than wished and still have a next one.
+const ROUNDS_MAX: usize = 32;
+/// How much younger than its entries a batch may be, in microseconds: no request lives longer.
+const BATCH_LAG_US: i64 = 600_000_000;
+
+/// What is looked for. All of what is given must fit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditQuery {
+    /// Whose record.
+    pub patient: Option<PatientId>,
+    /// Who.
+    pub subject: Option<String>,
+    /// What was wanted.
+    pub action: Option<Action>,
+    /// What came of it.
+    pub outcome: Option<Outcome>,
+    /// At this moment or later.
+    pub from: Option<Timestamp>,
+    /// Before this moment.
+    pub until: Option<Timestamp>,
+}
+
+/// An entry's place, for ever the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditPlace {
+    /// When its batch was sealed.
+    pub sealed_at: Timestamp,
+    /// Its batch's chain.
+    pub chain: Uuid,
+    /// Its batch's place in the chain.
+    pub seq: i64,
+    /// Its place in the batch.
+    pub index: u32,
+}
+
+/// A page.
+#[derive(Clone, Debug, Default)]
+pub struct AuditPage {
+    /// What was found, each with its place.
+    pub entries: Vec<(AuditPlace, Access)>,
+    /// Where the next page goes on, if there may be more.
+    pub next: Option<AuditPlace>,
+}
+
+/// Reads the audit. Cloning is cheap.
+#[derive(Clone)]
+pub struct AuditReader {
+    store: Arc<dyn AuditStore>,
+}
+
+impl AuditQuery {
+    fn terms(&self) -> Vec<i32> {
+        let mut terms: Vec<i32> = self.patient.map(term_of_patient).into_iter().collect();
+        terms.extend(self.subject.as_deref().map(Terms::of_subject));
+        terms.extend(self.action.map(Terms::of_action));
+        terms.extend(self.outcome.map(Terms::of_outcome));
+        terms
+    }
+
+    fn fits(&self, access: &Access) -> bool {
+        self.patient.is_none_or(|patient| access.patients.contains(&patient))
+            && self.subject.as_deref().is_none_or(|subject| *access.caller.subject == *subject)
+            && self.action.is_none_or(|action| access.action == action)
+            && self.outcome.is_none_or(|outcome| access.outcome == outcome)
+            && self.from.is_none_or(|from| access.at >= from)
+            && self.until.is_none_or(|until| access.at < until)
+    }
+}
+
+impl AuditReader {
+    /// Reads what is in `store`.
+    pub fn new(store: Arc<dyn AuditStore>) -> Self {
+        AuditReader { store }
+    }
+
+    /// What fits `query`, after `after`, at most `limit` entries.
+    ///
+    /// # Errors
+    /// `Unavailable`: the database cannot say. `Internal`: a row cannot be read.
+    pub async fn page(
+        &self,
+        query: &AuditQuery,
+        after: Option<AuditPlace>,
+        limit: usize,
+    ) -> Result<AuditPage> {
+        let youngest = query.until.map_or(i64::MAX, |until| until.0.saturating_add(BATCH_LAG_US));
+        let mut position = match after {
+            Some(place) => AuditPosition { at: place.sealed_at, chain: place.chain, seq: place.seq },
+            None => AuditPosition { at: Timestamp(youngest), chain: Uuid::max(), seq: i64::MAX },
+        };
+        let mut page = AuditPage::default();
+        for _ in 0..ROUNDS_MAX {
+            let search = AuditSearch {
+                terms: query.terms(),
+                from: query.from.unwrap_or(Timestamp(i64::MIN)),
+                until: position,
+                limit_rows: BATCHES_PAGE,
+            };
+            let batches = self.store.search_audit(&search).await.map_err(|error| failed(&error))?;
+            let ended = batches.len() < BATCHES_PAGE as usize;
+            for batch in &batches {
+                for (place, access) in self.found(query, batch).await? {
+                    if after.is_some_and(|after| !is_after(place, after)) {
+                        continue;
+                    }
+                    if page.entries.len() == limit {
+                        page.next = page.entries.last().map(|(place, _)| *place);
+                        return Ok(page);
+                    }
+                    page.entries.push((place, access));
+                }
+            }
+            let Some(last) = batches.last().filter(|_| !ended) else { return Ok(page) };
+            // This batch has been looked at: whatever follows is older.
+            page.next = Some(AuditPlace { sealed_at: last.at, chain: last.chain, seq: last.seq, index: 0 });
+            position = before(last);
+        }
+        Ok(page)
+    }
+
+    /// The entries of `batch` that fit, the newest first. A change that was submitted and did not come about is
+    /// none: another entry tells what its caller was answered.
+    async fn found(&self, query: &AuditQuery, batch: &AuditBatch) -> Result<Vec<(AuditPlace, Access)>> {
+        let content = read(&batch.body, batch.at).map_err(|error| {
+            tracing::error!(chain = %batch.chain, seq = batch.seq, %error, "a row of the audit cannot be read");
+            Error::new(ErrorCode::Internal, "A row of the audit cannot be read; hygeia audit verify says more")
+        })?;
+        let changes: Vec<_> = content
+            .entries
+            .iter()
+            .filter_map(|access| Some((*access.patients.first()?, access.change?)))
+            .collect();
+        let made = match changes.is_empty() {
+            true => Vec::new(),
+            false => self.store.changes_made(&changes).await.map_err(|error| failed(&error))?,
+        };
+        let mut made = made.into_iter();
+        let mut found = Vec::new();
+        for (index, mut access) in (0..).zip(content.entries) {
+            if access.change.is_some() && !access.patients.is_empty() {
+                if !made.next().unwrap_or_default() {
+                    continue;
+                }
+                access.outcome = Outcome::Done;
+            }
+            if query.fits(&access) {
+                let (chain, seq) = (batch.chain, batch.seq);
+                found.push((AuditPlace { sealed_at: batch.at, chain, seq, index }, access));
+            }
+        }
+        found.reverse();
+        Ok(found)
+    }
+}
+
+/// Whether `place` comes after `other` in the order of pages.
+fn is_after(place: AuditPlace, other: AuditPlace) -> bool {
+    let key = |place: AuditPlace| (place.sealed_at, place.chain, place.seq, place.index);
+    key(place) < key(other)
+}
+
+/// The position right behind `batch`.
+fn before(batch: &AuditBatch) -> AuditPosition {
+    AuditPosition { at: batch.at, chain: batch.chain, seq: batch.seq - 1 }
+}
+
+fn failed(error: &store::Error) -> Error {
+    tracing::warn!(%error, "the audit cannot be read");
+    let code = match error {
+        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
+        store::Error::Broken(_) => ErrorCode::Internal,
+    };
+    Error::new(code, "The audit cannot be read")
+}

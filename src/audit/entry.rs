@@ -1,0 +1,264 @@
+//! Entries as bytes, and the terms that a search finds them by.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use prost::Message;
+use uuid::Uuid;
+
+use super::Mac;
+use crate::domain::access::{Action, Caller, Role};
+use crate::domain::audit::{Access, Change, Outcome};
+use crate::domain::ids::{EventId, PatientId};
+use crate::domain::time::Timestamp;
+use crate::proto::audit as pb;
+use crate::store::AuditHead;
+
+/// What one batch holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Of the first batch of a chain: who writes it, and the mark of the secret.
+    pub opening: Option<(String, Vec<u8>)>,
+    /// Where other chains were.
+    pub pins: Vec<AuditHead>,
+    /// What was recorded.
+    pub entries: Vec<Access>,
+}
+
+/// A batch that this program cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("its content cannot be read")]
+pub struct Unreadable;
+
+/// Encodes a batch that is sealed at `at`.
+pub(super) fn write(content: &Content, at: Timestamp) -> Vec<u8> {
+    let mut callers = Vec::new();
+    let mut places: HashMap<(&str, Role, Option<IpAddr>), u32> = HashMap::new();
+    let mut entries = Vec::with_capacity(content.entries.len());
+    for access in &content.entries {
+        let Caller { subject, role, from } = &access.caller;
+        let next = u32::try_from(callers.len()).unwrap_or(u32::MAX);
+        let who = *places.entry((subject, *role, *from)).or_insert_with(|| {
+            callers.push(pb::Who {
+                subject: subject.as_ref().to_owned(),
+                role: role.as_str().to_owned(),
+                from: from.map(address_bytes).unwrap_or_default(),
+            });
+            next
+        });
+        entries.push(pb::Entry {
+            before_us: u64::try_from(at.0.saturating_sub(access.at.0)).unwrap_or_default(),
+            action: access.action.code().into(),
+            outcome: access.outcome.code().into(),
+            who,
+            patients: access.patients.iter().flat_map(|patient| *patient.0.as_bytes()).collect(),
+            trace: access.trace_id.to_be_bytes().to_vec(),
+            reason: access.reason.as_deref().unwrap_or_default().to_owned(),
+            event: access.change.map(|change| change.event.0.as_bytes().to_vec()).unwrap_or_default(),
+            version: access.change.map(|change| change.version).unwrap_or_default(),
+        });
+    }
+    let opening = content
+        .opening
+        .as_ref()
+        .map(|(writer, mark)| pb::Opening { writer: writer.clone(), secret_mark: mark.clone() });
+    let pins = content.pins.iter().map(|pin| pb::Pin {
+        chain: pin.chain.as_bytes().to_vec(),
+        seq: u64::try_from(pin.seq).unwrap_or_default(),
+        mac: pin.mac.to_vec(),
+    });
+    pb::Batch { opening, pins: pins.collect(), callers, entries }.encode_to_vec()
+}
+
+/// Reads a batch that was sealed at `at`.
+///
+/// # Errors
+/// It was not written by this program or an older one.
+pub fn read(body: &[u8], at: Timestamp) -> Result<Content, Unreadable> {
+    let batch = pb::Batch::decode(body).map_err(|_| Unreadable)?;
+    let callers: Option<Vec<Caller>> = batch.callers.into_iter().map(caller).collect();
+    let callers = callers.ok_or(Unreadable)?;
+    let entries = batch.entries.into_iter().map(|entry| access(entry, at, &callers));
+    let pins = batch.pins.into_iter().map(|pin| {
+        Some(AuditHead {
+            chain: Uuid::from_slice(&pin.chain).ok()?,
+            seq: i64::try_from(pin.seq).ok()?,
+            mac: Mac::try_from(pin.mac).ok()?,
+        })
+    });
+    Ok(Content {
+        opening: batch.opening.map(|opening| (opening.writer, opening.secret_mark)),
+        pins: pins.collect::<Option<_>>().ok_or(Unreadable)?,
+        entries: entries.collect::<Option<_>>().ok_or(Unreadable)?,
+    })
+}
+
+fn caller(who: pb::Who) -> Option<Caller> {
+    let from = match who.from.len() {
+        0 => None,
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(who.from).ok()?)),
+        _ => Some(IpAddr::from(<[u8; 16]>::try_from(who.from).ok()?)),
+    };
+    Some(Caller { subject: who.subject.into(), role: Role::parse(&who.role)?, from })
+}
+
+fn access(entry: pb::Entry, at: Timestamp, callers: &[Caller]) -> Option<Access> {
+    let change = match entry.event.is_empty() {
+        true => None,
+        false => {
+            Some(Change { event: EventId(Uuid::from_slice(&entry.event).ok()?), version: entry.version })
+        }
+    };
+    let (patients, rest) = entry.patients.as_chunks::<16>();
+    if !rest.is_empty() {
+        return None;
+    }
+    Some(Access {
+        at: Timestamp(at.0.saturating_sub(i64::try_from(entry.before_us).ok()?)),
+        action: Action::from_code(u8::try_from(entry.action).ok()?)?,
+        outcome: Outcome::from_code(u8::try_from(entry.outcome).ok()?)?,
+        caller: callers.get(usize::try_from(entry.who).ok()?)?.clone(),
+        patients: patients.iter().map(|id| PatientId(Uuid::from_bytes(*id))).collect(),
+        trace_id: u128::from_be_bytes(entry.trace.try_into().ok()?),
+        reason: (!entry.reason.is_empty()).then(|| entry.reason.into()),
+        change,
+    })
+}
+
+fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The terms of a batch: numbers that a search asks the database for. Several things may have the same one, so
+/// what is found is looked at again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms(pub Vec<i32>);
+
+impl Terms {
+    /// The terms of `entries`, each once, in order.
+    pub fn of(entries: &[Access]) -> Self {
+        let mut terms = Vec::with_capacity(entries.len() + 8);
+        for access in entries {
+            terms.extend(access.patients.iter().map(|patient| term_of_patient(*patient)));
+            terms.push(Self::of_subject(&access.caller.subject));
+            terms.push(Self::of_action(access.action));
+            terms.push(Self::of_outcome(access.outcome));
+        }
+        terms.sort_unstable();
+        terms.dedup();
+        Terms(terms)
+    }
+
+    /// The term of a caller.
+    pub fn of_subject(subject: &str) -> i32 {
+        term(b's', subject.as_bytes())
+    }
+
+    /// The term of an action.
+    pub fn of_action(action: Action) -> i32 {
+        term(b'a', &[action.code()])
+    }
+
+    /// The term of an outcome; a change that was submitted is looked for as one that was done.
+    pub fn of_outcome(outcome: Outcome) -> i32 {
+        let outcome = if outcome == Outcome::Submitted { Outcome::Done } else { outcome };
+        term(b'o', &[outcome.code()])
+    }
+}
+
+/// The term of a patient.
+pub fn term_of_patient(patient: PatientId) -> i32 {
+    term(b'p', patient.0.as_bytes())
+}
+
+/// FNV-1a of 32 bits (Fowler, Noll and Vo) over the kind and the bytes: the same in every version.
+fn term(kind: u8, bytes: &[u8]) -> i32 {
+    let hash = std::iter::once(&kind)
+        .chain(bytes)
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    hash.cast_signed()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn some_access(n: u128) -> Access {
+        Access {
+            at: Timestamp(1_000_000),
+            action: Action::PatientRead,
+            outcome: Outcome::Done,
+            caller: Caller {
+                subject: format!("user-{}@example.com", n % 3).into(),
+                role: Role::Clinician,
+                from: Some(IpAddr::from([192, 0, 2, 1])),
+            },
+            patients: vec![PatientId(Uuid::from_u128(n))],
+            trace_id: n,
+            reason: None,
+            change: None,
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let content = Content {
+            opening: Some(("node#boot/edge".into(), vec![1, 2, 3])),
+            pins: vec![AuditHead { chain: Uuid::from_u128(9), seq: 7, mac: [5; 32] }],
+            entries: vec![
+                some_access(1),
+                Access {
+                    patients: Vec::new(),
+                    outcome: Outcome::Denied,
+                    caller: Caller::system("x"),
+                    ..some_access(2)
+                },
+                Access {
+                    patients: (0..1000).map(|n| PatientId(Uuid::from_u128(n))).collect(),
+                    reason: Some("an emergency".into()),
+                    ..some_access(3)
+                },
+                Access {
+                    outcome: Outcome::Submitted,
+                    change: Some(Change { event: EventId(Uuid::from_u128(4)), version: 1 }),
+                    caller: Caller {
+                        from: Some("2001:db8::1".parse().expect("an address")),
+                        ..Caller::system("y")
+                    },
+                    ..some_access(4)
+                },
+            ],
+        };
+        let at = Timestamp(1_000_500);
+        assert_eq!(read(&write(&content, at), at), Ok(content));
+    }
+
+    #[test]
+    fn what_is_no_batch_is_not_read() {
+        assert_eq!(read(b"\xff\xff", Timestamp(0)), Err(Unreadable));
+        let odd = pb::Batch {
+            callers: vec![pb::Who { role: "ADMIN".into(), ..Default::default() }],
+            entries: vec![pb::Entry {
+                action: 1,
+                outcome: 1,
+                patients: vec![0; 15],
+                trace: vec![0; 16],
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        assert_eq!(read(&odd.encode_to_vec(), Timestamp(0)), Err(Unreadable));
+    }
+
+    #[test]
+    fn terms_are_pinned() {
+        let terms = Terms::of(&[some_access(1), some_access(1), some_access(4)]);
+        assert_eq!(terms.0.len(), 2 + 1 + 1 + 1, "two patients, one caller, one action, one outcome");
+        assert!(terms.0.is_sorted() && terms.0.contains(&term_of_patient(PatientId(Uuid::from_u128(4)))));
+        // FNV-1a's own test vector: "a" is 0xe40c292c.
+        assert_eq!(term(b'a', b""), 0xe40c_292c_u32.cast_signed());
+    }
+}

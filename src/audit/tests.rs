@@ -1,0 +1,248 @@
+//! Chains over a database in memory, and what is found when somebody changes it.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::entry::tests::some_access;
+use super::*;
+use crate::domain::audit::{Access, Change};
+use crate::domain::ids::PatientId;
+use crate::domain::time::{Clock, MonoTime, Timestamp};
+use crate::store::{self, AuditBatch, AuditHead, AuditSearch, AuditStore};
+
+#[derive(Default)]
+struct Rows(Mutex<Vec<AuditBatch>>);
+
+#[async_trait]
+impl AuditStore for Rows {
+    async fn append_audit(&self, batch: &AuditBatch) -> store::Result<()> {
+        self.0.lock().unwrap().push(batch.clone());
+        Ok(())
+    }
+
+    async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> store::Result<Vec<AuditHead>> {
+        let rows = self.0.lock().unwrap();
+        let mut heads: Vec<AuditHead> = Vec::new();
+        for row in rows.iter().filter(|row| before.is_none_or(|before| row.chain < before)) {
+            let head = AuditHead { chain: row.chain, seq: row.seq, mac: row.mac };
+            match heads.iter_mut().find(|known| known.chain == row.chain) {
+                Some(known) if known.seq < row.seq => *known = head,
+                Some(_) => {}
+                None => heads.push(head),
+            }
+        }
+        heads.sort_unstable_by_key(|head| std::cmp::Reverse(head.chain));
+        heads.truncate(limit_rows as usize);
+        Ok(heads)
+    }
+
+    async fn audit_batches(&self, chain: Uuid, seq: i64, limit_rows: u32) -> store::Result<Vec<AuditBatch>> {
+        let rows = self.0.lock().unwrap();
+        let mut found: Vec<_> =
+            rows.iter().filter(|row| row.chain == chain && row.seq >= seq).cloned().collect();
+        found.sort_unstable_by_key(|row| row.seq);
+        found.truncate(limit_rows as usize);
+        Ok(found)
+    }
+
+    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<Vec<AuditBatch>> {
+        Ok(Vec::new())
+    }
+
+    async fn changes_made(&self, changes: &[(PatientId, Change)]) -> store::Result<Vec<bool>> {
+        Ok(vec![true; changes.len()])
+    }
+}
+
+#[derive(Default)]
+struct Hand(AtomicI64);
+
+impl Clock for Hand {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_000_000 + self.0.load(Ordering::SeqCst))
+    }
+
+    fn mono(&self) -> MonoTime {
+        MonoTime(self.0.load(Ordering::SeqCst).unsigned_abs() * 1_000)
+    }
+}
+
+struct Stage {
+    rows: Arc<Rows>,
+    hand: Arc<Hand>,
+    key: Key,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Stage { rows: Arc::default(), hand: Arc::default(), key: Key::of(&[7; 32]) }
+    }
+
+    fn writer(&self, name: &str) -> Chains {
+        let (rows, hand) = (Arc::clone(&self.rows), Arc::clone(&self.hand));
+        Chains::new(self.key.clone(), name.to_owned(), rows, hand, Duration::from_secs(60))
+    }
+
+    async fn write(&self, chains: &Chains, entries: Vec<Access>) -> AuditBatch {
+        let chain = chains.take().await.expect("a chain");
+        let batch = chains.seal(&chain, entries);
+        let result = self.rows.append_audit(&batch).await;
+        chains.ended(chain, &batch, &result);
+        batch
+    }
+
+    async fn report(&self) -> Report {
+        verify(&*self.rows, &self.key).await.expect("read")
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Vec<AuditBatch>)) {
+        change(&mut self.rows.0.lock().unwrap());
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_verifies_over_several_writers() {
+    let stage = Stage::new();
+    let (one, two) = (stage.writer("a#1/edge"), stage.writer("b#1/edge"));
+    for n in 0..10 {
+        stage.write(&one, vec![some_access(n), some_access(n + 1)]).await;
+        stage.write(&two, vec![some_access(n)]).await;
+    }
+    let report = stage.report().await;
+    assert_eq!(report.faults, []);
+    assert_eq!((report.batches, report.entries, report.heads.len()), (20, 30, 2));
+}
+
+/// Every kind of change, at every row: none goes unseen, and the first bad row is named.
+#[tokio::test]
+async fn any_changed_missing_or_added_row_is_found() {
+    const ROWS: usize = 6;
+    type Tamper = fn(&mut Vec<AuditBatch>, usize);
+    let kinds: [(&str, Tamper); 8] = [
+        ("a byte of the body", |rows, at| {
+            let middle = rows[at].body.len() / 2;
+            rows[at].body[middle] ^= 1;
+        }),
+        ("its end cut", |rows, at| {
+            rows[at].body.pop();
+        }),
+        ("the time", |rows, at| rows[at].at.0 += 1),
+        ("the seal", |rows, at| rows[at].mac[0] ^= 1),
+        ("the terms", |rows, at| {
+            rows[at].terms.pop();
+        }),
+        ("the chain", |rows, at| rows[at].chain = Uuid::from_u128(5)),
+        ("swapped bodies", |rows, at| {
+            let other = (at + 1) % ROWS;
+            let body = rows[at].body.clone();
+            rows[at].body = std::mem::replace(&mut rows[other].body, body);
+        }),
+        ("another row in its place", |rows, at| {
+            let mut row = rows[(at + 1) % ROWS].clone();
+            row.seq = rows[at].seq;
+            rows[at] = row;
+        }),
+    ];
+    for (what, tamper) in kinds {
+        for at in 0..ROWS {
+            let stage = Stage::new();
+            let chains = stage.writer("a#1/edge");
+            for n in 0..ROWS as u128 {
+                stage.write(&chains, vec![some_access(n), some_access(n + 7)]).await;
+            }
+            stage.change(|rows| tamper(rows, at));
+            let report = stage.report().await;
+            let first = report.faults.first().unwrap_or_else(|| panic!("{what} at {at} is not found"));
+            assert!(first.seq <= at as i64, "{what} at {at}: {first}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_row_missing_from_the_middle_is_named() {
+    let stage = Stage::new();
+    let chains = stage.writer("a#1/edge");
+    for n in 0..5 {
+        stage.write(&chains, vec![some_access(n)]).await;
+    }
+    stage.change(|rows| drop(rows.remove(2)));
+    let faults = stage.report().await.faults;
+    assert_eq!(
+        faults.iter().map(|fault| (fault.seq, fault.what)).collect::<Vec<_>>(),
+        [(2, "the row is missing")]
+    );
+}
+
+#[tokio::test]
+async fn a_cut_end_and_a_missing_chain_are_found_by_what_others_saw() {
+    for cut in [1, 4] {
+        let stage = Stage::new();
+        let gone = stage.writer("a#1/edge");
+        for n in 0..4 {
+            stage.write(&gone, vec![some_access(n)]).await;
+        }
+        // The next start of a node opens a chain, and so sees where the others are.
+        stage.write(&stage.writer("a#2/edge"), vec![some_access(9)]).await;
+        assert_eq!(stage.report().await.faults, []);
+        stage.change(|rows| {
+            rows.drain(4 - cut..4);
+        });
+        let faults = stage.report().await.faults;
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert_eq!((faults[0].seq, faults[0].what), (3, "the row is missing: another chain saw it"));
+    }
+}
+
+#[tokio::test]
+async fn a_long_chain_goes_on_looking_at_the_others() {
+    let stage = Stage::new();
+    let (one, two) = (stage.writer("a#1/edge"), stage.writer("b#1/edge"));
+    stage.write(&one, vec![some_access(1)]).await;
+    stage.write(&two, vec![some_access(2)]).await;
+    let cut = stage.write(&one, vec![some_access(3)]).await;
+    stage.hand.0.fetch_add(59_000_000, Ordering::SeqCst);
+    stage.write(&two, vec![some_access(4)]).await;
+    stage.hand.0.fetch_add(1_000_000, Ordering::SeqCst);
+    stage.write(&two, vec![some_access(5)]).await;
+    stage.change(|rows| rows.retain(|row| *row != cut));
+    assert_eq!(stage.report().await.faults.len(), 1);
+}
+
+#[tokio::test]
+async fn the_chain_ends_with_an_outcome_that_is_not_known() {
+    let stage = Stage::new();
+    let chains = stage.writer("a#1/edge");
+    let first = stage.write(&chains, vec![some_access(1)]).await;
+    let chain = chains.take().await.expect("a chain");
+    let lost = chains.seal(&chain, vec![some_access(2)]);
+    chains.ended::<()>(chain, &lost, &Err(store::Error::Unknown(String::new())));
+    // It comes through after all, or it does not: both are right.
+    for came_through in [false, true] {
+        if came_through {
+            stage.rows.append_audit(&lost).await.expect("added");
+        }
+        let next = stage.write(&chains, vec![some_access(3)]).await;
+        assert!(next.chain != first.chain || came_through);
+        assert_eq!(stage.report().await.faults, [], "{came_through}");
+    }
+    // What is known not to have happened is written again in the same place.
+    let chain = chains.take().await.expect("a chain");
+    let refused = chains.seal(&chain, vec![some_access(4)]);
+    chains.ended::<()>(chain, &refused, &Err(store::Error::Unavailable(String::new())));
+    let again = stage.write(&chains, vec![some_access(4)]).await;
+    assert_eq!((again.chain, again.seq), (refused.chain, refused.seq));
+    assert_eq!(stage.report().await.faults, []);
+}
+
+#[tokio::test]
+async fn another_secret_is_told_as_such() {
+    let stage = Stage::new();
+    stage.write(&stage.writer("a#1/edge"), vec![some_access(1)]).await;
+    let report = verify(&*stage.rows, &Key::of(&[8; 32])).await.expect("read");
+    assert_eq!(report.faults[0].what, "it is sealed by another secret");
+    assert!(format!("{:?}", stage.key) == "Key(..)");
+}

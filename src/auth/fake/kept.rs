@@ -1,0 +1,196 @@
+//! Keys, sessions and attempts in memory.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+
+use super::FakeUsers;
+use crate::domain::ids::SessionId;
+use crate::domain::time::Timestamp;
+use crate::store::{
+    AttemptStore, Attempts, Hash, KeyStore, NewSession, Result, Revocation, RevokedSession, Rotation,
+    SessionStore, SharedSecret, SigningKeyRow,
+};
+
+struct Session {
+    begun: NewSession,
+    revocation: Option<Revocation>,
+}
+
+/// What the database would hold.
+#[derive(Default)]
+pub(crate) struct Kept {
+    pub(crate) keys: Vec<SigningKeyRow>,
+    secrets: BTreeMap<String, SharedSecret>,
+    sessions: BTreeMap<SessionId, Session>,
+    /// By hash: whose it is, and whether it was used.
+    tokens: BTreeMap<Hash, (SessionId, bool)>,
+    pub(crate) attempts: BTreeMap<Hash, Attempts>,
+}
+
+impl Kept {
+    fn revoke(&mut self, ids: Vec<SessionId>, revocation: Revocation) -> Vec<SessionId> {
+        for id in &ids {
+            if let Some(session) = self.sessions.get_mut(id) {
+                session.revocation = Some(revocation);
+            }
+        }
+        ids
+    }
+
+    fn live(&self, subject: &str) -> Vec<SessionId> {
+        let live = self.sessions.values().filter(|s| s.begun.subject == subject && s.revocation.is_none());
+        let mut live: Vec<_> = live.map(|s| (s.begun.created_at, s.begun.id)).collect();
+        live.sort();
+        live.into_iter().map(|(_, id)| id).collect()
+    }
+}
+
+#[async_trait]
+impl KeyStore for FakeUsers {
+    async fn signing_keys(&self, limit_rows: u32) -> Result<Vec<SigningKeyRow>> {
+        self.key_reads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.fails()?;
+        let mut keys = self.kept().keys.clone();
+        keys.sort_by_key(|key| -key.generation);
+        keys.truncate(limit_rows as usize);
+        Ok(keys)
+    }
+
+    async fn add_signing_key(&self, key: &SigningKeyRow, older_until: Timestamp) -> Result<bool> {
+        self.fails()?;
+        let keys = &mut self.kept().keys;
+        if keys.iter().any(|known| known.generation == key.generation) {
+            return Ok(false);
+        }
+        for older in keys.iter_mut() {
+            older.verifies_until = Some(older.verifies_until.map_or(older_until, |end| end.min(older_until)));
+        }
+        keys.push(key.clone());
+        Ok(true)
+    }
+
+    async fn delete_signing_keys(&self, before: Timestamp, _: u32) -> Result<u64> {
+        self.fails()?;
+        let keys = &mut self.kept().keys;
+        let count = keys.len();
+        keys.retain(|key| key.verifies_until.is_none_or(|end| end >= before));
+        Ok((count - keys.len()) as u64)
+    }
+
+    async fn shared_secret(&self, name: &str, proposed: &SharedSecret) -> Result<SharedSecret> {
+        self.fails()?;
+        Ok(self.kept().secrets.entry(name.into()).or_insert_with(|| proposed.clone()).clone())
+    }
+}
+
+#[async_trait]
+impl SessionStore for FakeUsers {
+    async fn start_session(
+        &self,
+        session: &NewSession,
+        sessions_max: u32,
+        revocation: Revocation,
+    ) -> Result<Vec<SessionId>> {
+        self.fails()?;
+        let mut kept = self.kept();
+        let mut surplus = kept.live(&session.subject);
+        surplus.truncate((surplus.len() + 1).saturating_sub(sessions_max as usize));
+        kept.tokens.insert(session.token, (session.id, false));
+        kept.sessions.insert(session.id, Session { begun: session.clone(), revocation: None });
+        Ok(kept.revoke(surplus, revocation))
+    }
+
+    async fn rotate_token(&self, used: &Hash, next: &Hash, revocation: Revocation) -> Result<Rotation> {
+        self.fails()?;
+        let mut kept = self.kept();
+        let Some((id, was_used)) = kept.tokens.get(used).copied() else { return Ok(Rotation::Refused) };
+        let Some(session) = kept.sessions.get(&id) else { return Ok(Rotation::Refused) };
+        let NewSession { subject, created_at, ends_at, .. } = session.begun.clone();
+        if session.revocation.is_some() || ends_at <= revocation.at {
+            return Ok(Rotation::Refused);
+        }
+        if was_used {
+            kept.revoke(vec![id], revocation);
+            return Ok(Rotation::Reused { session: id });
+        }
+        kept.tokens.insert(*used, (id, true));
+        kept.tokens.insert(*next, (id, false));
+        Ok(Rotation::Done { session: id, subject, created_at, ends_at })
+    }
+
+    async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool> {
+        self.fails()?;
+        let mut kept = self.kept();
+        let live = kept.sessions.get(&id).is_some_and(|session| session.revocation.is_none());
+        if live {
+            kept.revoke(vec![id], revocation);
+        }
+        Ok(live)
+    }
+
+    async fn revoke_sessions_of(&self, subject: &str, revocation: Revocation) -> Result<Vec<SessionId>> {
+        self.fails()?;
+        let mut kept = self.kept();
+        let live = kept.live(subject);
+        Ok(kept.revoke(live, revocation))
+    }
+
+    async fn revoked_sessions(
+        &self,
+        after: (Timestamp, SessionId),
+        limit_rows: u32,
+    ) -> Result<Vec<RevokedSession>> {
+        self.revocation_reads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.fails()?;
+        let kept = self.kept();
+        let revoked = kept.sessions.values().filter_map(|session| {
+            let Revocation { at, keep_until } = session.revocation?;
+            Some(RevokedSession { id: session.begun.id, revoked_at: at, keep_until })
+        });
+        let mut rows: Vec<_> = revoked.filter(|row| (row.revoked_at, row.id) > after).collect();
+        rows.sort_by_key(|row| (row.revoked_at, row.id));
+        rows.truncate(limit_rows as usize);
+        Ok(rows)
+    }
+
+    async fn delete_sessions(&self, _: Timestamp, _: u32) -> Result<u64> {
+        self.fails().map(|()| 0)
+    }
+}
+
+#[async_trait]
+impl AttemptStore for FakeUsers {
+    async fn count_attempts(
+        &self,
+        keys: [&Hash; 2],
+        now: Timestamp,
+        window_ends: Timestamp,
+    ) -> Result<[Attempts; 2]> {
+        self.fails()?;
+        let mut kept = self.kept();
+        Ok(keys.map(|key| {
+            let fresh = Attempts { count: 0, window_ends };
+            let counted = kept.attempts.entry(*key).or_insert(fresh);
+            if counted.window_ends <= now {
+                *counted = fresh;
+            }
+            counted.count += 1;
+            *counted
+        }))
+    }
+
+    async fn forgive_attempts(&self, cleared: &Hash, lessened: &Hash) -> Result<()> {
+        self.fails()?;
+        let mut kept = self.kept();
+        kept.attempts.remove(cleared);
+        if let Some(counted) = kept.attempts.get_mut(lessened) {
+            counted.count = counted.count.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    async fn delete_attempts(&self, _: Timestamp, _: u32) -> Result<u64> {
+        self.fails().map(|()| 0)
+    }
+}

@@ -1,0 +1,393 @@
+//! The keys of EdDSA tokens: made in the database, known to every node before they are used, kept until
+//! the last token they signed is dead.
+//!
+//! ```text
+//! made ──key_publish_ms──► signs ───until the next one signs───► only verifies ──token's life──► deleted
+//! ```
+//!
+//! Invariants:
+//! - Of several nodes that make the next key at once one wins, by its generation, and all use that one.
+//! - A key signs only after every node has had the time to read it twice. The first key of all cannot wait; who
+//!   does not know it asks for it when a token names it.
+//! - A token that names an unknown key makes a node ask the database, but not more often than once a second.
+//! - However many callers wait for the keys, one question is on its way.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use aws_lc_rs::hmac;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{DecodingKey, EncodingKey};
+
+use crate::domain::time::{Clock, MonoTime, Timestamp};
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{CallerStore, SharedSecret, SigningKeyRow};
+
+use super::vault::Vault;
+use super::{CLOCKS_APART_MAX, Settings, lookup_failed, timed};
+
+/// Keys that may be in use at once.
+const KEYS_MAX: u32 = 16;
+/// The pause between two questions for keys that tokens name and nobody knows.
+const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(1);
+/// Random bytes in the name of a key.
+const KID_BYTES: usize = 12;
+/// The name of the secret that seals.
+const SEALS: &str = "seals";
+
+/// A key as it is used.
+pub(super) struct Key {
+    pub(super) generation: i64,
+    pub(super) kid: String,
+    pub(super) verifies: DecodingKey,
+    pub(super) public: Vec<u8>,
+    /// None if it cannot be opened here.
+    pub(super) signs: Option<EncodingKey>,
+    pub(super) signs_from: Timestamp,
+    pub(super) verifies_until: Option<Timestamp>,
+}
+
+impl Key {
+    fn holds(&self, now: Timestamp) -> bool {
+        self.verifies_until.is_none_or(|end| now < end)
+    }
+}
+
+/// All keys, youngest first, and what goes with them.
+pub(super) struct Ring {
+    keys: Vec<Key>,
+    pub(super) seals: hmac::Key,
+}
+
+impl Ring {
+    pub(super) fn named(&self, kid: &str, now: Timestamp) -> Option<&Key> {
+        self.keys.iter().find(|key| key.kid == kid && key.holds(now))
+    }
+
+    /// Whether tokens of that key hold.
+    pub(super) fn has(&self, generation: i64, now: Timestamp) -> bool {
+        self.keys.iter().any(|key| key.generation == generation && key.holds(now))
+    }
+
+    /// The youngest key that every node knows; if there is none yet, the first.
+    pub(super) fn signer(&self, now: Timestamp) -> Option<&Key> {
+        self.keys.iter().find(|key| key.signs_from <= now).or(self.keys.last())
+    }
+
+    /// Keys whose tokens hold now or will.
+    pub(super) fn holding(&self, now: Timestamp) -> impl Iterator<Item = &Key> {
+        self.keys.iter().filter(move |key| key.holds(now))
+    }
+}
+
+pub(super) struct Keys {
+    store: Arc<dyn CallerStore>,
+    clock: Arc<dyn Clock>,
+    vault: Vault,
+    timeout: Duration,
+    publish: Duration,
+    /// Zero: never by itself.
+    rotation: Duration,
+    /// For how long after a key signed last a token of it may hold.
+    outlives: Duration,
+    ring: ArcSwapOption<Ring>,
+    /// How many questions were begun.
+    begun: AtomicU64,
+    /// The last that has ended: its number, and what came of it.
+    last: tokio::sync::Mutex<Option<(u64, Result<()>)>>,
+    unknown_at: Mutex<Option<MonoTime>>,
+}
+
+/// A key just made.
+#[derive(Clone, Debug)]
+pub struct MadeKey {
+    /// Its name in tokens.
+    pub kid: String,
+    /// Tokens are signed with it from then on.
+    pub signs_from: Timestamp,
+}
+
+/// A key as it is told to people.
+#[derive(Clone, Debug)]
+pub struct KeyFacts {
+    /// Its name in tokens.
+    pub kid: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Tokens are signed with it from then on.
+    pub signs_from: Timestamp,
+    /// Until when its tokens hold; none for the youngest.
+    pub verifies_until: Option<Timestamp>,
+    /// Whether it is encrypted in the database.
+    pub sealed: bool,
+}
+
+impl Keys {
+    pub(super) fn new(
+        settings: &Settings,
+        store: Arc<dyn CallerStore>,
+        clock: Arc<dyn Clock>,
+    ) -> std::result::Result<Self, super::Error> {
+        Ok(Keys {
+            store,
+            clock,
+            vault: Vault::new(settings)?,
+            timeout: settings.lookup_timeout(),
+            publish: Duration::from_millis(settings.key_publish_ms),
+            rotation: Duration::from_secs(settings.key_rotation_hours.saturating_mul(3600)),
+            outlives: settings.token_ttl() + CLOCKS_APART_MAX,
+            ring: ArcSwapOption::empty(),
+            begun: AtomicU64::new(0),
+            last: tokio::sync::Mutex::new(None),
+            unknown_at: Mutex::new(None),
+        })
+    }
+
+    /// The keys as they were read last, if ever.
+    pub(super) fn known(&self) -> Option<Arc<Ring>> {
+        self.ring.load_full()
+    }
+
+    /// The keys, read now if they never were.
+    pub(super) async fn ring(&self) -> Result<Arc<Ring>> {
+        if let Some(ring) = self.ring.load_full() {
+            return Ok(ring);
+        }
+        self.read().await?;
+        self.ring.load_full().ok_or_else(broken)
+    }
+
+    /// The keys, read again because a token names one that is not among them; as they were, if that was done
+    /// a moment ago.
+    pub(super) async fn ring_after_unknown(&self) -> Result<Arc<Ring>> {
+        let now = self.clock.mono();
+        let may = {
+            let mut last = self.unknown_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let may = last.is_none_or(|last| now.since(last) >= UNKNOWN_KEY_PAUSE);
+            if may {
+                *last = Some(now);
+            }
+            may
+        };
+        if may {
+            self.read().await?;
+        }
+        self.ring().await
+    }
+
+    /// Reads the keys, and makes the next one if it is time. Callers who come while that is under way wait for the
+    /// next reading, together.
+    pub(super) async fn read(&self) -> Result<()> {
+        let asked = self.begun.load(Ordering::Acquire);
+        let mut last = self.last.lock().await;
+        if let Some((number, outcome)) = &*last
+            && *number > asked
+        {
+            return outcome.clone();
+        }
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let outcome = self.read_now().await;
+        *last = Some((number, outcome.clone()));
+        outcome
+    }
+
+    async fn read_now(&self) -> Result<()> {
+        let mut rows = self.rows().await?;
+        let now = self.clock.now();
+        let due =
+            |key: &SigningKeyRow| !self.rotation.is_zero() && now >= after(key.signs_from, self.rotation);
+        let made = match rows.first() {
+            None => Some(self.make(0, now, now).await?),
+            // A node that cannot open the keys must not lock the others out.
+            Some(youngest) if due(youngest) && self.opens(youngest) => {
+                let signs_from = after(now, self.publish);
+                Some(self.make(youngest.generation, signs_from, after(signs_from, self.outlives)).await?)
+            }
+            Some(_) => None,
+        };
+        if made.is_some() {
+            rows = self.rows().await?;
+        }
+        let seals = match self.ring.load_full() {
+            Some(ring) => ring.seals.clone(),
+            None => self.seals().await?,
+        };
+        let keys = rows.into_iter().map(|row| self.key(row)).collect();
+        self.ring.store(Some(Arc::new(Ring { keys, seals })));
+        Ok(())
+    }
+
+    /// Makes the key that follows the youngest. Tokens of all others are refused at once if `revoke`, and else
+    /// hold for as long as they live.
+    pub(super) async fn rotate(&self, revoke: bool) -> Result<MadeKey> {
+        let rows = self.rows().await?;
+        if rows.len() >= KEYS_MAX as usize && !revoke {
+            let detail = format!("{KEYS_MAX} keys are in use: wait until the tokens of the oldest are dead");
+            return Err(Error::new(ErrorCode::Overloaded, detail));
+        }
+        if let Some(youngest) = rows.first().filter(|youngest| !self.opens(youngest)) {
+            return Err(self.locked(youngest));
+        }
+        let now = self.clock.now();
+        let youngest = rows.first().map_or(0, |row| row.generation);
+        let signs_from = if revoke || rows.is_empty() { now } else { after(now, self.publish) };
+        let older_until = if revoke { now } else { after(signs_from, self.outlives) };
+        let made = self.make(youngest, signs_from, older_until).await?;
+        made.ok_or_else(|| {
+            Error::new(ErrorCode::AlreadyExists, "Another node has made the next key just now")
+        })
+    }
+
+    /// Forgets keys whose tokens are all dead.
+    pub(super) async fn delete_dead(&self) -> Result<()> {
+        let deleting = self.store.delete_signing_keys(self.clock.now(), KEYS_MAX);
+        timed(self.timeout, deleting).await.map(drop).map_err(|error| lookup_failed("keys", &error))
+    }
+
+    pub(super) async fn facts(&self) -> Result<Vec<KeyFacts>> {
+        let told = |row: SigningKeyRow| KeyFacts {
+            kid: row.kid,
+            created_at: row.created_at,
+            signs_from: row.signs_from,
+            verifies_until: row.verifies_until,
+            sealed: row.sealed,
+        };
+        Ok(self.rows().await?.into_iter().map(told).collect())
+    }
+
+    async fn rows(&self) -> Result<Vec<SigningKeyRow>> {
+        let asking = self.store.signing_keys(KEYS_MAX);
+        timed(self.timeout, asking).await.map_err(|error| lookup_failed("keys", &error))
+    }
+
+    /// Makes the key after generation `youngest`; `None` if another node has done so.
+    async fn make(
+        &self,
+        youngest: i64,
+        signs_from: Timestamp,
+        older_until: Timestamp,
+    ) -> Result<Option<MadeKey>> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| broken())?;
+        let private = pair.to_pkcs8().map_err(|_| broken())?;
+        let mut name = [0; KID_BYTES];
+        getrandom::fill(&mut name).map_err(|_| broken())?;
+        let kid = URL_SAFE_NO_PAD.encode(name);
+        let (private_key, sealed) = self.vault.close(&kid, private.as_ref()).map_err(|_| broken())?;
+        let row = SigningKeyRow {
+            generation: youngest + 1,
+            created_at: self.clock.now(),
+            signs_from,
+            verifies_until: None,
+            kid: kid.clone(),
+            public_key: pair.public_key().as_ref().to_vec(),
+            private_key,
+            sealed,
+        };
+        let adding = self.store.add_signing_key(&row, older_until);
+        let added = timed(self.timeout, adding).await.map_err(|error| lookup_failed("keys", &error))?;
+        if added {
+            tracing::info!(kid, sealed, "made a key for tokens");
+            metrics::counter!("hygeia_token_keys_made_total").increment(1);
+        }
+        Ok(added.then_some(MadeKey { kid, signs_from }))
+    }
+
+    async fn seals(&self) -> Result<hmac::Key> {
+        let mut random = [0; 32];
+        getrandom::fill(&mut random).map_err(|_| broken())?;
+        let (value, sealed) = self.vault.close(SEALS, &random).map_err(|_| broken())?;
+        let proposed = SharedSecret { value, sealed };
+        let asking = self.store.shared_secret(SEALS, &proposed);
+        let stored = timed(self.timeout, asking).await.map_err(|error| lookup_failed("keys", &error))?;
+        match self.vault.open(SEALS, &stored.value, stored.sealed) {
+            Ok(secret) => Ok(hmac::Key::new(hmac::HMAC_SHA256, &secret)),
+            Err(reason) => {
+                tracing::error!(%reason, "the secret that seals cursors cannot be used");
+                Err(broken())
+            }
+        }
+    }
+
+    fn opens(&self, row: &SigningKeyRow) -> bool {
+        self.vault.open(&row.kid, &row.private_key, row.sealed).is_ok()
+    }
+
+    fn locked(&self, row: &SigningKeyRow) -> Error {
+        let reason = self.vault.open(&row.kid, &row.private_key, row.sealed).err();
+        let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
+        Error::new(ErrorCode::Internal, format!("The key that signs tokens cannot be used: {reason}"))
+    }
+
+    fn key(&self, row: SigningKeyRow) -> Key {
+        // Told once per key and node: only keys that were not there before.
+        let news =
+            self.ring.load().as_ref().is_none_or(|ring| !ring.keys.iter().any(|key| key.kid == row.kid));
+        let signs = match self.vault.open(&row.kid, &row.private_key, row.sealed) {
+            Ok(private) => Some(EncodingKey::from_ed_der(&private)),
+            Err(reason) => {
+                if news {
+                    tracing::error!(kid = row.kid, %reason, "a key cannot sign tokens here");
+                }
+                None
+            }
+        };
+        Key {
+            generation: row.generation,
+            verifies: DecodingKey::from_ed_der(&row.public_key),
+            public: row.public_key,
+            kid: row.kid,
+            signs,
+            signs_from: row.signs_from,
+            verifies_until: row.verifies_until,
+        }
+    }
+}
+
+pub(super) fn broken() -> Error {
+    Error::new(ErrorCode::Internal, "Tokens cannot be signed")
+}
+
+fn after(time: Timestamp, by: Duration) -> Timestamp {
+    Timestamp(time.0.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
+}
+
+/// Keys as an administrator handles them: what the command line calls.
+pub struct KeyAdmin {
+    keys: Keys,
+}
+
+impl KeyAdmin {
+    /// The keys in `store`.
+    ///
+    /// # Errors
+    /// `key_secret` is too short.
+    pub fn new(
+        settings: &Settings,
+        store: Arc<dyn CallerStore>,
+        clock: Arc<dyn Clock>,
+    ) -> std::result::Result<Self, super::Error> {
+        Ok(KeyAdmin { keys: Keys::new(settings, store, clock)? })
+    }
+
+    /// Makes the next key. Nodes sign with it once all of them know it; tokens of the keys before hold for as long
+    /// as they live, or no longer at all with `revoke`.
+    ///
+    /// # Errors
+    /// `Overloaded`: too many keys are in use. `AlreadyExists`: another process was faster. `Internal`: the keys
+    /// are encrypted under another secret. Else the database's.
+    pub async fn rotate(&self, revoke: bool) -> Result<MadeKey> {
+        self.keys.rotate(revoke).await
+    }
+
+    /// The keys, youngest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn list(&self) -> Result<Vec<KeyFacts>> {
+        self.keys.facts().await
+    }
+}

@@ -1,0 +1,325 @@
+//! Sessions: one per login, refreshed with a token that is good once, ended before their time by a logout or
+//! by the second use of a refresh token.
+//!
+//! Invariants:
+//! - What is stored of a refresh token is its SHA-256.
+//! - No token is accepted before the revoked sessions are known, nor on knowledge older than `STALE_AFTER`: then
+//!   the database is asked first. So a node that has just started, or slept, knows them too.
+//! - A revocation is in the database before anybody is told of it.
+//! - Memory is bounded: more revoked sessions than `revocations_max`, and no token is accepted.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use uuid::Uuid;
+
+use crate::domain::ids::SessionId;
+use crate::domain::time::{Clock, MonoTime, Timestamp};
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{self, CallerStore, Hash, NewSession, Revocation, Rotation};
+
+use super::{CLOCKS_APART_MAX, Settings, lookup_failed, timed};
+
+/// Revocations reach every node within this time: nothing is decided on older knowledge.
+const STALE_AFTER: Duration = Duration::from_secs(5);
+/// Rows of revoked sessions read at a time.
+const PAGE_ROWS: u32 = 1000;
+/// Random bytes in a refresh token, and their length as text.
+const TOKEN_BYTES: usize = 32;
+const TOKEN_CHARS: usize = 43;
+/// Sessions deleted by one statement: each takes its refresh tokens with it.
+const DELETED_ROWS_MAX: u32 = 50;
+
+/// Told which sessions were revoked here, for other nodes.
+pub type Announce = Arc<dyn Fn(&[SessionId]) + Send + Sync>;
+
+#[derive(Default)]
+struct Revoked {
+    /// Until when a token of each may be about.
+    until: HashMap<SessionId, Timestamp>,
+    /// When the database was asked last, by both clocks.
+    asked_at: Option<(MonoTime, Timestamp)>,
+    /// There are more than there is room for.
+    overflown: bool,
+}
+
+pub(super) struct Sessions {
+    store: Arc<dyn CallerStore>,
+    clock: Arc<dyn Clock>,
+    timeout: Duration,
+    /// How long a token of a session may hold after its last refresh.
+    outlives: Duration,
+    lasts: Duration,
+    per_user_max: u32,
+    revocations_max: usize,
+    revoked: RwLock<Revoked>,
+    begun: AtomicU64,
+    last: tokio::sync::Mutex<Option<(u64, Result<()>)>>,
+    announce: OnceLock<Announce>,
+}
+
+/// A session just begun or refreshed.
+pub(super) struct Grant {
+    pub(super) session: SessionId,
+    pub(super) begun_at: Timestamp,
+    pub(super) refresh_token: String,
+}
+
+impl Sessions {
+    pub(super) fn new(settings: &Settings, store: Arc<dyn CallerStore>, clock: Arc<dyn Clock>) -> Self {
+        Sessions {
+            store,
+            clock,
+            timeout: settings.lookup_timeout(),
+            outlives: settings.token_ttl() + CLOCKS_APART_MAX,
+            lasts: Duration::from_secs(settings.session_ttl_seconds),
+            per_user_max: settings.sessions_per_user_max,
+            revocations_max: settings.revocations_max,
+            revoked: RwLock::default(),
+            begun: AtomicU64::new(0),
+            last: tokio::sync::Mutex::new(None),
+            announce: OnceLock::new(),
+        }
+    }
+
+    /// From now on `announce` is told of what is revoked here. To be called once.
+    pub(super) fn announce_with(&self, announce: Announce) {
+        let _ = self.announce.set(announce);
+    }
+
+    /// Refuses tokens of a session that was revoked.
+    pub(super) async fn check(&self, session: SessionId) -> Result<()> {
+        if let Some(answer) = self.known(session) {
+            return answer;
+        }
+        self.read().await?;
+        self.known(session)
+            .unwrap_or_else(|| Err(Error::new(ErrorCode::Unavailable, "Sessions are not known")))
+    }
+
+    /// `None`: what is known is too old to say.
+    fn known(&self, session: SessionId) -> Option<Result<()>> {
+        let now = self.clock.mono();
+        let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+        let (asked_at, _) = revoked.asked_at?;
+        if revoked.until.contains_key(&session) {
+            return Some(Err(super::token::refused()));
+        }
+        if now.since(asked_at) > STALE_AFTER {
+            return None;
+        }
+        if revoked.overflown {
+            let detail = "More sessions were revoked than can be remembered";
+            return Some(Err(Error::new(ErrorCode::Overloaded, detail)));
+        }
+        Some(Ok(()))
+    }
+
+    /// Asks the database what was revoked. Callers who come while that is under way wait for the next time,
+    /// together.
+    pub(super) async fn read(&self) -> Result<()> {
+        let asked = self.begun.load(Ordering::Acquire);
+        let mut last = self.last.lock().await;
+        if let Some((number, outcome)) = &*last
+            && *number > asked
+        {
+            return outcome.clone();
+        }
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let outcome = self.read_now().await;
+        *last = Some((number, outcome.clone()));
+        outcome
+    }
+
+    async fn read_now(&self) -> Result<()> {
+        let asked_at = (self.clock.mono(), self.clock.now());
+        let (before, overflown) = {
+            let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
+            (revoked.asked_at, revoked.overflown)
+        };
+        let since = match before {
+            // Whoever wrote while we asked last had another clock, and took a while to commit.
+            Some((_, before)) if !overflown => back(before, CLOCKS_APART_MAX),
+            // What there was no room for has to be found again.
+            _ => back(asked_at.1, self.outlives),
+        };
+        let mut after = (since, SessionId(Uuid::nil()));
+        let fits = loop {
+            let asking = self.store.revoked_sessions(after, PAGE_ROWS);
+            let page =
+                timed(self.timeout, asking).await.map_err(|error| lookup_failed("sessions", &error))?;
+            let full = page.len() >= PAGE_ROWS as usize;
+            if let Some(last) = page.last() {
+                after = (last.revoked_at, last.id);
+            }
+            if !self.remember(page.into_iter().map(|row| (row.id, row.keep_until))) {
+                break false;
+            }
+            if !full {
+                break true;
+            }
+        };
+        let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        revoked.overflown = !fits;
+        revoked.asked_at = Some(asked_at);
+        Ok(())
+    }
+
+    /// Notes revoked sessions, and forgets those whose tokens are dead; false if there is no room for all.
+    fn remember(&self, sessions: impl Iterator<Item = (SessionId, Timestamp)>) -> bool {
+        let now = self.clock.now();
+        let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        revoked.until.retain(|_, until| *until > now);
+        let mut fits = true;
+        for (id, until) in sessions.filter(|(_, until)| *until > now) {
+            if revoked.until.len() < self.revocations_max || revoked.until.contains_key(&id) {
+                revoked.until.insert(id, until);
+            } else {
+                fits = false;
+            }
+        }
+        if !fits && !revoked.overflown {
+            tracing::error!(max = self.revocations_max, "too many revoked sessions to remember");
+            revoked.overflown = true;
+        }
+        metrics::gauge!("hygeia_sessions_revoked").set(revoked.until.len() as f64);
+        fits
+    }
+
+    /// Another node says that `sessions` were revoked.
+    pub(super) fn revoked_elsewhere(&self, sessions: &[SessionId]) {
+        let until = forth(self.clock.now(), self.outlives);
+        self.remember(sessions.iter().map(|id| (*id, until)));
+    }
+
+    /// Begins a session of `subject`. It counts as begun after `not_before`, whatever this node's clock says.
+    pub(super) async fn start(&self, subject: &str, not_before: Timestamp) -> Result<Grant> {
+        let (refresh_token, token) = new_token()?;
+        let now = self.clock.now().max(not_before);
+        let ends_at = forth(now, self.lasts);
+        let session = NewSession {
+            id: SessionId(Uuid::now_v7()),
+            subject: subject.to_owned(),
+            created_at: now,
+            ends_at,
+            keep_until: forth(ends_at, self.outlives),
+            token,
+        };
+        let starting = self.store.start_session(&session, self.per_user_max, self.revocation());
+        let surplus = timed(self.timeout, starting).await.map_err(|error| write_failed(&error))?;
+        self.tell(&surplus);
+        Ok(Grant { session: session.id, begun_at: now, refresh_token })
+    }
+
+    /// Takes `refresh_token` for the next one; with it, whose session it is.
+    pub(super) async fn refresh(&self, refresh_token: &str) -> Result<(String, Grant)> {
+        if refresh_token.len() != TOKEN_CHARS {
+            return Err(not_good());
+        }
+        let (next, next_hash) = new_token()?;
+        let used = hash_of(refresh_token);
+        let rotating = self.store.rotate_token(&used, &next_hash, self.revocation());
+        match timed(self.timeout, rotating).await.map_err(|error| write_failed(&error))? {
+            Rotation::Done { session, subject, created_at, .. } => {
+                Ok((subject, Grant { session, begun_at: created_at, refresh_token: next }))
+            }
+            Rotation::Reused { session } => {
+                tracing::warn!(%session, "a refresh token was used a second time: its session is revoked");
+                metrics::counter!("hygeia_refresh_tokens_reused_total").increment(1);
+                self.tell(&[session]);
+                Err(not_good())
+            }
+            Rotation::Refused => Err(not_good()),
+        }
+    }
+
+    /// Ends a session.
+    pub(super) async fn revoke(&self, session: SessionId) -> Result<()> {
+        let revoking = self.store.revoke_session(session, self.revocation());
+        timed(self.timeout, revoking).await.map_err(|error| write_failed(&error))?;
+        self.tell(&[session]);
+        Ok(())
+    }
+
+    /// Ends all sessions of `subject`; how many there were.
+    pub(super) async fn revoke_all(&self, subject: &str) -> Result<usize> {
+        let revoking = self.store.revoke_sessions_of(subject, self.revocation());
+        let ended = timed(self.timeout, revoking).await.map_err(|error| write_failed(&error))?;
+        self.tell(&ended);
+        Ok(ended.len())
+    }
+
+    /// Forgets sessions that are over, a few at a time.
+    pub(super) async fn delete_dead(&self) -> Result<()> {
+        let deleting = self.store.delete_sessions(self.clock.now(), DELETED_ROWS_MAX);
+        timed(self.timeout, deleting).await.map(drop).map_err(|error| lookup_failed("sessions", &error))
+    }
+
+    /// Notes what is revoked in the database, and tells the others.
+    fn tell(&self, sessions: &[SessionId]) {
+        if sessions.is_empty() {
+            return;
+        }
+        metrics::counter!("hygeia_sessions_revoked_total").increment(sessions.len() as u64);
+        self.revoked_elsewhere(sessions);
+        if let Some(announce) = self.announce.get() {
+            announce(sessions);
+        }
+    }
+
+    fn revocation(&self) -> Revocation {
+        let at = self.clock.now();
+        Revocation { at, keep_until: forth(at, self.outlives) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn remembered(&self) -> usize {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).until.len()
+    }
+}
+
+/// A fresh refresh token, and what is stored of it.
+fn new_token() -> Result<(String, Hash)> {
+    let mut random = [0; TOKEN_BYTES];
+    getrandom::fill(&mut random).map_err(|_| Error::new(ErrorCode::Internal, "No session can begin"))?;
+    let text = URL_SAFE_NO_PAD.encode(random);
+    let hash = hash_of(&text);
+    Ok((text, hash))
+}
+
+fn hash_of(text: &str) -> Hash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+    hash
+}
+
+fn not_good() -> Error {
+    Error::new(ErrorCode::Unauthenticated, "The refresh token does not hold: log in again")
+}
+
+fn write_failed(error: &store::Error) -> Error {
+    match error {
+        store::Error::Unknown(_) => {
+            tracing::warn!(%error, "what became of a session is not known");
+            Error::new(ErrorCode::OutcomeUnknown, "What became of the session is not known")
+        }
+        _ => lookup_failed("sessions", error),
+    }
+}
+
+fn micros(by: Duration) -> i64 {
+    i64::try_from(by.as_micros()).unwrap_or(i64::MAX)
+}
+
+fn forth(time: Timestamp, by: Duration) -> Timestamp {
+    Timestamp(time.0.saturating_add(micros(by)))
+}
+
+fn back(time: Timestamp, by: Duration) -> Timestamp {
+    Timestamp(time.0.saturating_sub(micros(by)))
+}

@@ -1,0 +1,213 @@
+//! Sessions from login to logout, over several nodes.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa};
+use crate::auth::{Auth, Login, Settings, Users};
+use crate::error::ErrorCode;
+use crate::store;
+
+use super::EMAIL;
+
+struct World {
+    users: Arc<FakeUsers>,
+    clock: Arc<FakeClock>,
+    settings: Settings,
+}
+
+impl World {
+    fn new() -> Self {
+        World { users: FakeUsers::with(EMAIL), clock: FakeClock::new(), settings: eddsa() }
+    }
+
+    fn node(&self) -> Auth {
+        auth_with(&self.settings, &self.users, &self.clock)
+    }
+}
+
+async fn login(node: &Auth) -> Login {
+    node.login(EMAIL, "password123", None).await.expect("logged in")
+}
+
+async fn refused(node: &Auth, token: &str) {
+    let error = node.authenticate(token).await.expect_err("refused");
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_session_goes_on_by_refreshing_and_each_refresh_token_is_good_once() {
+    let world = World::new();
+    let node = world.node();
+    let first = login(&node).await;
+    world.clock.step(Duration::from_secs(901 + 2));
+    refused(&node, &first.token.text).await;
+    let second = node.refresh(&first.refresh_token).await.expect("refreshed");
+    node.authenticate(&second.token.text).await.expect("holds");
+    let third = node.refresh(&second.refresh_token).await.expect("refreshed");
+
+    let error = node.refresh(&first.refresh_token).await.expect_err("used");
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+    for token in [&second.token.text, &third.token.text] {
+        refused(&node, token).await;
+    }
+    assert!(node.refresh(&third.refresh_token).await.is_err(), "the whole session is over");
+}
+
+#[tokio::test]
+async fn what_is_no_refresh_token_changes_nothing() {
+    let world = World::new();
+    let node = world.node();
+    let given = login(&node).await;
+    let longer = format!("{}A", given.refresh_token);
+    for bad in ["", "x", &"A".repeat(43), &longer, &given.token.text, &"x".repeat(100_000)] {
+        let error = node.refresh(bad).await.expect_err("refused");
+        assert_eq!(error.code, ErrorCode::Unauthenticated);
+    }
+    node.authenticate(&given.token.text).await.expect("holds");
+    node.refresh(&given.refresh_token).await.expect("refreshed");
+}
+
+#[tokio::test]
+async fn a_session_ends_for_good_after_its_time() {
+    let world = World::new();
+    let node = world.node();
+    let given = login(&node).await;
+    world.clock.step(Duration::from_secs(world.settings.session_ttl_seconds));
+    assert!(node.refresh(&given.refresh_token).await.is_err());
+}
+
+#[tokio::test]
+async fn a_disabled_user_cannot_refresh() {
+    let world = World::new();
+    let node = world.node();
+    let given = login(&node).await;
+    let admin = Users::new(&world.settings, Arc::clone(&world.users) as _, Arc::clone(&world.clock) as _);
+    admin.set_disabled(EMAIL, true).await.expect("disabled");
+    world.clock.step(Duration::from_secs(1));
+    let error = node.refresh(&given.refresh_token).await.expect_err("refused");
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+    admin.set_disabled(EMAIL, false).await.expect("enabled");
+    world.clock.step(Duration::from_secs(1));
+    refused(&node, &given.token.text).await;
+}
+
+#[tokio::test]
+async fn a_logout_ends_one_session_here_at_once_and_elsewhere_with_the_word_or_the_reading() {
+    let world = World::new();
+    let (here, told, reads) = (world.node(), world.node(), world.node());
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let heard = Arc::clone(&said);
+    here.announce_with(Arc::new(move |sessions| heard.lock().expect("held briefly").extend(sessions)));
+    let (gone, stays) = (login(&here).await, login(&here).await);
+    for node in [&here, &told, &reads] {
+        node.authenticate(&gone.token.text).await.expect("holds");
+    }
+    here.logout(&gone.token.text).await.expect("logged out");
+    refused(&here, &gone.token.text).await;
+    assert!(here.refresh(&gone.refresh_token).await.is_err());
+
+    let sessions = said.lock().expect("held briefly").clone();
+    assert_eq!(sessions.len(), 1);
+    told.revoked_elsewhere(&sessions);
+    refused(&told, &gone.token.text).await;
+    reads.authenticate(&gone.token.text).await.expect("it has not heard of it");
+    reads.read_revocations().await.expect("read");
+    refused(&reads, &gone.token.text).await;
+    for node in [&here, &told, &reads] {
+        node.authenticate(&stays.token.text).await.expect("another session");
+    }
+    here.logout(&gone.token.text).await.expect("once more is no mistake");
+}
+
+#[tokio::test]
+async fn a_logout_everywhere_ends_all_and_a_new_login_holds() {
+    let world = World::new();
+    let node = world.node();
+    let before = [login(&node).await, login(&node).await, login(&node).await];
+    assert_eq!(node.logout_all(EMAIL).await.expect("logged out"), 3);
+    for given in &before {
+        refused(&node, &given.token.text).await;
+    }
+    // In the same moment: what tells them apart is the session, and no clock.
+    let after = login(&node).await;
+    node.authenticate(&after.token.text).await.expect("holds");
+    assert_eq!(node.logout_all("nobody@example.com").await.expect("nothing to do"), 0);
+}
+
+#[tokio::test]
+async fn who_starts_or_has_slept_asks_before_anyone_is_let_in() {
+    let world = World::new();
+    let node = world.node();
+    let given = login(&node).await;
+    node.logout(&given.token.text).await.expect("logged out");
+    refused(&world.node(), &given.token.text).await;
+
+    let sleeper = world.node();
+    let other = login(&node).await;
+    sleeper.authenticate(&other.token.text).await.expect("holds");
+    node.logout(&other.token.text).await.expect("logged out");
+    world.clock.step(Duration::from_secs(6));
+    refused(&sleeper, &other.token.text).await;
+    let third = login(&node).await;
+    world.clock.step(Duration::from_secs(6));
+    world.users.fail(Some(store::Error::Unavailable("away".into())));
+    let error = sleeper.authenticate(&third.token.text).await.expect_err("nobody knows");
+    assert_eq!(error.code, ErrorCode::Unavailable);
+}
+
+#[tokio::test]
+async fn many_who_wait_share_the_readings() {
+    let world = World::new();
+    let node = world.node();
+    let given = login(&node).await;
+    let fresh = world.node();
+    let reads = world.users.revocation_reads.load(Ordering::SeqCst);
+    let asked = (0..50).map(|_| {
+        let (fresh, token) = (fresh.clone(), given.token.text.clone());
+        tokio::spawn(async move { fresh.authenticate(&token).await.map(drop) })
+    });
+    for answer in futures::future::join_all(asked).await {
+        answer.expect("joined").expect("holds");
+    }
+    let reads = world.users.revocation_reads.load(Ordering::SeqCst) - reads;
+    assert!(reads <= 2, "{reads}");
+}
+
+#[tokio::test]
+async fn a_further_login_ends_the_oldest_session() {
+    let world = World { settings: Settings { sessions_per_user_max: 2, ..eddsa() }, ..World::new() };
+    let node = world.node();
+    let mut given = Vec::new();
+    for _ in 0..3 {
+        given.push(login(&node).await);
+        world.clock.step(Duration::from_millis(1));
+    }
+    refused(&node, &given[0].token.text).await;
+    node.authenticate(&given[1].token.text).await.expect("holds");
+    node.authenticate(&given[2].token.text).await.expect("holds");
+}
+
+#[tokio::test]
+async fn more_revocations_than_fit_close_the_door_until_they_are_dead() {
+    let world = World { settings: Settings { revocations_max: 3, ..eddsa() }, ..World::new() };
+    let node = world.node();
+    for _ in 0..3 {
+        let gone = login(&node).await;
+        node.logout(&gone.token.text).await.expect("logged out");
+    }
+    let given = login(&node).await;
+    node.authenticate(&given.token.text).await.expect("at the limit");
+    let gone = login(&node).await;
+    node.logout(&gone.token.text).await.expect("logged out");
+    let error = node.authenticate(&given.token.text).await.expect_err("one too many");
+    assert_eq!(error.code, ErrorCode::Overloaded);
+    assert_eq!(node.inner.sessions.remembered(), 3);
+
+    world.clock.step(Duration::from_secs(world.settings.token_ttl_seconds + 61));
+    let next = node.refresh(&given.refresh_token).await.expect("refreshed");
+    node.read_revocations().await.expect("read");
+    node.authenticate(&next.token.text).await.expect("the others are dead");
+    assert_eq!(node.inner.sessions.remembered(), 0);
+}

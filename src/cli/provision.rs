@@ -1,0 +1,243 @@
+//! `hygeia provision`: the secrets and certificates of a whole cluster, made by a job before any node runs.
+//!
+//! Each node finds what it needs, and nothing else, in a directory of its own, which may be a volume that only it
+//! mounts; what everything is made from stays in a directory that no node sees:
+//!
+//! | directory | files |
+//! |---|---|
+//! | `authority` | `ca.pem`, `ca.key`, `cluster.secret`, `keys.secret`, `audit.secret`, `database.password`, `admin.password` |
+//! | of a node | `ca.pem`, `node.pem`, `node.key`, `cluster.secret`, `database.url`; front, patient, billing: `audit.secret`; front, billing: `keys.secret` |
+//! | `database` | `password`, for the server |
+//! | `jobs` | `database.url`, `admin.password`, for what runs once |
+//!
+//! Invariants: what is there is kept, so that it may run again and again, and a secret that somebody has put into
+//! `authority` before is the one that is used; a file with a secret is readable by its owner alone from the moment it
+//! is there, but for the database's, whose server has a user of its own.
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::certs::{Authority, failed, write_new};
+use super::failure::{Exit, Failure};
+use super::settings::SettingArgs;
+use crate::config::{Config, Role};
+
+/// How much randomness a secret has.
+const RANDOM_BYTES: usize = 48;
+/// The longest file that is read as a secret.
+const SECRET_BYTES_MAX: usize = 4096;
+
+const CLUSTER_SECRET: &str = "cluster.secret";
+const KEYS_SECRET: &str = "keys.secret";
+const AUDIT_SECRET: &str = "audit.secret";
+const DATABASE_PASSWORD: &str = "database.password";
+const ADMIN_PASSWORD: &str = "admin.password";
+const DATABASE_URL: &str = "database.url";
+
+/// What is wanted.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The directory for the directories; made if it is not there
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Also a directory of this name for nodes that join: with a certificate for any name under
+    /// cluster.tls.allowed_suffix
+    #[arg(long, value_name = "NAME")]
+    joining: Option<String>,
+    /// Whom the files for nodes and jobs belong to (a user's number); as they are made, if not given
+    #[arg(long, value_name = "UID")]
+    owner: Option<u32>,
+    /// How long the nodes' certificates hold, in days
+    #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    days: u32,
+    /// Make the nodes' certificates anew, by the same authority
+    #[arg(long)]
+    renew: bool,
+    /// Print this secret of those in `authority`, and make nothing
+    #[arg(long, value_name = "FILE", value_parser = [ADMIN_PASSWORD, DATABASE_PASSWORD])]
+    show: Option<String>,
+    #[command(flatten)]
+    settings: SettingArgs,
+}
+
+/// Makes the files, and says which were not there.
+pub(super) fn run(
+    args: Args,
+    environment: Vec<(OsString, OsString)>,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let authority = args.out.join("authority");
+    if let Some(name) = &args.show {
+        return Ok(writeln!(out, "{}", read(&authority.join(name))?)?);
+    }
+    let config = args.settings.clone().load(environment)?.config;
+    provision(&args, &config, out)
+}
+
+fn provision(args: &Args, config: &Config, out: &mut dyn Write) -> Result<(), Failure> {
+    if config.cluster.nodes.is_empty() {
+        return Err(Failure::new(Exit::Config, "cluster.nodes: a file that names nodes is needed: --config"));
+    }
+    let joining = joining(args, config)?;
+    let authority = args.out.join("authority");
+    directory(&authority)?;
+    let signer = Authority::open_or_make(&authority, args.days, out)?;
+    let mut secret = |name: &str| read_or_make(&authority.join(name), out);
+    let cluster_secret = secret(CLUSTER_SECRET)?;
+    let keys_secret = secret(KEYS_SECRET)?;
+    let audit_secret = secret(AUDIT_SECRET)?;
+    let password = secret(DATABASE_PASSWORD)?;
+    let admin_password = secret(ADMIN_PASSWORD)?;
+    let ca = read(&authority.join("ca.pem"))? + "\n";
+    let url = with_password(&config.store.url, &password)?;
+
+    let listed = config.cluster.nodes.iter().map(|node| {
+        let has = |roles: &[Role]| roles.iter().any(|role| node.roles.contains(role));
+        let needs = Needs {
+            keys: has(&[Role::Front, Role::Billing]),
+            audit: has(&[Role::Front, Role::Patient, Role::Billing]),
+        };
+        (node.name.as_str(), node.name.clone(), needs)
+    });
+    for (name, certified, needs) in listed.chain(joining) {
+        let mut place = Place { directory: args.out.join(name), owner: args.owner, out: &mut *out };
+        directory(&place.directory)?;
+        place.keep("ca.pem", &ca, 0o444)?;
+        place.keep(CLUSTER_SECRET, &cluster_secret, 0o400)?;
+        place.keep(DATABASE_URL, &url, 0o400)?;
+        if needs.keys {
+            place.keep(KEYS_SECRET, &keys_secret, 0o400)?;
+        }
+        if needs.audit {
+            place.keep(AUDIT_SECRET, &audit_secret, 0o400)?;
+        }
+        place.certify(&signer, &certified, args)?;
+    }
+    let mut database = Place { directory: args.out.join("database"), owner: None, out: &mut *out };
+    directory(&database.directory)?;
+    // The server runs as a user whose number depends on the image; nobody else mounts this directory.
+    database.keep("password", &password, 0o444)?;
+    let mut jobs = Place { directory: args.out.join("jobs"), owner: args.owner, out };
+    directory(&jobs.directory)?;
+    jobs.keep(DATABASE_URL, &url, 0o400)?;
+    jobs.keep(ADMIN_PASSWORD, &admin_password, 0o400)
+}
+
+/// The secrets that a node's roles need beyond those that all have.
+struct Needs {
+    /// It checks tokens.
+    keys: bool,
+    /// It records accesses.
+    audit: bool,
+}
+
+/// The directory of nodes that join, the name in their certificate, and what they need: they are there for patients.
+fn joining<'a>(args: &'a Args, config: &Config) -> Result<Option<(&'a str, String, Needs)>, Failure> {
+    let Some(name) = &args.joining else { return Ok(None) };
+    let Some(suffix) = &config.cluster.tls.allowed_suffix else {
+        let reason = "cluster.tls.allowed_suffix is not set, and names of nodes that join must end so";
+        return Err(Failure::new(Exit::Config, reason));
+    };
+    // Whoever checks certificates takes no wildcard for a whole top-level domain (RFC 6125, section 7.2).
+    if suffix.matches('.').count() < 2 {
+        let reason = format!(
+            "cluster.tls.allowed_suffix: {suffix:?} needs two labels for a certificate of any name under it"
+        );
+        return Err(Failure::new(Exit::Config, reason));
+    }
+    Ok(Some((name, format!("*{suffix}"), Needs { keys: false, audit: true })))
+}
+
+/// Where a node, or whoever else, finds its files.
+struct Place<'a> {
+    directory: PathBuf,
+    owner: Option<u32>,
+    out: &'a mut dyn Write,
+}
+
+impl Place<'_> {
+    /// Writes the file, unless it says that already. What says something else is replaced: it is a copy.
+    fn keep(&mut self, name: &str, text: &str, mode: u32) -> Result<(), Failure> {
+        let path = self.directory.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(present) if present.trim_end() == text.trim_end() => Ok(()),
+            _ => self.replace(&path, text, mode),
+        }
+    }
+
+    /// A certificate and its key, unless both are there and are to stay.
+    fn certify(&mut self, signer: &Authority, name: &str, args: &Args) -> Result<(), Failure> {
+        let (certificate, key) = (self.directory.join("node.pem"), self.directory.join("node.key"));
+        if certificate.exists() && key.exists() && !args.renew {
+            return Ok(());
+        }
+        let (certificate_pem, key_pem) = signer.sign(name, args.days).map_err(|e| failed(&certificate, e))?;
+        self.replace(&key, &key_pem, 0o400)?;
+        self.replace(&certificate, &certificate_pem, 0o444)
+    }
+
+    /// Whoever reads sees the old file or the new one, whole.
+    fn replace(&mut self, path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
+        let draft = path.with_extension(format!("{:016x}.tmp", fastrand::u64(..)));
+        write_new(&draft, text, mode)?;
+        let owned = self.owner.map_or(Ok(()), |owner| chown(&draft, Some(owner), None));
+        owned.and_then(|()| std::fs::rename(&draft, path)).map_err(|e| {
+            // It holds a secret; that it cannot be removed either adds nothing to what is told.
+            let _ = std::fs::remove_file(&draft);
+            failed(path, e)
+        })?;
+        Ok(writeln!(self.out, "{}", path.display())?)
+    }
+}
+
+fn directory(path: &Path) -> Result<(), Failure> {
+    DirBuilder::new().recursive(true).mode(0o755).create(path).map_err(|e| failed(path, e))
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| failed(path, e))?;
+    let text = text.trim_end_matches(['\r', '\n']).to_owned();
+    match text.len() {
+        0 => Err(failed(path, "it is empty")),
+        bytes if bytes > SECRET_BYTES_MAX => Err(failed(path, "it is too long for a secret")),
+        _ => Ok(text),
+    }
+}
+
+fn read_or_make(path: &Path, out: &mut dyn Write) -> Result<String, Failure> {
+    if !path.exists() {
+        let mut random = [0; RANDOM_BYTES];
+        getrandom::fill(&mut random).map_err(|e| failed(path, e))?;
+        write_new(path, &URL_SAFE_NO_PAD.encode(random), 0o600)?;
+        writeln!(out, "{}", path.display())?;
+    }
+    read(path)
+}
+
+/// `url` with the password behind the user's name, percent-encoded (RFC 3986, section 2.1).
+fn with_password(url: &str, password: &str) -> Result<String, Failure> {
+    let refused = |reason: &str| Err(Failure::new(Exit::Config, format!("store.url: {reason}")));
+    let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("postgres"))
+    else {
+        return refused("expected postgres://user@host:port/database, to put the password in");
+    };
+    match rest.split_once('@') {
+        Some((user, host)) if !user.contains(':') => {
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+            let encoded = |b: u8| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") };
+            let password: String = password.bytes().map(encoded).collect();
+            Ok(format!("{scheme}://{user}:{password}@{host}"))
+        }
+        Some(_) => refused("it has a password already, and the one of `authority` is to be used"),
+        None => refused("it names no user, to whom the password belongs"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,26 @@
+//! `{host}` in a node's name and address: the host's name. So that one file and one command line serve any number of
+//! nodes, as containers of one service are.
+
+use super::problem::Problem;
+use super::tree::{Node, Value};
+
+/// What stands for the name of the host.
+const PLACEHOLDER: &str = "{host}";
+
+/// The keys in which it may stand.
+const KEYS: [&str; 2] = ["node.name", "cluster.advertise"];
+
+/// Puts the host's name in its places; none is needed if there are none.
+pub(super) fn put(tree: &mut Node, host: Option<&str>) -> Result<(), Problem> {
+    for key in KEYS {
+        let Some(text) = tree.text(key).filter(|text| text.contains(PLACEHOLDER)) else { continue };
+        let host = host.map(str::to_ascii_lowercase).filter(|host| !host.is_empty());
+        let put = host.map(|host| text.replace(PLACEHOLDER, &host));
+        let Some(node) = tree.get(key).cloned() else { continue };
+        let Some(text) = put else {
+            return Err(Problem::of(key, &node, format!("{PLACEHOLDER}: this host has no name")));
+        };
+        tree.set(key, Node { value: Value::Text(text), ..node });
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What of a request the access audit keeps, and when: before its answer leaves.
+//!
+//! | what came of it | kept |
+//! |---|---|
+//! | the role is not permitted (403) | always, whatever the route is about |
+//! | shown or done | where the action is audited; by the edge, or with the change, in the transaction of the change |
+//! | not there, taken (404, 409) | where the action is audited: it tells something of a patient |
+//! | not known (504), a fault of ours (500) | where the action is audited |
+//! | no valid request, nobody known, no room, no time (400, 401, 408, 413, 415, 503, 504) | no: nothing was seen or done |
+//!
+//! What cannot be kept is not answered: the caller gets 503, and of a change that was made 504 with
+//! `OUTCOME_UNKNOWN`.
+
+use std::sync::OnceLock;
+
+use axum::response::Response;
+use uuid::Uuid;
+
+use crate::actors::audit::AuditHandle;
+use crate::context::TraceContext;
+use crate::domain::access::{Action, Caller};
+use crate::domain::audit::{Access, Outcome};
+use crate::domain::ids::PatientId;
+use crate::domain::time::Timestamp;
+use crate::error::ErrorCode;
+
+use super::pipeline::Effect;
+use super::problem::Failure;
+
+/// What a handler notes of the access that it serves.
+#[derive(Default)]
+pub(super) struct Accessed {
+    patients: OnceLock<Vec<PatientId>>,
+    reason: OnceLock<Box<str>>,
+}
+
+impl Accessed {
+    /// Whose records are shown: noted before they are. A route that names a patient in its path need not.
+    pub(super) fn shows(&self, patients: Vec<PatientId>) {
+        // The first word stands: a handler has one answer.
+        let _ = self.patients.set(patients);
+    }
+
+    /// Why the caller breaks the glass.
+    pub(super) fn because(&self, reason: &str) {
+        let _ = self.reason.set(reason.into());
+    }
+}
+
+/// What is known of a request before it is worked on.
+pub(super) struct Asked<'a> {
+    pub(super) action: Action,
+    pub(super) effect: Effect,
+    pub(super) caller: &'a Caller,
+    pub(super) trace: &'a TraceContext,
+    /// The patient that the path or the registration names.
+    pub(super) patient: Option<PatientId>,
+    pub(super) accessed: &'a Accessed,
+}
+
+/// `outcome`, once it is recorded.
+pub(super) async fn recorded(
+    journal: &AuditHandle,
+    now: Timestamp,
+    asked: Asked<'_>,
+    outcome: Result<Response, Failure>,
+) -> Result<Response, Failure> {
+    let Some(came_of_it) = kept(asked.action, &outcome) else { return outcome };
+    if !journal.is_on() {
+        return outcome;
+    }
+    let noted = asked.accessed.patients.get().cloned();
+    let access = Access {
+        at: now,
+        action: asked.action,
+        outcome: came_of_it,
+        caller: asked.caller.clone(),
+        patients: noted.unwrap_or_else(|| asked.patient.into_iter().collect()),
+        trace_id: asked.trace.trace_id,
+        reason: asked.accessed.reason.get().cloned(),
+        change: None,
+    };
+    match (journal.record(access).await, &outcome, asked.effect) {
+        (Ok(()), ..) => outcome,
+        (Err(_), Ok(_), Effect::Writes) => Err(Failure::new(
+            ErrorCode::OutcomeUnknown,
+            "The change was made, but it cannot be recorded who made it",
+        )),
+        (Err(_), Err(failure), _) if failure.error.code == ErrorCode::OutcomeUnknown => outcome,
+        (Err(error), ..) => Err(error.into()),
+    }
+}
+
+/// What is kept of it, if anything is, by the table above.
+fn kept(action: Action, outcome: &Result<Response, Failure>) -> Option<Outcome> {
+    match outcome {
+        Err(failure) if failure.error.code == ErrorCode::Forbidden => Some(Outcome::Denied),
+        _ if !action.is_audited() => None,
+        Ok(_) if action.is_recorded_with_its_change() => None,
+        Ok(_) => Some(Outcome::Done),
+        Err(failure) => match failure.error.code {
+            ErrorCode::NotFound | ErrorCode::AlreadyExists => Some(Outcome::Refused),
+            ErrorCode::OutcomeUnknown => Some(Outcome::Unknown),
+            ErrorCode::Internal => Some(Outcome::Failed),
+            _ => None,
+        },
+    }
+}
+
+/// The patient whose id is the segment of `path` that stands where `template` has a patient's placeholder.
+pub(super) fn patient_of(template: &str, path: &str) -> Option<PatientId> {
+    let names = |part: &str| matches!(part, "{id}" | "{patientId}");
+    let place = template.split('/').position(names)?;
+    let text = path.split('/').nth(place).filter(|text| text.len() == 36)?;
+    Uuid::try_parse(text).ok().map(PatientId)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_as_the_table_says() {
+        let said = |action, code: Option<ErrorCode>| {
+            let outcome = match code {
+                None => Ok(Response::default()),
+                Some(code) => Err(Failure::new(code, "no")),
+            };
+            kept(action, &outcome)
+        };
+        for action in Action::ALL {
+            assert_eq!(said(action, Some(ErrorCode::Forbidden)), Some(Outcome::Denied), "{action:?}");
+            let with_change = action.is_recorded_with_its_change();
+            let done = (action.is_audited() && !with_change).then_some(Outcome::Done);
+            assert_eq!(said(action, None), done, "{action:?}");
+            let unknown = action.is_audited().then_some(Outcome::Unknown);
+            assert_eq!(said(action, Some(ErrorCode::OutcomeUnknown)), unknown, "{action:?}");
+            for nothing in [
+                ErrorCode::Invalid,
+                ErrorCode::Unauthenticated,
+                ErrorCode::Overloaded,
+                ErrorCode::Unavailable,
+                ErrorCode::DeadlineExceeded,
+                ErrorCode::PayloadTooLarge,
+            ] {
+                assert_eq!(said(action, Some(nothing)), None, "{action:?} {nothing:?}");
+            }
+        }
+        assert_eq!(said(Action::PatientRead, Some(ErrorCode::NotFound)), Some(Outcome::Refused));
+        assert_eq!(said(Action::PatientRegister, Some(ErrorCode::AlreadyExists)), Some(Outcome::Refused));
+    }
+
+    #[test]
+    fn a_path_names_its_patient() {
+        let id = "123e4567-e89b-12d3-a456-426614174000";
+        let of = |template, path: &str| patient_of(template, path).map(|patient| patient.0.to_string());
+        let named = Some(id.to_owned());
+        assert_eq!(of("/api/patients/{id}", &format!("/api/patients/{id}")), named);
+        assert_eq!(of("/api/patients/{id}/restriction", &format!("/api/patients/{id}/restriction")), named);
+        assert_eq!(of("/api/billing/accounts/{patientId}", &format!("/api/billing/accounts/{id}")), named);
+        assert_eq!(of("/api/patients/{id}", "/api/patients/7"), None);
+        assert_eq!(of("/api/patients", "/api/patients"), None);
+        assert_eq!(of("/api/users/{email}", &format!("/api/users/{id}")), None);
+    }
+}

@@ -1,0 +1,292 @@
+//! `/api/audit`: who saw and changed what. For auditors alone.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::extract::Query;
+use axum::response::Response;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::header::LINK;
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::actors::audit::{AuditPlace, AuditQuery};
+use crate::auth::Auth;
+use crate::domain::access::Action;
+use crate::domain::audit::{Access, Outcome};
+use crate::domain::ids::PatientId;
+use crate::domain::patient::email_key;
+use crate::domain::time::Timestamp;
+use crate::domain::validate::FieldErrors;
+use crate::error::{Error, ErrorCode};
+
+use super::pipeline::Call;
+use super::problem::Failure;
+use super::{AppState, reply};
+
+const LIMIT_DEFAULT: usize = 100;
+const LIMIT_MAX: usize = 1000;
+const PURPOSE: &str = "audit-cursor-1";
+
+/// One access.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Access, example = json!({
+    "id": "01a20381-f501-74ce-bf8f-56f2d3a82b06/7/0", "at": "2026-01-10T08:30:00.123456Z",
+    "action": "PATIENT_READ", "outcome": "DONE", "subject": "ada@example.com", "role": "CLINICIAN",
+    "from": "192.0.2.1", "patientIds": ["123e4567-e89b-12d3-a456-426614174000"],
+    "traceId": "0af7651916cd43dd8448eb211c80319c"
+}))]
+pub(super) struct AccessBody<'a> {
+    /// Where it stands: chain, row and place in the row.
+    id: String,
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    at: OffsetDateTime,
+    /// What was wanted.
+    #[schema(value_type = String)]
+    action: &'static str,
+    /// `DONE`, `DENIED`, `REFUSED` (not there, taken), `FAILED` or `UNKNOWN`.
+    #[schema(value_type = String)]
+    outcome: &'static str,
+    /// Who: a user's e-mail address, or a part of the system.
+    subject: &'a str,
+    /// The role at that time.
+    #[schema(value_type = String)]
+    role: &'static str,
+    /// The address that the edge saw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    /// Whose records.
+    #[schema(value_type = Vec<String>)]
+    patient_ids: Vec<Uuid>,
+    trace_id: String,
+    /// Why, of a break-glass access.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    /// Of a change: the version that the patient has after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<i64>,
+}
+
+impl<'a> AccessBody<'a> {
+    fn of(place: &AuditPlace, access: &'a Access) -> Self {
+        AccessBody {
+            id: format!("{}/{}/{}", place.chain, place.seq, place.index),
+            at: access.at.to_offset(),
+            action: access.action.as_str(),
+            outcome: access.outcome.as_str(),
+            subject: &access.caller.subject,
+            role: access.caller.role.as_str(),
+            from: access.caller.from.map(|from| from.to_string()),
+            patient_ids: access.patients.iter().map(|patient| patient.0).collect(),
+            trace_id: format!("{:032x}", access.trace_id),
+            reason: access.reason.as_deref(),
+            version: access.change.map(|change| change.version),
+        }
+    }
+}
+
+/// Lists accesses, the newest first.
+///
+/// One page; the `Link` header leads to the next. While there is a next page a page may be short, or empty. This
+/// list is an access, too, and stands in the next one.
+#[utoipa::path(get, path = "/api/audit", operation_id = "listAccesses", tag = "audit",
+    params(
+        ("patient" = Option<Uuid>, Query, description = "Whose record."),
+        ("subject" = Option<String>, Query, description = "Who, without regard to case."),
+        ("action" = Option<String>, Query, description = "What was wanted, such as PATIENT_READ."),
+        ("outcome" = Option<String>, Query, description = "What came of it, such as DENIED."),
+        ("from" = Option<String>, Query, description = "At this moment (RFC 3339) or later."),
+        ("until" = Option<String>, Query, description = "Before this moment (RFC 3339)."),
+        ("limit" = Option<u32>, Query, description = "Entries on the page.", minimum = 1, maximum = 1000, example = 100),
+        ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out."),
+    ),
+    responses((status = 200, description = "A page of accesses.", body = Vec<AccessBody>,
+        headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there may be more.")))))]
+pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let given = Query::<Vec<(String, String)>>::try_from_uri(&call.parts.uri)
+        .map_err(|_| Failure::new(ErrorCode::Invalid, "The query cannot be read"))?;
+    let wanted = Wanted::of(&given.0, |text| take_back(&app.auth, text)).map_err(Error::invalid_fields)?;
+    let page = app.audit_reader.page(&wanted.query, wanted.after, wanted.limit).await?;
+    let shown: Vec<AccessBody<'_>> =
+        page.entries.iter().map(|(place, access)| AccessBody::of(place, access)).collect();
+    let mut response = reply::json(StatusCode::OK, &shown)?;
+    if let Some(next) = page.next {
+        let same = call.parts.uri.query().unwrap_or_default().split('&');
+        let mut query: Vec<Cow<'_, str>> =
+            same.filter(|part| !part.is_empty() && !part.starts_with("cursor=")).map(Cow::from).collect();
+        query.push(format!("cursor={}", give_out(&app.auth, next)).into());
+        let link = format!("</api/audit?{}>; rel=\"next\"", query.join("&"));
+        if let Ok(link) = HeaderValue::try_from(link) {
+            response.headers_mut().insert(LINK, link);
+        }
+    }
+    Ok(response)
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    query: AuditQuery,
+    after: Option<AuditPlace>,
+    limit: usize,
+}
+
+impl Wanted {
+    fn of(
+        given: &[(String, String)],
+        take_back: impl Fn(&str) -> Option<AuditPlace>,
+    ) -> Result<Self, FieldErrors> {
+        let mut errors = FieldErrors::new();
+        let mut wanted = Wanted { query: AuditQuery::default(), after: None, limit: LIMIT_DEFAULT };
+        let mut seen = std::collections::HashSet::new();
+        for (name, value) in given {
+            let query = &mut wanted.query;
+            let known: Option<(&'static str, Option<()>, &'static str)> = match name.as_str() {
+                "patient" => {
+                    let id = Uuid::try_parse(value).ok().map(PatientId);
+                    query.patient = id;
+                    Some(("patient", id.map(drop), "Should be a UUID"))
+                }
+                "subject" => {
+                    query.subject = Some(email_key(value.trim()));
+                    Some(("subject", Some(()), ""))
+                }
+                "action" => {
+                    query.action = Action::parse(value);
+                    Some(("action", query.action.map(drop), "Should be an action, such as PATIENT_READ"))
+                }
+                "outcome" => {
+                    query.outcome = Outcome::parse(value).filter(|outcome| *outcome != Outcome::Submitted);
+                    let rule = "Should be DONE, DENIED, REFUSED, FAILED or UNKNOWN";
+                    Some(("outcome", query.outcome.map(drop), rule))
+                }
+                "from" => {
+                    query.from = moment(value);
+                    Some(("from", query.from.map(drop), "Should be a moment, such as 2026-01-10T08:30:00Z"))
+                }
+                "until" => {
+                    query.until = moment(value);
+                    Some(("until", query.until.map(drop), "Should be a moment, such as 2026-01-10T08:30:00Z"))
+                }
+                "limit" => {
+                    let limit = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                    wanted.limit = limit.unwrap_or(LIMIT_DEFAULT);
+                    Some(("limit", limit.map(drop), "Limit should be a number from 1 to 1000"))
+                }
+                "cursor" => {
+                    wanted.after = take_back(value);
+                    Some(("cursor", wanted.after.map(drop), "Cursor should be as it was given out"))
+                }
+                _ => None,
+            };
+            // A filter that is misspelt would show what was not asked for.
+            let Some((name, holds, rule)) = known else {
+                errors.insert(
+                    "query",
+                    "Known are patient, subject, action, outcome, from, until, limit, cursor",
+                );
+                continue;
+            };
+            if !seen.insert(name) {
+                errors.insert(name, "Given more than once");
+            } else if holds.is_none() {
+                errors.insert(name, rule);
+            }
+        }
+        if errors.is_empty() { Ok(wanted) } else { Err(errors) }
+    }
+}
+
+fn moment(text: &str) -> Option<Timestamp> {
+    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    i64::try_from(moment.unix_timestamp_nanos() / 1_000).ok().map(Timestamp)
+}
+
+/// `place` as a text for a URL.
+fn give_out(auth: &Auth, place: AuditPlace) -> String {
+    let mut bytes = Vec::with_capacity(52);
+    bytes.extend(place.sealed_at.0.to_be_bytes());
+    bytes.extend(place.chain.as_bytes());
+    bytes.extend(place.seq.to_be_bytes());
+    bytes.extend(place.index.to_be_bytes());
+    let seal = auth.seal(PURPOSE, &bytes);
+    bytes.extend(seal);
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// The place that `text` was given out for; `None` if it was not.
+fn take_back(auth: &Auth, text: &str) -> Option<AuditPlace> {
+    let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let (place, seal) = bytes.split_at_checked(36)?;
+    if auth.seal(PURPOSE, place) != seal {
+        return None;
+    }
+    let (at, rest) = place.split_at(8);
+    let (chain, rest) = rest.split_at(16);
+    let (seq, index) = rest.split_at(8);
+    Some(AuditPlace {
+        sealed_at: Timestamp(i64::from_be_bytes(at.try_into().ok()?)),
+        chain: Uuid::from_slice(chain).ok()?,
+        seq: i64::from_be_bytes(seq.try_into().ok()?),
+        index: u32::from_be_bytes(index.try_into().ok()?),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::fake::{FakeClock, FakeUsers, auth};
+
+    #[test]
+    fn a_cursor_comes_back_as_it_was_or_not_at_all() {
+        let auth = auth(&FakeUsers::new(), &FakeClock::new());
+        let place = AuditPlace { sealed_at: Timestamp(-5), chain: Uuid::from_u128(77), seq: 3, index: 9 };
+        let text = give_out(&auth, place);
+        assert_eq!(take_back(&auth, &text), Some(place));
+        for bad in ["", "x", &text[1..], &format!("{text}AAAA")] {
+            assert_eq!(take_back(&auth, bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn filters_are_read_and_slips_are_told() {
+        let wanted = |pairs: &[(&str, &str)]| {
+            let given: Vec<_> = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            Wanted::of(&given, |_| None)
+        };
+        let read = wanted(&[
+            ("patient", "123e4567-e89b-12d3-a456-426614174000"),
+            ("subject", "Ada@Example.com"),
+            ("action", "PATIENT_READ"),
+            ("outcome", "DENIED"),
+            ("from", "2026-01-10T08:30:00Z"),
+            ("limit", "7"),
+        ])
+        .expect("well-formed");
+        assert_eq!(read.query.subject.as_deref(), Some("ada@example.com"));
+        assert_eq!(
+            (read.query.action, read.query.outcome),
+            (Some(Action::PatientRead), Some(Outcome::Denied))
+        );
+        assert_eq!((read.query.from, read.limit), (Some(Timestamp(1_768_033_800_000_000)), 7));
+        for (pairs, field) in [
+            (&[("patient", "7")][..], "patient"),
+            (&[("action", "READ")], "action"),
+            (&[("outcome", "SUBMITTED")], "outcome"),
+            (&[("from", "yesterday")], "from"),
+            (&[("limit", "1001")], "limit"),
+            (&[("cursor", "made up")], "cursor"),
+            (&[("patinet", "x")], "query"),
+            (&[("subject", "a"), ("subject", "b")], "subject"),
+        ] {
+            assert_eq!(wanted(pairs).expect_err(field).into_keys().collect::<Vec<_>>(), [field]);
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! `/api/users`: who may log in. For administrators, but for one's own password.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Path, Query};
+use axum::response::Response;
+use http::header::{LINK, LOCATION};
+use http::{HeaderValue, StatusCode};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use crate::auth::{Change, User};
+use crate::domain::access::Role;
+use crate::domain::patient::email_key;
+use crate::domain::validate::FieldErrors;
+use crate::error::{Error, ErrorCode};
+
+use super::fields::Fields;
+use super::pipeline::Call;
+use super::problem::Failure;
+use super::{AppState, reply};
+
+const LIMIT_DEFAULT: u32 = 100;
+const LIMIT_MAX: u32 = 1000;
+
+/// Someone who may log in.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = User, example = json!({
+    "email": "ada@example.com", "role": "CLINICIAN", "disabled": false, "createdAt": "2026-01-10T08:30:00Z"
+}))]
+pub(super) struct UserBody<'a> {
+    #[schema(format = "email")]
+    email: &'a str,
+    /// ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or AUDITOR.
+    role: &'a str,
+    /// Cannot log in, and what was given before does not hold.
+    disabled: bool,
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    created_at: OffsetDateTime,
+}
+
+impl<'a> From<&'a User> for UserBody<'a> {
+    fn from(user: &'a User) -> Self {
+        UserBody {
+            email: &user.email,
+            role: &user.role,
+            disabled: user.disabled,
+            created_at: user.created_at.to_offset(),
+        }
+    }
+}
+
+/// A user to be made.
+#[derive(ToSchema)]
+#[schema(as = UserForm, example = json!({
+    "email": "ada@example.com", "password": "correct horse battery", "role": "CLINICIAN"
+}))]
+#[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
+pub(super) struct UserForm {
+    #[schema(format = "email")]
+    email: String,
+    /// 8 to 72 bytes.
+    #[schema(format = "password")]
+    password: String,
+    /// ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or AUDITOR.
+    role: String,
+}
+
+/// What is changed of a user; what is left out stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = UserChange, example = json!({"role": "AUDITOR", "disabled": true}))]
+pub(super) struct ChangeForm {
+    role: Option<String>,
+    disabled: Option<bool>,
+}
+
+/// One's own new password.
+#[derive(ToSchema)]
+#[schema(as = PasswordForm, rename_all = "camelCase", example = json!({
+    "oldPassword": "correct horse battery", "newPassword": "staple correct horse"
+}))]
+#[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
+pub(super) struct PasswordForm {
+    #[schema(format = "password")]
+    old_password: String,
+    /// 8 to 72 bytes.
+    #[schema(format = "password")]
+    new_password: String,
+}
+
+/// Lists users, in the order of their e-mail addresses.
+///
+/// One page; the `Link` header leads to the next, if there is more.
+#[utoipa::path(get, path = "/api/users", operation_id = "listUsers", tag = "users",
+    params(
+        ("limit" = Option<u32>, Query, description = "Users on the page.", minimum = 1, maximum = 1000, example = 100),
+        ("after" = Option<String>, Query, description = "The page begins after this e-mail address."),
+    ),
+    responses((status = 200, description = "A page of users.", body = Vec<UserBody>,
+        headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
+pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(&call.parts.uri)
+        .map_err(|_| Failure::new(ErrorCode::Invalid, "The query cannot be read"))?;
+    let one = |name: &str| query.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+    let limit = one("limit")
+        .map_or(Some(LIMIT_DEFAULT), |text| text.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n)))
+        .ok_or_else(|| Failure::field("limit", "Limit should be a number from 1 to 1000"))?;
+    let after = one("after").map(email_key);
+    // One more than asked for tells whether there is more.
+    let mut users = app.users.list(after.as_deref(), limit + 1).await?;
+    let more = users.len() > limit as usize;
+    users.truncate(limit as usize);
+    let shown: Vec<UserBody<'_>> = users.iter().map(UserBody::from).collect();
+    let mut response = reply::json(StatusCode::OK, &shown)?;
+    if let Some(last) = users.last().filter(|_| more) {
+        let link = format!("</api/users?limit={limit}&after={}>; rel=\"next\"", escaped(&last.email));
+        if let Ok(link) = HeaderValue::try_from(link) {
+            response.headers_mut().insert(LINK, link);
+        }
+    }
+    Ok(response)
+}
+
+/// Lets somebody log in.
+#[utoipa::path(post, path = "/api/users", operation_id = "createUser", tag = "users",
+    request_body = UserForm,
+    responses((status = 201, description = "Made.", body = UserBody,
+        headers(("Location", description = "The path of the user.")))))]
+pub(super) async fn create(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let mut fields = Fields::read(&call.body, ["email", "password", "role"])?;
+    let [email, password, role] =
+        fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
+    let role = match Role::parse(&role) {
+        Some(role) => Ok(role),
+        None => Err(FieldErrors::from([("role", ROLES)])),
+    };
+    let role = fields.checked(role)?;
+    let user = app.users.create(&email, &password, role).await?;
+    let mut response = reply::json(StatusCode::CREATED, &UserBody::from(&user))?;
+    if let Ok(location) = HeaderValue::try_from(format!("/api/users/{}", escaped(&user.email))) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+const ROLES: &str = "Should be ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or AUDITOR";
+
+/// Changes what a user may do, or keeps a user out.
+///
+/// What was given to a disabled user no longer holds, at the latest after `auth.user_cache_ms`. An administrator
+/// cannot do either to themselves, so that there is always one left.
+#[utoipa::path(patch, path = "/api/users/{email}", operation_id = "changeUser", tag = "users",
+    params(("email" = String, Path, description = "The user's e-mail address.")),
+    request_body = ChangeForm,
+    responses((status = 200, description = "The user as it is now.", body = UserBody)))]
+pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Response, Failure> {
+    let email = Path::<String>::from_request_parts(&mut call.parts, &())
+        .await
+        .map(|path| email_key(&path.0))
+        .map_err(|_| Failure::field("email", "Should be an e-mail address"))?;
+    // What the reader says could repeat what was sent.
+    let form: ChangeForm = serde_json::from_slice(&call.body).map_err(|_| {
+        Failure::new(ErrorCode::Invalid, "Known are role (a text) and disabled (true or false)")
+    })?;
+    let role = match form.role.as_deref().map(Role::parse) {
+        Some(None) => return Err(Failure::field("role", ROLES)),
+        role => role.flatten(),
+    };
+    if email == *call.ctx.caller.subject {
+        return Err(Error::new(ErrorCode::Forbidden, "Nobody changes their own role or standing").into());
+    }
+    let user = app.users.change(&email, Change { role, disabled: form.disabled }).await?;
+    reply::json(StatusCode::OK, &UserBody::from(&user))
+}
+
+/// Changes one's own password.
+///
+/// All that was given to the user before ends with it: log in again.
+#[utoipa::path(post, path = "/api/users/me/password", operation_id = "changePassword", tag = "users",
+    request_body = PasswordForm,
+    responses((status = 204, description = "Changed.")))]
+pub(super) async fn password(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let mut fields = Fields::read(&call.body, ["oldPassword", "newPassword"])?;
+    let [old, new] = fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
+    fields.checked(Ok::<(), FieldErrors>(()))?;
+    app.users.change_password(&call.ctx.caller.subject, &old, &new).await?;
+    Ok(reply::empty(StatusCode::NO_CONTENT))
+}
+
+/// `email` in a path or a query (RFC 3986, section 2.1).
+fn escaped(email: &str) -> String {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~@".contains(byte);
+    email
+        .bytes()
+        .map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_escaped_for_a_path() {
+        assert_eq!(escaped("ada@example.com"), "ada@example.com");
+        assert_eq!(escaped("a+b/c?d&e=\u{f6}@example.com"), "a%2Bb%2Fc%3Fd%26e%3D%C3%B6@example.com");
+    }
+}

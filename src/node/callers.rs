@@ -1,0 +1,30 @@
+//! What the node's `Sessions` actor keeps fresh: the knowledge of `Auth`.
+
+use async_trait::async_trait;
+
+use crate::actors::sessions::Keeper;
+use crate::auth::Auth;
+use crate::domain::ids::SessionId;
+use crate::error::Result;
+
+/// What `Auth` knows.
+pub(super) struct Known(pub(super) Auth);
+
+#[async_trait]
+impl Keeper for Known {
+    async fn read_revocations(&self) -> Result<()> {
+        self.0.read_revocations().await
+    }
+
+    async fn read_keys(&self) -> Result<()> {
+        self.0.read_keys().await
+    }
+
+    async fn delete_dead(&self) -> Result<()> {
+        self.0.delete_dead().await
+    }
+
+    fn revoked_elsewhere(&self, sessions: &[SessionId]) {
+        self.0.revoked_elsewhere(sessions);
+    }
+}

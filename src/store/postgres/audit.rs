@@ -1,0 +1,115 @@
+//! The access audit.
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::fault::Intent;
+use super::{PostgresStore, column, limit};
+use crate::domain::audit::Change;
+use crate::domain::ids::PatientId;
+use crate::domain::time::Timestamp;
+use crate::store::Result;
+use crate::store::audit::{AuditBatch, AuditHead, AuditSearch, AuditStore};
+
+fn batch(row: &PgRow) -> Result<AuditBatch> {
+    Ok(AuditBatch {
+        chain: column(row, 0)?,
+        seq: column(row, 1)?,
+        at: Timestamp(column(row, 2)?),
+        mac: mac(column(row, 3)?),
+        terms: column(row, 4)?,
+        body: column(row, 5)?,
+    })
+}
+
+/// A seal of another length fits nothing, as none does.
+fn mac(bytes: &[u8]) -> [u8; 32] {
+    bytes.try_into().unwrap_or_default()
+}
+
+/// Batches that have all the terms asked for; the condition is left out if none is, so that the plan does not
+/// go through the index of terms.
+macro_rules! search {
+    ($condition:literal) => {
+        concat!(
+            "SELECT chain, seq, at, mac, terms, body FROM audit_batches
+             WHERE at >= $1 AND (at, chain, seq) <= ($2, $3, $4) AND ",
+            $condition,
+            " ORDER BY at DESC, chain DESC, seq DESC LIMIT $6"
+        )
+    };
+}
+
+#[async_trait]
+impl AuditStore for PostgresStore {
+    async fn append_audit(&self, batch: &AuditBatch) -> Result<()> {
+        let insert = sqlx::query(
+            "INSERT INTO audit_batches (chain, seq, at, mac, body, terms) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(batch.chain)
+        .bind(batch.seq)
+        .bind(batch.at.0)
+        .bind(&batch.mac[..])
+        .bind(&batch.body)
+        .bind(&batch.terms);
+        let done = self.audits.rows(self.answer_timeout, insert).await;
+        done.map(drop).map_err(|failure| failure.into_error(Intent::Write))
+    }
+
+    async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditHead>> {
+        // From chain to chain by the key, whatever each of them is long.
+        let query = sqlx::query(
+            "WITH RECURSIVE heads AS (
+                 (SELECT chain, seq, mac FROM audit_batches WHERE chain < coalesce($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
+                  ORDER BY chain DESC, seq DESC LIMIT 1)
+                 UNION ALL
+                 SELECT older.* FROM heads CROSS JOIN LATERAL
+                     (SELECT b.chain, b.seq, b.mac FROM audit_batches b WHERE b.chain < heads.chain
+                      ORDER BY b.chain DESC, b.seq DESC LIMIT 1) older
+             )
+             SELECT chain, seq, mac FROM heads LIMIT $2",
+        );
+        let rows = self.read(query.bind(before).bind(limit(limit_rows))).await?;
+        let head = |row: &PgRow| {
+            Ok(AuditHead { chain: column(row, 0)?, seq: column(row, 1)?, mac: mac(column(row, 2)?) })
+        };
+        rows.iter().map(head).collect()
+    }
+
+    async fn audit_batches(&self, chain: Uuid, seq: i64, limit_rows: u32) -> Result<Vec<AuditBatch>> {
+        let query = sqlx::query(
+            "SELECT chain, seq, at, mac, terms, body FROM audit_batches
+             WHERE chain = $1 AND seq >= $2 ORDER BY seq LIMIT $3",
+        );
+        let rows = self.read(query.bind(chain).bind(seq).bind(limit(limit_rows))).await?;
+        rows.iter().map(batch).collect()
+    }
+
+    async fn search_audit(&self, search: &AuditSearch) -> Result<Vec<AuditBatch>> {
+        let sql = match search.terms.is_empty() {
+            true => search!("$5::int4[] IS NOT NULL"),
+            false => search!("terms @> $5::int4[]"),
+        };
+        let query = sqlx::query(sql)
+            .bind(search.from.0)
+            .bind(search.until.at.0)
+            .bind(search.until.chain)
+            .bind(search.until.seq)
+            .bind(&search.terms)
+            .bind(limit(search.limit_rows));
+        self.read(query).await?.iter().map(batch).collect()
+    }
+
+    async fn changes_made(&self, changes: &[(PatientId, Change)]) -> Result<Vec<bool>> {
+        let query = sqlx::query(
+            "SELECT e.event_id IS NOT NULL FROM unnest($1::uuid[], $2::int8[], $3::uuid[]) WITH ORDINALITY
+                 AS t(patient_id, version, event_id, ord)
+             LEFT JOIN patient_events e USING (patient_id, version, event_id) ORDER BY t.ord",
+        )
+        .bind(changes.iter().map(|(patient, _)| patient.0).collect::<Vec<_>>())
+        .bind(changes.iter().map(|(_, change)| change.version).collect::<Vec<_>>())
+        .bind(changes.iter().map(|(_, change)| change.event.0).collect::<Vec<_>>());
+        self.read(query).await?.iter().map(|row| column(row, 0)).collect()
+    }
+}

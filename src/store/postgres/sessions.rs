@@ -1,0 +1,124 @@
+//! Sessions: each change is one statement, so that a refresh token is used once whatever happens at the same time.
+
+use async_trait::async_trait;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::{PostgresStore, column, decode, limit};
+use crate::domain::ids::SessionId;
+use crate::domain::time::Timestamp;
+use crate::store::codec::{RevokedColumns, ShownToken};
+use crate::store::{
+    Hash, NewSession, Result, Revocation, RevokedSession, Rotation, SessionStore, USED_TOKENS_KEPT,
+};
+
+/// The rows are locked before they are looked at: who comes second sees that the token is used.
+const ROTATE: &str = "
+WITH shown AS MATERIALIZED (
+    SELECT t.session_id, t.generation, t.used_at IS NOT NULL AS used, s.subject, s.created_at, s.ends_at,
+        s.revoked_at IS NULL AND s.ends_at > $3 AS live
+    FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id
+    WHERE t.hash = $1 FOR UPDATE
+), good AS (
+    SELECT session_id, generation FROM shown WHERE live AND NOT used
+), marked AS (
+    UPDATE refresh_tokens SET used_at = $3 WHERE hash = $1 AND EXISTS (SELECT FROM good)
+), added AS (
+    INSERT INTO refresh_tokens (hash, session_id, generation) SELECT $2, session_id, generation + 1 FROM good
+), forgotten AS (
+    DELETE FROM refresh_tokens t USING good g
+    WHERE t.session_id = g.session_id AND t.generation <= g.generation - $5
+), revoked AS (
+    UPDATE sessions SET revoked_at = $3, keep_until = $4
+    WHERE id = (SELECT session_id FROM shown WHERE live AND used)
+)
+SELECT session_id, subject, created_at, ends_at, live, used FROM shown";
+
+fn ids(rows: &[PgRow]) -> Result<Vec<SessionId>> {
+    rows.iter().map(|row| Ok(SessionId(column::<Uuid>(row, 0)?))).collect()
+}
+
+#[async_trait]
+impl SessionStore for PostgresStore {
+    async fn start_session(
+        &self,
+        session: &NewSession,
+        sessions_max: u32,
+        revocation: Revocation,
+    ) -> Result<Vec<SessionId>> {
+        // The part that looks for what is too much does not see the row that is added.
+        let query = sqlx::query(
+            "WITH added AS (
+                 INSERT INTO sessions (id, subject, created_at, ends_at, keep_until)
+                 VALUES ($1, $2, $3, $4, $5)
+             ), token AS (
+                 INSERT INTO refresh_tokens (hash, session_id, generation) VALUES ($6, $1, 1)
+             ), surplus AS MATERIALIZED (
+                 SELECT id FROM sessions WHERE subject = $2 AND revoked_at IS NULL AND ends_at > $3
+                 ORDER BY created_at DESC, id DESC OFFSET $7
+             )
+             UPDATE sessions SET revoked_at = $8, keep_until = $9
+             WHERE id IN (SELECT id FROM surplus) AND revoked_at IS NULL RETURNING id",
+        )
+        .bind(session.id.0)
+        .bind(&session.subject)
+        .bind(session.created_at.0)
+        .bind(session.ends_at.0)
+        .bind(session.keep_until.0)
+        .bind(session.token.as_slice())
+        .bind(limit(sessions_max.saturating_sub(1)))
+        .bind(revocation.at.0)
+        .bind(revocation.keep_until.0);
+        ids(&self.write(query).await?)
+    }
+
+    async fn rotate_token(&self, used: &Hash, next: &Hash, revocation: Revocation) -> Result<Rotation> {
+        let query = sqlx::query(ROTATE)
+            .bind(used.as_slice())
+            .bind(next.as_slice())
+            .bind(revocation.at.0)
+            .bind(revocation.keep_until.0)
+            .bind(USED_TOKENS_KEPT);
+        let rows = self.write(query).await?;
+        let shown = rows.first().map(decode::<ShownToken>).transpose()?;
+        Ok(shown.map_or(Rotation::Refused, ShownToken::into_rotation))
+    }
+
+    async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool> {
+        let query = sqlx::query(
+            "UPDATE sessions SET revoked_at = $2, keep_until = $3 WHERE id = $1 AND revoked_at IS NULL",
+        );
+        let query = query.bind(id.0).bind(revocation.at.0).bind(revocation.keep_until.0);
+        Ok(self.change(query).await? == 1)
+    }
+
+    async fn revoke_sessions_of(&self, subject: &str, revocation: Revocation) -> Result<Vec<SessionId>> {
+        let query = sqlx::query(
+            "UPDATE sessions SET revoked_at = $2, keep_until = $3 WHERE id IN
+                 (SELECT id FROM sessions WHERE subject = $1 AND revoked_at IS NULL ORDER BY id FOR UPDATE)
+             AND revoked_at IS NULL RETURNING id",
+        );
+        ids(&self.write(query.bind(subject).bind(revocation.at.0).bind(revocation.keep_until.0)).await?)
+    }
+
+    async fn revoked_sessions(
+        &self,
+        after: (Timestamp, SessionId),
+        limit_rows: u32,
+    ) -> Result<Vec<RevokedSession>> {
+        let query = sqlx::query(
+            "SELECT id, revoked_at, keep_until FROM sessions
+             WHERE revoked_at IS NOT NULL AND (revoked_at, id) > ($1, $2) ORDER BY revoked_at, id LIMIT $3",
+        );
+        let rows = self.read(query.bind(after.0.0).bind(after.1.0).bind(limit(limit_rows))).await?;
+        rows.iter().map(|row| Ok(decode::<RevokedColumns>(row)?.into())).collect()
+    }
+
+    async fn delete_sessions(&self, now: Timestamp, limit_rows: u32) -> Result<u64> {
+        let query = sqlx::query(
+            "DELETE FROM sessions WHERE id IN
+                 (SELECT id FROM sessions WHERE keep_until < $1 ORDER BY keep_until LIMIT $2)",
+        );
+        self.change(query.bind(now.0).bind(limit(limit_rows))).await
+    }
+}

@@ -1,0 +1,132 @@
+//! The access audit.
+
+use async_trait::async_trait;
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use uuid::Uuid;
+
+use super::{SqliteStore, change, column};
+use crate::domain::audit::Change;
+use crate::domain::ids::PatientId;
+use crate::domain::time::Timestamp;
+use crate::store::audit::{AuditBatch, AuditHead, AuditSearch, AuditStore};
+use crate::store::{Error, Result};
+
+/// Terms of one statement: SQLite takes so many values without being asked to.
+const TERMS_PER_STATEMENT: usize = 8_000;
+
+/// Adds `batch` within a transaction.
+pub(super) async fn append(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<()> {
+    let insert = sqlx::query(
+        "INSERT INTO audit_batches (chain, seq, at, mac, terms, body) VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(batch.chain)
+    .bind(batch.seq)
+    .bind(batch.at.0)
+    .bind(batch.mac.to_vec())
+    .bind(bytes_of(&batch.terms))
+    .bind(batch.body.clone());
+    change(connection, insert).await?;
+    // One statement for all of them: a call costs more than a row.
+    for terms in batch.terms.chunks(TERMS_PER_STATEMENT) {
+        let json = serde_json::to_string(terms)
+            .map_err(|_| Error::Broken("terms cannot be written as JSON".to_owned()))?;
+        let index = sqlx::query(
+            "INSERT INTO audit_terms (term, batch)
+             SELECT value, (SELECT id FROM audit_batches WHERE chain = $2 AND seq = $3) FROM json_each($1)",
+        );
+        change(connection, index.bind(json).bind(batch.chain).bind(batch.seq)).await?;
+    }
+    Ok(())
+}
+
+fn bytes_of(terms: &[i32]) -> Vec<u8> {
+    terms.iter().flat_map(|term| term.to_le_bytes()).collect()
+}
+
+fn batch(row: &SqliteRow) -> Result<AuditBatch> {
+    let terms: Vec<u8> = column(row, 4)?;
+    let (terms, _) = terms.as_chunks::<4>();
+    Ok(AuditBatch {
+        chain: column(row, 0)?,
+        seq: column(row, 1)?,
+        at: Timestamp(column(row, 2)?),
+        mac: mac(&column::<Vec<u8>>(row, 3)?),
+        terms: terms.iter().map(|term| i32::from_le_bytes(*term)).collect(),
+        body: column(row, 5)?,
+    })
+}
+
+/// A seal of another length fits nothing, as none does.
+fn mac(bytes: &[u8]) -> [u8; 32] {
+    bytes.try_into().unwrap_or_default()
+}
+
+#[async_trait]
+impl AuditStore for SqliteStore {
+    async fn append_audit(&self, batch: &AuditBatch) -> Result<()> {
+        let batch = batch.clone();
+        self.writer.write(move |connection| Box::pin(async move { append(connection, &batch).await })).await
+    }
+
+    async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditHead>> {
+        // From chain to chain by the key, whatever each of them is long.
+        let query = sqlx::query(
+            "WITH RECURSIVE heads (chain) AS (
+                 SELECT max(chain) FROM audit_batches WHERE $1 IS NULL OR chain < $1
+                 UNION ALL
+                 SELECT (SELECT max(b.chain) FROM audit_batches b WHERE b.chain < heads.chain)
+                 FROM heads WHERE heads.chain IS NOT NULL LIMIT $2
+             )
+             SELECT b.chain, b.seq, b.mac FROM heads JOIN audit_batches b ON b.chain = heads.chain
+             WHERE b.seq = (SELECT max(seq) FROM audit_batches n WHERE n.chain = heads.chain)
+             ORDER BY b.chain DESC",
+        );
+        let rows = self.read(query.bind(before).bind(limit_rows)).await?;
+        let head = |row: &SqliteRow| {
+            let mac = mac(&column::<Vec<u8>>(row, 2)?);
+            Ok(AuditHead { chain: column(row, 0)?, seq: column(row, 1)?, mac })
+        };
+        rows.iter().map(head).collect()
+    }
+
+    async fn audit_batches(&self, chain: Uuid, seq: i64, limit_rows: u32) -> Result<Vec<AuditBatch>> {
+        let query = sqlx::query(
+            "SELECT chain, seq, at, mac, terms, body FROM audit_batches
+             WHERE chain = $1 AND seq >= $2 ORDER BY seq LIMIT $3",
+        );
+        let rows = self.read(query.bind(chain).bind(seq).bind(limit_rows)).await?;
+        rows.iter().map(batch).collect()
+    }
+
+    async fn search_audit(&self, search: &AuditSearch) -> Result<Vec<AuditBatch>> {
+        let terms = serde_json::to_string(&search.terms).unwrap_or_default();
+        let query = sqlx::query(
+            "SELECT chain, seq, at, mac, terms, body FROM audit_batches b
+             WHERE at >= $1 AND (at, chain, seq) <= ($2, $3, $4)
+               AND NOT EXISTS (SELECT 1 FROM json_each($5) j
+                               WHERE NOT EXISTS (SELECT 1 FROM audit_terms t
+                                                 WHERE t.term = j.value AND t.batch = b.id))
+             ORDER BY at DESC, chain DESC, seq DESC LIMIT $6",
+        );
+        let query = query
+            .bind(search.from.0)
+            .bind(search.until.at.0)
+            .bind(search.until.chain)
+            .bind(search.until.seq)
+            .bind(terms)
+            .bind(search.limit_rows);
+        let rows = self.read(query).await?;
+        rows.iter().map(batch).collect()
+    }
+
+    async fn changes_made(&self, changes: &[(PatientId, Change)]) -> Result<Vec<bool>> {
+        let mut made = Vec::with_capacity(changes.len());
+        for (patient, Change { event, version }) in changes {
+            let query = sqlx::query(
+                "SELECT 1 FROM patient_events WHERE patient_id = $1 AND version = $2 AND event_id = $3",
+            );
+            made.push(!self.read(query.bind(patient.0).bind(version).bind(event.0)).await?.is_empty());
+        }
+        Ok(made)
+    }
+}

@@ -1,0 +1,399 @@
+//! Who may what, and what the access audit keeps of it, against nodes as they are run.
+
+use std::collections::{BTreeSet, HashMap};
+
+use hygeia::domain::access::{Action, Role};
+use hygeia::proto::BillingRequest;
+use hygeia::proto::billing_service_client::BillingServiceClient;
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{Connection, Executor};
+use tonic::Code;
+use uuid::Uuid;
+
+use crate::harness::{Node, PASSWORD, Site, patient};
+use crate::postgres::{Durability, Postgres, Stop};
+
+mod table;
+
+/// A node with a user of each role, and a token for each of them.
+struct Clinic {
+    site: Site,
+    node: Node,
+    tokens: HashMap<Role, String>,
+}
+
+fn email(role: Role) -> String {
+    format!("{}@clinic.example", role.as_str().to_lowercase())
+}
+
+impl Clinic {
+    async fn open(site: Site) -> Self {
+        let site = tokio::task::spawn_blocking(move || {
+            for role in Role::ALL {
+                site.run(&["user", "add", &email(*role), "--role", role.as_str()], PASSWORD);
+            }
+            site
+        });
+        let site = site.await.expect("users are made");
+        let node = site.start().await;
+        let mut tokens = HashMap::new();
+        for role in Role::ALL {
+            tokens.insert(*role, login(&node, &email(*role), PASSWORD).await.expect("a token"));
+        }
+        Clinic { site, node, tokens }
+    }
+
+    async fn ask(&self, role: Role, method: Method, path: &str, body: Option<&Value>) -> Response {
+        let url = format!("{}{path}", self.node.http_url());
+        let mut request = self.node.client().request(method, url).bearer_auth(&self.tokens[&role]);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        request.send().await.expect("an answer")
+    }
+
+    async fn register(&self, role: Role, n: &str) -> String {
+        let answer = self.ask(role, Method::POST, "/api/patients", Some(&patient(n))).await;
+        assert_eq!(answer.status(), StatusCode::CREATED);
+        let body: Value = answer.json().await.expect("JSON");
+        body["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// All accesses that fit `query`, over as many pages of `limit` as there are.
+    async fn audit(&self, query: &str, limit: usize) -> Vec<Value> {
+        let mut found = Vec::new();
+        let mut next = Some(format!("/api/audit?{query}&limit={limit}"));
+        while let Some(path) = next {
+            let answer = self.ask(Role::Auditor, Method::GET, &path, None).await;
+            assert_eq!(answer.status(), StatusCode::OK, "{path}");
+            let link = answer.headers().get("link").map(|link| link.to_str().expect("ASCII").to_owned());
+            next = link.map(|link| link[1..link.find('>').expect("a link")].to_owned());
+            let page: Vec<Value> = answer.json().await.expect("JSON");
+            assert!(page.len() <= limit);
+            found.extend(page);
+        }
+        found
+    }
+}
+
+async fn login(node: &Node, email: &str, password: &str) -> Option<String> {
+    let body = json!({"email": email, "password": password});
+    let answer = node.client().post(format!("{}/auth/login", node.http_url())).json(&body).send().await;
+    let answer = answer.expect("login is answered");
+    let status = answer.status();
+    let body: Value = answer.json().await.ok()?;
+    (status == StatusCode::OK).then(|| body["token"].as_str().expect("a token").to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn billing_is_shown_names_alone() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let id = clinic.register(Role::FrontDesk, "named").await;
+    let shown = json!({"id": id, "name": "Patient named"});
+    let one = clinic.ask(Role::Billing, Method::GET, &format!("/api/patients/{id}"), None).await;
+    assert_eq!(one.json::<Value>().await.expect("JSON"), shown);
+    let list = clinic.ask(Role::Billing, Method::GET, "/api/patients?limit=1000", None).await;
+    let list: Vec<Value> = list.json().await.expect("JSON");
+    assert!(list.contains(&shown) && list.iter().all(|row| row.as_object().expect("an object").len() == 2));
+}
+
+/// As many rows as accesses, for each kind of them, on both databases; and pages of any size show the same.
+async fn the_audit_counts(clinic: &Clinic) {
+    let patients: Vec<String> = {
+        let registered =
+            (0..20).map(|n| async move { clinic.register(Role::FrontDesk, &format!("c{n}")).await });
+        futures::future::join_all(registered).await
+    };
+    let reads = (0..100).map(|n| {
+        let path = format!("/api/patients/{}", patients[n % patients.len()]);
+        async move { clinic.ask(Role::Clinician, Method::GET, &path, None).await.status() }
+    });
+    assert!(futures::future::join_all(reads).await.iter().all(|status| *status == StatusCode::OK));
+    let (first, path) = (&patients[0], format!("/api/patients/{}", patients[0]));
+    let changed = clinic.ask(Role::Clinician, Method::PUT, &path, Some(&patient("changed"))).await;
+    assert_eq!(changed.status(), StatusCode::OK);
+    let taken = clinic.ask(Role::FrontDesk, Method::POST, "/api/patients", Some(&patient("c1"))).await;
+    assert_eq!(taken.status(), StatusCode::CONFLICT);
+    let invalid = clinic.ask(Role::FrontDesk, Method::POST, "/api/patients", Some(&json!({}))).await;
+    assert_eq!(invalid.status(), StatusCode::BAD_REQUEST);
+    let listed = clinic.ask(Role::Clinician, Method::GET, "/api/patients?limit=1000", None).await;
+    let listed = listed.json::<Vec<Value>>().await.expect("JSON").len();
+    assert_eq!(
+        clinic.ask(Role::FrontDesk, Method::DELETE, &path, None).await.status(),
+        StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        clinic.ask(Role::Clinician, Method::DELETE, &path, None).await.status(),
+        StatusCode::NO_CONTENT
+    );
+    let gone = clinic.ask(Role::Clinician, Method::GET, &path, None).await;
+    assert_eq!(gone.status(), StatusCode::NOT_FOUND);
+    let trace = gone.headers()["traceparent"].to_str().expect("ASCII")[3..35].to_owned();
+
+    let count = async |query: &str| clinic.audit(query, 1000).await.len();
+    let by = |role: Role, rest: &str| format!("subject={}&{rest}", email(role));
+    assert_eq!(count(&by(Role::FrontDesk, "action=PATIENT_REGISTER&outcome=DONE")).await, 20);
+    assert_eq!(count(&by(Role::FrontDesk, "action=PATIENT_REGISTER&outcome=REFUSED")).await, 1);
+    assert_eq!(count(&by(Role::FrontDesk, "")).await, 22, "and one denial");
+    assert_eq!(count(&by(Role::Clinician, "action=PATIENT_READ&outcome=DONE")).await, 100);
+    assert_eq!(count(&by(Role::Clinician, "")).await, 104, "reads, a change, a list, an end, one not there");
+    // Of the first patient: registered, read five times, changed, listed, not ended, ended, not there.
+    let of_first = clinic.audit(&format!("patient={first}"), 3).await;
+    let done = of_first.iter().map(|row| format!("{} {}", row["action"], row["outcome"]));
+    let done: Vec<String> = done.map(|text| text.replace('"', "")).collect();
+    assert_eq!(
+        done,
+        [
+            "PATIENT_READ REFUSED",
+            "PATIENT_DELETE DONE",
+            "PATIENT_DELETE DENIED",
+            "PATIENT_LIST DONE",
+            "PATIENT_UPDATE DONE",
+            "PATIENT_READ DONE",
+            "PATIENT_READ DONE",
+            "PATIENT_READ DONE",
+            "PATIENT_READ DONE",
+            "PATIENT_READ DONE",
+            "PATIENT_REGISTER DONE"
+        ]
+    );
+    let newest = &of_first[0];
+    assert_eq!((&newest["traceId"], &newest["from"]), (&json!(trace), &json!("127.0.0.1")));
+    assert_eq!(of_first[3]["patientIds"].as_array().expect("ids").len(), listed);
+    // The same by any page, by time, and each row once.
+    let all = clinic.audit(&by(Role::Clinician, ""), 1000).await;
+    for limit in [1, 7, 104] {
+        assert_eq!(clinic.audit(&by(Role::Clinician, ""), limit).await, all, "pages of {limit}");
+    }
+    let ids: BTreeSet<_> = all.iter().map(|row| row["id"].as_str().expect("an id")).collect();
+    assert_eq!(ids.len(), all.len());
+    let at = of_first[4]["at"].as_str().expect("a moment");
+    let later = count(&format!("patient={first}&from={at}")).await;
+    let earlier = count(&format!("patient={first}&until={at}")).await;
+    assert_eq!((later, earlier), (5, 6));
+
+    let said = clinic.site.run(&["audit", "verify", "--heads"], "");
+    assert!(said.contains("intact: "), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_audit_has_a_row_for_each_access() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    the_audit_counts(&clinic).await;
+
+    // Nothing of it is anywhere else.
+    let metrics = clinic.node.client().get(format!("{}/metrics", clinic.node.http_url())).send().await;
+    let metrics = metrics.expect("an answer").text().await.expect("text");
+    let log = clinic.node.log();
+    for canary in ["clinic.example", "Patient c1", "patient-c1@", "c1 High Street", "Patient changed"] {
+        assert!(!log.contains(canary), "{canary} in the log");
+        assert!(!metrics.contains(canary), "{canary} in the metrics");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_postgres_too_and_a_changed_row_is_found() {
+    let database = Postgres::shared_fast().create_database().await;
+    let url = database.url().to_owned();
+    let site = tokio::task::spawn_blocking(move || Site::on_postgres(&url)).await.expect("a site");
+    let clinic = Clinic::open(site).await;
+    the_audit_counts(&clinic).await;
+
+    let mut database = sqlx::PgConnection::connect(database.url()).await.expect("connects");
+    let rows: Vec<(Uuid, i64)> =
+        sqlx::query_as("SELECT chain, seq FROM audit_batches ORDER BY random() LIMIT 4")
+            .fetch_all(&mut database)
+            .await
+            .expect("rows");
+    let verify = || {
+        let mut command = clinic.site.command();
+        let output = command.args(["audit", "verify"]).output().expect("it runs");
+        (output.status.code(), String::from_utf8(output.stdout).expect("UTF-8"))
+    };
+    assert_eq!(verify().0, Some(0));
+    for (n, (chain, seq)) in rows.into_iter().enumerate() {
+        database.execute("CREATE TABLE kept AS TABLE audit_batches").await.expect("kept");
+        let change = match n {
+            0 => "DELETE FROM audit_batches",
+            1 => "UPDATE audit_batches SET body = set_byte(body, 0, get_byte(body, 0) # 1)",
+            2 => "UPDATE audit_batches SET at = at + 1",
+            _ => "UPDATE audit_batches SET terms = terms[2:]",
+        };
+        let change = format!("{change} WHERE chain = '{chain}' AND seq = {seq}");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(change.clone())).execute(&mut database).await.expect("changed");
+        let (status, said) = verify();
+        // What is cut from the end of a chain shows once another has seen it: at the next start of a node.
+        let last: (bool,) =
+            sqlx::query_as("SELECT NOT EXISTS (SELECT FROM kept WHERE chain = $1 AND seq > $2)")
+                .bind(chain)
+                .bind(seq)
+                .fetch_one(&mut database)
+                .await
+                .expect("an answer");
+        if !(n == 0 && last.0) {
+            assert_eq!(status, Some(1), "{change}: {said}");
+            assert!(said.contains(&format!("chain {chain} row {seq}: ")), "{change}: {said}");
+        }
+        database
+            .execute("TRUNCATE audit_batches; INSERT INTO audit_batches TABLE kept; DROP TABLE kept")
+            .await
+            .expect("as before");
+        assert_eq!(verify().0, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_shown_that_cannot_be_recorded() {
+    let server =
+        tokio::task::spawn_blocking(|| Postgres::start_private(Durability::None)).await.expect("a server");
+    let database = server.create_database().await;
+    let url = database.url().to_owned();
+    let site = tokio::task::spawn_blocking(move || Site::on_postgres(&url)).await.expect("a site");
+    let clinic = Clinic::open(site).await;
+    let id = clinic.register(Role::Clinician, "hot").await;
+    let path = format!("/api/patients/{id}");
+    let read = async || clinic.ask(Role::Clinician, Method::GET, &path, None).await;
+    assert_eq!(read().await.status(), StatusCode::OK);
+    let server = tokio::task::spawn_blocking(move || {
+        server.stop(Stop::Fast);
+        server
+    });
+    let server = server.await.expect("stopped");
+    for _ in 0..3 {
+        let answer = read().await;
+        assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let text = answer.text().await.expect("text");
+        assert!(!text.contains("Patient hot"), "{text}");
+    }
+    drop(server);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn administrators_make_change_and_disable_users() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let ask = async |method: Method, path: &str, body: Value| {
+        clinic.ask(Role::Admin, method, path, Some(&body)).await
+    };
+    let new = json!({"email": "Nurse@Clinic.example", "password": "a long password", "role": "CLINICIAN"});
+    let made = ask(Method::POST, "/api/users", new.clone()).await;
+    assert_eq!(made.status(), StatusCode::CREATED);
+    assert_eq!(made.headers()["location"], "/api/users/nurse@clinic.example");
+    let body: Value = made.json().await.expect("JSON");
+    assert_eq!((&body["email"], &body["role"]), (&json!("nurse@clinic.example"), &json!("CLINICIAN")));
+    assert_eq!(ask(Method::POST, "/api/users", new).await.status(), StatusCode::CONFLICT);
+    let wrong = json!({"email": "nobody", "password": "short", "role": "NURSE"});
+    assert_eq!(ask(Method::POST, "/api/users", wrong).await.status(), StatusCode::BAD_REQUEST);
+
+    let token = login(&clinic.node, "nurse@clinic.example", "a long password").await.expect("a token");
+    let get = async |token: &str, path: &str| clinic.node.get(token, path).await.status();
+    assert_eq!(get(&token, "/api/patients").await, StatusCode::OK);
+    let path = "/api/users/nurse@clinic.example";
+    let changed = ask(Method::PATCH, path, json!({"role": "ANALYST"})).await;
+    assert_eq!(changed.status(), StatusCode::OK);
+    assert_eq!(changed.json::<Value>().await.expect("JSON")["role"], "ANALYST");
+    crate::harness::eventually("the new role holds", || async {
+        (get(&token, "/api/patients").await == StatusCode::FORBIDDEN).then_some(())
+    })
+    .await;
+    assert_eq!(ask(Method::PATCH, path, json!({"disabled": true})).await.status(), StatusCode::OK);
+    crate::harness::eventually("the token no longer holds", || async {
+        (get(&token, "/auth/validate").await == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    assert_eq!(ask(Method::PATCH, path, json!({"disabled": "yes"})).await.status(), StatusCode::BAD_REQUEST);
+    let nobody = ask(Method::PATCH, "/api/users/nobody@clinic.example", json!({"disabled": true})).await;
+    assert_eq!(nobody.status(), StatusCode::NOT_FOUND);
+    let own = format!("/api/users/{}", email(Role::Admin));
+    assert_eq!(ask(Method::PATCH, &own, json!({"disabled": true})).await.status(), StatusCode::FORBIDDEN);
+
+    let mut users = Vec::new();
+    let mut next = Some("/api/users?limit=3".to_owned());
+    while let Some(path) = next {
+        let page = clinic.ask(Role::Admin, Method::GET, &path, None).await;
+        let link = page.headers().get("link").map(|link| link.to_str().expect("ASCII").to_owned());
+        next = link.map(|link| link[1..link.find('>').expect("a link")].to_owned());
+        users.extend(page.json::<Vec<Value>>().await.expect("JSON"));
+    }
+    let emails: Vec<_> = users.iter().map(|user| user["email"].as_str().expect("a text")).collect();
+    assert!(emails.is_sorted() && emails.len() >= 7 && emails.contains(&"nurse@clinic.example"));
+    assert!(users.iter().all(|user| user.as_object().expect("an object").len() == 4), "and no hash");
+    let kept = clinic.audit(&format!("subject={}&action=USER_CHANGE", email(Role::Admin)), 100).await;
+    let outcomes: Vec<_> = kept.iter().map(|row| row["outcome"].as_str().expect("a text")).collect();
+    assert_eq!(outcomes, ["DENIED", "REFUSED", "DONE", "DONE"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_password_ends_what_was_given_before() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let change = async |old: &str, new: &str| {
+        let body = json!({"oldPassword": old, "newPassword": new});
+        clinic.ask(Role::Clinician, Method::POST, "/api/users/me/password", Some(&body)).await.status()
+    };
+    assert_eq!(change("not it at all", "a newer password").await, StatusCode::FORBIDDEN);
+    assert_eq!(change(PASSWORD, "short").await, StatusCode::BAD_REQUEST);
+    assert_eq!(change(PASSWORD, "a newer password").await, StatusCode::NO_CONTENT);
+    let old = &clinic.tokens[&Role::Clinician];
+    // A login right after the change holds, though tokens are dated by the second.
+    let new = login(&clinic.node, &email(Role::Clinician), "a newer password").await.expect("a token");
+    crate::harness::eventually("the old token no longer holds", || async {
+        let status = clinic.node.get(old, "/auth/validate").await.status();
+        (status == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    assert_eq!(clinic.node.get(&new, "/auth/validate").await.status(), StatusCode::OK);
+    assert!(login(&clinic.node, &email(Role::Clinician), PASSWORD).await.is_none());
+    assert!(!clinic.node.log().contains("a newer password"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restricted_record_is_for_those_who_break_the_glass() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let id = clinic.register(Role::FrontDesk, "restricted").await;
+    let (path, mark) = (format!("/api/patients/{id}"), format!("/api/patients/{id}/restriction"));
+    assert_eq!(clinic.ask(Role::Clinician, Method::PUT, &mark, None).await.status(), StatusCode::NO_CONTENT);
+    let read = async |role: Role, reason: Option<&str>| {
+        let mut request = clinic.node.client().get(format!("{}{path}", clinic.node.http_url()));
+        if let Some(reason) = reason {
+            request = request.header("X-Break-Glass", reason);
+        }
+        request.bearer_auth(&clinic.tokens[&role]).send().await.expect("an answer")
+    };
+    let long = "x".repeat(501);
+    for (role, reason) in [
+        (Role::Clinician, None),
+        (Role::Clinician, Some("  ")),
+        (Role::Clinician, Some(&*long)),
+        (Role::Admin, Some("I am an administrator")),
+        (Role::FrontDesk, Some("let me")),
+        (Role::Billing, Some("let me")),
+    ] {
+        let answer = read(role, reason).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{role:?} {reason:?}");
+        assert!(!answer.text().await.expect("text").contains("Patient restricted"));
+    }
+    let shown = read(Role::Clinician, Some("unconscious, allergies unknown")).await;
+    assert_eq!(shown.status(), StatusCode::OK);
+    let shown: Value = shown.json().await.expect("JSON");
+    assert_eq!((&shown["name"], &shown["restricted"]), (&json!("Patient restricted"), &json!(true)));
+    let list = clinic.ask(Role::Clinician, Method::GET, "/api/patients?limit=1000", None).await;
+    assert!(!list.text().await.expect("text").contains("Patient restricted"), "lists leave it out");
+    let new = patient("restricted");
+    for (role, status) in [(Role::FrontDesk, StatusCode::FORBIDDEN), (Role::Clinician, StatusCode::OK)] {
+        assert_eq!(clinic.ask(role, Method::PUT, &path, Some(&new)).await.status(), status, "{role:?}");
+    }
+    let rows = clinic.audit(&format!("patient={id}"), 100).await;
+    let reasons: Vec<_> = rows.iter().filter_map(|row| row["reason"].as_str()).collect();
+    assert_eq!(reasons, ["unconscious, allergies unknown"]);
+    let denied = rows.iter().filter(|row| row["outcome"] == "DENIED").count();
+    assert_eq!(
+        (denied, rows.len()),
+        (7, 11),
+        "registered, restricted, shown, changed; and the denials: {rows:?}"
+    );
+    assert!(!clinic.node.log().contains("unconscious"));
+
+    let mark_off = clinic.ask(Role::Admin, Method::DELETE, &mark, None).await;
+    assert_eq!(mark_off.status(), StatusCode::NO_CONTENT);
+    assert_eq!(read(Role::FrontDesk, None).await.status(), StatusCode::OK);
+}
