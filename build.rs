@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/hygeia/audit/v1/audit.proto",
     ];
     // `Debug` would print the patients.
-    const CARRIES_PATIENTS: [&str; 37] = [
+    const CARRIES_PATIENTS: [&str; 46] = [
         ".hygeia.cluster.v1.Frame",
         ".hygeia.cluster.v1.Id",
         ".hygeia.cluster.v1.Trace",
@@ -20,8 +20,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".hygeia.cluster.v1.UpdatePatient",
         ".hygeia.cluster.v1.DeletePatient",
         ".hygeia.cluster.v1.RestrictPatient",
+        ".hygeia.cluster.v1.ChangePatient",
+        ".hygeia.cluster.v1.Versions",
+        ".hygeia.cluster.v1.PatchPatient",
         ".hygeia.cluster.v1.ListPatients",
         ".hygeia.cluster.v1.ListPosition",
+        ".hygeia.cluster.v1.SearchPatients",
+        ".hygeia.cluster.v1.Born",
+        ".hygeia.cluster.v1.Place",
+        ".hygeia.cluster.v1.PatientHistory",
+        ".hygeia.cluster.v1.History",
+        ".hygeia.cluster.v1.HistoryEntry",
         ".hygeia.cluster.v1.ReadAccount",
         ".hygeia.cluster.v1.OpenAccount",
         ".hygeia.cluster.v1.AnalyticsSummary",

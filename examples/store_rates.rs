@@ -155,6 +155,7 @@ fn append(n: usize, epochs: &[Epoch]) -> PatientAppend {
             event: PatientEvent::Registered(Arc::new(patient)),
             subject: "testuser@test.com".into(),
             traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
+            fingerprint: None,
         },
     }
 }

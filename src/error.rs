@@ -21,6 +21,12 @@ pub enum ErrorCode {
     MethodNotAllowed,
     /// The id or the e-mail address is taken.
     AlreadyExists,
+    /// The thing has another version than the caller expects.
+    PreconditionFailed,
+    /// The caller's key stands for another request of theirs.
+    KeyReused,
+    /// The caller's key was used too long ago, and too often since.
+    KeyExpired,
     /// The body is larger than the limit.
     PayloadTooLarge,
     /// The body is not of the type the route takes.
@@ -44,13 +50,16 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 15] = [
+    pub const ALL: [ErrorCode; 18] = [
         ErrorCode::Invalid,
         ErrorCode::Unauthenticated,
         ErrorCode::Forbidden,
         ErrorCode::NotFound,
         ErrorCode::MethodNotAllowed,
         ErrorCode::AlreadyExists,
+        ErrorCode::PreconditionFailed,
+        ErrorCode::KeyReused,
+        ErrorCode::KeyExpired,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
         ErrorCode::RequestTimeout,
@@ -70,6 +79,15 @@ impl ErrorCode {
             ErrorCode::NotFound => ("NOT_FOUND", "There is no such thing", 404, 5),
             ErrorCode::MethodNotAllowed => ("METHOD_NOT_ALLOWED", "The method is not allowed here", 405, 12),
             ErrorCode::AlreadyExists => ("ALREADY_EXISTS", "It is taken", 409, 6),
+            ErrorCode::PreconditionFailed => {
+                ("PRECONDITION_FAILED", "It is not as the request expects; nothing was done", 412, 9)
+            }
+            ErrorCode::KeyReused => {
+                ("IDEMPOTENCY_KEY_REUSED", "The key stands for another request; nothing was done", 422, 3)
+            }
+            ErrorCode::KeyExpired => {
+                ("IDEMPOTENCY_KEY_EXPIRED", "The key cannot be used any more; nothing was done", 422, 9)
+            }
             ErrorCode::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", "The body is too large", 413, 8),
             ErrorCode::UnsupportedMediaType => {
                 ("UNSUPPORTED_MEDIA_TYPE", "The body's type is not supported", 415, 3)

@@ -18,6 +18,7 @@ mod delta;
 mod open;
 mod postgres;
 mod reading;
+mod searching;
 mod sessions;
 mod sqlite;
 mod trimming;
@@ -32,8 +33,9 @@ use crate::domain::access::{Action, Caller};
 use crate::domain::account::Account;
 use crate::domain::analytics::{Counts, Observation};
 use crate::domain::event::{OutboxEvent, RecordedEvent};
-use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
-use crate::domain::patient::{Patient, PatientState};
+use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo, Version};
+use crate::domain::patient::PatientState;
+use crate::domain::search::{PatientPage, PatientSearch};
 use crate::domain::time::Timestamp;
 
 pub use audit::{AuditBatch, AuditHead, AuditPosition, AuditSearch, AuditStore};
@@ -124,15 +126,6 @@ pub struct LoadedPatient {
     pub applied: Option<RecordedEvent>,
 }
 
-/// A place in the list of living patients: after the one with this time and id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ListPosition {
-    /// `Patient::created_at`
-    pub created_at: Timestamp,
-    /// `Patient::id`
-    pub id: PatientId,
-}
-
 /// Patients and their events.
 #[async_trait]
 pub trait PatientStore: Send + Sync {
@@ -158,11 +151,11 @@ pub trait PatientStore: Send + Sync {
     /// the absence of a patient is never to be remembered.
     async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient>;
 
-    /// Living patients in the order `(created_at, id)`, after `after`, at most `limit_rows`.
-    async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>>;
+    /// A page of living patients.
+    async fn search(&self, search: &PatientSearch) -> Result<PatientPage>;
 
-    /// The events of `id` in the order of versions, at most `limit_rows`.
-    async fn history(&self, id: PatientId, limit_rows: u32) -> Result<Vec<RecordedEvent>>;
+    /// The events of `id` after the version `after`, in the order of versions, at most `limit_rows`.
+    async fn history(&self, id: PatientId, after: Version, limit_rows: u32) -> Result<Vec<RecordedEvent>>;
 
     /// Whether no patient was ever registered.
     async fn is_empty(&self) -> Result<bool>;

@@ -204,6 +204,7 @@ impl Prepared {
             event: PatientEvent::Registered(Arc::new(patient)),
             subject: "bench".into(),
             traceparent: TraceContext::root().to_string().into(),
+            fingerprint: None,
         };
         let message = wire::encode(topic, &event, &TraceContext::root());
         let headers = message.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {

@@ -11,6 +11,7 @@
 
 mod asker;
 mod counted;
+mod refusal;
 mod routes;
 
 use std::sync::Arc;

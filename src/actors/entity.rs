@@ -10,7 +10,8 @@ use crate::context::TraceContext;
 use crate::domain::access::Caller;
 use crate::domain::audit::Access;
 use crate::domain::cluster::NodeRole;
-use crate::domain::ids::{CommandId, Epoch, EventId, Kind, ShardNo};
+use crate::domain::conditions::{Conditions, Repetition, repetition};
+use crate::domain::ids::{CommandId, Epoch, EventId, Fingerprint, Kind, ShardNo};
 use crate::domain::time::{MonoTime, Timestamp};
 use crate::store::{self, AppendOutcome, AuditBatch};
 
@@ -90,6 +91,8 @@ pub trait Entity: Sized + Send + Sync + 'static {
 pub struct Write<E: Entity> {
     /// What is wanted.
     pub command: E::Command,
+    /// Under what conditions.
+    pub conditions: Conditions,
     /// The intention: the same id never acts twice.
     pub command_id: CommandId,
     /// Who wants it.
@@ -127,8 +130,33 @@ pub enum Decision<E: Entity> {
 pub struct Loaded<E: Entity> {
     /// Its state.
     pub state: E::State,
-    /// What the command asked for was answered, or would have been, if it was carried out.
-    pub applied: Option<E::Answer>,
+    /// What became of the command asked for, if it was carried out.
+    pub applied: Option<Applied<E::Answer>>,
+}
+
+/// A change that was carried out.
+#[derive(Clone)]
+pub struct Applied<A> {
+    /// What was answered, or would have been.
+    pub answer: A,
+    /// What the request said, if its caller may repeat it under a key.
+    pub fingerprint: Option<Fingerprint>,
+    /// When it was decided.
+    pub at: Timestamp,
+}
+
+impl<A> Applied<A> {
+    /// What to say at `now` to who asks for it again under `conditions`.
+    ///
+    /// # Errors
+    /// The key stands for another request, or is too old.
+    pub fn again(self, conditions: &Conditions, now: Timestamp) -> Result<A, Refused> {
+        match repetition(conditions.fingerprint, self.fingerprint, self.at, now) {
+            Repetition::Same => Ok(self.answer),
+            Repetition::Another => Err(Refused::KeyReused),
+            Repetition::Expired => Err(Refused::KeyExpired),
+        }
+    }
 }
 
 /// A refusal by the rules: final, and nothing was done.
@@ -142,6 +170,12 @@ pub enum Refused {
     EmailTaken,
     /// It is restricted, and the caller may not change it.
     Restricted,
+    /// The entity has another version than the caller expects.
+    OtherVersion,
+    /// Another request was carried out under the same key.
+    KeyReused,
+    /// A request was carried out under the same key, too long ago to be answered again.
+    KeyExpired,
 }
 
 /// Why a request has no answer.
@@ -175,6 +209,9 @@ impl Failure {
             Failure::Refused(Refused::IdTaken) => "id_taken",
             Failure::Refused(Refused::EmailTaken) => "email_taken",
             Failure::Refused(Refused::Restricted) => "restricted",
+            Failure::Refused(Refused::OtherVersion) => "other_version",
+            Failure::Refused(Refused::KeyReused) => "key_reused",
+            Failure::Refused(Refused::KeyExpired) => "key_expired",
             Failure::Busy => "busy",
             Failure::Expired => "expired",
             Failure::NotServing(_) => "not_serving",
@@ -198,6 +235,7 @@ impl<E: Entity> Clone for Write<E> {
     fn clone(&self) -> Self {
         Write {
             command: self.command.clone(),
+            conditions: self.conditions.clone(),
             command_id: self.command_id,
             caller: self.caller.clone(),
             traceparent: self.traceparent.clone(),

@@ -363,6 +363,7 @@ pub(super) fn event_of(n: usize, version: i64, event_type: EventType) -> Recorde
         at,
         subject: "system:test".into(),
         traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
+        fingerprint: None,
     }
 }
 

@@ -16,6 +16,7 @@
 mod gate;
 mod peer;
 mod portable;
+mod queries;
 mod wire;
 
 #[cfg(test)]
@@ -331,7 +332,7 @@ impl Inner {
         }
         match self.link(owner) {
             Some(link) => {
-                let (request, answer_bytes) = portable::list_request(&query, budget, Passage::default());
+                let (request, answer_bytes) = portable::query_request(&query, budget, Passage::default());
                 link.ask(request, answer_bytes, query.reply, |_| {});
             }
             None => query.reply.send(Err(Failure::NotServing(None))),

@@ -5,17 +5,20 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::directory::Asker;
-use super::entity::{Decision, Entity, Loaded, Refused, Stamp, Write};
+use super::entity::{Applied, Decision, Entity, Loaded, Refused, Stamp, Write};
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Action;
 use crate::domain::audit::{Access, Change, Outcome};
+use crate::domain::conditions::Conditions;
 use crate::domain::event::{EventType, RecordedEvent};
-use crate::domain::ids::{CommandId, Kind, PatientId};
+use crate::domain::ids::{CommandId, Kind, PatientId, Version};
 use crate::domain::patient::{
-    self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientState, Refusal,
+    self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientPatch, PatientState,
+    Refusal,
 };
-use crate::error::Result;
-use crate::store::{self, AppendOutcome, AuditBatch, ListPosition, PatientAppend, PatientStore};
+use crate::domain::search::{HistoryEntry, PatientPage, PatientSearch};
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::{self, AppendOutcome, AuditBatch, PatientAppend, PatientStore};
 
 /// Speaks to the patients of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
@@ -32,28 +35,47 @@ impl PatientHandle {
     /// Registers a patient under `id`.
     ///
     /// # Errors
-    /// `AlreadyExists`: the id or the e-mail address is taken. Else as every call of this handle: `Overloaded`,
-    /// `Unavailable` and `DeadlineExceeded`: nothing was done. `OutcomeUnknown`: repeat under the same command id.
+    /// `AlreadyExists`: the id or the e-mail address is taken. Else as every change: `KeyReused`, `KeyExpired`: the
+    /// command id stands for another request, or for one of long ago. `Overloaded`, `Unavailable` and
+    /// `DeadlineExceeded`: nothing was done. `OutcomeUnknown`: repeat under the same command id.
     pub async fn register(
         &self,
         ctx: &RequestContext,
         id: PatientId,
         details: PatientDetails,
-    ) -> Result<Arc<Patient>> {
-        self.asker.write(ctx, id.0, PatientCommand::Register(details)).await
+        conditions: Conditions,
+    ) -> Result<PatientReply> {
+        self.asker.write_if(ctx, id.0, PatientCommand::Register(details), conditions).await
     }
 
     /// Replaces the details.
     ///
     /// # Errors
-    /// `NotFound`; `AlreadyExists`: the e-mail address is taken; `Forbidden`: it is restricted; else as `register`.
+    /// `NotFound`; `Forbidden`: it is restricted; `PreconditionFailed`: the record has none of the expected
+    /// versions; `AlreadyExists`: the e-mail address is taken; else as `register`.
     pub async fn update(
         &self,
         ctx: &RequestContext,
         id: PatientId,
         change: PatientChange,
+        conditions: Conditions,
     ) -> Result<Arc<Patient>> {
-        self.asker.write(ctx, id.0, PatientCommand::Update(change)).await
+        let reply = self.asker.write_if(ctx, id.0, PatientCommand::Update(change), conditions).await?;
+        Ok(reply.patient)
+    }
+
+    /// Replaces some of the details.
+    ///
+    /// # Errors
+    /// As `update`.
+    pub async fn patch(
+        &self,
+        ctx: &RequestContext,
+        id: PatientId,
+        patch: PatientPatch,
+        conditions: Conditions,
+    ) -> Result<PatientReply> {
+        self.asker.write_if(ctx, id.0, PatientCommand::Patch(patch), conditions).await
     }
 
     /// Marks the record restricted, or no longer so.
@@ -67,9 +89,9 @@ impl PatientHandle {
     /// Ends the record.
     ///
     /// # Errors
-    /// `NotFound`; else as `register`.
-    pub async fn delete(&self, ctx: &RequestContext, id: PatientId) -> Result<()> {
-        self.asker.write(ctx, id.0, PatientCommand::Delete).await.map(drop)
+    /// As `update`, without `AlreadyExists`.
+    pub async fn delete(&self, ctx: &RequestContext, id: PatientId, conditions: Conditions) -> Result<()> {
+        self.asker.write_if(ctx, id.0, PatientCommand::Delete, conditions).await.map(drop)
     }
 
     /// The record as of now: never older than any answer given before this call.
@@ -77,57 +99,119 @@ impl PatientHandle {
     /// # Errors
     /// `NotFound`; else as `register`, without `OutcomeUnknown`.
     pub async fn get(&self, ctx: &RequestContext, id: PatientId) -> Result<Arc<Patient>> {
-        self.asker.read(ctx, id.0).await
+        self.asker.read(ctx, id.0).await.map(|reply| reply.patient)
     }
 
-    /// Living patients, oldest record first, after `after`.
+    /// A page of living patients.
     ///
     /// # Errors
     /// As `get`, without `NotFound`.
-    pub async fn list(
+    pub async fn search(&self, ctx: &RequestContext, search: &PatientSearch) -> Result<PatientPage> {
+        match self.asker.query(ctx, || PatientQuery::Search(search.clone())).await? {
+            PatientAnswer::Page(page) => Ok(page),
+            PatientAnswer::History(_) => Err(another_answer()),
+        }
+    }
+
+    /// The versions of `id` after `after`, the oldest first, whether the record has ended or not; empty if there
+    /// is none.
+    ///
+    /// # Errors
+    /// As `get`, without `NotFound`.
+    pub async fn history(
         &self,
         ctx: &RequestContext,
-        after: Option<ListPosition>,
+        id: PatientId,
+        after: Version,
         limit_rows: u32,
-    ) -> Result<Vec<Patient>> {
-        self.asker.query(ctx, || PatientList { after, limit_rows }).await
+    ) -> Result<Vec<HistoryEntry>> {
+        match self.asker.query(ctx, || PatientQuery::History { id, after, limit_rows }).await? {
+            PatientAnswer::History(entries) => Ok(entries),
+            PatientAnswer::Page(_) => Err(another_answer()),
+        }
+    }
+}
+
+fn another_answer() -> Error {
+    Error::new(ErrorCode::Internal, "The answer is one to another question")
+}
+
+/// The answer to a read or a change of one patient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatientReply {
+    /// The record as it is, or as the change left it.
+    pub patient: Arc<Patient>,
+    /// The change had been made before, under the same command id: nothing was changed now.
+    pub again: bool,
+}
+
+impl From<Arc<Patient>> for PatientReply {
+    fn from(patient: Arc<Patient>) -> Self {
+        PatientReply { patient, again: false }
     }
 }
 
 /// The kind.
 pub struct Patients;
 
-/// A page of the list of living patients.
-#[derive(Clone, Copy, Debug)]
-pub struct PatientList {
-    /// Where the page begins.
-    pub after: Option<ListPosition>,
-    /// The most rows.
-    pub limit_rows: u32,
+/// A question about many patients, or many versions of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatientQuery {
+    /// A page of living patients.
+    Search(PatientSearch),
+    /// A page of the versions of one.
+    History {
+        /// Whose.
+        id: PatientId,
+        /// Versions after this one.
+        after: Version,
+        /// The most rows.
+        limit_rows: u32,
+    },
+}
+
+impl PatientQuery {
+    /// The most rows of the answer.
+    pub const fn limit_rows(&self) -> u32 {
+        match self {
+            PatientQuery::Search(search) => search.limit_rows,
+            PatientQuery::History { limit_rows, .. } => *limit_rows,
+        }
+    }
+}
+
+/// The answer to a `PatientQuery`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PatientAnswer {
+    /// To `Search`.
+    Page(PatientPage),
+    /// To `History`.
+    History(Vec<HistoryEntry>),
 }
 
 impl Entity for Patients {
     const KIND: Kind = Kind::Patient;
     type State = PatientState;
     type Command = PatientCommand;
-    type Answer = Arc<Patient>;
+    type Answer = PatientReply;
     type Append = PatientAppend;
-    type Query = PatientList;
-    type QueryAnswer = Vec<Patient>;
+    type Query = PatientQuery;
+    type QueryAnswer = PatientAnswer;
     type Store = dyn PatientStore;
 
     fn command_name(command: &PatientCommand) -> &'static str {
         match command {
             PatientCommand::Register(_) => "Register",
             PatientCommand::Update(_) => "Update",
+            PatientCommand::Patch(_) => "Patch",
             PatientCommand::Restrict(_) => "Restrict",
             PatientCommand::Delete => "Delete",
         }
     }
 
-    fn read(state: &PatientState) -> std::result::Result<Arc<Patient>, Refused> {
+    fn read(state: &PatientState) -> std::result::Result<PatientReply, Refused> {
         match state {
-            PatientState::Active(patient) => Ok(Arc::clone(patient)),
+            PatientState::Active(patient) => Ok(Arc::clone(patient).into()),
             PatientState::Absent | PatientState::Deleted(_) => Err(Refused::NotFound),
         }
     }
@@ -135,11 +219,12 @@ impl Entity for Patients {
     fn decide(id: Uuid, state: &PatientState, write: &Write<Self>, stamp: &Stamp) -> Decision<Self> {
         let action = match &write.command {
             PatientCommand::Register(_) => Action::PatientRegister,
-            PatientCommand::Update(_) => Action::PatientUpdate,
+            PatientCommand::Update(_) | PatientCommand::Patch(_) => Action::PatientUpdate,
             PatientCommand::Restrict(_) => Action::PatientRestrict,
             PatientCommand::Delete => Action::PatientDelete,
         };
-        match patient::decide(PatientId(id), state, &write.command, write.caller.role, stamp.now) {
+        let by = write.caller.role;
+        match patient::decide(PatientId(id), state, &write.command, by, &write.conditions, stamp.now) {
             Ok(event) => Decision::Append(PatientAppend {
                 shard: stamp.shard,
                 epoch: stamp.epoch,
@@ -153,11 +238,13 @@ impl Entity for Patients {
                     at: stamp.now,
                     subject: Arc::clone(&write.caller.subject),
                     traceparent: write.traceparent.clone(),
+                    fingerprint: write.conditions.fingerprint,
                 },
             }),
             Err(Refusal::NotFound) => Decision::Refuse(Refused::NotFound),
             Err(Refusal::AlreadyExists) => Decision::Refuse(Refused::IdTaken),
             Err(Refusal::Restricted) => Decision::Refuse(Refused::Restricted),
+            Err(Refusal::OtherVersion) => Decision::Refuse(Refused::OtherVersion),
         }
     }
 
@@ -165,9 +252,9 @@ impl Entity for Patients {
         matches!(command, PatientCommand::Register(_)).then_some(PatientState::Absent)
     }
 
-    fn committed(append: &PatientAppend) -> (PatientState, Arc<Patient>) {
+    fn committed(append: &PatientAppend) -> (PatientState, PatientReply) {
         let event = &append.recorded.event;
-        (patient::evolve(event), Arc::clone(event.patient()))
+        (patient::evolve(event), Arc::clone(event.patient()).into())
     }
 
     fn worth_keeping(state: &PatientState) -> bool {
@@ -180,7 +267,11 @@ impl Entity for Patients {
         command: Option<CommandId>,
     ) -> store::Result<Loaded<Self>> {
         let loaded = store.load_patient(PatientId(id), command).await?;
-        let applied = loaded.applied.map(|recorded| Arc::clone(recorded.event.patient()));
+        let applied = loaded.applied.map(|recorded| Applied {
+            answer: PatientReply { patient: Arc::clone(recorded.event.patient()), again: true },
+            fingerprint: recorded.fingerprint,
+            at: recorded.at,
+        });
         Ok(Loaded { state: loaded.state, applied })
     }
 
@@ -211,8 +302,17 @@ impl Entity for Patients {
         store.commit_patients_audited(batch, audit).await
     }
 
-    async fn query(store: &(dyn PatientStore + 'static), query: &PatientList) -> store::Result<Vec<Patient>> {
-        store.list_patients(query.after, query.limit_rows).await
+    async fn query(
+        store: &(dyn PatientStore + 'static),
+        query: &PatientQuery,
+    ) -> store::Result<PatientAnswer> {
+        match query {
+            PatientQuery::Search(search) => store.search(search).await.map(PatientAnswer::Page),
+            PatientQuery::History { id, after, limit_rows } => {
+                let events = store.history(*id, *after, *limit_rows).await?;
+                Ok(PatientAnswer::History(events.into_iter().map(HistoryEntry::from).collect()))
+            }
+        }
     }
 }
 

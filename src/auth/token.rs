@@ -74,8 +74,15 @@ pub(super) struct Verified {
 
 /// What signs.
 enum Keying {
-    Shared { signs: EncodingKey, verifies: DecodingKey, seals: hmac::Key },
+    Shared(Box<Shared>),
     Rotated(Box<Keys>),
+}
+
+/// What is made of the secret that all nodes share.
+struct Shared {
+    signs: EncodingKey,
+    verifies: DecodingKey,
+    seals: hmac::Key,
 }
 
 /// Signs tokens and verifies them.
@@ -107,11 +114,12 @@ impl Tokens {
             TokenAlgorithm::HS256 => {
                 let secret = settings.jwt_secret.as_ref().ok_or(super::Error::SecretMissing)?;
                 let secret = secret.bytes("jwt_secret")?;
-                let keying = Keying::Shared {
+                let shared = Shared {
                     signs: EncodingKey::from_secret(&secret),
                     verifies: DecodingKey::from_secret(&secret),
                     seals: hmac::Key::new(hmac::HMAC_SHA256, &secret),
                 };
+                let keying = Keying::Shared(Box::new(shared));
                 (Algorithm::HS256, keying)
             }
         };
@@ -142,7 +150,7 @@ impl Tokens {
     pub(super) fn keys(&self) -> Option<&Keys> {
         match &self.keying {
             Keying::Rotated(keys) => Some(keys),
-            Keying::Shared { .. } => None,
+            Keying::Shared(_) => None,
         }
     }
 
@@ -170,7 +178,7 @@ impl Tokens {
         };
         let mut header = Header { typ: Some(TYPE.to_owned()), ..Header::new(self.algorithm) };
         let text = match &self.keying {
-            Keying::Shared { signs, .. } => jsonwebtoken::encode(&header, &claims, signs),
+            Keying::Shared(shared) => jsonwebtoken::encode(&header, &claims, &shared.signs),
             Keying::Rotated(keys) => {
                 let ring = keys.ring().await?;
                 let key = ring.signer(self.clock.now()).ok_or_else(broken)?;
@@ -209,7 +217,7 @@ impl Tokens {
             (Keying::Rotated(keys), Some(generation)) => {
                 keys.known().is_some_and(|ring| ring.has(generation, self.clock.now()))
             }
-            (Keying::Shared { .. }, None) => true,
+            (Keying::Shared(_), None) => true,
             _ => false,
         }
     }
@@ -226,7 +234,7 @@ impl Tokens {
             return Err(refused());
         }
         match &self.keying {
-            Keying::Shared { verifies, .. } => self.claims(token, verifies, None),
+            Keying::Shared(shared) => self.claims(token, &shared.verifies, None),
             Keying::Rotated(keys) => {
                 let kid = head.kid.unwrap_or_default();
                 let mut ring = keys.ring().await?;
@@ -261,7 +269,7 @@ impl Tokens {
     pub(super) fn seal(&self, purpose: &str, message: &[u8]) -> [u8; 16] {
         let ring = self.keys().and_then(Keys::known);
         let key = match (&self.keying, &ring) {
-            (Keying::Shared { seals, .. }, _) => seals,
+            (Keying::Shared(shared), _) => &shared.seals,
             (_, Some(ring)) => &ring.seals,
             _ => &self.own_seals,
         };

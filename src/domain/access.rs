@@ -106,6 +106,8 @@ pub enum Action {
     AuditRead,
     /// End one's own sessions.
     OwnSessions,
+    /// See how a record came to be what it is.
+    PatientHistory,
 }
 
 /// What is said of an action.
@@ -123,7 +125,7 @@ struct Row {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 17] = [
+    pub const ALL: [Action; 18] = [
         Action::PatientList,
         Action::PatientRead,
         Action::PatientRegister,
@@ -141,6 +143,7 @@ impl Action {
         Action::OwnToken,
         Action::AuditRead,
         Action::OwnSessions,
+        Action::PatientHistory,
     ];
 
     /// The table.
@@ -167,6 +170,7 @@ impl Action {
             Action::OwnToken => row("OWN_TOKEN", 15, Role::ALL, false),
             Action::AuditRead => row("AUDIT_READ", 16, &[Auditor], true),
             Action::OwnSessions => row("OWN_SESSIONS", 17, Role::ALL, false),
+            Action::PatientHistory => row("PATIENT_HISTORY", 18, &[Admin, Clinician, FrontDesk], true),
         }
     }
 
@@ -288,7 +292,8 @@ mod tests {
             OWN_PASSWORD     yes   yes       yes        yes     yes     yes
             OWN_TOKEN        yes   yes       yes        yes     yes     yes
             AUDIT_READ       no    no        no         no      no      yes
-            OWN_SESSIONS     yes   yes       yes        yes     yes     yes";
+            OWN_SESSIONS     yes   yes       yes        yes     yes     yes
+            PATIENT_HISTORY  yes   yes       yes        no      no      no";
         let mut lines = agreed.trim().lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let roles: Vec<Role> = lines.next().expect("a head")[1..]
             .iter()

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::ids::{CommandId, EventId, PatientId, ShardNo, Version};
+use super::ids::{CommandId, EventId, Fingerprint, PatientId, ShardNo, Version};
 use super::patient::{Patient, PatientEvent};
 use super::time::Timestamp;
 
@@ -22,6 +22,8 @@ pub struct RecordedEvent {
     pub subject: Arc<str>,
     /// The W3C `traceparent` of the request that caused it.
     pub traceparent: Box<str>,
+    /// What the request said, if its caller may repeat it under a key.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// Never prints the subject.
@@ -158,6 +160,7 @@ mod tests {
             at: Timestamp(0),
             subject: "canary@example.com".into(),
             traceparent: "00-trace".into(),
+            fingerprint: None,
         };
         let shown = format!("{:?}", OutboxEvent { seq: 42, shard: 0, recorded });
         assert!(shown.contains("42") && shown.contains("00-trace"), "{shown}");

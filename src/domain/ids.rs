@@ -47,6 +47,11 @@ uuid_id! {
     SessionId
 }
 
+uuid_id! {
+    /// What a request said, as a hash: tells two requests under one key apart.
+    Fingerprint
+}
+
 impl PatientId {
     /// The shard, out of `shards`, that owns this patient.
     pub fn shard(self, shards: u16) -> ShardNo {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ::time::Date;
 
 use super::access::{Action, Role};
+use super::conditions::Conditions;
 use super::ids::{PatientId, Version};
 use super::time::Timestamp;
 
@@ -72,6 +73,28 @@ pub struct PatientChange {
     pub registered_date: Option<Date>,
 }
 
+/// A change of some of the details; what is not given stays as it is.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct PatientPatch {
+    /// The new name.
+    pub name: Option<Box<str>>,
+    /// The new e-mail address.
+    pub email: Option<Box<str>>,
+    /// The new address.
+    pub address: Option<Box<str>>,
+    /// The new date of birth.
+    pub date_of_birth: Option<Date>,
+    /// The new registered date.
+    pub registered_date: Option<Date>,
+}
+
+/// Never prints what it holds.
+impl std::fmt::Debug for PatientPatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PatientPatch(..)")
+    }
+}
+
 /// What a caller wants done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PatientCommand {
@@ -79,6 +102,8 @@ pub enum PatientCommand {
     Register(PatientDetails),
     /// Replace the details.
     Update(PatientChange),
+    /// Replace some of the details.
+    Patch(PatientPatch),
     /// Mark the record restricted, or no longer so.
     Restrict(bool),
     /// End the record. Its id is never used again; its e-mail address is free again.
@@ -131,10 +156,14 @@ pub enum Refusal {
     AlreadyExists,
     /// The record is restricted, and the caller is none of those who may change it then.
     Restricted,
+    /// The record has another version than the caller expects.
+    OtherVersion,
 }
 
-/// What `command` of a caller of the role `by` does to `state` at `now`, or why it may not. That the e-mail address is free is
-/// decided by the store at commit, since it concerns all patients.
+/// What `command` of a caller of the role `by` does to `state` at `now` under `conditions`, or why it may not.
+/// Whether there is a record comes first, then whether the caller may change it, and last whether it is as expected
+/// (RFC 9110, section 13.2.1): a refusal says nothing of a record that the caller may not see. That
+/// the e-mail address is free is decided by the store at commit, since it concerns all patients.
 ///
 /// # Errors
 /// The refusal of the rules; nothing has happened then.
@@ -143,10 +172,12 @@ pub fn decide(
     state: &PatientState,
     command: &PatientCommand,
     by: Role,
+    conditions: &Conditions,
     now: Timestamp,
 ) -> Result<PatientEvent, Refusal> {
     let restricted = matches!(state, PatientState::Active(patient) if patient.restricted);
-    let changes = matches!(command, PatientCommand::Update(_) | PatientCommand::Delete);
+    let changes =
+        matches!(command, PatientCommand::Update(_) | PatientCommand::Patch(_) | PatientCommand::Delete);
     if restricted && changes && !Action::PatientRestrict.permits(by) {
         return Err(Refusal::Restricted);
     }
@@ -161,12 +192,13 @@ pub fn decide(
             })))
         }
         (PatientCommand::Register(_), _) => Err(Refusal::AlreadyExists),
+        (_, PatientState::Absent | PatientState::Deleted(_)) => Err(Refusal::NotFound),
+        (_, PatientState::Active(patient)) if !conditions.meet(patient.version) => Err(Refusal::OtherVersion),
         (PatientCommand::Update(change), PatientState::Active(patient)) => {
-            Ok(PatientEvent::Updated(Arc::new(Patient {
-                version: patient.version + 1,
-                details: changed(&patient.details, change),
-                ..**patient
-            })))
+            Ok(PatientEvent::Updated(next(patient, changed(&patient.details, change))))
+        }
+        (PatientCommand::Patch(patch), PatientState::Active(patient)) => {
+            Ok(PatientEvent::Updated(next(patient, patched(&patient.details, patch))))
         }
         (PatientCommand::Restrict(restricted), PatientState::Active(patient)) => {
             Ok(PatientEvent::Updated(Arc::new(Patient {
@@ -177,16 +209,13 @@ pub fn decide(
             })))
         }
         (PatientCommand::Delete, PatientState::Active(patient)) => {
-            Ok(PatientEvent::Deleted(Arc::new(Patient {
-                version: patient.version + 1,
-                details: patient.details.clone(),
-                ..**patient
-            })))
-        }
-        (PatientCommand::Update(_) | PatientCommand::Restrict(_) | PatientCommand::Delete, _) => {
-            Err(Refusal::NotFound)
+            Ok(PatientEvent::Deleted(next(patient, patient.details.clone())))
         }
     }
+}
+
+fn next(patient: &Patient, details: PatientDetails) -> Arc<Patient> {
+    Arc::new(Patient { version: patient.version + 1, details, ..*patient })
 }
 
 fn changed(old: &PatientDetails, change: &PatientChange) -> PatientDetails {
@@ -196,6 +225,16 @@ fn changed(old: &PatientDetails, change: &PatientChange) -> PatientDetails {
         address: change.address.clone(),
         date_of_birth: change.date_of_birth,
         registered_date: change.registered_date.unwrap_or(old.registered_date),
+    }
+}
+
+fn patched(old: &PatientDetails, patch: &PatientPatch) -> PatientDetails {
+    PatientDetails {
+        name: patch.name.as_ref().unwrap_or(&old.name).clone(),
+        email: patch.email.as_ref().unwrap_or(&old.email).clone(),
+        address: patch.address.as_ref().unwrap_or(&old.address).clone(),
+        date_of_birth: patch.date_of_birth.unwrap_or(old.date_of_birth),
+        registered_date: patch.registered_date.unwrap_or(old.registered_date),
     }
 }
 
@@ -245,7 +284,7 @@ mod tests {
     #[test]
     fn a_restricted_record_is_changed_by_those_who_may_mark_it() {
         let by = |role, command: &PatientCommand, state: &PatientState| {
-            decide(PatientId(Uuid::nil()), state, command, role, Timestamp(0))
+            decide(PatientId(Uuid::nil()), state, command, role, &Conditions::default(), Timestamp(0))
         };
         for command in [update(), PatientCommand::Delete] {
             for role in Role::ALL {

@@ -9,13 +9,17 @@ use uuid::Uuid;
 use validator::ValidateEmail;
 
 use super::ids::PatientId;
-use super::patient::{PatientChange, PatientDetails};
+use super::patient::{PatientChange, PatientDetails, PatientPatch};
+use super::text::{is_bidi_control, is_noncharacter, nfc};
 
 /// The most characters a name may have.
 pub const NAME_MAX_CHARS: usize = 100;
 /// The most characters an e-mail address may have (RFC 5321, 4.5.3.1.3: a path of 256 octets with
 /// its angle brackets).
 pub const EMAIL_MAX_CHARS: usize = 254;
+/// The same in bytes, of which the standard speaks: an address may have other letters than those of ASCII
+/// (RFC 6531, section 3.3).
+pub const EMAIL_MAX_BYTES: usize = EMAIL_MAX_CHARS;
 /// The most characters an address may have.
 pub const ADDRESS_MAX_CHARS: usize = 500;
 
@@ -44,13 +48,7 @@ pub struct PatientInput<'a> {
 pub fn registration(input: &PatientInput<'_>, today: Date) -> Result<PatientDetails, FieldErrors> {
     let mut errors = FieldErrors::new();
     let common = common(input, today, &mut errors);
-    let registered = date(
-        input.registered_date,
-        "registeredDate",
-        "Registered date is required",
-        REGISTERED_FORM,
-        &mut errors,
-    );
+    let registered = registered(input.registered_date, &mut errors);
     match (common, registered) {
         (Some(c), Some(registered_date)) if errors.is_empty() => Ok(PatientDetails {
             name: c.name,
@@ -70,9 +68,7 @@ pub fn registration(input: &PatientInput<'_>, today: Date) -> Result<PatientDeta
 pub fn change(input: &PatientInput<'_>, today: Date) -> Result<PatientChange, FieldErrors> {
     let mut errors = FieldErrors::new();
     let common = common(input, today, &mut errors);
-    let registered_date = input.registered_date.and_then(|text| {
-        date(Some(text), "registeredDate", "Registered date is required", REGISTERED_FORM, &mut errors)
-    });
+    let registered_date = input.registered_date.and_then(|text| registered(Some(text), &mut errors));
     match common {
         Some(c) if errors.is_empty() => Ok(PatientChange {
             name: c.name,
@@ -83,6 +79,22 @@ pub fn change(input: &PatientInput<'_>, today: Date) -> Result<PatientChange, Fi
         }),
         _ => Err(errors),
     }
+}
+
+/// The change of what is given of a patient, on the day `today`; what is not given stays.
+///
+/// # Errors
+/// Every field that does not hold, with its message.
+pub fn patch(input: &PatientInput<'_>, today: Date) -> Result<PatientPatch, FieldErrors> {
+    let mut errors = FieldErrors::new();
+    let patch = PatientPatch {
+        name: input.name.and_then(|text| name(Some(text), &mut errors)),
+        email: input.email.and_then(|text| email(Some(text), &mut errors)),
+        address: input.address.and_then(|text| address(Some(text), &mut errors)),
+        date_of_birth: input.date_of_birth.and_then(|text| birth(Some(text), today, &mut errors)),
+        registered_date: input.registered_date.and_then(|text| registered(Some(text), &mut errors)),
+    };
+    if errors.is_empty() { Ok(patch) } else { Err(errors) }
 }
 
 /// What a caller gave to open an account; what it left out is empty.
@@ -158,70 +170,86 @@ struct Common {
 
 fn common(input: &PatientInput<'_>, today: Date, errors: &mut FieldErrors) -> Option<Common> {
     let name = name(input.name, errors);
-    let address = text(
-        input.address,
-        (
-            "address",
-            "Address is required",
-            "Address cannot exceed 500 characters",
-            "Address cannot contain control characters",
-        ),
-        ADDRESS_MAX_CHARS,
-        errors,
-    );
+    let address = address(input.address, errors);
     let email = email(input.email, errors);
     let date_of_birth = birth(input.date_of_birth, today, errors);
     Some(Common { name: name?, email: email?, address: address?, date_of_birth: date_of_birth? })
 }
 
-fn name(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
-    text(
-        value,
-        (
-            "name",
-            "Name is required",
-            "Name cannot exceed 100 characters",
-            "Name cannot contain control characters",
-        ),
-        NAME_MAX_CHARS,
-        errors,
-    )
+/// What is said of a text that does not hold.
+struct Words {
+    field: &'static str,
+    required: &'static str,
+    too_long: &'static str,
+    control: &'static str,
+    /// None: it may hold marks of direction.
+    bidi: Option<&'static str>,
 }
 
-/// A text that is neither blank nor too long nor holds control characters (PostgreSQL has no NUL in a
-/// text, and no terminal should be steered by a name); a line break is fine in an address alone.
-fn text(
-    value: Option<&str>,
-    (field, required, too_long, control): (&'static str, &'static str, &'static str, &'static str),
-    max_chars: usize,
-    errors: &mut FieldErrors,
-) -> Option<Box<str>> {
-    let value = value.unwrap_or_default().trim();
-    let bad_char = |c: char| c.is_control() && !(field == "address" && c == '\n');
+fn name(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
+    let words = Words {
+        field: "name",
+        required: "Name is required",
+        too_long: "Name cannot exceed 100 characters",
+        control: "Name cannot contain control characters",
+        bidi: Some("Name cannot contain characters that steer the direction of text"),
+    };
+    text(value, &words, NAME_MAX_CHARS, errors)
+}
+
+fn address(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
+    let words = Words {
+        field: "address",
+        required: "Address is required",
+        too_long: "Address cannot exceed 500 characters",
+        control: "Address cannot contain control characters",
+        bidi: None,
+    };
+    text(value, &words, ADDRESS_MAX_CHARS, errors)
+}
+
+/// A text in Normalization Form C that is neither blank nor too long, and holds no control characters
+/// (PostgreSQL has no NUL in a text, and no terminal should be steered by a name), no noncharacters and no
+/// marks of direction; a line break is fine in an address alone.
+fn text(value: Option<&str>, words: &Words, max_chars: usize, errors: &mut FieldErrors) -> Option<Box<str>> {
+    let value = nfc(value.unwrap_or_default().trim());
+    let bad_char =
+        |c: char| (c.is_control() && !(words.field == "address" && c == '\n')) || is_noncharacter(c);
+    let steering = words.bidi.filter(|_| value.contains(is_bidi_control));
     let message = if value.is_empty() {
-        required
+        words.required
     } else if value.chars().count() > max_chars {
-        too_long
+        words.too_long
     } else if value.contains(bad_char) {
-        control
+        words.control
+    } else if let Some(message) = steering {
+        message
     } else {
         return Some(value.into());
     };
-    errors.insert(field, message);
+    errors.insert(words.field, message);
     None
 }
 
 fn email(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
-    let value = value.unwrap_or_default().trim();
+    let value = nfc(value.unwrap_or_default().trim());
     let message = if value.is_empty() {
         "Email is required"
-    } else if value.chars().count() > EMAIL_MAX_CHARS || !value.validate_email() {
+    } else if value.len() > EMAIL_MAX_BYTES {
+        "Email cannot exceed 254 bytes"
+    } else if value.contains(is_bidi_control) {
+        "Email cannot contain characters that steer the direction of text"
+    } else if !value.validate_email() {
         "Email should be valid"
     } else {
         return Some(value.into());
     };
     errors.insert("email", message);
     None
+}
+
+fn registered(value: Option<&str>, errors: &mut FieldErrors) -> Option<Date> {
+    date(value, "registeredDate", "Registered date is required", REGISTERED_FORM, errors)
 }
 
 fn birth(value: Option<&str>, today: Date, errors: &mut FieldErrors) -> Option<Date> {
@@ -293,6 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn what_looks_the_same_is_stored_the_same() {
+        let mut input = valid();
+        input.name = Some("Zoe\u{308} \u{5d0}\u{5d1}");
+        input.address = Some("1 \u{200f}Way");
+        let details = registration(&input, TODAY).expect("valid");
+        assert_eq!(&*details.name, "Zo\u{eb} \u{5d0}\u{5d1}");
+        assert_eq!(&*details.address, "1 \u{200f}Way", "an address may be in two directions");
+        // As many characters as may be, once they are put together.
+        let name = "e\u{301}".repeat(NAME_MAX_CHARS);
+        input.name = Some(&name);
+        assert_eq!(registration(&input, TODAY).expect("valid").name.chars().count(), NAME_MAX_CHARS);
+    }
+
+    #[test]
     fn everything_missing_is_said_at_once() {
         let errors = registration(&PatientInput::default(), TODAY).expect_err("empty");
         let said: Vec<_> = errors.into_iter().collect();
@@ -312,6 +354,8 @@ mod tests {
     fn each_rule_has_its_message() {
         let long_name = "x".repeat(101);
         let long_address = "x".repeat(501);
+        // Fewer characters than bytes.
+        let wide_email = format!("ada@{}.example", "\u{fc}".repeat(130));
         let long_email = format!("{}@example.com", "x".repeat(250));
         type Edit<'a> = Box<dyn Fn(&mut PatientInput<'a>) + 'a>;
         let cases: Vec<(Edit<'_>, &str, &str)> = vec![
@@ -319,7 +363,19 @@ mod tests {
             (Box::new(|i| i.name = Some(&long_name)), "name", "Name cannot exceed 100 characters"),
             (Box::new(|i| i.name = Some("a\0b")), "name", "Name cannot contain control characters"),
             (Box::new(|i| i.email = Some("not-an-address")), "email", "Email should be valid"),
-            (Box::new(|i| i.email = Some(&long_email)), "email", "Email should be valid"),
+            (Box::new(|i| i.name = Some("a\u{ffff}b")), "name", "Name cannot contain control characters"),
+            (
+                Box::new(|i| i.name = Some("Ada\u{202e}ecalevoL")),
+                "name",
+                "Name cannot contain characters that steer the direction of text",
+            ),
+            (Box::new(|i| i.email = Some(&long_email)), "email", "Email cannot exceed 254 bytes"),
+            (Box::new(|i| i.email = Some(&wide_email)), "email", "Email cannot exceed 254 bytes"),
+            (
+                Box::new(|i| i.email = Some("ada@example\u{200f}.com")),
+                "email",
+                "Email cannot contain characters that steer the direction of text",
+            ),
             (
                 Box::new(|i| i.address = Some(&long_address)),
                 "address",

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | the role is not permitted (403) | always, whatever the route is about |
 //! | shown or done | where the action is audited; by the edge, or with the change, in the transaction of the change |
-//! | not there, taken (404, 409) | where the action is audited: it tells something of a patient |
+//! | done before, and answered again under its key | where the action is audited, by the edge: nothing is changed |
+//! | not there, taken, not as expected (404, 409, 412, 422) | where the action is audited: it tells something of a patient |
 //! | not known (504), a fault of ours (500) | where the action is audited |
 //! | no valid request, nobody known, no room, no time (400, 401, 408, 413, 415, 503, 504) | no: nothing was seen or done |
 //!
@@ -32,6 +33,7 @@ use super::problem::Failure;
 pub(super) struct Accessed {
     patients: OnceLock<Vec<PatientId>>,
     reason: OnceLock<Box<str>>,
+    repeated: OnceLock<()>,
 }
 
 impl Accessed {
@@ -39,6 +41,11 @@ impl Accessed {
     pub(super) fn shows(&self, patients: Vec<PatientId>) {
         // The first word stands: a handler has one answer.
         let _ = self.patients.set(patients);
+    }
+
+    /// The change was made before, and is answered again: no commit keeps this access.
+    pub(super) fn repeats(&self) {
+        let _ = self.repeated.set(());
     }
 
     /// Why the caller breaks the glass.
@@ -65,7 +72,8 @@ pub(super) async fn recorded(
     asked: Asked<'_>,
     outcome: Result<Response, Failure>,
 ) -> Result<Response, Failure> {
-    let Some(came_of_it) = kept(asked.action, &outcome) else { return outcome };
+    let with_change = asked.action.is_recorded_with_its_change() && asked.accessed.repeated.get().is_none();
+    let Some(came_of_it) = kept(asked.action, with_change, &outcome) else { return outcome };
     if !journal.is_on() {
         return outcome;
     }
@@ -91,15 +99,19 @@ pub(super) async fn recorded(
     }
 }
 
-/// What is kept of it, if anything is, by the table above.
-fn kept(action: Action, outcome: &Result<Response, Failure>) -> Option<Outcome> {
+/// What is kept of it, if anything is, by the table above; `with_change`: a commit has kept it.
+fn kept(action: Action, with_change: bool, outcome: &Result<Response, Failure>) -> Option<Outcome> {
     match outcome {
         Err(failure) if failure.error.code == ErrorCode::Forbidden => Some(Outcome::Denied),
         _ if !action.is_audited() => None,
-        Ok(_) if action.is_recorded_with_its_change() => None,
+        Ok(_) if with_change => None,
         Ok(_) => Some(Outcome::Done),
         Err(failure) => match failure.error.code {
-            ErrorCode::NotFound | ErrorCode::AlreadyExists => Some(Outcome::Refused),
+            ErrorCode::NotFound
+            | ErrorCode::AlreadyExists
+            | ErrorCode::PreconditionFailed
+            | ErrorCode::KeyReused
+            | ErrorCode::KeyExpired => Some(Outcome::Refused),
             ErrorCode::OutcomeUnknown => Some(Outcome::Unknown),
             ErrorCode::Internal => Some(Outcome::Failed),
             _ => None,
@@ -126,7 +138,7 @@ mod tests {
                 None => Ok(Response::default()),
                 Some(code) => Err(Failure::new(code, "no")),
             };
-            kept(action, &outcome)
+            kept(action, action.is_recorded_with_its_change(), &outcome)
         };
         for action in Action::ALL {
             assert_eq!(said(action, Some(ErrorCode::Forbidden)), Some(Outcome::Denied), "{action:?}");
@@ -146,8 +158,17 @@ mod tests {
                 assert_eq!(said(action, Some(nothing)), None, "{action:?} {nothing:?}");
             }
         }
+        let again = kept(Action::PatientUpdate, false, &Ok(Response::default()));
+        assert_eq!(again, Some(Outcome::Done), "answered again: there is no commit to keep it");
         assert_eq!(said(Action::PatientRead, Some(ErrorCode::NotFound)), Some(Outcome::Refused));
-        assert_eq!(said(Action::PatientRegister, Some(ErrorCode::AlreadyExists)), Some(Outcome::Refused));
+        for refused in [
+            ErrorCode::AlreadyExists,
+            ErrorCode::PreconditionFailed,
+            ErrorCode::KeyReused,
+            ErrorCode::KeyExpired,
+        ] {
+            assert_eq!(said(Action::PatientRegister, Some(refused)), Some(Outcome::Refused));
+        }
     }
 
     #[test]

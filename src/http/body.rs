@@ -18,22 +18,23 @@ use super::problem::Failure;
 const DISCARD_MAX_BYTES: usize = 1 << 20;
 const DISCARD_MAX: Duration = Duration::from_millis(300);
 
-/// A JSON body of at most `max_bytes`.
+/// A body of at most `max_bytes` and of the type `taken`, which is a kind of JSON.
 ///
 /// # Errors
 /// `PayloadTooLarge`, `UnsupportedMediaType`, or `Invalid` if it breaks off.
-pub(super) async fn receive_json(
+pub(super) async fn receive(
     headers: &HeaderMap,
     body: &mut Body,
     max_bytes: usize,
+    taken: &'static str,
 ) -> Result<Bytes, Failure> {
     let declared =
         headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
     if declared.is_some_and(|length| length > max_bytes as u64) {
         return Err(too_large(max_bytes));
     }
-    if !is_json(headers) {
-        let detail = "The body must be application/json, in UTF-8 and not compressed";
+    if !is_json(headers, taken) {
+        let detail = format!("The body must be {taken}, in UTF-8 and not compressed");
         return Err(Failure::new(ErrorCode::UnsupportedMediaType, detail));
     }
     let mut whole = Bytes::new();
@@ -59,13 +60,13 @@ fn too_large(max_bytes: usize) -> Failure {
     Failure::new(ErrorCode::PayloadTooLarge, format!("The body may have at most {max_bytes} bytes"))
 }
 
-/// `application/json`, whatever its parameters but for a charset other than UTF-8 (RFC 8259, section 8.1),
+/// The type `taken`, whatever its parameters but for a charset other than UTF-8 (RFC 8259, section 8.1),
 /// and without a content coding.
-fn is_json(headers: &HeaderMap) -> bool {
+fn is_json(headers: &HeaderMap, taken: &str) -> bool {
     let text = |name| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
     let plain = text(CONTENT_ENCODING).is_none_or(|coding| coding.eq_ignore_ascii_case("identity"));
     let mut parts = text(CONTENT_TYPE).unwrap_or_default().split(';').map(str::trim);
-    let json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case("application/json"));
+    let json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(taken));
     let utf8 = parts.filter_map(|parameter| parameter.split_once('=')).all(|(name, value)| {
         !name.trim().eq_ignore_ascii_case("charset")
             || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
@@ -128,7 +129,7 @@ mod tests {
             if let Some(value) = coding {
                 map.insert(CONTENT_ENCODING, HeaderValue::from_static(value));
             }
-            assert_eq!(is_json(&map), taken, "{content_type:?} {coding:?}");
+            assert_eq!(is_json(&map, "application/json"), taken, "{content_type:?} {coding:?}");
         }
     }
 
@@ -136,11 +137,12 @@ mod tests {
     async fn a_body_is_taken_up_to_the_limit_in_any_number_of_pieces() {
         let json = headers(&[(CONTENT_TYPE, "application/json")]);
         for sizes in [&[10][..], &[4, 6], &[1; 10], &[]] {
-            let body = receive_json(&json, &mut pieces(sizes), 10).await.expect("fits");
+            let body = receive(&json, &mut pieces(sizes), 10, "application/json").await.expect("fits");
             assert_eq!(body.len(), sizes.iter().sum::<usize>());
         }
         for sizes in [&[11][..], &[5, 6], &[1; 11]] {
-            let failure = receive_json(&json, &mut pieces(sizes), 10).await.expect_err("too large");
+            let failure =
+                receive(&json, &mut pieces(sizes), 10, "application/json").await.expect_err("too large");
             assert_eq!(failure.error.code, ErrorCode::PayloadTooLarge);
         }
     }
@@ -148,7 +150,7 @@ mod tests {
     #[tokio::test]
     async fn a_declared_length_over_the_limit_is_refused_unread() {
         let json = headers(&[(CONTENT_TYPE, "application/json"), (CONTENT_LENGTH, "11")]);
-        let failure = receive_json(&json, &mut pieces(&[1]), 10).await.expect_err("too large");
+        let failure = receive(&json, &mut pieces(&[1]), 10, "application/json").await.expect_err("too large");
         assert_eq!(failure.error.code, ErrorCode::PayloadTooLarge);
     }
 
@@ -156,7 +158,8 @@ mod tests {
     async fn a_body_that_breaks_off_is_invalid() {
         let json = headers(&[(CONTENT_TYPE, "application/json")]);
         let broken = stream::iter([Ok(Bytes::from("{")), Err(std::io::Error::other("gone"))]);
-        let failure = receive_json(&json, &mut Body::from_stream(broken), 10).await.expect_err("broken");
+        let failure =
+            receive(&json, &mut Body::from_stream(broken), 10, "application/json").await.expect_err("broken");
         assert_eq!(failure.error.code, ErrorCode::Invalid);
     }
 

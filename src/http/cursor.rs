@@ -1,61 +1,113 @@
-//! Places in a list as callers carry them: opaque, and known again only if they are as they were given out.
+//! Places in a list as callers carry them: unreadable, since a place may hold a name, and known again only in the
+//! list they were given out for. The key is made of the secret that all fronts share.
 
+use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use time::Date;
 use uuid::Uuid;
 
 use crate::auth::Auth;
 use crate::domain::ids::PatientId;
+use crate::domain::search::{Key, Place};
 use crate::domain::time::Timestamp;
-use crate::store::ListPosition;
 
-const PURPOSE: &str = "patients-cursor-1";
-const PLACE_BYTES: usize = 24;
-const SEALED_BYTES: usize = PLACE_BYTES + 16;
+const PURPOSE: &str = "patients-cursor-2";
+const ID_BYTES: usize = 16;
+/// Longer than any that is given out.
+const CURSOR_MAX_CHARS: usize = 4096;
 
-/// `place` as a text for a URL.
-pub(super) fn give_out(auth: &Auth, place: ListPosition) -> String {
-    let mut sealed = [0; SEALED_BYTES];
-    sealed[..8].copy_from_slice(&place.created_at.0.to_be_bytes());
-    sealed[8..PLACE_BYTES].copy_from_slice(place.id.0.as_bytes());
-    let seal = auth.seal(PURPOSE, &sealed[..PLACE_BYTES]);
-    sealed[PLACE_BYTES..].copy_from_slice(&seal);
-    URL_SAFE_NO_PAD.encode(sealed)
+/// `place` in the list `list` as a text for a URL; none if it cannot be made.
+pub(super) fn give_out(auth: &Auth, list: &str, place: &Place) -> Option<String> {
+    let mut bytes = place.id.0.as_bytes().to_vec();
+    match &place.key {
+        Key::Time(time) => {
+            bytes.push(b't');
+            bytes.extend(time.0.to_be_bytes());
+        }
+        Key::Text(text) => {
+            bytes.push(b'x');
+            bytes.extend(text.as_bytes());
+        }
+        Key::Day(day) => {
+            bytes.push(b'd');
+            bytes.extend(day.to_julian_day().to_be_bytes());
+        }
+    }
+    let nonce = key(auth)?.seal_in_place_append_tag(Aad::from(list), &mut bytes).ok()?;
+    bytes.extend(nonce.as_ref());
+    Some(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// The place that `text` was given out for; `None` if it was not.
-pub(super) fn take_back(auth: &Auth, text: &str) -> Option<ListPosition> {
-    let sealed: [u8; SEALED_BYTES] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
-    let (place, seal) = sealed.split_at(PLACE_BYTES);
-    if auth.seal(PURPOSE, place) != seal {
+/// The place that `text` was given out for in the list `list`; none if it was not.
+pub(super) fn take_back(auth: &Auth, list: &str, text: &str) -> Option<Place> {
+    if text.len() > CURSOR_MAX_CHARS {
         return None;
     }
-    let (time, id) = place.split_at(8);
-    Some(ListPosition {
-        created_at: Timestamp(i64::from_be_bytes(time.try_into().ok()?)),
-        id: PatientId(Uuid::from_slice(id).ok()?),
-    })
+    let mut bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
+    let nonce = bytes.split_off(bytes.len().checked_sub(NONCE_LEN)?);
+    let nonce = Nonce::try_assume_unique_for_key(&nonce).ok()?;
+    let plain = key(auth)?.open_in_place(nonce, Aad::from(list), &mut bytes).ok()?;
+    let (id, rest) = plain.split_at_checked(ID_BYTES)?;
+    let (kind, rest) = rest.split_first()?;
+    let key = match kind {
+        b't' => Key::Time(Timestamp(i64::from_be_bytes(rest.try_into().ok()?))),
+        b'x' => Key::Text(std::str::from_utf8(rest).ok()?.into()),
+        b'd' => Key::Day(Date::from_julian_day(i32::from_be_bytes(rest.try_into().ok()?)).ok()?),
+        _ => return None,
+    };
+    Some(Place { key, id: PatientId(Uuid::from_slice(id).ok()?) })
+}
+
+/// The key for cursors, and for nothing else.
+fn key(auth: &Auth) -> Option<RandomizedNonceKey> {
+    let halves = [auth.seal(PURPOSE, b"key 0"), auth.seal(PURPOSE, b"key 1")];
+    RandomizedNonceKey::new(&AES_256_GCM_SIV, &halves.concat()).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use time::macros::date;
+
     use super::*;
     use crate::auth::fake::{FakeClock, FakeUsers, auth};
 
+    const LIST: &str = "sort=name";
+
     #[test]
-    fn a_cursor_comes_back_as_it_was_or_not_at_all() {
+    fn a_cursor_comes_back_as_it_was_in_its_list_or_not_at_all() {
         let auth = auth(&FakeUsers::new(), &FakeClock::new());
-        let place = ListPosition { created_at: Timestamp(-5), id: PatientId(Uuid::from_u128(77)) };
-        let text = give_out(&auth, place);
-        assert_eq!(take_back(&auth, &text), Some(place));
-        for at in 0..text.len() {
-            let mut tampered = text.clone().into_bytes();
-            tampered[at] = if tampered[at] == b'A' { b'B' } else { b'A' };
-            let tampered = String::from_utf8(tampered).expect("ASCII");
-            assert_eq!(take_back(&auth, &tampered), None, "at {at}");
+        let id = PatientId(Uuid::from_u128(77));
+        for key in [
+            Key::Time(Timestamp(-5)),
+            Key::Day(date!(1850 - 01 - 01)),
+            Key::Text("canary".into()),
+            Key::Text("".into()),
+        ] {
+            let place = Place { key, id };
+            let text = give_out(&auth, LIST, &place).expect("a cursor");
+            assert_eq!(take_back(&auth, LIST, &text), Some(place));
+            assert_eq!(take_back(&auth, "sort=-name", &text), None, "of another list");
+            for at in 0..text.len() {
+                let mut tampered = text.clone().into_bytes();
+                tampered[at] = if tampered[at] == b'A' { b'B' } else { b'A' };
+                let tampered = String::from_utf8(tampered).expect("ASCII");
+                assert_eq!(take_back(&auth, LIST, &tampered), None, "at {at}");
+            }
+            for bad in ["", "x", &text[1..], &format!("{text}AAAA"), "ä", &"A".repeat(CURSOR_MAX_CHARS + 1)]
+            {
+                assert_eq!(take_back(&auth, LIST, bad), None, "{bad}");
+            }
         }
-        for bad in ["", "x", &text[1..], &format!("{text}AAAA"), "ä"] {
-            assert_eq!(take_back(&auth, bad), None, "{bad}");
-        }
+    }
+
+    #[test]
+    fn a_cursor_tells_nobody_where_it_leads() {
+        let auth = auth(&FakeUsers::new(), &FakeClock::new());
+        let place = Place { key: Key::Text("canary".into()), id: PatientId(Uuid::nil()) };
+        let text = give_out(&auth, LIST, &place).expect("a cursor");
+        let bytes = URL_SAFE_NO_PAD.decode(&text).expect("base64");
+        assert!(!bytes.windows(6).any(|part| part == b"canary"));
+        assert_ne!(give_out(&auth, LIST, &place), Some(text));
     }
 }

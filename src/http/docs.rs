@@ -23,16 +23,20 @@ use crate::error::ErrorCode;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb, tail};
 use super::problem::{Failure, PROBLEM_JSON, Problem};
 use super::routes::ROUTES;
-use super::{AppState, analytics, audit, billing, cluster, login, ops, patients, reply, users};
+use super::{
+    AppState, analytics, audit, billing, cluster, history, login, ops, patients, reply, search, users,
+};
 
 const BEARER: &str = "bearer";
 
 #[derive(utoipa::OpenApi)]
 #[openapi(paths(
     patients::register,
-    patients::list,
+    search::list,
     patients::get,
     patients::update,
+    patients::patch,
+    history::history,
     patients::restrict,
     patients::unrestrict,
     patients::delete,
@@ -187,7 +191,7 @@ fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
     if matches!(endpoint.handler, Handler::Named(..)) {
         codes.extend([ErrorCode::Unauthenticated, ErrorCode::Forbidden]);
     }
-    if endpoint.takes == Takes::Json {
+    if endpoint.takes != Takes::Nothing {
         codes.extend([
             ErrorCode::Invalid,
             ErrorCode::PayloadTooLarge,
@@ -294,7 +298,7 @@ mod tests {
                 }
                 let guarded = matches!(endpoint.handler, Handler::Named(..));
                 assert_eq!(operation["security"].is_array(), guarded, "{said}");
-                assert_eq!(operation["requestBody"].is_object(), endpoint.takes == Takes::Json, "{said}");
+                assert_eq!(operation["requestBody"].is_object(), endpoint.takes != Takes::Nothing, "{said}");
             }
         }
         let paths = |document: &Value| document["paths"].as_object().expect("paths").len();

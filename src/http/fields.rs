@@ -16,12 +16,18 @@ use super::problem::Failure;
 /// How many made-up fields are named back to the caller, and how long their names may be.
 const OTHER_MAX: usize = 16;
 const OTHER_NAME_MAX_CHARS: usize = 64;
+/// How deep objects and lists may stand in each other, the body itself being the first. None of them is wanted
+/// within it: this bounds what reading them costs.
+const NESTING_MAX: usize = 16;
+const TOO_DEEP: &str = "The body is nested too deep: at most 16 levels";
 
 /// The fields of an object: the value of each that is expected, and what is wrong with them.
 #[derive(Debug)]
 pub(super) struct Fields<'a, const N: usize> {
     /// In the order of the names; `None` if missing, null, or of the wrong type.
     pub(super) values: [Option<Cow<'a, str>>; N],
+    /// Which of them are null.
+    pub(super) nulls: [bool; N],
     wrong: FieldErrors,
     other: BTreeMap<String, &'static str>,
 }
@@ -37,6 +43,9 @@ impl<'a, const N: usize> Fields<'a, N> {
         read.map_err(|error| {
             // The reader's own words could repeat what was sent.
             let detail = match error.classify() {
+                serde_json::error::Category::Data if error.to_string().starts_with(TOO_DEEP) => {
+                    TOO_DEEP.to_owned()
+                }
                 serde_json::error::Category::Data => "The body must be a JSON object".to_owned(),
                 _ => format!("The body is not JSON: see line {}, column {}", error.line(), error.column()),
             };
@@ -83,26 +92,30 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields =
-            Fields { values: [const { None }; N], wrong: FieldErrors::new(), other: BTreeMap::new() };
+        let mut fields = Fields {
+            values: [const { None }; N],
+            nulls: [false; N],
+            wrong: FieldErrors::new(),
+            other: BTreeMap::new(),
+        };
         let mut seen = [false; N];
         while let Some(Text(name)) = map.next_key()? {
             let name = name.ok_or_else(|| A::Error::custom("a key is a text"))?;
             let Some(at) = self.0.iter().position(|expected| *expected == name) else {
-                map.next_value::<IgnoredAny>()?;
+                map.next_value_seed(Skipped { levels: NESTING_MAX - 1 })?;
                 if fields.other.len() < OTHER_MAX {
                     fields.other.insert(name.chars().take(OTHER_NAME_MAX_CHARS).collect(), "Unknown field");
                 }
                 continue;
             };
             if std::mem::replace(&mut seen[at], true) {
-                map.next_value::<IgnoredAny>()?;
+                map.next_value_seed(Skipped { levels: NESTING_MAX - 1 })?;
                 fields.wrong.insert(self.0[at], "Given more than once");
                 continue;
             }
             match map.next_value()? {
                 Given::Text(text) => fields.values[at] = Some(text),
-                Given::Null => {}
+                Given::Null => fields.nulls[at] = true,
                 Given::Other => {
                     fields.wrong.insert(self.0[at], "Should be a text");
                 }
@@ -170,18 +183,85 @@ impl<'de> Deserialize<'de> for Given<'de> {
                 Ok(Given::Other)
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Given::Other)
+            fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Self::Value, A::Error> {
+                let skipped = Skipped { levels: NESTING_MAX - 1 };
+                skipped.visit_seq(seq).map(|()| Given::Other)
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(Given::Other)
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                let skipped = Skipped { levels: NESTING_MAX - 1 };
+                skipped.visit_map(map).map(|()| Given::Other)
             }
         }
 
         deserializer.deserialize_any(AnyValue)
+    }
+}
+
+/// A value that nobody wants, in which objects and lists may stand so many levels deep.
+#[derive(Clone, Copy)]
+struct Skipped {
+    levels: usize,
+}
+
+impl Skipped {
+    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
+        let levels = self.levels.checked_sub(1).ok_or_else(|| E::custom(TOO_DEEP))?;
+        Ok(Skipped { levels })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Skipped {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Skipped {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let within = self.deeper()?;
+        while seq.next_element_seed(within)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let within = self.deeper()?;
+        while map.next_key::<IgnoredAny>()?.is_some() {
+            map.next_value_seed(within)?;
+        }
+        Ok(())
     }
 }
 
@@ -267,6 +347,22 @@ mod tests {
         }
         assert!(Fields::read(b"{\"name\": \"\xff\"}", NAMES).is_err(), "no UTF-8");
         assert!(read(&format!("{{\"a\": {}", "[".repeat(100_000))).is_err(), "too deep");
+    }
+
+    #[test]
+    fn nesting_has_a_limit_wherever_it_is() {
+        let nested = |levels: usize, (open, close): (&str, &str)| {
+            format!("{}1{}", open.repeat(levels), close.repeat(levels))
+        };
+        for field in ["name", "x"] {
+            for brackets in [("[", "]"), ("{\"k\":", "}")] {
+                let body = |levels| format!("{{\"{field}\": {}}}", nested(levels, brackets));
+                assert!(read(&body(NESTING_MAX - 1)).is_ok(), "{field} {brackets:?}");
+                let failure = read(&body(NESTING_MAX)).expect_err("too deep");
+                assert_eq!(failure.error.detail, TOO_DEEP, "{field} {brackets:?}");
+                assert!(read(&body(30_000)).is_err());
+            }
+        }
     }
 
     #[test]

@@ -2,30 +2,27 @@
 
 use std::sync::Arc;
 
-use axum::extract::Query;
 use axum::response::Response;
-use http::header::{LINK, LOCATION};
+use http::header::{ETAG, LOCATION};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 use time::Date;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::domain::access::View;
-use crate::domain::ids::PatientId;
+use crate::actors::patients::PatientReply;
+use crate::domain::access::{Action, View};
+use crate::domain::conditions::Conditions;
+use crate::domain::ids::{PatientId, Version};
 use crate::domain::patient::Patient;
 use crate::domain::validate::{FieldErrors, PatientInput, change, registration};
-use crate::error::{Error, ErrorCode};
-use crate::store::ListPosition;
+use crate::error::ErrorCode;
 
 use super::fields::Fields;
+use super::idempotency::{Keyed, Turn};
 use super::pipeline::{Call, tail};
 use super::problem::Failure;
-use super::{AppState, cursor, reply};
-
-/// Records on one page if the caller does not say how many.
-const LIMIT_DEFAULT: u32 = 100;
-const LIMIT_MAX: u32 = 1000;
+use super::{AppState, conditional, history, reply};
 
 /// A patient's record.
 #[derive(Serialize, ToSchema)]
@@ -130,7 +127,28 @@ pub(super) struct PatientForm {
     registered_date: Option<String>,
 }
 
-const FIELDS: [&str; 5] = ["name", "email", "address", "dateOfBirth", "registeredDate"];
+/// What a caller sends to change some of a record: at least nothing.
+#[derive(ToSchema)]
+#[schema(as = PatientPatch, rename_all = "camelCase", example = json!({"address": "2 Harbour Road, Kingsport"}))]
+#[allow(
+    dead_code,
+    reason = "describes the body; `patch::read` reads it, so that all mistakes are told at once"
+)]
+pub(super) struct PatientPatchForm {
+    #[schema(min_length = 1, max_length = 100, nullable = false)]
+    name: Option<String>,
+    #[schema(format = "email", max_length = 254, nullable = false)]
+    email: Option<String>,
+    #[schema(min_length = 1, max_length = 500, nullable = false)]
+    address: Option<String>,
+    /// Not in the future, not before 1850.
+    #[schema(format = Date, nullable = false)]
+    date_of_birth: Option<String>,
+    #[schema(format = Date, nullable = false)]
+    registered_date: Option<String>,
+}
+
+pub(super) const FIELDS: [&str; 5] = ["name", "email", "address", "dateOfBirth", "registeredDate"];
 
 /// Reads a form and lets `rules` make something of it.
 pub(super) fn ruled<T>(
@@ -171,7 +189,7 @@ pub(super) fn may_see(call: &Call, patient: &Patient) -> Result<(), Failure> {
     }
     let refused = |said| Err(Failure::new(ErrorCode::Forbidden, said));
     if !call.ctx.caller.role.breaks_glass() {
-        return refused("The record is restricted");
+        return Err(restricted());
     }
     let given = call.parts.headers.get(BREAK_GLASS).map(HeaderValue::as_bytes).map(std::str::from_utf8);
     match given.and_then(Result::ok).map(str::trim) {
@@ -185,56 +203,175 @@ pub(super) fn may_see(call: &Call, patient: &Patient) -> Result<(), Failure> {
     }
 }
 
+/// The record with its entity tag.
+fn record(status: StatusCode, patient: &Patient) -> Result<Response, Failure> {
+    let mut response = reply::json(status, &PatientBody::from(patient))?;
+    response.headers_mut().extend(conditional::etag(patient.version).map(|tag| (ETAG, tag)));
+    Ok(response)
+}
+
 /// Registers a patient.
 ///
-/// The e-mail address must be no other living patient's. If the outcome is not known (504, `OUTCOME_UNKNOWN`), the
-/// problem's `patientId` is the id to look for: once it is found, the patient is registered; while it is not, a
-/// transaction still under way may yet make it. Sending the same form again cannot register twice: the address is
-/// taken then.
+/// The e-mail address must be no other living patient's. Under an `Idempotency-Key` the same request may be sent
+/// again until it is answered: it registers once, and within 24 hours of that it is answered as it was then. The
+/// same key with another body is refused (422). A key is its caller's own; after 24 hours it may be used anew, up to
+/// eight times in all. What was refused is not remembered.
+///
+/// If the outcome is not known (504, `OUTCOME_UNKNOWN`), send it again under its key. Without one, the problem's
+/// `patientId` is the id to look for: once it is found, the patient is registered; while it is not, a transaction
+/// still under way may yet make it. Sending the same form again cannot register twice: the address is taken then.
 #[utoipa::path(post, path = "/api/patients", operation_id = "registerPatient", tag = "patients",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat.",
+        max_length = 257, example = "\"8e03978e-40d5-43dd-bc93-6894a57f9324\"")),
     request_body = PatientForm,
     responses(
-        (status = 201, description = "Registered.", body = PatientBody,
-            headers(("Location", description = "The path of the record."))),
+        (status = 201, description = "Registered.", body = PatientBody, headers(
+            ("Location", description = "The path of the record."),
+            ("ETag", description = "The version, as a strong entity tag."),
+        )),
     ))]
 pub(super) async fn register(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let today = app.clock.now().date();
     let details = ruled(&call.body, |input| registration(input, today))?;
-    let id = *call.registers.get_or_init(|| PatientId(Uuid::now_v7()));
-    let patient = app.patients.register(&call.ctx, id, details).await?;
-    let mut response = reply::json(StatusCode::CREATED, &PatientBody::from(&*patient))?;
+    let keyed = Keyed::of(&call)?;
+    let register = |turn: Turn| {
+        call.registers.set(turn.id);
+        let (details, conditions) = (details.clone(), unconditional(&keyed));
+        let app = &app;
+        async move { app.patients.register(&turn.ctx, turn.id, details, conditions).await }
+    };
+    let reply = keyed.carry_out(&call.ctx, None, register).await?;
+    let patient = told(&app, &call, reply).await?;
+    let mut response = record(StatusCode::CREATED, &patient)?;
     if let Ok(location) = HeaderValue::try_from(format!("/api/patients/{}", patient.id)) {
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
 }
 
+/// What a change left behind. If it was made before, the answer is no part of it: the audit is told, and whoever may
+/// not change a record that was marked since is not shown it again.
+async fn told(app: &AppState, call: &Call, reply: PatientReply) -> Result<Arc<Patient>, Failure> {
+    if reply.again {
+        call.accessed.repeats();
+        let role = call.ctx.caller.role;
+        if !Action::PatientRestrict.permits(role)
+            && history::is_restricted(app, call, reply.patient.id).await?
+        {
+            return Err(restricted());
+        }
+    }
+    Ok(reply.patient)
+}
+
+fn restricted() -> Failure {
+    Failure::new(ErrorCode::Forbidden, "The record is restricted")
+}
+
+fn unconditional(keyed: &Keyed) -> Conditions {
+    Conditions { expected: None, fingerprint: keyed.fingerprint() }
+}
+
 /// Shows a patient.
 ///
-/// Never older than any answer given before the request. A caller of the role BILLING is shown `id` and `name` alone.
-/// A restricted record is shown to a CLINICIAN alone, who says why in `X-Break-Glass`; the audit keeps it.
+/// Never older than any answer given before the request. With `version` it is shown as it was then, even if it has
+/// ended since. A caller of the role BILLING is shown `id` and `name` alone. A restricted record is shown, in all its
+/// versions, to a CLINICIAN alone, who says why in `X-Break-Glass`; the audit keeps it.
 #[utoipa::path(get, path = "/api/patients/{id}", operation_id = "getPatient", tag = "patients",
-    params(("id" = Uuid, Path, description = "The patient's id."),
-        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters.")),
-    responses((status = 200, description = "The record.", body = Shown)))]
+    params(
+        ("id" = Uuid, Path, description = "The patient's id."),
+        ("version" = Option<i64>, Query, description = "Which version; the newest if none is named.", minimum = 1),
+        ("If-None-Match" = Option<String>, Header, description = "Entity tags: answered with 304 if one is the record's.",
+            example = "\"3\""),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+    ),
+    responses(
+        (status = 200, description = "The record.", body = Shown,
+            headers(("ETag", description = "The version, as a strong entity tag."))),
+        (status = 304, description = "The record is as the caller knows it.",
+            headers(("ETag", description = "The version, as a strong entity tag."))),
+    ))]
 pub(super) async fn get(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
-    let patient = app.patients.get(&call.ctx, id).await?;
-    may_see(&call, &patient)?;
-    reply::json(StatusCode::OK, &Shown::to(&call, &patient))
+    let patient = match version_of(&call)? {
+        None => {
+            let patient = app.patients.get(&call.ctx, id).await?;
+            may_see(&call, &patient)?;
+            patient
+        }
+        Some(version) => history::as_of(&app, &call, id, version).await?,
+    };
+    let tag = conditional::etag(patient.version).map(|tag| (ETAG, tag));
+    let mut response = if conditional::has_it(&call.parts.headers, patient.version)? {
+        reply::empty(StatusCode::NOT_MODIFIED)
+    } else {
+        reply::json(StatusCode::OK, &Shown::to(&call, &patient))?
+    };
+    response.headers_mut().extend(tag);
+    Ok(response)
+}
+
+/// The version asked for, if one is.
+fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
+    let query = form_urlencoded::parse(call.parts.uri.query().unwrap_or_default().as_bytes());
+    let mut given = query.filter(|(name, _)| name == "version");
+    let Some((_, text)) = given.next() else { return Ok(None) };
+    match text.parse() {
+        Ok(version) if version > 0 && given.next().is_none() => Ok(Some(version)),
+        _ => Err(Failure::field("version", "Should be one number from 1 on")),
+    }
 }
 
 /// Replaces the details of a patient.
 #[utoipa::path(put, path = "/api/patients/{id}", operation_id = "updatePatient", tag = "patients",
-    params(("id" = Uuid, Path, description = "The patient's id.")),
+    params(
+        ("id" = Uuid, Path, description = "The patient's id."),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's: else 412, \
+            and nothing is changed.", example = "\"3\""),
+    ),
     request_body = PatientForm,
-    responses((status = 200, description = "The record as it is now.", body = PatientBody)))]
+    responses((status = 200, description = "The record as it is now.", body = PatientBody,
+        headers(("ETag", description = "The version, as a strong entity tag.")))))]
 pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
     let today = app.clock.now().date();
+    let expected = conditional::expected(&call.parts.headers)?;
     let changed = ruled(&call.body, |input| change(input, today))?;
-    let patient = app.patients.update(&call.ctx, id, changed).await?;
-    reply::json(StatusCode::OK, &PatientBody::from(&*patient))
+    let conditions = Conditions { expected, fingerprint: None };
+    let patient = app.patients.update(&call.ctx, id, changed, conditions).await?;
+    record(StatusCode::OK, &patient)
+}
+
+/// Replaces some of the details of a patient.
+///
+/// A JSON Merge Patch (RFC 7396): fields that are not given stay as they are. No field can be taken away, so null
+/// is refused. Under an `Idempotency-Key` it may be sent again, as a registration may.
+#[utoipa::path(patch, path = "/api/patients/{id}", operation_id = "patchPatient", tag = "patients",
+    params(
+        ("id" = Uuid, Path, description = "The patient's id."),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's: else 412, \
+            and nothing is changed.", example = "\"3\""),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat.",
+            max_length = 257, example = "\"8e03978e-40d5-43dd-bc93-6894a57f9324\""),
+    ),
+    request_body(content = PatientPatchForm, content_type = "application/merge-patch+json"),
+    responses((status = 200, description = "The record as it is now.", body = PatientBody,
+        headers(("ETag", description = "The version, as a strong entity tag.")))))]
+pub(super) async fn patch(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let id = id_of(&call, "id")?;
+    let today = app.clock.now().date();
+    let keyed = Keyed::of(&call)?;
+    let expected = conditional::expected(&call.parts.headers)?;
+    let patch = super::patch::read(&call.body, today)?;
+    let conditions = Conditions { expected, ..unconditional(&keyed) };
+    let change = |turn: Turn| {
+        let (patch, conditions, app) = (patch.clone(), conditions.clone(), &app);
+        async move { app.patients.patch(&turn.ctx, id, patch, conditions).await }
+    };
+    let reply = keyed.carry_out(&call.ctx, Some(id), change).await?;
+    let patient = told(&app, &call, reply).await?;
+    record(StatusCode::OK, &patient)
 }
 
 /// Marks a patient's record restricted.
@@ -267,85 +404,17 @@ async fn set_restricted(app: &AppState, call: &Call, restricted: bool) -> Result
 ///
 /// The id is never used again; the e-mail address is free again.
 #[utoipa::path(delete, path = "/api/patients/{id}", operation_id = "deletePatient", tag = "patients",
-    params(("id" = Uuid, Path, description = "The patient's id.")),
+    params(
+        ("id" = Uuid, Path, description = "The patient's id."),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's: else 412, \
+            and nothing is changed.", example = "\"3\""),
+    ),
     responses((status = 204, description = "Ended.")))]
 pub(super) async fn delete(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
-    app.patients.delete(&call.ctx, id).await?;
+    let expected = conditional::expected(&call.parts.headers)?;
+    app.patients.delete(&call.ctx, id, Conditions { expected, fingerprint: None }).await?;
     Ok(reply::empty(StatusCode::NO_CONTENT))
-}
-
-/// Lists living patients, the oldest record first.
-///
-/// One page; the `Link` header leads to the next, if there is more. Restricted records are left out. A caller of the role BILLING is shown `id` and
-/// `name` alone.
-#[utoipa::path(get, path = "/api/patients", operation_id = "listPatients", tag = "patients",
-    params(
-        ("limit" = Option<u32>, Query, description = "Records on the page.", minimum = 1, maximum = 1000, example = 100),
-        ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out."),
-    ),
-    responses((status = 200, description = "A page of records.", body = Vec<Shown>,
-        headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
-pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
-    let query = Query::<Vec<(String, String)>>::try_from_uri(&call.parts.uri)
-        .map_err(|_| Failure::new(ErrorCode::Invalid, "The query cannot be read"))?;
-    let page =
-        Page::of(&query.0, |text| cursor::take_back(&app.auth, text)).map_err(Error::invalid_fields)?;
-    // One more than asked for tells whether there is more.
-    let mut patients = app.patients.list(&call.ctx, page.after, page.limit + 1).await?;
-    let more = patients.len() > page.limit as usize;
-    patients.truncate(page.limit as usize);
-    call.accessed.shows(patients.iter().map(|patient| patient.id).collect());
-    let shown: Vec<Shown<'_>> = patients.iter().map(|patient| Shown::to(&call, patient)).collect();
-    let mut response = reply::json(StatusCode::OK, &shown)?;
-    if let Some(last) = patients.last().filter(|_| more) {
-        let next = cursor::give_out(&app.auth, ListPosition { created_at: last.created_at, id: last.id });
-        let link = format!("</api/patients?limit={}&cursor={next}>; rel=\"next\"", page.limit);
-        if let Ok(link) = HeaderValue::try_from(link) {
-            response.headers_mut().insert(LINK, link);
-        }
-    }
-    Ok(response)
-}
-
-/// Which part of the list is asked for.
-#[derive(Debug, PartialEq, Eq)]
-struct Page {
-    limit: u32,
-    after: Option<ListPosition>,
-}
-
-impl Page {
-    /// Parameters of other names are left alone.
-    fn of(
-        query: &[(String, String)],
-        take_back: impl Fn(&str) -> Option<ListPosition>,
-    ) -> Result<Self, FieldErrors> {
-        let mut errors = FieldErrors::new();
-        let mut one = |name: &'static str| {
-            let mut given = query.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
-            let first = given.next();
-            if given.next().is_some() {
-                errors.insert(name, "Given more than once");
-            }
-            first
-        };
-        let (limit, cursor) = (one("limit"), one("cursor"));
-        let limit = limit.map_or(Some(LIMIT_DEFAULT), |text| {
-            text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit))
-        });
-        if limit.is_none() {
-            errors.entry("limit").or_insert("Limit should be a number from 1 to 1000");
-        }
-        let after = cursor.map(take_back);
-        if after == Some(None) {
-            errors.entry("cursor").or_insert("Cursor should be as it was given out");
-        }
-        match limit {
-            Some(limit) if errors.is_empty() => Ok(Page { limit, after: after.flatten() }),
-            _ => Err(errors),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -407,32 +476,5 @@ mod tests {
         assert_eq!(failure.other_fields["version"], "Unknown field");
         let failure = ruled(form.to_string().as_bytes(), |input| change(input, TODAY)).expect_err("wrong");
         assert!(!failure.error.fields.contains_key("registeredDate"));
-    }
-
-    #[test]
-    fn a_page_has_1_to_1000_records_and_begins_where_it_may() {
-        let place = ListPosition { created_at: Timestamp(1), id: PatientId(Uuid::nil()) };
-        let page = |query: &str| {
-            let uri = format!("/api/patients?{query}").parse().expect("a path");
-            let query = Query::<Vec<(String, String)>>::try_from_uri(&uri).expect("a query");
-            Page::of(&query.0, |text| (text == "good").then_some(place))
-        };
-        assert_eq!(page(""), Ok(Page { limit: 100, after: None }));
-        assert_eq!(page("limit=1000&cursor=good&x=y"), Ok(Page { limit: 1000, after: Some(place) }));
-        for (query, field) in [
-            ("limit=0", "limit"),
-            ("limit=1001", "limit"),
-            ("limit=-1", "limit"),
-            ("limit=", "limit"),
-            ("limit=ten", "limit"),
-            ("limit=99999999999", "limit"),
-            ("limit=1&limit=2", "limit"),
-            ("cursor=bad", "cursor"),
-            ("cursor=", "cursor"),
-            ("cursor=good&cursor=good", "cursor"),
-        ] {
-            let errors = page(query).expect_err(query);
-            assert_eq!(errors.keys().collect::<Vec<_>>(), [&field], "{query}");
-        }
     }
 }

@@ -9,7 +9,7 @@
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -36,6 +36,7 @@ use crate::error::{Error, ErrorCode};
 use super::accesses::{self, Accessed, Asked};
 use super::client_address::TrustedProxies;
 use super::observe::{Meter, TRACEPARENT, trace_of};
+use super::patch::MERGE_PATCH_JSON;
 use super::problem::Failure;
 use super::{Settings, body};
 
@@ -92,6 +93,8 @@ impl Verb {
 pub(super) enum Takes {
     Nothing,
     Json,
+    /// RFC 7396.
+    MergePatch,
 }
 
 /// What it means if a handler is not over at the deadline.
@@ -135,15 +138,31 @@ pub(super) struct Call {
     pub(super) body: Bytes,
     pub(super) path: &'static str,
     /// Where a handler says which patient it is about to register: an unknown outcome tells the caller.
-    pub(super) registers: Arc<OnceLock<PatientId>>,
+    pub(super) registers: Arc<Registers>,
     /// Where a handler notes whose records it shows.
     pub(super) accessed: Arc<Accessed>,
 }
 
-/// What of `path` the placeholder at the end of `template` stands for.
+/// Which patient is about to be registered, if one is.
+#[derive(Default)]
+pub(super) struct Registers(Mutex<Option<PatientId>>);
+
+impl Registers {
+    pub(super) fn set(&self, id: PatientId) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+    }
+
+    fn get(&self) -> Option<PatientId> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What of the path the only placeholder of `template` stands for.
 pub(super) fn tail<'a>(parts: &'a request::Parts, template: &str) -> &'a str {
     let fixed = template.find('{').unwrap_or(template.len());
-    parts.uri.path().get(fixed..).unwrap_or_default()
+    let after = template.rfind('}').map_or("", |end| &template[end + 1..]);
+    let rest = parts.uri.path().get(fixed..).unwrap_or_default();
+    rest.strip_suffix(after).unwrap_or_default()
 }
 
 /// The part of the deadline that is kept for ourselves: the actors answer a little sooner, and their answer,
@@ -220,7 +239,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
             Err(_) => Err(stage.late(endpoint.effect)),
         };
         outcome.map_err(|failure| match failure.error.code {
-            ErrorCode::OutcomeUnknown => Failure { registers: stage.registers.get().copied(), ..failure },
+            ErrorCode::OutcomeUnknown => Failure { registers: stage.registers.get(), ..failure },
             _ => failure,
         })
     }
@@ -239,7 +258,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         let (Handler::Named(action, _), Some(caller)) = (&endpoint.handler, stage.caller.get()) else {
             return outcome;
         };
-        let patient = stage.registers.get().copied().or(named);
+        let patient = stage.registers.get().or(named);
         let (action, effect, accessed) = (*action, endpoint.effect, &*stage.accessed);
         let asked = Asked { action, effect, caller, trace, patient, accessed };
         accesses::recorded(&self.audit, self.clock.now(), asked, outcome).await
@@ -306,7 +325,13 @@ impl<S: Send + Sync + 'static> Edge<S> {
             Takes::Nothing => Bytes::new(),
             Takes::Json => {
                 stage.enter(Stage::RECEIVING);
-                body::receive_json(&request.headers, incoming, self.body_max_bytes).await?
+                body::receive(&request.headers, incoming, self.body_max_bytes, "application/json").await?
+            }
+            Takes::MergePatch => {
+                stage.enter(Stage::RECEIVING);
+                let received =
+                    body::receive(&request.headers, incoming, self.body_max_bytes, MERGE_PATCH_JSON).await;
+                received.map_err(|failure| Failure { takes_merge_patch: true, ..failure })?
             }
         };
         Ok((caller, body))
@@ -390,7 +415,7 @@ fn forbidden(action: Action, caller: &Caller) -> Failure {
 struct Stage {
     reached: AtomicU8,
     /// `Call::registers`
-    registers: Arc<OnceLock<PatientId>>,
+    registers: Arc<Registers>,
     /// Who asks, once that is known.
     caller: OnceLock<Caller>,
     /// `Call::accessed`

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::body::Body;
 use axum::response::Response;
 use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -14,6 +14,8 @@ use crate::context::TraceContext;
 use crate::domain::ids::PatientId;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
+
+use super::patch::MERGE_PATCH_JSON;
 
 /// The media type of problems.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
@@ -28,11 +30,20 @@ pub(super) struct Failure {
     pub(super) token_shown: bool,
     /// For `OutcomeUnknown` of a registration: the id that the patient has, if there is one.
     pub(super) registers: Option<PatientId>,
+    /// For `UnsupportedMediaType`: whether it is a merge patch that is taken, which is said then (RFC 5789,
+    /// section 2.2).
+    pub(super) takes_merge_patch: bool,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure { error, other_fields: BTreeMap::new(), token_shown: false, registers: None }
+        Failure {
+            error,
+            other_fields: BTreeMap::new(),
+            token_shown: false,
+            registers: None,
+            takes_merge_patch: false,
+        }
     }
 }
 
@@ -63,6 +74,10 @@ impl Failure {
             // A part of a second is none: who comes back early is refused again.
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
+        }
+        if code == ErrorCode::UnsupportedMediaType && self.takes_merge_patch {
+            let taken = HeaderValue::from_static(MERGE_PATCH_JSON);
+            headers.insert(HeaderName::from_static("accept-patch"), taken);
         }
         // The rest of the body is not read: what follows on the connection would be taken for a request.
         if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout) {

@@ -6,15 +6,18 @@ use futures::FutureExt;
 
 use crate::domain::access::Action;
 use crate::error::ErrorCode::{
-    self, AlreadyExists, Invalid, NotFound, OutcomeUnknown, TooManyRequests, Unauthenticated,
+    self, AlreadyExists, Invalid, KeyExpired, KeyReused, NotFound, OutcomeUnknown, PreconditionFailed,
+    TooManyRequests, Unauthenticated,
 };
 
 use super::AppState;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, Takes, Verb};
-use super::{OpsState, analytics, audit, billing, cluster, docs, login, ops, patients, users};
+use super::{
+    OpsState, analytics, audit, billing, cluster, docs, history, login, ops, patients, search, users,
+};
 
 /// Methods of one path stand together.
-pub(super) static ROUTES: [Endpoint<AppState>; 29] = [
+pub(super) static ROUTES: [Endpoint<AppState>; 31] = [
     open(
         Verb::Post,
         "/auth/login",
@@ -67,30 +70,36 @@ pub(super) static ROUTES: [Endpoint<AppState>; 29] = [
         Verb::Get,
         "/api/patients",
         &[Invalid],
-        Handler::Named(Action::PatientList, |s, c| patients::list(s, c).boxed()),
+        Handler::Named(Action::PatientList, |s, c| search::list(s, c).boxed()),
     ),
     named(
         Verb::Post,
         "/api/patients",
-        &[AlreadyExists],
+        &[AlreadyExists, KeyReused, KeyExpired],
         Handler::Named(Action::PatientRegister, |s, c| patients::register(s, c).boxed()),
     ),
     named(
         Verb::Get,
         "/api/patients/{id}",
-        &[Invalid, NotFound],
+        &[Invalid, NotFound, PreconditionFailed],
         Handler::Named(Action::PatientRead, |s, c| patients::get(s, c).boxed()),
     ),
     named(
         Verb::Put,
         "/api/patients/{id}",
-        &[Invalid, NotFound, AlreadyExists],
+        &[Invalid, NotFound, AlreadyExists, PreconditionFailed],
         Handler::Named(Action::PatientUpdate, |s, c| patients::update(s, c).boxed()),
+    ),
+    named(
+        Verb::Patch,
+        "/api/patients/{id}",
+        &[Invalid, NotFound, AlreadyExists, PreconditionFailed, KeyReused, KeyExpired],
+        Handler::Named(Action::PatientUpdate, |s, c| patients::patch(s, c).boxed()),
     ),
     named(
         Verb::Delete,
         "/api/patients/{id}",
-        &[Invalid, NotFound],
+        &[Invalid, NotFound, PreconditionFailed],
         Handler::Named(Action::PatientDelete, |s, c| patients::delete(s, c).boxed()),
     ),
     bodiless(
@@ -104,6 +113,12 @@ pub(super) static ROUTES: [Endpoint<AppState>; 29] = [
         "/api/patients/{id}/restriction",
         &[Invalid, NotFound],
         Handler::Named(Action::PatientRestrict, |s, c| patients::unrestrict(s, c).boxed()),
+    ),
+    named(
+        Verb::Get,
+        "/api/patients/{id}/history",
+        &[Invalid, NotFound],
+        Handler::Named(Action::PatientHistory, |s, c| history::history(s, c).boxed()),
     ),
     named(
         Verb::Get,
@@ -129,12 +144,16 @@ pub(super) static ROUTES: [Endpoint<AppState>; 29] = [
         &[AlreadyExists],
         Handler::Named(Action::UserCreate, |s, c| users::create(s, c).boxed()),
     ),
-    named(
-        Verb::Patch,
-        "/api/users/{email}",
-        &[NotFound],
-        Handler::Named(Action::UserChange, |s, c| users::change(s, c).boxed()),
-    ),
+    Endpoint {
+        // Its fields are what to change: no merge patch.
+        takes: Takes::Json,
+        ..named(
+            Verb::Patch,
+            "/api/users/{email}",
+            &[NotFound],
+            Handler::Named(Action::UserChange, |s, c| users::change(s, c).boxed()),
+        )
+    },
     named(
         Verb::Post,
         "/api/users/me/password",
@@ -191,7 +210,8 @@ const fn named(
     let (takes, effect) = match verb {
         Verb::Get => (Takes::Nothing, Effect::Reads),
         Verb::Delete => (Takes::Nothing, Effect::Writes),
-        Verb::Post | Verb::Put | Verb::Patch => (Takes::Json, Effect::Writes),
+        Verb::Post | Verb::Put => (Takes::Json, Effect::Writes),
+        Verb::Patch => (Takes::MergePatch, Effect::Writes),
     };
     Endpoint { verb, path, refuses, takes, effect, admission: Admission::Counted, handler }
 }

@@ -115,7 +115,7 @@ async fn hold(app: Arc<Shared>) -> Result<Response, Failure> {
 
 /// Says which patient it would register, and then that the outcome is unknown, or nothing at all.
 async fn register(call: Call, answers: bool) -> Result<Response, Failure> {
-    _ = call.registers.set(PATIENT);
+    call.registers.set(PATIENT);
     if answers {
         return Err(Failure::new(ErrorCode::OutcomeUnknown, "no answer"));
     }

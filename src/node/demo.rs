@@ -12,6 +12,7 @@ use crate::actors::patients::PatientHandle;
 use crate::auth;
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::{Caller, Role};
+use crate::domain::conditions::Conditions;
 use crate::domain::ids::{CommandId, PatientId};
 use crate::domain::patient::{PatientDetails, PatientState};
 use crate::domain::time::Clock;
@@ -160,7 +161,7 @@ impl Demo {
         let caller = Caller::system("demo");
         let mut ctx = RequestContext::new(caller, TraceContext::root(), &*self.clock, self.request_budget);
         ctx.command_id = CommandId(id.0);
-        already(self.patients.register(&ctx, id, details).await.map(|_| ()))
+        already(self.patients.register(&ctx, id, details, Conditions::default()).await.map(|_| ()))
     }
 }
 

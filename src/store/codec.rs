@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Attempts, Error, Hash, Result, Rotation};
 use crate::domain::account::{Account, AccountStatus};
 use crate::domain::event::{EventType, OutboxEvent, RecordedEvent};
-use crate::domain::ids::{AccountId, CommandId, EventId, PatientId, SessionId};
+use crate::domain::ids::{AccountId, CommandId, EventId, Fingerprint, PatientId, SessionId};
 use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::Timestamp;
 use crate::domain::validate::{format_date, parse_date};
@@ -62,6 +62,9 @@ pub(super) struct EventRow {
     subject: String,
     traceparent: String,
     body: String,
+    /// Only who looks a command up asks for it.
+    #[sqlx(default)]
+    fingerprint: Option<Uuid>,
 }
 
 impl EventRow {
@@ -96,6 +99,7 @@ impl EventRow {
             at: Timestamp(self.at),
             subject: self.subject.into(),
             traceparent: self.traceparent.into(),
+            fingerprint: self.fingerprint.map(Fingerprint),
         })
     }
 }
@@ -364,9 +368,11 @@ mod tests {
             subject: "s".to_owned(),
             traceparent: String::new(),
             body: body_of(&patient).expect("JSON"),
+            fingerprint: Some(Uuid::max()),
         };
         let event = row.into_event().expect("an event");
         assert!(**event.event.patient() == patient && event.event_type() == EventType::Updated);
+        assert_eq!(event.fingerprint, Some(Fingerprint(Uuid::max())));
     }
 
     #[test]
@@ -384,6 +390,7 @@ mod tests {
                 at: Timestamp(0),
                 subject: "canary@example.com".into(),
                 traceparent: String::new().into(),
+                fingerprint: None,
             },
             released_email_key: Some("canary@example.com".to_owned()),
         };
@@ -403,6 +410,7 @@ mod tests {
             subject: String::new(),
             traceparent: String::new(),
             body: "{\"name\": \"Ada\"".to_owned(),
+            fingerprint: None,
         };
         let Err(Error::Broken(said)) = row.into_event() else { panic!("must not be read") };
         assert!(said.contains("version 3") && !said.contains("Ada"), "{said}");

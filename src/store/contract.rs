@@ -10,6 +10,7 @@ mod outbox;
 mod patients;
 mod projection;
 mod races;
+mod search;
 mod sessions;
 pub(super) mod world;
 
@@ -72,9 +73,16 @@ contract! {
         the_own_address_is_a_conflict,
         a_registration_alone_and_in_company_decide_the_same,
         a_restricted_patient_is_kept_so_and_left_out_of_lists,
-        lists_go_page_by_page,
         history_is_in_order_and_limited,
+        what_a_request_said_is_kept_with_its_event,
         texts_come_back_as_they_were,
+    }
+    search {
+        every_order_goes_page_by_page,
+        a_filter_finds_those_it_says,
+        who_begins_with_it_is_found_once,
+        a_page_is_bounded_whatever_is_found_twice,
+        pages_fit_together_whoever_comes_and_goes,
     }
     races {
         one_address_under_parallel_commits,

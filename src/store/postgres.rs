@@ -21,6 +21,7 @@ mod outbox;
 mod patients;
 mod projection;
 mod registration;
+mod search;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -303,12 +304,16 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
     };
     let migrator = Migrator { ignore_missing: true, ..clone_of(&MIGRATOR) };
     let outcome = timeout(limit, migrator.run_direct(None, &mut connection, false)).await;
-    connection.close().await.ok();
-    match outcome {
-        Ok(Ok(())) => Ok(()),
+    let outcome = match outcome {
+        Ok(Ok(())) => match timeout(limit, search::fill_keys(&mut connection)).await {
+            Ok(filled) => filled,
+            Err(_) => Err(Error::Unavailable("filling the keys took too long: call it again".to_owned())),
+        },
         Ok(Err(error)) => Err(fault::of_migration(error)),
         Err(_) => Err(Error::Unavailable("the migration took too long".to_owned())),
-    }
+    };
+    connection.close().await.ok();
+    outcome
 }
 
 fn clone_of(migrator: &Migrator) -> Migrator {

@@ -15,6 +15,7 @@ mod leases;
 mod outbox;
 mod patients;
 mod projection;
+mod search;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -215,7 +216,7 @@ async fn prepare_schema(
     locked: bool,
 ) -> Result<()> {
     if schema(connection).await? == Schema::Fits {
-        return Ok(());
+        return fill_keys(connection, settings).await;
     }
     let _lock = match locked {
         true => None,
@@ -224,9 +225,16 @@ async fn prepare_schema(
     let migrator =
         Migrator { migrations: MIGRATOR.migrations.clone(), ignore_missing: true, ..Migrator::DEFAULT };
     match timeout(ms(settings.migrate_timeout_ms), migrator.run_direct(None, connection, false)).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(())) => fill_keys(connection, settings).await,
         Ok(Err(error)) => Err(fault::of_migration(error)),
         Err(_) => Err(Error::Unavailable("the migration took too long".to_owned())),
+    }
+}
+
+async fn fill_keys(connection: &mut SqliteConnection, settings: &Settings) -> Result<()> {
+    match timeout(ms(settings.migrate_timeout_ms), search::fill_keys(connection)).await {
+        Ok(filled) => filled,
+        Err(_) => Err(Error::Unavailable("filling the keys took too long: call it again".to_owned())),
     }
 }
 

@@ -51,6 +51,7 @@ pub(crate) fn told(method: Method, status: StatusCode, body: &Value) -> Told {
     match (status.as_u16(), body["code"].as_str().unwrap_or_default()) {
         (404, "NOT_FOUND") if method != Method::POST => plain(Outcome::Missing),
         (409, "ALREADY_EXISTS") if method == Method::POST || method == Method::PUT => plain(Outcome::Taken),
+        (412, "PRECONDITION_FAILED") if method == Method::PUT => plain(Outcome::Stale),
         (503, "OVERLOADED" | "UNAVAILABLE") | (504, "DEADLINE_EXCEEDED") | (408, "REQUEST_TIMEOUT") => {
             plain(Outcome::NotDone)
         }
@@ -77,6 +78,7 @@ mod tests {
             (Method::GET, 200, record.clone(), Some(seen)),
             (Method::PUT, 200, record.clone(), Some(seen)),
             (Method::PUT, 409, problem("ALREADY_EXISTS"), Some(Outcome::Taken)),
+            (Method::PUT, 412, problem("PRECONDITION_FAILED"), Some(Outcome::Stale)),
             (Method::GET, 404, problem("NOT_FOUND"), Some(Outcome::Missing)),
             (Method::PUT, 503, problem("UNAVAILABLE"), Some(Outcome::NotDone)),
             (Method::PUT, 503, problem("OVERLOADED"), Some(Outcome::NotDone)),
@@ -86,6 +88,7 @@ mod tests {
             (Method::PUT, 500, problem("INTERNAL"), None),
             (Method::GET, 504, problem("OUTCOME_UNKNOWN"), None),
             (Method::POST, 404, problem("NOT_FOUND"), None),
+            (Method::GET, 412, problem("PRECONDITION_FAILED"), None),
             (Method::GET, 401, problem("UNAUTHENTICATED"), None),
             (Method::POST, 200, record.clone(), None),
             (Method::GET, 200, json!({}), None),

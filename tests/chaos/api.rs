@@ -72,6 +72,20 @@ impl Api {
         self.ask(front, Method::PUT, &format!("/api/patients/{id}"), Some(form(email, tag))).await
     }
 
+    /// The same, if the record has `version`.
+    pub(crate) async fn update_if(
+        &self,
+        front: usize,
+        id: Uuid,
+        version: i64,
+        (email, tag): (&str, Tag),
+    ) -> Told {
+        let (path, body) = (format!("/api/patients/{id}"), form(email, tag));
+        let request = self.client.put(format!("{}{path}", self.fronts[front])).bearer_auth(&self.token);
+        let request = request.header("if-match", format!("\"{version}\"")).json(&body);
+        heard(Method::PUT, Self::outcome_of(request.send().await).await)
+    }
+
     pub(crate) async fn delete(&self, front: usize, id: Uuid) -> Told {
         self.ask(front, Method::DELETE, &format!("/api/patients/{id}"), None).await
     }
@@ -127,7 +141,11 @@ impl Api {
     }
 
     async fn attempt(&self, front: usize, method: Method, path: &str, body: Option<Value>) -> Attempt {
-        match self.send(front, method, path, body).await {
+        Self::outcome_of(self.send(front, method, path, body).await).await
+    }
+
+    async fn outcome_of(sent: reqwest::Result<Response>) -> Attempt {
+        match sent {
             Err(error) if error.is_connect() => Attempt::NotSent,
             Err(_) => Attempt::Broken,
             Ok(response) => {
@@ -141,12 +159,17 @@ impl Api {
     }
 
     async fn ask(&self, front: usize, method: Method, path: &str, body: Option<Value>) -> Told {
-        let unheard = |outcome| Told { outcome, patient: None, surprise: None };
-        match self.attempt(front, method.clone(), path, body).await {
-            Attempt::NotSent => unheard(Outcome::NotDone),
-            Attempt::Broken => unheard(Outcome::Unknown),
-            Attempt::Answered(StatusCode::NO_CONTENT, _) => unheard(Outcome::Ended),
-            Attempt::Answered(status, body) => told(method, status, &body),
-        }
+        heard(method.clone(), self.attempt(front, method, path, body).await)
+    }
+}
+
+/// What the end of a try means.
+fn heard(method: Method, attempt: Attempt) -> Told {
+    let unheard = |outcome| Told { outcome, patient: None, surprise: None };
+    match attempt {
+        Attempt::NotSent => unheard(Outcome::NotDone),
+        Attempt::Broken => unheard(Outcome::Unknown),
+        Attempt::Answered(StatusCode::NO_CONTENT, _) => unheard(Outcome::Ended),
+        Attempt::Answered(status, body) => told(method, status, &body),
     }
 }

@@ -56,7 +56,7 @@ fn check_life(operations: &[Operation], steps_max: u64) -> Verdict {
 pub(crate) fn check_address(operations: &[Operation]) -> Verdict {
     let concerns = |operation: &Operation| match operation.call {
         Call::Register(_) | Call::Delete => Some(*operation),
-        Call::Read { .. } | Call::Update(_) => None,
+        Call::Read { .. } | Call::Update(_) | Call::UpdateIf(..) => None,
     };
     search::<Address>(operations, concerns, STEPS_MAX)
 }
@@ -216,15 +216,25 @@ impl Seen {
         seen
     }
 
+    /// As `may_make`, for a change that can make this version alone.
+    fn may_make_if(&self, version: i64, tag: Tag) -> Option<Tag> {
+        match self.versions.get(&tag) {
+            Some(known) => (*known == version).then_some(tag),
+            None => self.is_gap(version).then_some(UNSEEN),
+        }
+    }
+
+    /// Whether nobody saw this version, and somebody a later one.
+    fn is_gap(&self, version: i64) -> bool {
+        let latest = self.tags.last_key_value().map_or(0, |(latest, _)| *latest);
+        version < latest && !self.tags.contains_key(&version)
+    }
+
     /// The record that a change of unknown outcome may make of `version`, after so many unseen ones.
     fn may_make(&self, version: i64, tag: Tag, used: u32) -> Option<(Tag, u32)> {
         match (self.versions.get(&tag), self.unseen.get(&tag)) {
             (Some(known), _) => (*known == version).then_some((tag, used)),
-            (None, Some(number)) => {
-                let latest = self.tags.last_key_value().map_or(0, |(latest, _)| *latest);
-                let gap = version < latest && !self.tags.contains_key(&version);
-                (gap && *number == used).then_some((UNSEEN, used + 1))
-            }
+            (None, Some(number)) => (self.is_gap(version) && *number == used).then_some((UNSEEN, used + 1)),
             (None, None) => None,
         }
     }
@@ -272,15 +282,31 @@ impl Rules for Patient {
                 Outcome::Taken => Some(life),
                 _ => None,
             },
+            (Call::UpdateIf(_, expected), Life::Active { version, .. }) if version != expected => {
+                (operation.outcome == Outcome::Stale).then_some(life)
+            }
+            (Call::UpdateIf(tag, before), Life::Active { used, .. }) => match operation.outcome {
+                Outcome::Record { version, tag: told } => {
+                    (told == tag && version == before + 1).then_some(Life::Active { version, tag, used })
+                }
+                Outcome::Unknown => {
+                    let version = before + 1;
+                    let tag = seen.may_make_if(version, tag)?;
+                    Some(Life::Active { version, tag, used })
+                }
+                Outcome::Taken => Some(life),
+                _ => None,
+            },
             (Call::Delete, Life::Active { .. }) => {
                 matches!(operation.outcome, Outcome::Ended | Outcome::Unknown).then_some(Life::Deleted)
             }
             (Call::Read { .. }, Life::Active { version, tag, .. }) => {
                 (operation.outcome == Outcome::Record { version, tag }).then_some(life)
             }
-            (Call::Read { .. } | Call::Update(_) | Call::Delete, Life::Absent | Life::Deleted) => {
-                (operation.outcome == Outcome::Missing).then_some(life)
-            }
+            (
+                Call::Read { .. } | Call::Update(_) | Call::UpdateIf(..) | Call::Delete,
+                Life::Absent | Life::Deleted,
+            ) => (operation.outcome == Outcome::Missing).then_some(life),
             (Call::Register(_), Life::Active { .. } | Life::Deleted) => None,
         }
     }

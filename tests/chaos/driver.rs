@@ -251,6 +251,13 @@ impl Client {
             0..48 => {
                 let outcome = driver.read(self.number, front, id, made_by).await;
                 self.refused = outcome == Outcome::NotDone;
+                // Sometimes what was read is changed, if it is still that.
+                if let (Outcome::Record { version, .. }, 0..4) = (outcome, self.rng.u8(0..10)) {
+                    let tag = driver.next_tag();
+                    let begun = driver.begin(self.number, front, Some(known), Call::UpdateIf(tag, version));
+                    let told = driver.api.update_if(front, id, version, (&email_of(made_by), tag)).await;
+                    self.refused = driver.finish(begun, &told) == Outcome::NotDone;
+                }
             }
             48..98 => {
                 let tag = driver.next_tag();

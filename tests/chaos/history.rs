@@ -21,6 +21,8 @@ pub(crate) enum Call {
     },
     /// These details.
     Update(Tag),
+    /// These details, if the record has this version.
+    UpdateIf(Tag, i64),
     /// The end of the record.
     Delete,
 }
@@ -41,6 +43,8 @@ pub(crate) enum Outcome {
     Missing,
     /// The address is taken.
     Taken,
+    /// The record has another version.
+    Stale,
     /// Nothing was done, as the answer says, or because nothing was sent.
     NotDone,
     /// Nobody knows: no answer, or one that says so.

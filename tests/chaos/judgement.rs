@@ -102,7 +102,7 @@ fn summed(operations: &[Operation]) -> String {
     for operation in operations {
         let name = match operation.outcome {
             Outcome::Record { .. } | Outcome::Ended => "done",
-            Outcome::Missing | Outcome::Taken => "refused",
+            Outcome::Missing | Outcome::Taken | Outcome::Stale => "refused",
             Outcome::NotDone => "not done",
             Outcome::Unknown => "unknown",
         };

@@ -53,7 +53,7 @@ pub(crate) fn effects(events: &Events, operations: &[Operation]) -> Vec<String> 
     for operation in operations {
         let ended =
             operation.patient.and_then(|id| events.get(&id)?.last()).is_some_and(|e| e.kind == DELETED);
-        let (Call::Register(tag) | Call::Update(tag)) = operation.call else {
+        let (Call::Register(tag) | Call::Update(tag) | Call::UpdateIf(tag, _)) = operation.call else {
             if operation.call == Call::Delete && operation.outcome == Outcome::Ended && !ended {
                 wrong.push(format!("acknowledged as ended, and lives: {operation:?}"));
             }

@@ -1,5 +1,8 @@
 //! Who may what, and what the access audit keeps of it, against nodes as they are run.
 
+mod restricted;
+mod table;
+
 use std::collections::{BTreeSet, HashMap};
 
 use hygeia::domain::access::{Action, Role};
@@ -13,8 +16,6 @@ use uuid::Uuid;
 
 use crate::harness::{Node, PASSWORD, Site, patient};
 use crate::postgres::{Durability, Postgres, Stop};
-
-mod table;
 
 /// A node with a user of each role, and a token for each of them.
 struct Clinic {

@@ -3,6 +3,7 @@
 mod apart;
 pub(crate) mod fleet;
 mod load;
+mod manners;
 mod whole;
 
 use std::fs::File;

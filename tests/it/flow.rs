@@ -21,7 +21,8 @@ async fn everything_follows(node: &Node) {
         ids.push(created["id"].as_str().expect("an id").to_owned());
     }
     let url = |id: &str| format!("{}/api/patients/{id}", node.http_url());
-    let changed = node.client().put(url(&ids[0])).bearer_auth(&token).json(&patient("flow-changed")).send().await;
+    let changed =
+        node.client().put(url(&ids[0])).bearer_auth(&token).json(&patient("flow-changed")).send().await;
     assert_eq!(changed.expect("an answer").status(), StatusCode::OK);
     let deleted = node.client().delete(url(&ids[1])).bearer_auth(&token).send().await;
     assert_eq!(deleted.expect("an answer").status(), StatusCode::NO_CONTENT);

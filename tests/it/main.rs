@@ -14,6 +14,7 @@ mod flow;
 mod grpc_billing;
 mod harness;
 mod http_edge;
+mod http_manners;
 mod http_patients;
 mod observability;
 mod pause;

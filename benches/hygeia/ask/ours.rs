@@ -12,6 +12,7 @@ use hygeia::clock::SystemClock;
 use hygeia::context::{RequestContext, TraceContext};
 use hygeia::domain::access::Caller;
 use hygeia::domain::cluster::NodeRole;
+use hygeia::domain::conditions::Conditions;
 use hygeia::domain::ids::PatientId;
 use hygeia::domain::patient::PatientDetails;
 use hygeia::health::Health;
@@ -114,7 +115,7 @@ impl Asked {
     /// Registers the patient by `handle`, and asks for it from now on.
     pub(crate) async fn registered(handle: PatientHandle) -> Result<Asked> {
         let asked = Asked { handle, patient: PatientId(Uuid::now_v7()), caller: Caller::system("bench") };
-        asked.handle.register(&asked.context(), asked.patient, details()).await?;
+        asked.handle.register(&asked.context(), asked.patient, details(), Conditions::default()).await?;
         Ok(asked)
     }
 

@@ -116,6 +116,7 @@ fn reply_bytes() -> usize {
     let details = details();
     let patient = pb::Patient {
         restricted: false,
+        again: false,
         id: id(),
         version: 1,
         created_at_us: 1_790_000_000_000_000,

@@ -126,7 +126,10 @@ impl AuditReader {
                     page.entries.push((place, access));
                 }
             }
-            let Some(last) = batches.last().filter(|_| !ended) else { return Ok(page) };
+            let Some(last) = batches.last().filter(|_| !ended) else {
+                page.next = None;
+                return Ok(page);
+            };
             // This batch has been looked at: whatever follows is older.
             page.next = Some(AuditPlace { sealed_at: last.at, chain: last.chain, seq: last.seq, index: 0 });
             position = before(last);

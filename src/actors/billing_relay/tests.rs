@@ -50,6 +50,7 @@ fn registration(seq: i64) -> OutboxEvent {
         at: Timestamp(0),
         subject: "someone".into(),
         traceparent: format!("00-{TRACE:032x}-{SPAN:016x}-01").into(),
+        fingerprint: None,
     };
     OutboxEvent { seq, shard: 0, recorded }
 }

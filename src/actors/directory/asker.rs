@@ -9,13 +9,15 @@ use uuid::Uuid;
 
 use super::DirectoryMessage;
 use super::counted::{Unanswered, Waiting};
+use super::refusal::refusal;
 use crate::actors::address::Address;
-use crate::actors::entity::{Entity, Failure, Op, Refused, Write};
+use crate::actors::entity::{Entity, Failure, Op, Write};
 use crate::actors::region::QueryAsk;
 use crate::actors::reply::ReplyTo;
 use crate::actors::shard::Ask;
 use crate::context::RequestContext;
 use crate::domain::cluster::NodeRole;
+use crate::domain::conditions::Conditions;
 use crate::domain::time::{Clock, MonoTime};
 use crate::error::{Error, ErrorCode, Result};
 
@@ -97,8 +99,23 @@ impl<E: Entity> Asker<E> {
     /// The refusal of the rules; `Overloaded`, `Unavailable`, `DeadlineExceeded`: nothing was done;
     /// `OutcomeUnknown`.
     pub async fn write(&self, ctx: &RequestContext, id: Uuid, command: E::Command) -> Result<E::Answer> {
+        self.write_if(ctx, id, command, Conditions::default()).await
+    }
+
+    /// As `write`, under `conditions`.
+    ///
+    /// # Errors
+    /// As `write`; `PreconditionFailed`, `KeyReused`, `KeyExpired`.
+    pub async fn write_if(
+        &self,
+        ctx: &RequestContext,
+        id: Uuid,
+        command: E::Command,
+        conditions: Conditions,
+    ) -> Result<E::Answer> {
         let write = Write {
             command,
+            conditions,
             command_id: ctx.command_id,
             caller: ctx.caller.clone(),
             traceparent: ctx.trace.to_string().into(),
@@ -326,17 +343,6 @@ fn verdict(miss: &Miss, unknown: bool) -> Option<Error> {
     Some(error)
 }
 
-fn refusal(refused: Refused) -> Error {
-    match refused {
-        Refused::NotFound => Error::new(ErrorCode::NotFound, "There is no record with this id"),
-        Refused::IdTaken => Error::new(ErrorCode::AlreadyExists, "A record with this id exists or existed"),
-        Refused::Restricted => Error::new(ErrorCode::Forbidden, "The record is restricted"),
-        Refused::EmailTaken => {
-            Error::new(ErrorCode::AlreadyExists, "A patient with this email address already exists")
-        }
-    }
-}
-
 /// The time is up after tries that were all in vain.
 fn gave_up(last: &Miss, unknown: bool) -> Error {
     match last {
@@ -370,6 +376,7 @@ fn time_up(unknown: bool) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::entity::Refused;
     use crate::actors::patients::Patients;
     use crate::clock::SystemClock;
     use crate::context::TraceContext;

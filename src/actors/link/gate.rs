@@ -18,7 +18,7 @@ use crate::actors::directory::{DirectoryMessage, forward};
 use crate::actors::entity::{Entity, Failure, Op};
 use crate::actors::journal::Nudge;
 use crate::actors::members::Wire;
-use crate::actors::patients::{PatientList, Patients};
+use crate::actors::patients::{PatientQuery, Patients};
 use crate::actors::region::{QueryAsk, RegionMessage};
 use crate::actors::reply::ReplyTo;
 use crate::actors::sessions::SessionsMessage;
@@ -185,7 +185,7 @@ impl Inner {
         self.links.load().get(owner).cloned()
     }
 
-    fn list(&self, arrival: Arrival, query: PatientList) -> &'static str {
+    fn list(&self, arrival: Arrival, query: PatientQuery) -> &'static str {
         let Some(region) = &self.served.patients else { return arrival.fail(Failure::NotServing(None)) };
         let reply = arrival.reply();
         let Arrival { trace, begun, deadline, caller, .. } = arrival;

@@ -5,17 +5,19 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Inner;
+use super::queries;
 use super::wire::{self, Answer};
 use crate::actors::address::Address;
 use crate::actors::billing::Accounts;
 use crate::actors::directory::DirectoryMessage;
 use crate::actors::entity::{Entity, Op, Write};
-use crate::actors::patients::{PatientList, Patients};
+use crate::actors::patients::{PatientQuery, Patients};
 use crate::actors::region::QueryAsk;
 use crate::actors::shard::Ask;
 use crate::context::TraceContext;
 use crate::domain::access::{Caller, Role};
 use crate::domain::account::OpenAccount;
+use crate::domain::conditions::Conditions;
 use crate::domain::ids::{AccountId, CommandId};
 use crate::domain::patient::PatientCommand;
 use crate::proto::cluster as pb;
@@ -87,17 +89,16 @@ pub(super) fn ask_request<E: Portable>(
     (request(envelope, passage, E::body(ask.id, op)), RECORD_BYTES)
 }
 
-/// A question for a page of patients as it is said, and about how large its answer is, in bytes.
-pub(super) fn list_request(
+/// A question about many patients as it is said, and about how large its answer is, in bytes.
+pub(super) fn query_request(
     ask: &QueryAsk<Patients>,
     budget: Duration,
     passage: Passage,
 ) -> (pb::Request, usize) {
-    let PatientList { after, limit_rows } = &ask.query;
-    let list = pb::ListPatients { after: after.as_ref().map(wire::list_position), limit_rows: *limit_rows };
-    let answer_bytes = usize::try_from(*limit_rows).unwrap_or(usize::MAX).saturating_mul(RECORD_BYTES);
+    let limit_rows = ask.query.limit_rows();
+    let answer_bytes = usize::try_from(limit_rows).unwrap_or(usize::MAX).saturating_mul(RECORD_BYTES);
     let envelope = envelope(&ask.trace, budget, &ask.caller);
-    (request(envelope, passage, Body::ListPatients(list)), answer_bytes)
+    (request(envelope, passage, queries::body(&ask.query)), answer_bytes)
 }
 
 /// A question without content as it is said.
@@ -117,7 +118,14 @@ impl Portable for Patients {
     fn body(id: Uuid, op: Op<Self>) -> Body {
         match op {
             Op::Read => Body::PatientRead(pb::PatientRead { id: wire::id(id) }),
+            // A version that does not know conditions must not carry it out without them.
+            Op::Write(write) if write.conditions != Conditions::default() => {
+                Body::ChangePatient(wire::change(id, write.command, write.conditions))
+            }
             Op::Write(write) => match write.command {
+                command @ PatientCommand::Patch(_) => {
+                    Body::ChangePatient(wire::change(id, command, write.conditions))
+                }
                 PatientCommand::Register(details) => Body::RegisterPatient(pb::RegisterPatient {
                     id: wire::id(id),
                     details: Some(wire::details(details)),
@@ -157,7 +165,7 @@ impl Portable for Accounts {
 /// A request as it was received.
 pub(super) enum Question {
     Patient(Uuid, Op<Patients>),
-    Patients(PatientList),
+    Patients(PatientQuery),
     Account(Uuid, Op<Accounts>),
     Summary,
     Status,
@@ -191,13 +199,14 @@ pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option
         Body::DeletePatient(delete) => {
             Question::Patient(wire::uuid(delete.id)?, write.op(PatientCommand::Delete)?)
         }
-        Body::ListPatients(list) => {
-            let after = match list.after {
-                Some(after) => Some(wire::position(after)?),
-                None => None,
-            };
-            Question::Patients(PatientList { after, limit_rows: list.limit_rows })
+        Body::ChangePatient(change) => {
+            let id = wire::uuid(change.id)?;
+            let (command, conditions) = wire::read_change(change)?;
+            Question::Patient(id, write.op_if(command, conditions)?)
         }
+        Body::ListPatients(list) => Question::Patients(queries::read_list(list)?),
+        Body::SearchPatients(search) => Question::Patients(queries::read_search(search)?),
+        Body::PatientHistory(history) => Question::Patients(queries::read_history(history)?),
         Body::ReadAccount(read) => Question::Account(wire::uuid(read.patient_id)?, Op::Read),
         Body::OpenAccount(open) => {
             let command = OpenAccount {
@@ -228,8 +237,13 @@ struct Recorded {
 
 impl Recorded {
     fn op<E: Entity>(self, command: E::Command) -> Option<Op<E>> {
+        self.op_if(command, Conditions::default())
+    }
+
+    fn op_if<E: Entity>(self, command: E::Command, conditions: Conditions) -> Option<Op<E>> {
         Some(Op::Write(Write {
             command,
+            conditions,
             command_id: CommandId(wire::uuid(self.envelope.command_id)?),
             caller: self.caller,
             traceparent: self.envelope.traceparent.into(),

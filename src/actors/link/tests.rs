@@ -18,15 +18,17 @@ use self::net::{Net, answering, holding, net, patient, scripted, spec, until};
 use super::*;
 use crate::actors::entity::Write;
 use crate::actors::members::Wire;
+use crate::actors::patients::PatientReply;
 use crate::actors::region::RegionMessage;
 use crate::clock::SystemClock;
+use crate::domain::conditions::Conditions;
 use crate::domain::ids::CommandId;
 use crate::domain::patient::{Patient, PatientCommand};
 
 const FRONT: &[NodeRole] = &[NodeRole::Front];
 const PATIENT: &[NodeRole] = &[NodeRole::Patient];
 
-type Answered = oneshot::Receiver<Result<Arc<Patient>, Failure>>;
+type Answered = oneshot::Receiver<Result<PatientReply, Failure>>;
 
 fn ask(id: Uuid, op: Op<Patients>, budget: Duration) -> (Box<Ask<Patients>>, Answered) {
     let (reply, answered) = ReplyTo::here();
@@ -46,6 +48,7 @@ fn read(net: &Net, from: &str, to: &str, id: u128) -> Answered {
 fn delete(id: u128) -> (Box<Ask<Patients>>, Answered) {
     let write = Write {
         command: PatientCommand::Delete,
+        conditions: Conditions::default(),
         command_id: CommandId(Uuid::from_u128(5)),
         caller: Caller { subject: "someone@example.com".into(), ..Caller::system("") },
         traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into(),
@@ -54,7 +57,7 @@ fn delete(id: u128) -> (Box<Ask<Patients>>, Answered) {
     ask(Uuid::from_u128(id), Op::Write(write), LONG)
 }
 
-async fn answer(answered: Answered) -> Option<Result<Arc<Patient>, Failure>> {
+async fn answer(answered: Answered) -> Option<Result<PatientReply, Failure>> {
     tokio::time::timeout(LONG, answered).await.expect("answered or dropped within 30 s").ok()
 }
 
@@ -67,7 +70,7 @@ async fn a_lone_request_goes_at_once_and_many_share_frames() {
     let net = net(0, vec![spec("front", FRONT, Served::default()), spec("p1", PATIENT, answering().await)]);
     for id in 1..=20 {
         let found = answer(read(&net, "front", "p1", id)).await.expect("an answer").expect("a patient");
-        assert_eq!(*found, patient(Uuid::from_u128(id)));
+        assert_eq!(*found.patient, patient(Uuid::from_u128(id)));
     }
     assert_eq!(net.weather.frames.load(Ordering::SeqCst), 40);
     net.weather.reset();
@@ -225,7 +228,8 @@ async fn relay_net(p2_names: Option<&'static str>) -> (Net, Arc<AtomicUsize>) {
             counted.fetch_add(1, Ordering::SeqCst);
             assert!(matches!(&ask.op, Op::Read) || matches!(&ask.op, Op::Write(write) if write.maybe_done));
             let found = Arc::new(patient(ask.id));
-            ask.reply.send(p2_names.map_or(Ok(found), |name| Err(Failure::NotServing(Some(name.into())))));
+            ask.reply
+                .send(p2_names.map_or(Ok(found.into()), |name| Err(Failure::NotServing(Some(name.into())))));
         }
     });
     let (p1, p2, p3) = (naming("p2#1").await, p2.await, naming("p2#1").await);
@@ -242,7 +246,7 @@ async fn relay_net(p2_names: Option<&'static str>) -> (Net, Arc<AtomicUsize>) {
 async fn a_request_is_passed_on_once_to_the_owner_that_is_named() {
     let (net, asked) = relay_net(None).await;
     let found = answer(read(&net, "front", "p1", 7)).await.expect("an answer").expect("a patient");
-    assert_eq!((found.id.0, asked.load(Ordering::SeqCst)), (Uuid::from_u128(7), 1));
+    assert_eq!((found.patient.id.0, asked.load(Ordering::SeqCst)), (Uuid::from_u128(7), 1));
     // A change keeps what it says on both ways.
     let (ask, answered) = delete(8);
     Courier::<Patients>::ask(net.links("front"), "p1#1", None, ask);
@@ -307,19 +311,19 @@ async fn what_is_not_understood_is_refused_and_disturbs_nobody() {
     );
     assert!(matches!(answer(read(&net, "front", "p1", 1)).await, Some(Ok(_))));
 
-    let (reply, answered) = ReplyTo::<Arc<Patient>>::here();
+    let (reply, answered) = ReplyTo::<PatientReply>::here();
     let link = net.links("front").0.link("p1#1").expect("live");
     link.ask(pb::Request { body: None, ..Default::default() }, 0, reply, |_| {});
     assert_eq!(answer(answered).await, Some(Err(Failure::Unsupported)));
 
-    let (reply, answered) = ReplyTo::<Arc<Patient>>::here();
+    let (reply, answered) = ReplyTo::<PatientReply>::here();
     let said = Said { trace: TraceContext::root(), budget: Duration::ZERO, caller: Caller::system("test") };
     let late = Body::PatientRead(pb::PatientRead { id: wire::id(Uuid::nil()) });
     link.ask(portable::plain_request(&said, late), 0, reply, |_| {});
     assert_eq!(answer(answered).await, Some(Err(Failure::Expired)));
 
     // Of a kind that this node does not serve.
-    let (reply, answered) = ReplyTo::<Arc<Patient>>::here();
+    let (reply, answered) = ReplyTo::<PatientReply>::here();
     let said = Said { budget: LONG, ..said };
     let account = Body::ReadAccount(pb::ReadAccount { patient_id: wire::id(Uuid::nil()) });
     link.ask(portable::plain_request(&said, account), 0, reply, |_| {});
@@ -422,7 +426,7 @@ async fn storm(seed: u64) {
     while let Some((nth, ended)) = waiting.next().await {
         let kind = match ended {
             Ok(Ok(Ok(found))) => {
-                assert_eq!(found.id.0, Uuid::from_u128(nth), "seed {seed}: somebody else's answer");
+                assert_eq!(found.patient.id.0, Uuid::from_u128(nth), "seed {seed}: somebody else's answer");
                 0
             }
             Ok(Ok(Err(failure))) => {

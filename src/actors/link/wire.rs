@@ -8,16 +8,17 @@ use uuid::Uuid;
 
 use crate::actors::analytics::SummaryView;
 use crate::actors::entity::{Failure, Refused};
+use crate::actors::patients::PatientReply;
 use crate::context::TraceContext;
 use crate::domain::account::{Account, AccountStatus};
 use crate::domain::analytics::{AGE_BANDS, Summary};
+use crate::domain::conditions::Conditions;
 use crate::domain::event::EventType;
-use crate::domain::ids::{AccountId, PatientId};
-use crate::domain::patient::{Patient, PatientChange, PatientDetails};
+use crate::domain::ids::{AccountId, Fingerprint, PatientId};
+use crate::domain::patient::{Patient, PatientChange, PatientCommand, PatientDetails, PatientPatch};
 use crate::domain::time::Timestamp;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::reply::Outcome;
-use crate::store::ListPosition;
 
 pub(super) fn id(uuid: Uuid) -> Option<pb::Id> {
     let (high, low) = uuid.as_u64_pair();
@@ -47,7 +48,7 @@ pub(super) fn trace_context(trace: Option<pb::Trace>) -> TraceContext {
     said.unwrap_or_else(TraceContext::root)
 }
 
-fn date(day: i32) -> Option<Date> {
+pub(super) fn date(day: i32) -> Option<Date> {
     Date::from_julian_day(day).ok()
 }
 
@@ -96,12 +97,70 @@ pub(super) fn patient_change(update: pb::UpdatePatient) -> Option<PatientChange>
     })
 }
 
-pub(super) fn list_position(after: &ListPosition) -> pb::ListPosition {
-    pb::ListPosition { created_at_us: after.created_at.0, id: id(after.id.0) }
+/// A change with what an older version would pass over.
+pub(super) fn change(id: Uuid, command: PatientCommand, conditions: Conditions) -> pb::ChangePatient {
+    use pb::change_patient::Change;
+    pb::ChangePatient {
+        id: self::id(id),
+        expected: conditions.expected.map(|versions| pb::Versions { versions: versions.into() }),
+        fingerprint: conditions.fingerprint.and_then(|fingerprint| self::id(fingerprint.0)),
+        change: Some(match command {
+            PatientCommand::Register(details) => Change::Register(self::details(details)),
+            PatientCommand::Update(change) => {
+                Change::Update(pb::UpdatePatient { id: None, ..update(id, change) })
+            }
+            PatientCommand::Patch(patch) => Change::Patch(self::patch(patch)),
+            PatientCommand::Restrict(restricted) => {
+                Change::Restrict(pb::RestrictPatient { id: None, restricted })
+            }
+            PatientCommand::Delete => Change::Delete(pb::DeletePatient { id: None }),
+        }),
+    }
 }
 
-pub(super) fn position(after: pb::ListPosition) -> Option<ListPosition> {
-    Some(ListPosition { created_at: Timestamp(after.created_at_us), id: PatientId(uuid(after.id)?) })
+/// What `change` said, but for the id.
+pub(super) fn read_change(change: pb::ChangePatient) -> Option<(PatientCommand, Conditions)> {
+    use pb::change_patient::Change;
+    let command = match change.change? {
+        Change::Register(details) => PatientCommand::Register(patient_details(Some(details))?),
+        Change::Update(update) => PatientCommand::Update(patient_change(update)?),
+        Change::Patch(patch) => PatientCommand::Patch(read_patch(patch)?),
+        Change::Restrict(restrict) => PatientCommand::Restrict(restrict.restricted),
+        Change::Delete(_) => PatientCommand::Delete,
+    };
+    let conditions = Conditions {
+        expected: change.expected.map(|expected| expected.versions.into()),
+        fingerprint: uuid(change.fingerprint).map(Fingerprint),
+    };
+    Some((command, conditions))
+}
+
+fn patch(patch: PatientPatch) -> pb::PatchPatient {
+    pb::PatchPatient {
+        name: patch.name.map(Into::into),
+        email: patch.email.map(Into::into),
+        address: patch.address.map(Into::into),
+        date_of_birth: patch.date_of_birth.map(Date::to_julian_day),
+        registered_date: patch.registered_date.map(Date::to_julian_day),
+    }
+}
+
+/// A day, if one is said.
+pub(super) fn day(said: Option<i32>) -> Option<Option<Date>> {
+    match said {
+        Some(day) => date(day).map(Some),
+        None => Some(None),
+    }
+}
+
+fn read_patch(patch: pb::PatchPatient) -> Option<PatientPatch> {
+    Some(PatientPatch {
+        name: patch.name.map(Into::into),
+        email: patch.email.map(Into::into),
+        address: patch.address.map(Into::into),
+        date_of_birth: day(patch.date_of_birth)?,
+        registered_date: day(patch.registered_date)?,
+    })
 }
 
 pub(super) fn patient(patient: &Patient) -> pb::Patient {
@@ -110,11 +169,12 @@ pub(super) fn patient(patient: &Patient) -> pb::Patient {
         version: patient.version,
         created_at_us: patient.created_at.0,
         restricted: patient.restricted,
+        again: false,
         details: Some(details(patient.details.clone())),
     }
 }
 
-fn read_patient(patient: pb::Patient) -> Option<Patient> {
+pub(super) fn read_patient(patient: pb::Patient) -> Option<Patient> {
     Some(Patient {
         id: PatientId(uuid(patient.id)?),
         version: patient.version,
@@ -202,6 +262,9 @@ pub(super) fn failed(why: &Failure) -> Outcome {
         Failure::Refused(Refused::IdTaken) => refusal(pb::refusal::Code::IdTaken),
         Failure::Refused(Refused::EmailTaken) => refusal(pb::refusal::Code::EmailTaken),
         Failure::Refused(Refused::Restricted) => refusal(pb::refusal::Code::Restricted),
+        Failure::Refused(Refused::OtherVersion) => refusal(pb::refusal::Code::OtherVersion),
+        Failure::Refused(Refused::KeyReused) => refusal(pb::refusal::Code::KeyReused),
+        Failure::Refused(Refused::KeyExpired) => refusal(pb::refusal::Code::KeyExpired),
         Failure::Busy => failure(Code::Busy),
         Failure::Expired => failure(Code::Expired),
         Failure::NotServing(owner) => Outcome::Failure(pb::Failure {
@@ -231,6 +294,9 @@ fn read_failure(outcome: &Outcome) -> Option<Failure> {
             pb::refusal::Code::IdTaken => Some(Failure::Refused(Refused::IdTaken)),
             pb::refusal::Code::EmailTaken => Some(Failure::Refused(Refused::EmailTaken)),
             pb::refusal::Code::Restricted => Some(Failure::Refused(Refused::Restricted)),
+            pb::refusal::Code::OtherVersion => Some(Failure::Refused(Refused::OtherVersion)),
+            pb::refusal::Code::KeyReused => Some(Failure::Refused(Refused::KeyReused)),
+            pb::refusal::Code::KeyExpired => Some(Failure::Refused(Refused::KeyExpired)),
             pb::refusal::Code::Unspecified => None,
         },
         Outcome::Failure(failure) => match failure.code() {
@@ -266,25 +332,15 @@ pub(super) fn read<T: Answer>(outcome: Option<Outcome>) -> Option<Result<T, Fail
     }
 }
 
-impl Answer for Arc<Patient> {
+impl Answer for PatientReply {
     fn outcome(&self) -> Outcome {
-        Outcome::Patient(patient(self))
+        Outcome::Patient(pb::Patient { again: self.again, ..patient(&self.patient) })
     }
 
     fn read(outcome: Outcome) -> Option<Self> {
         let Outcome::Patient(patient) = outcome else { return None };
-        read_patient(patient).map(Arc::new)
-    }
-}
-
-impl Answer for Vec<Patient> {
-    fn outcome(&self) -> Outcome {
-        Outcome::Patients(pb::Patients { patients: self.iter().map(patient).collect() })
-    }
-
-    fn read(outcome: Outcome) -> Option<Self> {
-        let Outcome::Patients(patients) = outcome else { return None };
-        patients.patients.into_iter().map(read_patient).collect()
+        let again = patient.again;
+        Some(PatientReply { patient: Arc::new(read_patient(patient)?), again })
     }
 }
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::*;
 use crate::actors::address::Address;
 use crate::actors::directory::{AskSettings, Asker, Directory, DirectoryArgs, DirectoryMessage};
-use crate::actors::entity::{Decision, Loaded, Refused, Stamp, Write};
+use crate::actors::entity::{Applied, Decision, Loaded, Refused, Stamp, Write};
 use crate::actors::journal::{Journal, JournalArgs};
 use crate::actors::members;
 use crate::actors::restart::RestartPolicy;
@@ -29,7 +29,7 @@ use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Caller;
 use crate::domain::cluster::NodeRole;
 use crate::domain::ids::{CommandId, Epoch, Kind, ShardNo};
-use crate::domain::time::Clock;
+use crate::domain::time::{Clock, Timestamp};
 use crate::error::ErrorCode;
 use crate::health::Health;
 use crate::store::{self, AppendOutcome, LeaseRow, LeaseStore, OthersLease, Taken, TakenLease};
@@ -118,7 +118,8 @@ impl Entity for Sum {
             return Err(store::Error::Unavailable("as asked".into()));
         }
         let state = store.sums.lock().unwrap().get(&id).copied().unwrap_or(0);
-        let applied = command.filter(|c| store.done.lock().unwrap().contains(c)).map(|_| state);
+        let done = command.filter(|c| store.done.lock().unwrap().contains(c));
+        let applied = done.map(|_| Applied { answer: state, fingerprint: None, at: Timestamp(0) });
         Ok(Loaded { state, applied })
     }
 

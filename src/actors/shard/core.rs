@@ -136,7 +136,7 @@ impl<E: Entity, T> Core<E, T> {
     }
 
     /// A request arrives.
-    pub(super) fn request(&mut self, request: Request<E, T>, world: &impl World) {
+    pub(super) fn request(&mut self, mut request: Request<E, T>, world: &impl World) {
         if !self.serving {
             return self.fail(request, Failure::NotServing(None));
         }
@@ -147,6 +147,7 @@ impl<E: Entity, T> Core<E, T> {
             if active.waiting.len() >= self.limits.entity_queue_max {
                 return self.fail(request, Failure::Busy);
             }
+            keyed_may_be_done(&mut request);
             active.waiting.push_back(request);
             return;
         }
@@ -154,6 +155,8 @@ impl<E: Entity, T> Core<E, T> {
             return self.fail(request, Failure::Busy);
         }
         let id = request.id;
+        let first_try = matches!(&request.op, Op::Write(write) if !write.maybe_done);
+        keyed_may_be_done(&mut request);
         match (self.hot.get(&id), &request.op) {
             (Some(state), Op::Read) => {
                 let answer = E::read(state).map_err(Failure::Refused);
@@ -164,7 +167,8 @@ impl<E: Entity, T> Core<E, T> {
                 let state = state.clone();
                 self.go_on(id, state, VecDeque::from([request]), world);
             }
-            (None, Op::Write(write)) if !write.maybe_done && E::presumed(&write.command).is_some() => {
+            // If it was carried out under its key before, the commit says `Conflict`.
+            (None, Op::Write(write)) if first_try && E::presumed(&write.command).is_some() => {
                 self.presume(id, request, world);
             }
             (None, _) => self.load(id, VecDeque::from([request])),
@@ -209,10 +213,11 @@ impl<E: Entity, T> Core<E, T> {
             && write.maybe_done
         {
             write.maybe_done = false;
-            if let Some(answer) = loaded.applied
+            let again = loaded.applied.map(|applied| applied.again(&write.conditions, world.now()));
+            if let Some(outcome) = again
                 && let Some(first) = waiting.pop_front()
             {
-                self.effects.push(Effect::Reply(first.ticket, Ok(answer)));
+                self.effects.push(Effect::Reply(first.ticket, outcome.map_err(Failure::Refused)));
             }
         }
         self.go_on(id, loaded.state, waiting, world);
@@ -439,6 +444,14 @@ impl<E: Entity, T> Core<E, T> {
         for request in requests {
             self.fail(request, failure.clone());
         }
+    }
+}
+
+/// What its caller may repeat under a key may have been carried out before it came: the event table is asked
+/// first, lest a condition be judged that was met then.
+fn keyed_may_be_done<E: Entity, T>(request: &mut Request<E, T>) {
+    if let Op::Write(write) = &mut request.op {
+        write.maybe_done |= write.conditions.fingerprint.is_some();
     }
 }
 

@@ -31,6 +31,7 @@ fn event(event_type: EventType, version: i64) -> RecordedEvent {
         at: Timestamp(1_700_000_000_123_456 + version),
         subject: "someone@example.com".into(),
         traceparent: HOP.into(),
+        fingerprint: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use super::world::{Region, id};
+use super::world::{Region, id, list};
 use crate::domain::ids::{CommandId, Epoch};
 use crate::domain::patient::{Patient, PatientEvent, PatientState};
 use crate::store::AppendOutcome::{self, Committed, Conflict, EmailTaken, Fenced};
@@ -91,11 +91,11 @@ async fn compare(region: &Region, model: &Model) {
         let state = region.state(id(*n)).await;
         assert!(state == crate::domain::patient::evolve(event), "patient {n}: {state:?}");
         if let PatientState::Deleted(version) = state {
-            let history = region.store.history(id(*n), 1000).await.expect("events");
+            let history = region.store.history(id(*n), 0, 1000).await.expect("events");
             assert_eq!(i64::try_from(history.len()).expect("small"), version);
         }
     }
-    let living: Vec<Patient> = region.store.list_patients(None, 1000).await.expect("a page");
+    let living: Vec<Patient> = list(&region.store, 1000).await.expect("a page");
     let mut keys: Vec<(String, u128)> =
         living.iter().map(|p| (p.details.email_key(), p.id.0.as_u128())).collect();
     keys.sort();

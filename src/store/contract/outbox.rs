@@ -89,7 +89,11 @@ pub(super) async fn what_is_marked_does_not_come_back(store: Arc<dyn Store>) {
     store.mark_published(&[-1, 1 << 40], "b1").await.expect("unknown numbers do no harm");
     assert_eq!(put_back(&store, "b1").await, 0);
     assert_eq!(names(&waiting(&store).await), [(4, 1), (5, 1)]);
-    assert_eq!(store.history(id(1), 9).await.expect("events").len(), 1, "history keeps what was published");
+    assert_eq!(
+        store.history(id(1), 0, 9).await.expect("events").len(),
+        1,
+        "history keeps what was published"
+    );
 }
 
 pub(super) async fn what_a_broker_forgot_is_told_again(store: Arc<dyn Store>) {

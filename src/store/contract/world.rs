@@ -10,8 +10,9 @@ use crate::domain::access::Caller;
 use crate::domain::event::RecordedEvent;
 use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientDetails, PatientEvent, PatientState, email_key};
+use crate::domain::search::PatientSearch;
 use crate::domain::time::Timestamp;
-use crate::store::{AppendOutcome, PatientAppend, Store, TakenLease};
+use crate::store::{AppendOutcome, PatientAppend, Result, Store, TakenLease};
 
 /// Shards in these tests.
 pub(in crate::store) const SHARDS: u16 = 4;
@@ -68,6 +69,7 @@ impl Region {
                 event,
                 subject: "tester@example.com".into(),
                 traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
+                fingerprint: None,
             },
         }
     }
@@ -116,6 +118,11 @@ impl Region {
     pub(in crate::store) async fn state(&self, id: PatientId) -> PatientState {
         self.store.load_patient(id, None).await.expect("a state").state
     }
+}
+
+/// Living patients, the oldest record first.
+pub(in crate::store) async fn list(store: &Arc<dyn Store>, limit_rows: u32) -> Result<Vec<Patient>> {
+    store.search(&PatientSearch::all(None, limit_rows)).await.map(|page| page.patients)
 }
 
 /// The `n`th patient at registration.

@@ -9,11 +9,13 @@ use super::commit::{CommitRow, fence};
 use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, column, decode, limit, registration};
 use crate::domain::event::{EventType, RecordedEvent};
-use crate::domain::ids::{CommandId, PatientId};
+use crate::domain::ids::{CommandId, PatientId, Version};
 use crate::domain::patient::{Patient, PatientState};
+use crate::domain::search::{PatientPage, PatientSearch};
+use crate::domain::text::search_key;
 use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
 use crate::store::{
-    AppendOutcome, AuditBatch, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result,
+    AppendOutcome, AuditBatch, LoadedPatient, PatientAppend, PatientStore, Result, searching,
 };
 
 /// The commit of a batch. What its parts rely on:
@@ -31,10 +33,11 @@ const COMMIT: &str = concat!(
 WITH input AS MATERIALIZED (
     SELECT * FROM unnest($1::int4[], $2::int8[], $3::uuid[], $4::int8[], $5::uuid[], $6::uuid[],
         $7::int2[], $8::int8[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
-        $14::int8[], $15::text[], $16::text[], $17::text[], $18::date[], $19::date[], $26::bool[])
+        $14::int8[], $15::text[], $16::text[], $17::text[], $18::date[], $19::date[],
+        $20::uuid[], $21::text[], $22::bool[])
     WITH ORDINALITY AS t(shard, epoch, id, version, event_id, command_id,
         kind, at, subject, traceparent, body, claim, release,
-        created_at, name, email, address, date_of_birth, registered_date, restricted, ord)
+        created_at, name, email, address, date_of_birth, registered_date, fingerprint, name_key, restricted, ord)
 ), fence AS MATERIALIZED (
     ",
     fence!("patient"),
@@ -57,17 +60,20 @@ WITH input AS MATERIALIZED (
     DELETE FROM patient_emails e USING passed p
     WHERE e.email_key = p.release AND e.patient_id = p.id
 ), inserted AS (
-    INSERT INTO patients (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
-    SELECT id, version, false, created_at, name, email, address, date_of_birth, registered_date
+    INSERT INTO patients
+        (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, name_key)
+    SELECT id, version, false, created_at, name, email, address, date_of_birth, registered_date, name_key
     FROM passed WHERE kind = 1
 ), changed AS (
     UPDATE patients p SET version = c.version, deleted = (c.kind = 3), created_at = c.created_at,
         name = c.name, email = c.email, address = c.address,
-        date_of_birth = c.date_of_birth, registered_date = c.registered_date, restricted = c.restricted
+        date_of_birth = c.date_of_birth, registered_date = c.registered_date,
+        name_key = c.name_key, restricted = c.restricted
     FROM passed c WHERE c.kind <> 1 AND p.id = c.id AND p.version = c.version - 1
 ), written AS (
-    INSERT INTO patient_events (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
-    SELECT id, version, event_id, command_id, kind, shard, at, subject, traceparent, body
+    INSERT INTO patient_events
+        (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body, fingerprint)
+    SELECT id, version, event_id, command_id, kind, shard, at, subject, traceparent, body, fingerprint
     FROM passed ORDER BY ord
     RETURNING seq, patient_id, version, kind
 ), told AS (
@@ -77,7 +83,7 @@ WITH input AS MATERIALIZED (
     SELECT seq, patient_id, version FROM written WHERE kind = 1
 ), audited AS (
     INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
-    SELECT $20::uuid, $21::int8, $22::int8, $23::bytea, $24::bytea, $25::int4[] WHERE $20 IS NOT NULL
+    SELECT $23::uuid, $24::int8, $25::int8, $26::bytea, $27::bytea, $28::int4[] WHERE $23 IS NOT NULL
 )
 SELECT (CASE WHEN p.ord IS NOT NULL THEN 0 WHEN g.ord IS NOT NULL THEN 1
              WHEN f.shard IS NULL THEN 2 ELSE 3 END)::int2
@@ -107,6 +113,8 @@ struct Columns<'a> {
     address: Vec<Option<&'a str>>,
     date_of_birth: Vec<Option<Date>>,
     registered_date: Vec<Option<Date>>,
+    fingerprint: Vec<Option<Uuid>>,
+    name_key: Vec<Option<String>>,
     restricted: Vec<bool>,
 }
 
@@ -135,6 +143,8 @@ impl<'a> Columns<'a> {
         self.address.push(kept.map(|p| &*p.details.address));
         self.date_of_birth.push(kept.map(|p| p.details.date_of_birth));
         self.registered_date.push(kept.map(|p| p.details.registered_date));
+        self.fingerprint.push(recorded.fingerprint.map(|fingerprint| fingerprint.0));
+        self.name_key.push(kept.map(|p| search_key(&p.details.name)));
         self.restricted.push(kept.is_some_and(|p| p.restricted));
         Ok(())
     }
@@ -171,8 +181,11 @@ impl CommitRow for PatientAppend {
             .bind(columns.email)
             .bind(columns.address)
             .bind(columns.date_of_birth)
-            .bind(columns.registered_date);
-        Ok(audited(query, audit).bind(columns.restricted))
+            .bind(columns.registered_date)
+            .bind(columns.fingerprint)
+            .bind(columns.name_key)
+            .bind(columns.restricted);
+        Ok(audited(query, audit))
     }
 
     fn lanes(store: &PostgresStore) -> &Lanes {
@@ -268,7 +281,7 @@ impl PatientStore for PostgresStore {
         let mut applied = None;
         if let Some(command) = command {
             let query = sqlx::query(
-                "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
+                "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body, fingerprint
                  FROM patient_events WHERE patient_id = $1 AND command_id = $2",
             );
             let rows = self.read(query.bind(id.0).bind(command.0)).await?;
@@ -277,31 +290,16 @@ impl PatientStore for PostgresStore {
         Ok(LoadedPatient { state: self.state(id).await?, applied })
     }
 
-    async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>> {
-        let query = match after {
-            None => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
-                 FROM patients WHERE NOT deleted AND NOT restricted ORDER BY created_at, id LIMIT $1",
-            ),
-            Some(after) => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
-                 FROM patients WHERE NOT deleted AND NOT restricted AND (created_at, id) > ($1, $2)
-                 ORDER BY created_at, id LIMIT $3",
-            )
-            .bind(after.created_at.0)
-            .bind(after.id.0),
-        };
-        let query = query.bind(limit(limit_rows));
-        let rows = self.read(query).await?;
-        rows.iter().map(|row| Ok(decode::<PatientRow>(row)?.into())).collect()
+    async fn search(&self, search: &PatientSearch) -> Result<PatientPage> {
+        searching::search(self, search).await
     }
 
-    async fn history(&self, id: PatientId, limit_rows: u32) -> Result<Vec<RecordedEvent>> {
+    async fn history(&self, id: PatientId, after: Version, limit_rows: u32) -> Result<Vec<RecordedEvent>> {
         let query = sqlx::query(
-            "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
-             FROM patient_events WHERE patient_id = $1 ORDER BY version LIMIT $2",
+            "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body, fingerprint
+             FROM patient_events WHERE patient_id = $1 AND version > $2 ORDER BY version LIMIT $3",
         );
-        let rows = self.read(query.bind(id.0).bind(limit(limit_rows))).await?;
+        let rows = self.read(query.bind(id.0).bind(after).bind(limit(limit_rows))).await?;
         rows.iter().map(|row| decode::<EventRow>(row)?.into_event()).collect()
     }
 

@@ -7,6 +7,7 @@
 
 use super::PgQuery;
 use super::patients::audited;
+use crate::domain::text::search_key;
 use crate::store::codec::body_of;
 use crate::store::{AuditBatch, PatientAppend, Result};
 
@@ -17,11 +18,13 @@ WITH fence AS MATERIALIZED (
     INSERT INTO patient_emails (email_key, patient_id) SELECT $9, $3 FROM fence
     ON CONFLICT DO NOTHING RETURNING patient_id
 ), inserted AS (
-    INSERT INTO patients (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
-    SELECT patient_id, 1, false, $10, $11, $12, $13, $14, $15 FROM claimed
+    INSERT INTO patients
+        (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, name_key)
+    SELECT patient_id, 1, false, $10, $11, $12, $13, $14, $15, $18 FROM claimed
 ), written AS (
-    INSERT INTO patient_events (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
-    SELECT patient_id, 1, $4, $5, 1, $1, $6, $7, $8, $16 FROM claimed
+    INSERT INTO patient_events
+        (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body, fingerprint)
+    SELECT patient_id, 1, $4, $5, 1, $1, $6, $7, $8, $16, $17 FROM claimed
     RETURNING seq, patient_id, version
 ), told AS (
     INSERT INTO outbox (seq, patient_id, version) SELECT seq, patient_id, version FROM written
@@ -29,7 +32,7 @@ WITH fence AS MATERIALIZED (
     INSERT INTO unbilled (seq, patient_id, version) SELECT seq, patient_id, version FROM written
 ), audited AS (
     INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
-    SELECT $17::uuid, $18::int8, $19::int8, $20::bytea, $21::bytea, $22::int4[] WHERE $17 IS NOT NULL
+    SELECT $19::uuid, $20::int8, $21::int8, $22::bytea, $23::bytea, $24::int4[] WHERE $19 IS NOT NULL
 )
 SELECT (CASE WHEN EXISTS (SELECT FROM claimed) THEN 0 WHEN NOT EXISTS (SELECT FROM fence) THEN 2
              WHEN EXISTS (SELECT FROM patients WHERE id = $3) THEN 3 ELSE 1 END)::int2";
@@ -58,6 +61,8 @@ pub(super) fn commit_query(row: &PatientAppend, audit: Option<&AuditBatch>) -> R
         .bind(details.address.to_string())
         .bind(details.date_of_birth)
         .bind(details.registered_date)
-        .bind(body_of(patient)?);
+        .bind(body_of(patient)?)
+        .bind(recorded.fingerprint.map(|fingerprint| fingerprint.0))
+        .bind(search_key(&details.name));
     Ok(audited(query, audit))
 }

@@ -10,11 +10,13 @@ use uuid::Uuid;
 
 use super::{SqliteStore, audit, change, column, decode, rows};
 use crate::domain::event::{EventType, RecordedEvent};
-use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo};
-use crate::domain::patient::{Patient, PatientState};
+use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo, Version};
+use crate::domain::patient::PatientState;
+use crate::domain::search::{PatientPage, PatientSearch};
+use crate::domain::text::search_key;
 use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
 use crate::store::{
-    AppendOutcome, AuditBatch, ListPosition, LoadedPatient, PatientAppend, PatientStore, Result,
+    AppendOutcome, AuditBatch, LoadedPatient, PatientAppend, PatientStore, Result, searching,
 };
 
 /// The epochs of the shards that a batch speaks of.
@@ -69,12 +71,14 @@ async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     let kept = (row.recorded.event_type() != EventType::Deleted).then_some(patient);
     let query = sqlx::query(
         "INSERT INTO patients
-             (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, restricted)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, name_key,
+              restricted)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
          ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted = excluded.deleted,
              created_at = excluded.created_at, name = excluded.name, email = excluded.email,
              address = excluded.address, date_of_birth = excluded.date_of_birth,
-             registered_date = excluded.registered_date, restricted = excluded.restricted",
+             registered_date = excluded.registered_date, name_key = excluded.name_key,
+             restricted = excluded.restricted",
     )
     .bind(patient.id.0)
     .bind(patient.version)
@@ -85,6 +89,7 @@ async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     .bind(kept.map(|p| p.details.address.to_string()))
     .bind(kept.map(|p| p.details.date_of_birth))
     .bind(kept.map(|p| p.details.registered_date))
+    .bind(kept.map(|p| search_key(&p.details.name)))
     .bind(kept.is_some_and(|p| p.restricted));
     change(connection, query).await.map(drop)
 }
@@ -94,8 +99,9 @@ async fn write_event(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     let patient = recorded.event.patient();
     let insert = sqlx::query(
         "INSERT INTO patient_events
-             (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING seq",
+             (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body,
+              fingerprint)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING seq",
     )
     .bind(patient.id.0)
     .bind(patient.version)
@@ -106,7 +112,8 @@ async fn write_event(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     .bind(recorded.at.0)
     .bind(recorded.subject.to_string())
     .bind(recorded.traceparent.to_string())
-    .bind(body_of(patient)?);
+    .bind(body_of(patient)?)
+    .bind(recorded.fingerprint.map(|fingerprint| fingerprint.0));
     let seq: i64 =
         rows(connection, insert).await?.first().map(|row| column(row, 0)).transpose()?.unwrap_or_default();
     let tell = sqlx::query("INSERT INTO outbox (seq, patient_id, version) VALUES ($1, $2, $3)");
@@ -184,7 +191,7 @@ impl PatientStore for SqliteStore {
         let mut applied = None;
         if let Some(command) = command {
             let query = sqlx::query(
-                "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
+                "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body, fingerprint
                  FROM patient_events WHERE patient_id = $1 AND command_id = $2",
             );
             let rows = self.read(query.bind(id.0).bind(command.0)).await?;
@@ -206,30 +213,16 @@ impl PatientStore for SqliteStore {
         Ok(LoadedPatient { state, applied })
     }
 
-    async fn list_patients(&self, after: Option<ListPosition>, limit_rows: u32) -> Result<Vec<Patient>> {
-        let query = match after {
-            None => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
-                 FROM patients WHERE deleted = 0 AND restricted = 0 ORDER BY created_at, id LIMIT $1",
-            ),
-            Some(after) => sqlx::query(
-                "SELECT id, version, created_at, name, email, address, date_of_birth, registered_date, restricted
-                 FROM patients WHERE deleted = 0 AND restricted = 0 AND (created_at, id) > ($1, $2)
-                 ORDER BY created_at, id LIMIT $3",
-            )
-            .bind(after.created_at.0)
-            .bind(after.id.0),
-        };
-        let rows = self.read(query.bind(limit_rows)).await?;
-        rows.iter().map(|row| Ok(decode::<PatientRow>(row)?.into())).collect()
+    async fn search(&self, search: &PatientSearch) -> Result<PatientPage> {
+        searching::search(self, search).await
     }
 
-    async fn history(&self, id: PatientId, limit_rows: u32) -> Result<Vec<RecordedEvent>> {
+    async fn history(&self, id: PatientId, after: Version, limit_rows: u32) -> Result<Vec<RecordedEvent>> {
         let query = sqlx::query(
-            "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body
-             FROM patient_events WHERE patient_id = $1 ORDER BY version LIMIT $2",
+            "SELECT patient_id, version, event_id, command_id, kind, at, subject, traceparent, body, fingerprint
+             FROM patient_events WHERE patient_id = $1 AND version > $2 ORDER BY version LIMIT $3",
         );
-        let rows = self.read(query.bind(id.0).bind(limit_rows)).await?;
+        let rows = self.read(query.bind(id.0).bind(after).bind(limit_rows)).await?;
         rows.iter().map(|row| decode::<EventRow>(row)?.into_event()).collect()
     }
 

@@ -1,6 +1,8 @@
 //! What only SQLite can be asked: one server a file, callers who give up, a disk that is full, files
 //! that are no databases.
 
+mod plans;
+
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +16,7 @@ use super::{SqliteStore, change};
 use crate::domain::ids::Kind;
 use crate::domain::patient::PatientState;
 use crate::store::AppendOutcome::Committed;
-use crate::store::contract::world::{LONG, Region, id};
+use crate::store::contract::world::{LONG, Region, id, list};
 use crate::store::{
     Error, LeaseStore, OUTBOX_DEPTH_ROWS_MAX, OutboxStore, PatientStore, Result, Settings, Store, Use,
     migrate, open,
@@ -138,7 +140,7 @@ async fn a_damaged_file_is_said_with_its_path() {
     std::fs::write(&path, bytes).expect("a file");
     let outcome = async {
         let store = open(&settings, Use::Serve).await?;
-        store.list_patients(None, 1000).await?;
+        list(&store, 1000).await?;
         store.unpublished(1000).await.map(drop)
     };
     let Err(Error::Broken(said)) = outcome.await else { panic!("must fail") };

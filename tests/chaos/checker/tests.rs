@@ -65,6 +65,32 @@ fn what_overlaps_may_take_either_order_and_what_does_not_may_not() {
 }
 
 #[test]
+fn a_condition_holds_of_the_version_it_names() {
+    let life = |rest: &[Operation]| {
+        let mut life = vec![op(0, 1, Call::Register(1), rec(1, 1)), op(2, 3, Call::Update(2), rec(2, 2))];
+        life.extend(rest);
+        patient(&life)
+    };
+    let (met, stale) = (Call::UpdateIf(3, 2), Call::UpdateIf(3, 1));
+    assert_eq!(life(&[op(4, 5, met, rec(3, 3))]), Verdict::Linearizable);
+    assert_eq!(life(&[op(4, 5, stale, Outcome::Stale)]), Verdict::Linearizable);
+    assert_eq!(life(&[op(4, 5, met, Outcome::Stale)]), Verdict::Violated, "it was met");
+    assert_eq!(life(&[op(4, 5, stale, rec(3, 3))]), Verdict::Violated, "it was not met");
+    // Of two who expect the same version one is first.
+    let two = |one, other| life(&[op(4, 9, met, one), op(4, 9, Call::UpdateIf(4, 2), other)]);
+    assert_eq!(two(rec(3, 3), Outcome::Stale), Verdict::Linearizable);
+    assert_eq!(two(rec(3, 3), rec(4, 4)), Verdict::Violated);
+    assert_eq!(two(Outcome::Stale, Outcome::Stale), Verdict::Violated);
+    // One of unknown outcome makes that version or none.
+    let unknown = |then| life(&[op(4, 5, met, Outcome::Unknown), op(6, 7, Call::Update(5), then)]);
+    assert_eq!(unknown(rec(3, 5)), Verdict::Linearizable);
+    assert_eq!(unknown(rec(4, 5)), Verdict::Linearizable);
+    assert_eq!(unknown(rec(5, 5)), Verdict::Violated);
+    let too_late = op(4, 5, stale, Outcome::Unknown);
+    assert_eq!(life(&[too_late, op(6, 7, READ, rec(3, 3))]), Verdict::Violated);
+}
+
+#[test]
 fn unknown_outcomes_may_take_effect_late_or_never() {
     let with = |seen: &[Operation]| {
         let mut life = vec![

@@ -10,6 +10,8 @@ fn routes() -> Vec<(Method, &'static str, Action)> {
         (Method::POST, "/api/patients", Action::PatientRegister),
         (Method::GET, "/api/patients/{id}", Action::PatientRead),
         (Method::PUT, "/api/patients/{id}", Action::PatientUpdate),
+        (Method::PATCH, "/api/patients/{id}", Action::PatientUpdate),
+        (Method::GET, "/api/patients/{id}/history", Action::PatientHistory),
         (Method::DELETE, "/api/patients/{id}", Action::PatientDelete),
         (Method::PUT, "/api/patients/{id}/restriction", Action::PatientRestrict),
         (Method::DELETE, "/api/patients/{id}/restriction", Action::PatientRestrict),

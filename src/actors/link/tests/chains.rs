@@ -15,8 +15,10 @@ use crate::actors::patients::PatientHandle;
 use crate::actors::settings;
 use crate::actors::system::{Chain, Parts, Runs, Tree};
 use crate::domain::analytics::Summary;
+use crate::domain::conditions::Conditions;
 use crate::domain::ids::{PatientId, shard_of};
 use crate::domain::patient::PatientChange;
+use crate::domain::search::PatientSearch;
 use crate::domain::time::Timestamp;
 use crate::error::ErrorCode;
 use crate::health::Health;
@@ -105,9 +107,13 @@ async fn a_front_reads_and_writes_on_other_nodes() {
     let cluster = cluster().await;
     let id = PatientId(Uuid::from_u128(1));
     let details = patient(id.0).details;
-    let made = cluster.patients.register(&ctx(10_000), id, details.clone()).await.expect("registered");
-    assert_eq!((made.version, &made.details), (1, &details));
-    let again = cluster.patients.register(&ctx(10_000), id, details.clone()).await;
+    let made = cluster
+        .patients
+        .register(&ctx(10_000), id, details.clone(), Conditions::default())
+        .await
+        .expect("registered");
+    assert_eq!((made.patient.version, &made.patient.details, made.again), (1, &details, false));
+    let again = cluster.patients.register(&ctx(10_000), id, details.clone(), Conditions::default()).await;
     assert_eq!(again.map_err(|e| e.code), Err(ErrorCode::AlreadyExists));
     let change = PatientChange {
         name: "Other Canary".into(),
@@ -116,15 +122,19 @@ async fn a_front_reads_and_writes_on_other_nodes() {
         date_of_birth: details.date_of_birth,
         registered_date: None,
     };
-    let changed = cluster.patients.update(&ctx(10_000), id, change).await.expect("changed");
+    let changed =
+        cluster.patients.update(&ctx(10_000), id, change, Conditions::default()).await.expect("changed");
     assert_eq!((changed.version, &*changed.details.name), (2, "Other Canary"));
     assert_eq!(cluster.patients.get(&ctx(10_000), id).await, Ok(Arc::clone(&changed)));
-    assert_eq!(cluster.patients.list(&ctx(10_000), None, 10).await, Ok(vec![Patient::clone(&changed)]));
+    let page = cluster.patients.search(&ctx(10_000), &PatientSearch::all(None, 10)).await;
+    assert_eq!(page.map(|page| page.patients), Ok(vec![Patient::clone(&changed)]));
+    let history = cluster.patients.history(&ctx(10_000), id, 0, 10).await.expect("a history");
+    assert_eq!(history.iter().map(|entry| entry.version()).collect::<Vec<_>>(), [1, 2]);
 
     let account = cluster.accounts.open(&ctx(10_000), id, "Zoë", "zoe@example.com").await.expect("opened");
     assert!(cluster.accounts.account(&ctx(10_000), id).await == Ok(account));
 
-    cluster.patients.delete(&ctx(10_000), id).await.expect("deleted");
+    cluster.patients.delete(&ctx(10_000), id, Conditions::default()).await.expect("deleted");
     assert_eq!(cluster.patients.get(&ctx(10_000), id).await.map_err(|e| e.code), Err(ErrorCode::NotFound));
 }
 
@@ -132,14 +142,22 @@ async fn a_front_reads_and_writes_on_other_nodes() {
 async fn a_role_without_a_live_node_is_named_and_missed_only_as_long_as_it_is_away() {
     let cluster = cluster().await;
     let id = PatientId(Uuid::from_u128(1));
-    cluster.patients.register(&ctx(10_000), id, patient(id.0).details).await.expect("registered");
+    cluster
+        .patients
+        .register(&ctx(10_000), id, patient(id.0).details, Conditions::default())
+        .await
+        .expect("registered");
     cluster.net.show("front", &["b1"]);
     let missing = cluster.patients.get(&ctx(10_000), id).await.expect_err("nobody is there");
     assert_eq!(
         (missing.code, &*missing.detail),
         (ErrorCode::Unavailable, "No node with the role patient is live")
     );
-    let missing = cluster.patients.list(&ctx(10_000), None, 10).await.expect_err("nobody is there");
+    let missing = cluster
+        .patients
+        .search(&ctx(10_000), &PatientSearch::all(None, 10))
+        .await
+        .expect_err("nobody is there");
     assert_eq!(&*missing.detail, "No node with the role patient is live");
     assert!(cluster.accounts.account(&ctx(10_000), id).await.is_err_and(|e| e.code == ErrorCode::NotFound));
     cluster.net.show("front", &["p1", "b1"]);
@@ -150,7 +168,11 @@ async fn a_role_without_a_live_node_is_named_and_missed_only_as_long_as_it_is_aw
 async fn a_node_that_restarts_is_waited_for() {
     let cluster = cluster_that_waits(10_000).await;
     let id = PatientId(Uuid::from_u128(1));
-    cluster.patients.register(&ctx(10_000), id, patient(id.0).details).await.expect("registered");
+    cluster
+        .patients
+        .register(&ctx(10_000), id, patient(id.0).details, Conditions::default())
+        .await
+        .expect("registered");
     cluster.net.show("front", &["b1"]);
     let patients = cluster.patients.clone();
     let reading = tokio::spawn(async move { patients.get(&ctx(20_000), id).await });
@@ -168,8 +190,9 @@ async fn a_write_whose_answer_is_lost_is_asked_again_and_acts_once() {
     assert!(cluster.patients.get(&ctx(10_000), id).await.is_err_and(|e| e.code == ErrorCode::NotFound));
     cluster.net.weather.lost_per_mille.store(400, Ordering::SeqCst);
     let patients = cluster.patients.clone();
-    let writing =
-        tokio::spawn(async move { patients.register(&ctx(20_000), id, patient(id.0).details).await });
+    let writing = tokio::spawn(async move {
+        patients.register(&ctx(20_000), id, patient(id.0).details, Conditions::default()).await
+    });
     // Each end of a session tells of what was lost in it.
     while !writing.is_finished() {
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -177,7 +200,7 @@ async fn a_write_whose_answer_is_lost_is_asked_again_and_acts_once() {
         tokio::task::yield_now().await;
         cluster.net.show("front", &["p1", "b1"]);
     }
-    assert_eq!(writing.await.expect("no panic").map(|made| made.version), Ok(1));
+    assert_eq!(writing.await.expect("no panic").map(|made| made.patient.version), Ok(1));
     cluster.net.weather.lost_per_mille.store(0, Ordering::SeqCst);
     assert_eq!(cluster.patients.get(&ctx(10_000), id).await.map(|p| p.version), Ok(1));
 }
@@ -224,7 +247,7 @@ async fn a_move_of_all_shards_under_load_fails_nobody() {
             email: format!("canary{}@example.com", id.0.as_u128()).into(),
             ..patient(id.0).details
         };
-        patients.register(&ctx(10_000), *id, details).await.expect("registered");
+        patients.register(&ctx(10_000), *id, details, Conditions::default()).await.expect("registered");
     }
     let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let asking: Vec<_> = ids
@@ -305,7 +328,7 @@ async fn moving(
         count.fetch_add(1, Ordering::SeqCst);
         if serves.load(Ordering::SeqCst) == me {
             let found = Arc::new(patient(ask.id));
-            ask.reply.send(Ok(found));
+            ask.reply.send(Ok(found.into()));
         } else {
             ask.reply.send(Err(Failure::NotServing(other.map(Into::into))));
         }

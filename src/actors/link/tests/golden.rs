@@ -15,14 +15,15 @@ use super::net::patient;
 use super::*;
 use crate::actors::billing::Accounts;
 use crate::actors::entity::Refused;
-use crate::actors::patients::PatientList;
+use crate::actors::patients::{PatientAnswer, PatientQuery, PatientReply};
 use crate::domain::account::{Account, AccountStatus, OpenAccount};
 use crate::domain::analytics::{AGE_BANDS, Summary};
+use crate::domain::conditions::Conditions;
 use crate::domain::event::EventType;
-use crate::domain::ids::{AccountId, PatientId};
-use crate::domain::patient::PatientChange;
+use crate::domain::ids::{AccountId, Fingerprint, PatientId};
+use crate::domain::patient::{PatientChange, PatientPatch};
+use crate::domain::search::{Filter, HistoryEntry, Key, PatientPage, PatientSearch, Place, Sort};
 use crate::domain::time::{MonoTime, Timestamp};
-use crate::store::ListPosition;
 
 const ID: Uuid = Uuid::from_u128(0x123e4567_e89b_12d3_a456_426614174000);
 const HOP: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -49,8 +50,13 @@ fn ask_of<E: portable::Portable>(op: Op<E>, passage: Passage) -> pb::Request {
 }
 
 fn write<E: Entity>(command: E::Command) -> Op<E> {
+    write_if(command, Conditions::default())
+}
+
+fn write_if<E: Entity>(command: E::Command, conditions: Conditions) -> Op<E> {
     Op::Write(Write {
         command,
+        conditions,
         command_id: CommandId(Uuid::from_u128(9)),
         caller: caller(),
         traceparent: HOP.into(),
@@ -74,13 +80,16 @@ fn plain(body: Body) -> pb::Request {
     portable::plain_request(&Said { trace, budget: Duration::from_millis(1_500), caller: caller() }, body)
 }
 
-fn list(after: Option<ListPosition>) -> pb::Request {
+fn list(after: Option<Place>) -> pb::Request {
+    query(PatientQuery::Search(PatientSearch::all(after, 101)))
+}
+
+fn query(query: PatientQuery) -> pb::Request {
     let (reply, _) = ReplyTo::here();
     let trace = TraceContext::parse(HOP).expect("a traceparent");
-    let query = PatientList { after, limit_rows: 101 };
     let (deadline, sent_at) = (MonoTime(0), MonoTime(0));
     let ask = QueryAsk { query, trace, deadline, sent_at, caller: caller(), reply };
-    portable::list_request(&ask, Duration::from_millis(1_500), Passage::default()).0
+    portable::query_request(&ask, Duration::from_millis(1_500), Passage::default()).0
 }
 
 /// Every request, with ids in order.
@@ -92,7 +101,7 @@ fn requests() -> Vec<pb::Request> {
         name: "Zoë Canary".into(),
         email: "Zoe.Canary@example.com".into(),
     };
-    let after = ListPosition { created_at: Timestamp(1_700_000_000_000_001), id: PatientId(ID) };
+    let after = Place { key: Key::Time(Timestamp(1_700_000_000_000_001)), id: PatientId(ID) };
     let all = vec![
         ask_of::<Patients>(Op::Read, Passage::default()),
         ask_of::<Patients>(write(PatientCommand::Register(patient(ID).details)), relayed),
@@ -107,6 +116,78 @@ fn requests() -> Vec<pb::Request> {
         plain(Body::Status(pb::Status {})),
     ];
     (1..).zip(all).map(|(id, request)| pb::Request { id, ..request }).collect()
+}
+
+/// Every change that is said with its conditions, and what is refused for them, with ids in order: added to
+/// the first version.
+fn conditional() -> pb::Frame {
+    let expecting = |versions: &[i64]| Conditions { expected: Some(versions.into()), fingerprint: None };
+    let keyed = Conditions { expected: None, fingerprint: Some(Fingerprint(Uuid::from_u128(8))) };
+    let patch = PatientPatch {
+        email: Some("Zoe.Canary@example.com".into()),
+        date_of_birth: Some(date!(1985 - 06 - 15)),
+        ..PatientPatch::default()
+    };
+    let ops = [
+        write_if::<Patients>(PatientCommand::Register(patient(ID).details), keyed.clone()),
+        write_if(change(true), expecting(&[3])),
+        write_if(PatientCommand::Patch(PatientPatch::default()), Conditions::default()),
+        write_if(
+            PatientCommand::Patch(patch),
+            Conditions { fingerprint: keyed.fingerprint, ..expecting(&[3, 4]) },
+        ),
+        write_if(PatientCommand::Delete, expecting(&[])),
+    ];
+    let requests = ops.into_iter().map(|op| ask_of::<Patients>(op, Passage::default()));
+    let refusals = [Refused::OtherVersion, Refused::KeyReused, Refused::KeyExpired];
+    let replies = refusals.into_iter().map(|refused| wire::failed(&Failure::Refused(refused)));
+    let reply = |(id, outcome)| pb::Reply { id, answered_by: String::new(), outcome: Some(outcome) };
+    pb::Frame {
+        requests: (1..).zip(requests).map(|(id, request)| pb::Request { id, ..request }).collect(),
+        replies: (1..).zip(replies).map(reply).collect(),
+        hints: Vec::new(),
+    }
+}
+
+fn page() -> PatientAnswer {
+    PatientAnswer::Page(PatientPage { patients: vec![patient(ID), patient(Uuid::nil())], resume: None })
+}
+
+/// Every question about many that is not that for all, and its answers: added to the first version.
+fn searches() -> pb::Frame {
+    let (day, other) = (date!(1985 - 06 - 15), date!(2024 - 01 - 10));
+    let search = |filter, sort, descending, key: Option<Key>| {
+        let after = key.map(|key| Place { key, id: PatientId(ID) });
+        query(PatientQuery::Search(PatientSearch { filter, sort, descending, after, limit_rows: 101 }))
+    };
+    let born = |after, before| Filter::Born { after, before };
+    let requests = [
+        search(Filter::All, Sort::Created, true, Some(Key::Time(Timestamp(-1)))),
+        search(Filter::All, Sort::Name, false, None),
+        search(Filter::Begins("zo\u{eb}".into()), Sort::Name, false, Some(Key::Text("zo\u{eb} c".into()))),
+        search(Filter::Email("zoe@example.com".into()), Sort::Created, false, None),
+        search(born(Some(day), None), Sort::Born, false, None),
+        search(born(Some(day), Some(other)), Sort::Born, true, Some(Key::Day(day))),
+        search(Filter::RegisteredAfter(other), Sort::Registered, true, None),
+        query(PatientQuery::History { id: PatientId(ID), after: 7, limit_rows: 52 }),
+    ];
+    let short = PatientPage {
+        patients: vec![patient(ID)],
+        resume: Some(Place { key: Key::Text("zo\u{eb} c".into()), id: PatientId(ID) }),
+    };
+    let entry = |event_type: EventType| HistoryEntry {
+        event: event_type.event(Arc::new(patient(ID))),
+        at: Timestamp(1_700_000_000_000_004),
+        subject: "someone@example.com".into(),
+    };
+    let history = PatientAnswer::History(EventType::ALL.map(entry).into());
+    let replies = [PatientAnswer::Page(short).outcome(), history.outcome()];
+    let reply = |(id, outcome)| pb::Reply { id, answered_by: String::new(), outcome: Some(outcome) };
+    pb::Frame {
+        requests: (1..).zip(requests).map(|(id, request)| pb::Request { id, ..request }).collect(),
+        replies: (1..).zip(replies).map(reply).collect(),
+        hints: Vec::new(),
+    }
 }
 
 fn account() -> Account {
@@ -145,8 +226,8 @@ fn outcomes() -> Vec<pb::reply::Outcome> {
         Failure::Unsupported,
     ];
     let mut all = vec![
-        Arc::new(patient(ID)).outcome(),
-        vec![patient(ID), patient(Uuid::nil())].outcome(),
+        PatientReply::from(Arc::new(patient(ID))).outcome(),
+        page().outcome(),
         Arc::new(account()).outcome(),
         summary().outcome(),
         b"{}".to_vec().outcome(),
@@ -170,7 +251,7 @@ fn sessions_revoked() -> pb::Hint {
 }
 
 /// What this version says, by the name of the fixture.
-fn frames() -> [(&'static str, pb::Frame); 4] {
+fn frames() -> [(&'static str, pb::Frame); 6] {
     let reply = |(id, outcome)| {
         let answered_by = if id == 1 { "patient-2#7".into() } else { String::new() };
         pb::Reply { id, answered_by, outcome: Some(outcome) }
@@ -179,6 +260,8 @@ fn frames() -> [(&'static str, pb::Frame); 4] {
     [
         ("requests.v1", pb::Frame { requests: requests(), ..Default::default() }),
         ("replies.v1", pb::Frame { replies, ..Default::default() }),
+        ("conditional.v1", conditional()),
+        ("searches.v1", searches()),
         ("hints.v1", pb::Frame { hints: hints(), ..Default::default() }),
         ("sessions_revoked.v1", pb::Frame { hints: vec![sessions_revoked()], ..Default::default() }),
     ]
@@ -203,10 +286,20 @@ fn the_fixtures_can_be_read() {
         assert!(said.caller == caller() && said.budget == Duration::from_millis(1_500));
         assert_eq!(said.trace.trace_id, TraceContext::parse(HOP).expect("a traceparent").trace_id);
     }
+    for name in ["conditional.v1", "searches.v1"] {
+        for request in pb::Frame::decode(&*fixture(name)).expect("a frame").requests {
+            assert!(portable::read(request.envelope, request.body).is_some(), "{name}: {}", request.id);
+        }
+    }
+    for reply in pb::Frame::decode(&*fixture("searches.v1")).expect("a frame").replies {
+        let read: Option<Result<PatientAnswer, Failure>> = wire::read(reply.outcome.clone());
+        let said = read.and_then(Result::ok).map(|answer| answer.outcome());
+        assert!(said.is_some() && said == reply.outcome);
+    }
     let mut replies = pb::Frame::decode(&*fixture("replies.v1")).expect("a frame").replies.into_iter();
     let mut next = || replies.next().and_then(|reply| reply.outcome);
-    assert_eq!(wire::read(next()), Some(Ok(Arc::new(patient(ID)))));
-    assert_eq!(wire::read(next()), Some(Ok(vec![patient(ID), patient(Uuid::nil())])));
+    assert_eq!(wire::read(next()), Some(Ok(PatientReply::from(Arc::new(patient(ID))))));
+    assert_eq!(wire::read(next()), Some(Ok(page())));
     assert!(wire::read(next()) == Some(Ok(Arc::new(account()))));
     assert_eq!(wire::read(next()), Some(Ok(summary())));
 }
@@ -272,8 +365,8 @@ fn a_later_version_is_understood_as_far_as_this_one_goes() {
     let unknown = requests.next().expect("a request");
     assert!(unknown.id == 2 && portable::read(unknown.envelope, unknown.body).is_none());
     let mut replies = frame.replies.into_iter();
-    let mut next = || wire::read::<Arc<Patient>>(replies.next().and_then(|reply| reply.outcome));
-    assert_eq!(next(), Some(Ok(Arc::new(patient(ID)))));
+    let mut next = || wire::read::<PatientReply>(replies.next().and_then(|reply| reply.outcome));
+    assert_eq!(next(), Some(Ok(Arc::new(patient(ID)).into())));
     // What it says instead of an answer is not known: so is what became of the request.
     assert_eq!((next(), next()), (None, None));
     assert_eq!(frame.hints.len(), 1);

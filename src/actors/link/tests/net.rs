@@ -240,7 +240,7 @@ pub(super) async fn answering() -> Served {
     scripted(|message| {
         if let RegionMessage::Ask(ask) = message {
             let patient = Arc::new(patient(ask.id));
-            ask.reply.send(Ok(patient));
+            ask.reply.send(Ok(patient.into()));
         }
     })
     .await

@@ -12,14 +12,15 @@ use super::super::portable::{self, Passage, Question};
 use super::super::wire;
 use super::*;
 use crate::actors::billing::Accounts;
-use crate::actors::patients::PatientList;
+use crate::actors::patients::{PatientAnswer, PatientQuery, PatientReply};
 use crate::domain::account::{Account, AccountStatus, OpenAccount};
 use crate::domain::analytics::{AGE_BANDS, Summary};
+use crate::domain::conditions::Conditions;
 use crate::domain::event::EventType;
-use crate::domain::ids::{AccountId, PatientId};
-use crate::domain::patient::{PatientChange, PatientDetails};
+use crate::domain::ids::{AccountId, Fingerprint, PatientId};
+use crate::domain::patient::{PatientChange, PatientDetails, PatientPatch};
+use crate::domain::search::{Filter, HistoryEntry, Key, PatientPage, PatientSearch, Place, Sort};
 use crate::domain::time::Timestamp;
-use crate::store::ListPosition;
 
 fn dates() -> impl Strategy<Value = Date> {
     (Date::MIN.to_julian_day()..=Date::MAX.to_julian_day())
@@ -91,12 +92,65 @@ fn commands() -> impl Strategy<Value = PatientCommand> {
             registered_date: (!keep).then_some(d.registered_date),
         })
     });
+    let patch = (proptest::option::of(details()), details(), 0..32u8).prop_map(|(a, b, given)| {
+        let pick = |nth: u8| (given >> nth & 1 == 1).then(|| a.clone().unwrap_or(b.clone()));
+        PatientCommand::Patch(PatientPatch {
+            name: pick(0).map(|d| d.name),
+            email: pick(1).map(|d| d.email),
+            address: pick(2).map(|d| d.address),
+            date_of_birth: pick(3).map(|d| d.date_of_birth),
+            registered_date: pick(4).map(|d| d.registered_date),
+        })
+    });
     prop_oneof![
         details().prop_map(PatientCommand::Register),
         update,
+        patch,
         any::<bool>().prop_map(PatientCommand::Restrict),
         Just(PatientCommand::Delete)
     ]
+}
+
+fn places() -> impl Strategy<Value = Place> {
+    let key = prop_oneof![
+        any::<i64>().prop_map(|time| Key::Time(Timestamp(time))),
+        ".{0,9}".prop_map(|text| Key::Text(text.into())),
+        dates().prop_map(Key::Day),
+    ];
+    (key, uuids()).prop_map(|(key, id)| Place { key, id: PatientId(id) })
+}
+
+/// Whether they make sense or not.
+fn queries() -> impl Strategy<Value = PatientQuery> {
+    let days = || proptest::option::of(dates());
+    let filter = prop_oneof![
+        Just(Filter::All),
+        ".{1,9}".prop_map(|text| Filter::Begins(text.into())),
+        ".{1,9}".prop_map(|text| Filter::Email(text.into())),
+        (days(), days()).prop_map(|(after, before)| Filter::Born { after, before }),
+        dates().prop_map(Filter::RegisteredAfter),
+    ];
+    let sort = prop_oneof![Just(Sort::Created), Just(Sort::Name), Just(Sort::Born), Just(Sort::Registered)];
+    let after = proptest::option::of(places());
+    let search = (filter, sort, any::<bool>(), after, any::<u32>());
+    prop_oneof![
+        search.prop_map(|(filter, sort, descending, after, limit_rows)| {
+            PatientQuery::Search(PatientSearch { filter, sort, descending, after, limit_rows })
+        }),
+        (uuids(), any::<i64>(), any::<u32>()).prop_map(|(id, after, limit_rows)| PatientQuery::History {
+            id: PatientId(id),
+            after,
+            limit_rows
+        }),
+    ]
+}
+
+fn conditions() -> impl Strategy<Value = Conditions> {
+    let expected = proptest::option::of(proptest::collection::vec(any::<i64>(), 0..4));
+    (expected, proptest::option::of(uuids())).prop_map(|(expected, fingerprint)| Conditions {
+        expected: expected.map(Into::into),
+        fingerprint: fingerprint.map(Fingerprint),
+    })
 }
 
 /// A change with what is recorded of it; none: a read.
@@ -110,6 +164,7 @@ fn op<E: Entity>(drawn: Drawn<E::Command>) -> Op<E> {
     drawn.map_or(Op::Read, |(command, command_id, subject, traceparent, maybe_done)| {
         Op::Write(Write {
             command,
+            conditions: Conditions::default(),
             command_id: CommandId(command_id),
             caller: Caller { subject: subject.as_str().into(), ..Caller::system("test") },
             traceparent: traceparent.into(),
@@ -171,8 +226,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn questions_about_a_patient(id in uuids(), drawn in drawn(commands())) {
-        let op = op::<Patients>(drawn);
+    fn questions_about_a_patient(id in uuids(), drawn in drawn(commands()), conditions in conditions()) {
+        let mut op = op::<Patients>(drawn);
+        if let Op::Write(write) = &mut op {
+            write.conditions = conditions;
+        }
         let (ask, said, question) = asked(id, &op);
         let Question::Patient(read_id, read_op) = question else { panic!("another question") };
         prop_assert!(read_id == id && same(&read_op, &op));
@@ -196,34 +254,42 @@ proptest! {
     }
 
     #[test]
-    fn questions_for_a_page(after in proptest::option::of((any::<i64>(), uuids())), limit_rows in any::<u32>()) {
-        let after = after.map(|(at, id)| ListPosition { created_at: Timestamp(at), id: PatientId(id) });
+    fn questions_about_many(query in queries()) {
         let (reply, _) = ReplyTo::here();
         let now = SystemClock.mono();
         let ask = QueryAsk {
-            query: PatientList { after, limit_rows }, trace: TraceContext::root(), deadline: now, sent_at: now,
+            query: query.clone(), trace: TraceContext::root(), deadline: now, sent_at: now,
             caller: Caller::system("test"), reply,
         };
-        let (request, bytes) = portable::list_request(&ask, LONG, Passage::default());
+        let (request, bytes) = portable::query_request(&ask, LONG, Passage::default());
         let (_, question) = over_the_wire(request);
-        let Question::Patients(list) = question else { panic!("another question") };
-        prop_assert_eq!((list.after, list.limit_rows), (after, limit_rows));
-        prop_assert!(bytes >= limit_rows as usize);
+        let Question::Patients(read) = question else { panic!("another question") };
+        prop_assert!(bytes >= query.limit_rows() as usize);
+        prop_assert_eq!(read, query);
     }
 
     #[test]
     fn answers(
         patients in proptest::collection::vec(patients(), 0..5),
+        resume in proptest::option::of(places()),
         account in accounts(),
         summary in summaries(),
         json in any::<Vec<u8>>(),
     ) {
         use wire::Answer;
         if let Some(patient) = patients.first() {
-            let patient = Arc::new(patient.clone());
-            prop_assert_eq!(answered(patient.outcome()), Some(Ok(patient)));
+            let reply = PatientReply { patient: Arc::new(patient.clone()), again: patient.version % 2 == 0 };
+            prop_assert_eq!(answered(reply.outcome()), Some(Ok(reply)));
         }
-        prop_assert_eq!(answered(patients.outcome()), Some(Ok(patients)));
+        let life = patients.iter().map(|patient| HistoryEntry {
+            event: EventType::Updated.event(Arc::new(patient.clone())),
+            at: patient.created_at,
+            subject: patient.details.email.as_ref().into(),
+        });
+        let history = PatientAnswer::History(life.collect());
+        prop_assert_eq!(answered(history.outcome()), Some(Ok(history)));
+        let page = PatientAnswer::Page(PatientPage { patients, resume });
+        prop_assert_eq!(answered(page.outcome()), Some(Ok(page)));
         let account = Arc::new(account);
         prop_assert!(answered(account.outcome()) == Some(Ok(account)));
         prop_assert_eq!(answered(summary.outcome()), Some(Ok(summary)));
@@ -238,6 +304,9 @@ fn failures() {
         Failure::Refused(Refused::NotFound),
         Failure::Refused(Refused::IdTaken),
         Failure::Refused(Refused::EmailTaken),
+        Failure::Refused(Refused::OtherVersion),
+        Failure::Refused(Refused::KeyReused),
+        Failure::Refused(Refused::KeyExpired),
         Failure::Busy,
         Failure::Expired,
         Failure::NotServing(None),
@@ -247,12 +316,12 @@ fn failures() {
         Failure::Unsupported,
     ];
     for failure in all {
-        assert_eq!(answered::<Arc<Patient>>(wire::failed(&failure)), Some(Err(failure)));
+        assert_eq!(answered::<PatientReply>(wire::failed(&failure)), Some(Err(failure)));
     }
     let no_node = wire::failed(&Failure::NoNode(NodeRole::Patient));
-    assert_eq!(answered::<Arc<Patient>>(no_node), Some(Err(Failure::NotServing(None))));
-    assert_eq!(answered::<Arc<Patient>>(wire::dropped()), None);
+    assert_eq!(answered::<PatientReply>(no_node), Some(Err(Failure::NotServing(None))));
+    assert_eq!(answered::<PatientReply>(wire::dropped()), None);
     // An answer to another question: what became of it is not known.
     let other = wire::Answer::outcome(&b"{}".to_vec());
-    assert_eq!(answered::<Arc<Patient>>(other), None);
+    assert_eq!(answered::<PatientReply>(other), None);
 }

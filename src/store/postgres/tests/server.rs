@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::PATIENCE;
 use crate::domain::ids::Kind;
 use crate::store::contract::server::{Durability, Postgres, Stop};
-use crate::store::contract::world::{LONG, Region};
+use crate::store::contract::world::{LONG, Region, list};
 use crate::store::{Error, Settings, Use, migrate, open};
 
 fn hasty(url: &str) -> Settings {
@@ -39,20 +39,20 @@ async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
     let began = Instant::now();
     let commit = store.commit_patients(&[region.register(2, "two@example.com")]).await;
     assert!(matches!(commit, Err(Error::Unknown(_))), "sent, no answer: {commit:?}");
-    let list = store.list_patients(None, 1).await;
-    assert!(matches!(list, Err(Error::Unavailable(_))), "{list:?}");
+    let listed = list(&store, 1).await;
+    assert!(matches!(listed, Err(Error::Unavailable(_))), "{listed:?}");
     assert!(began.elapsed() < Duration::from_secs(10), "nothing waits for ever");
     server.resume();
     recover(&store).await;
     // What was sent is settled by the taking of the lease: it is there, or it will never be.
     let taken = store.acquire(Kind::Patient, &[0, 1, 2, 3], region.owner, LONG).await.expect("leases");
     assert_eq!(taken.len(), 4);
-    let before = store.list_patients(None, 9).await.expect("a page").len();
+    let before = list(&store, 9).await.expect("a page").len();
     assert_eq!(
         region.commit(&region.register(3, "three@example.com")).await,
         crate::store::AppendOutcome::Fenced
     );
-    assert_eq!(store.list_patients(None, 9).await.expect("a page").len(), before);
+    assert_eq!(list(&store, 9).await.expect("a page").len(), before);
 
     for how in [Stop::Fast, Stop::Kill] {
         server.stop(how);
@@ -62,7 +62,7 @@ async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
         assert!(renewed.is_err());
         server.start();
         recover(&store).await;
-        assert_eq!(store.list_patients(None, 9).await.expect("a page").len(), before);
+        assert_eq!(list(&store, 9).await.expect("a page").len(), before);
     }
     store.close().await;
 }

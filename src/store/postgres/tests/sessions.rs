@@ -10,7 +10,7 @@ use crate::domain::event::EventType;
 use crate::domain::ids::Kind;
 use crate::domain::patient::PatientState;
 use crate::store::AppendOutcome::{Committed, Conflict, Fenced};
-use crate::store::contract::world::{LONG, id, new_command};
+use crate::store::contract::world::{LONG, id, list, new_command};
 use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, PartitionOffset, ProjectionSource};
 
 /// A commit of this shard, stopped between its lock of the lease and its end.
@@ -73,7 +73,7 @@ async fn a_flood_of_loads_does_not_keep_leases_waiting() {
     let store = Arc::clone(&stage.store);
     let load = tokio::spawn(async move { store.load_patient(id(1), None).await });
     stage.until_someone_waits().await;
-    let starved = stage.store.list_patients(None, 1).await;
+    let starved = list(&stage.store, 1).await;
     assert!(matches!(starved, Err(Error::Unavailable(_))), "the only connection is busy: {starved:?}");
     let (held, owner) = (stage.region.held.clone(), stage.region.owner);
     let renewed = stage.store.renew(Kind::Patient, &held, owner, LONG).await.expect("an answer");

@@ -1,0 +1,121 @@
+//! Whether every answer is true of the database at some moment between its question and itself.
+
+use std::sync::Arc;
+
+use super::{KEY_LIFETIME, Question, Sim};
+use crate::actors::entity::{Failure, Op, Refused, Write};
+use crate::actors::patients::{PatientReply, Patients};
+use crate::domain::event::RecordedEvent;
+use crate::domain::patient::{Patient, PatientCommand, PatientState};
+
+impl Sim {
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (n, question) in self.questions.iter().enumerate() {
+            let Some((answered, result)) = &question.answer else {
+                return Err(format!("question {n} was never answered"));
+            };
+            let held = |fits: &dyn Fn(&PatientState) -> bool| {
+                self.db.held(question.id, question.asked, *answered, fits)
+            };
+            let is = |patient: &Arc<Patient>, state: &PatientState| {
+                *state == PatientState::Active(Arc::clone(patient))
+            };
+            let good = match (&question.op, result) {
+                (Op::Read, Ok(reply)) => !reply.again && held(&|state| is(&reply.patient, state)),
+                (Op::Read, Err(Failure::Refused(Refused::NotFound))) => {
+                    held(&|state| !matches!(state, PatientState::Active(_)))
+                }
+                (Op::Read, Err(Failure::Refused(_) | Failure::Unknown)) => false,
+                (Op::Write(write), Ok(reply)) => self.committed_once(question, write, reply, *answered),
+                (Op::Write(write), Err(Failure::Refused(refused))) => {
+                    self.refused_rightly(question, write, *refused, *answered)
+                }
+                (_, Err(_)) => true,
+            };
+            if !good {
+                return Err(format!("question {n} on {} got a wrong answer: {result:?}", question.id));
+            }
+        }
+        Ok(())
+    }
+
+    /// The events of the question's command, with the steps they came in.
+    pub(super) fn events_of(
+        &self,
+        question: &Question,
+        write: &Write<Patients>,
+    ) -> Vec<&(u64, RecordedEvent)> {
+        let events = self.db.events.get(&question.id).map(Vec::as_slice).unwrap_or_default();
+        events.iter().filter(|(_, e)| e.command_id == write.command_id).collect()
+    }
+
+    fn committed_once(
+        &self,
+        question: &Question,
+        write: &Write<Patients>,
+        reply: &PatientReply,
+        answered: u64,
+    ) -> bool {
+        let answer = &reply.patient;
+        let mine = self.events_of(question, write);
+        let [(step, recorded)] = *mine else { return false };
+        // A repeated question may find what its first asking did, before it was asked again.
+        let repeated = write.maybe_done || write.conditions.fingerprint.is_some();
+        let in_time = *step <= answered && (repeated || *step >= question.asked);
+        // Every answer to one command is the first one, and the change is what was asked for.
+        let same = recorded.event.patient() == answer && recorded.fingerprint == write.conditions.fingerprint;
+        let mut before = self.db.events[&question.id].iter().map(|(_, e)| e.event.patient());
+        let before = before.rfind(|p| p.version == answer.version - 1);
+        let as_asked = match &write.command {
+            PatientCommand::Register(_) => before.is_none(),
+            _ if !write.conditions.meet(answer.version - 1) => false,
+            PatientCommand::Patch(patch) => before.is_some_and(|before| {
+                Some(&answer.details.name) == patch.name.as_ref()
+                    && answer.details.email == before.details.email
+            }),
+            PatientCommand::Update(change) => answer.details.email == change.email,
+            PatientCommand::Restrict(restricted) => answer.restricted == *restricted,
+            PatientCommand::Delete => true,
+        };
+        // What was made before the question came is told as that.
+        let told = reply.again || *step >= question.asked;
+        in_time && same && as_asked && told
+    }
+
+    fn refused_rightly(
+        &self,
+        question: &Question,
+        write: &Write<Patients>,
+        refused: Refused,
+        answered: u64,
+    ) -> bool {
+        let held =
+            |fits: &dyn Fn(&PatientState) -> bool| self.db.held(question.id, question.asked, answered, fits);
+        let mine = self.events_of(question, write);
+        // What was done under the key before is told, whatever holds of the patient now.
+        let not_done = !mine.iter().any(|(step, _)| {
+            *step < question.asked && (write.maybe_done || write.conditions.fingerprint.is_some())
+        });
+        match refused {
+            Refused::NotFound => {
+                not_done
+                    && !matches!(write.command, PatientCommand::Register(_))
+                    && held(&|state| !matches!(state, PatientState::Active(_)))
+            }
+            Refused::IdTaken => not_done && held(&|state| *state != PatientState::Absent),
+            Refused::OtherVersion => {
+                let other = |state: &PatientState| matches!(state, PatientState::Active(p) if !write.conditions.meet(p.version));
+                not_done && held(&other)
+            }
+            Refused::EmailTaken => true,
+            // Every caller here may.
+            Refused::Restricted => false,
+            Refused::KeyReused => mine
+                .iter()
+                .any(|(step, e)| *step <= answered && e.fingerprint != write.conditions.fingerprint),
+            Refused::KeyExpired => mine
+                .iter()
+                .any(|(step, e)| *step <= answered && question.answered_at.0 - e.at.0 >= KEY_LIFETIME),
+        }
+    }
+}

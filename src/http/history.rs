@@ -1,0 +1,299 @@
+//! `/api/patients/{id}/history`: how a record came to be what it is. The event table is the history, so nothing is
+//! missing; that of an ended record stays readable, since a clinic has to account for what it knew.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::response::Response;
+use http::header::LINK;
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::domain::event::EventType;
+use crate::domain::ids::{PatientId, Version};
+use crate::domain::patient::{Patient, PatientDetails};
+use crate::domain::search::HistoryEntry;
+use crate::domain::validate::format_date;
+use crate::error::ErrorCode;
+
+use super::pipeline::Call;
+use super::problem::Failure;
+use super::{AppState, patients, reply};
+
+/// Versions on one page if the caller does not say how many.
+const LIMIT_DEFAULT: u32 = 50;
+const LIMIT_MAX: u32 = 200;
+
+/// One version of a record, and how it came about.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = HistoryEntry, example = json!({
+    "version": 2, "type": "PATIENT_UPDATED", "at": "2026-01-15T09:30:00.000001Z", "by": "admin@example.com",
+    "changes": {"address": {"from": "1 Harbour Road", "to": "2 Harbour Road"}}
+}))]
+pub(super) struct EntryBody {
+    /// The version that the record has after it.
+    version: i64,
+    /// `PATIENT_CREATED`, `PATIENT_UPDATED` or `PATIENT_DELETED`.
+    r#type: &'static str,
+    /// When it was decided.
+    #[serde(with = "time::serde::rfc3339")]
+    #[schema(value_type = String, format = DateTime)]
+    at: time::OffsetDateTime,
+    /// Who caused it.
+    by: String,
+    /// The fields that changed. Of a registration all, from null; of the end of a record all, to null.
+    changes: BTreeMap<&'static str, FieldChange>,
+}
+
+/// What a field was and what it is.
+#[derive(Serialize, ToSchema, Debug, PartialEq, Eq)]
+#[schema(example = json!({"from": "1 Harbour Road", "to": "2 Harbour Road"}))]
+pub(super) struct FieldChange {
+    from: Option<String>,
+    to: Option<String>,
+}
+
+/// Shows how a record came to be what it is.
+///
+/// The oldest version first, one page at a time; the `Link` header leads to the next, if there is more. An ended
+/// record keeps its history. That of a restricted one is shown to a CLINICIAN alone, who says why in
+/// `X-Break-Glass`; the audit keeps it.
+#[utoipa::path(get, path = "/api/patients/{id}/history", operation_id = "getPatientHistory", tag = "patients",
+    params(
+        ("id" = Uuid, Path, description = "The patient's id."),
+        ("after" = Option<i64>, Query, description = "Versions after this one.", minimum = 0, example = 0),
+        ("limit" = Option<u32>, Query, description = "Versions on the page.", minimum = 1, maximum = 200, example = 50),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+    ),
+    responses((status = 200, description = "A page of versions.", body = Vec<EntryBody>,
+        headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
+pub(super) async fn history(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let id = patients::id_of(&call, "id")?;
+    let (after, limit) = page_of(&call)?;
+    // The one before tells what the first of the page changed, the one behind whether there is more.
+    let mut entries = app.patients.history(&call.ctx, id, (after - 1).max(0), limit + 2).await?;
+    may_see_now(&app, &call, id).await?;
+    if entries.is_empty() {
+        return Err(Failure::new(
+            ErrorCode::NotFound,
+            "There is no version of a record with this id after this",
+        ));
+    }
+    let before = (entries[0].version() <= after).then(|| entries.remove(0));
+    let more = entries.len() > limit as usize;
+    entries.truncate(limit as usize);
+    let shown = told(before.as_ref(), &entries);
+    let mut response = reply::json(StatusCode::OK, &shown)?;
+    if let Some(last) = entries.last().filter(|_| more) {
+        let link =
+            format!("</api/patients/{id}/history?after={}&limit={limit}>; rel=\"next\"", last.version());
+        response.headers_mut().extend(HeaderValue::try_from(link).ok().map(|link| (LINK, link)));
+    }
+    Ok(response)
+}
+
+/// Which versions are asked for: after this one, at most so many.
+fn page_of(call: &Call) -> Result<(Version, u32), Failure> {
+    let (mut after, mut limit) = (None, None);
+    for (name, value) in form_urlencoded::parse(call.parts.uri.query().unwrap_or_default().as_bytes()) {
+        match &*name {
+            "after" if after.is_none() => {
+                let given = value.parse().ok().filter(|after: &Version| *after >= 0);
+                after =
+                    Some(given.ok_or_else(|| Failure::field("after", "After should be a version, or 0"))?);
+            }
+            "limit" if limit.is_none() => {
+                let given = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
+                limit = Some(
+                    given.ok_or_else(|| Failure::field("limit", "Limit should be a number from 1 to 200"))?,
+                );
+            }
+            "after" => return Err(Failure::field("after", "Given more than once")),
+            "limit" => return Err(Failure::field("limit", "Given more than once")),
+            _ => return Err(Failure::new(ErrorCode::Invalid, "The parameters are after and limit")),
+        }
+    }
+    Ok((after.unwrap_or(0), limit.unwrap_or(LIMIT_DEFAULT)))
+}
+
+/// The record as of `version`, whatever became of it since.
+///
+/// # Errors
+/// `NotFound`: it has no such version, or ended with it. Those of `may_see_now`.
+pub(super) async fn as_of(
+    app: &AppState,
+    call: &Call,
+    id: PatientId,
+    version: Version,
+) -> Result<Arc<Patient>, Failure> {
+    let entries = app.patients.history(&call.ctx, id, version - 1, 1).await?;
+    may_see_now(app, call, id).await?;
+    match entries.into_iter().next() {
+        Some(entry) if entry.version() == version && entry.event_type() != EventType::Deleted => {
+            Ok(Arc::clone(entry.event.patient()))
+        }
+        _ => Err(Failure::new(ErrorCode::NotFound, "There is no record with this id and version")),
+    }
+}
+
+/// Lets `call` see versions of a record as it may see the newest: whoever may not see a restricted record sees
+/// none that was made before it was marked. Asked after the versions were read, so that a mark that was
+/// acknowledged before the request holds.
+///
+/// # Errors
+/// `NotFound`: there never was such a record; `Forbidden`: it is restricted, or was when it ended.
+async fn may_see_now(app: &AppState, call: &Call, id: PatientId) -> Result<(), Failure> {
+    let newest = newest(app, call, id).await?;
+    patients::may_see(call, &newest)
+}
+
+/// Whether the record is restricted now, or was when it ended.
+///
+/// # Errors
+/// As `newest`.
+pub(super) async fn is_restricted(app: &AppState, call: &Call, id: PatientId) -> Result<bool, Failure> {
+    Ok(newest(app, call, id).await?.restricted)
+}
+
+/// The newest version of a record, be it that of its end.
+///
+/// # Errors
+/// `NotFound`: there never was such a record.
+async fn newest(app: &AppState, call: &Call, id: PatientId) -> Result<Arc<Patient>, Failure> {
+    match app.patients.get(&call.ctx, id).await {
+        Err(error) if error.code == ErrorCode::NotFound => match last_of_ended(app, call, id).await? {
+            Some(last) => Ok(Arc::clone(last.event.patient())),
+            None => Err(error.into()),
+        },
+        known => Ok(known?),
+    }
+}
+
+/// The end of an ended record. Few have more than a page of versions; the deadline of the request bounds it.
+async fn last_of_ended(app: &AppState, call: &Call, id: PatientId) -> Result<Option<HistoryEntry>, Failure> {
+    let mut last: Option<HistoryEntry> = None;
+    loop {
+        let after = last.as_ref().map_or(0, HistoryEntry::version);
+        match app.patients.history(&call.ctx, id, after, LIMIT_MAX).await?.pop() {
+            Some(entry) => last = Some(entry),
+            None => return Ok(last),
+        }
+    }
+}
+
+fn told(before: Option<&HistoryEntry>, entries: &[HistoryEntry]) -> Vec<EntryBody> {
+    let mut known = before;
+    let told = entries.iter().map(|entry| {
+        let old = known.map(|known| &known.event.patient().details);
+        let new = &entry.event.patient().details;
+        known = Some(entry);
+        EntryBody {
+            version: entry.version(),
+            r#type: entry.event_type().as_str(),
+            at: entry.at.to_offset(),
+            by: entry.subject.to_string(),
+            changes: match entry.event_type() {
+                EventType::Created => changes(None, Some(new)),
+                EventType::Updated => changes(old, Some(new)),
+                EventType::Deleted => changes(Some(new), None),
+            },
+        }
+    });
+    told.collect()
+}
+
+fn changes(
+    old: Option<&PatientDetails>,
+    new: Option<&PatientDetails>,
+) -> BTreeMap<&'static str, FieldChange> {
+    type Shown = fn(&PatientDetails) -> String;
+    let fields: [(&'static str, Shown); 5] = [
+        ("name", |details| details.name.to_string()),
+        ("email", |details| details.email.to_string()),
+        ("address", |details| details.address.to_string()),
+        ("dateOfBirth", |details| format_date(details.date_of_birth)),
+        ("registeredDate", |details| format_date(details.registered_date)),
+    ];
+    let of = |(name, shown): (&'static str, Shown)| {
+        let (from, to) = (old.map(shown), new.map(shown));
+        (from != to).then_some((name, FieldChange { from, to }))
+    };
+    fields.into_iter().filter_map(of).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ::time::macros::date;
+    use serde_json::json;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::time::Timestamp;
+
+    fn entry(version: Version, event_type: EventType, address: &str) -> HistoryEntry {
+        let details = PatientDetails {
+            name: "Ada".into(),
+            email: "ada@example.com".into(),
+            address: address.into(),
+            date_of_birth: date!(1985 - 12 - 10),
+            registered_date: date!(2026 - 01 - 02),
+        };
+        let patient = Patient {
+            id: PatientId(Uuid::nil()),
+            version,
+            created_at: Timestamp(0),
+            restricted: false,
+            details,
+        };
+        let at = Timestamp(1_700_000_000_000_000 + version);
+        HistoryEntry { event: event_type.event(Arc::new(patient)), at, subject: "admin@example.com".into() }
+    }
+
+    #[test]
+    fn each_version_tells_what_changed() {
+        let life = [
+            entry(1, EventType::Created, "one"),
+            entry(2, EventType::Updated, "two"),
+            entry(3, EventType::Updated, "two"),
+            entry(4, EventType::Deleted, "two"),
+        ];
+        let told = serde_json::to_value(told(None, &life)).expect("JSON");
+        let all = |from: bool| {
+            let fields = [
+                ("name", "Ada"),
+                ("email", "ada@example.com"),
+                ("address", if from { "two" } else { "one" }),
+                ("dateOfBirth", "1985-12-10"),
+                ("registeredDate", "2026-01-02"),
+            ];
+            let one = |value: &str| {
+                if from { json!({"from": value, "to": null}) } else { json!({"from": null, "to": value}) }
+            };
+            serde_json::Value::Object(
+                fields.iter().map(|(name, value)| ((*name).to_owned(), one(value))).collect(),
+            )
+        };
+        assert_eq!(
+            told,
+            json!([
+                {"version": 1, "type": "PATIENT_CREATED", "at": "2023-11-14T22:13:20.000001Z",
+                 "by": "admin@example.com", "changes": all(false)},
+                {"version": 2, "type": "PATIENT_UPDATED", "at": "2023-11-14T22:13:20.000002Z",
+                 "by": "admin@example.com", "changes": {"address": {"from": "one", "to": "two"}}},
+                {"version": 3, "type": "PATIENT_UPDATED", "at": "2023-11-14T22:13:20.000003Z",
+                 "by": "admin@example.com", "changes": {}},
+                {"version": 4, "type": "PATIENT_DELETED", "at": "2023-11-14T22:13:20.000004Z",
+                 "by": "admin@example.com", "changes": all(true)},
+            ])
+        );
+    }
+
+    #[test]
+    fn the_first_of_a_page_is_told_from_the_one_before() {
+        let told = told(Some(&entry(6, EventType::Updated, "six")), &[entry(7, EventType::Updated, "seven")]);
+        let change = FieldChange { from: Some("six".into()), to: Some("seven".into()) };
+        assert_eq!(told[0].changes, BTreeMap::from([("address", change)]));
+    }
+}

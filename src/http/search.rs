@@ -1,0 +1,339 @@
+//! `GET /api/patients`: pages of living patients. What can be asked together is what one index answers in order;
+//! anything else is refused with what is possible.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::Query;
+use axum::response::Response;
+use form_urlencoded::Serializer;
+use http::header::LINK;
+use http::{HeaderValue, StatusCode};
+use time::Date;
+
+use crate::domain::patient::email_key;
+use crate::domain::search::{Filter, PatientSearch, Place, Sort};
+use crate::domain::text::search_key;
+use crate::domain::validate::{EMAIL_MAX_CHARS, FieldErrors, parse_date};
+use crate::error::{Error, ErrorCode};
+
+use super::patients::Shown;
+use super::pipeline::Call;
+use super::problem::Failure;
+use super::{AppState, cursor, reply};
+
+/// Records on one page if the caller does not say how many.
+const LIMIT_DEFAULT: u32 = 100;
+const LIMIT_MAX: u32 = 1000;
+/// How many made-up parameters are named back to the caller, and how long their names may be.
+const OTHER_MAX: usize = 16;
+const OTHER_NAME_MAX_CHARS: usize = 64;
+
+const PARAMETERS: [&str; 8] =
+    ["q", "email", "bornAfter", "bornBefore", "registeredAfter", "sort", "limit", "cursor"];
+
+const SORTS: [(&str, Sort, bool); 8] = [
+    ("created", Sort::Created, false),
+    ("-created", Sort::Created, true),
+    ("name", Sort::Name, false),
+    ("-name", Sort::Name, true),
+    ("born", Sort::Born, false),
+    ("-born", Sort::Born, true),
+    ("registered", Sort::Registered, false),
+    ("-registered", Sort::Registered, true),
+];
+
+/// Lists living patients.
+///
+/// One page; the `Link` header leads to the next, if there is more. Of `q`, `email`, `bornAfter` with `bornBefore`,
+/// and `registeredAfter` one can be given; `q` comes in the order of what it finds, `bornAfter` and `bornBefore` go
+/// with `born` or `-born`, `registeredAfter` with `registered` or `-registered`. A page may be shorter than its limit.
+/// Nobody who is there all the while is left out or shown twice, whoever comes or goes meanwhile. Restricted records
+/// are in no list. A caller of the role BILLING is shown `id` and `name` alone.
+#[utoipa::path(get, path = "/api/patients", operation_id = "listPatients", tag = "patients",
+    params(
+        ("q" = Option<String>, Query, description = "How the name or the e-mail address begins, in any case.",
+            min_length = 1, max_length = 254, example = "ada l"),
+        ("email" = Option<String>, Query, description = "The whole e-mail address, in any case.", max_length = 254),
+        ("bornAfter" = Option<Date>, Query, description = "Born after this day."),
+        ("bornBefore" = Option<Date>, Query, description = "Born before this day."),
+        ("registeredAfter" = Option<Date>, Query, description = "With a registered date after this day."),
+        ("sort" = Option<String>, Query, description = "`created`, `name`, `born` or `registered`; with `-` before it \
+            the other way round. The oldest record comes first if nothing else is said.", example = "-born"),
+        ("limit" = Option<u32>, Query, description = "Records on the page.", minimum = 1, maximum = 1000, example = 100),
+        ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out, with \
+            the parameters that stand beside it there."),
+    ),
+    responses((status = 200, description = "A page of records.", body = Vec<Shown>,
+        headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
+pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    let query = Query::<Vec<(String, String)>>::try_from_uri(&call.parts.uri)
+        .map_err(|_| Failure::new(ErrorCode::Invalid, "The query cannot be read"))?;
+    let Page { search, list } = Page::of(&query.0, |list, text| cursor::take_back(&app.auth, list, text))?;
+    // One more than asked for tells whether there is more.
+    let limit = search.limit_rows;
+    let wanted = PatientSearch { limit_rows: limit + 1, ..search };
+    let mut page = app.patients.search(&call.ctx, &wanted).await?;
+    let more = page.patients.len() > limit as usize;
+    page.patients.truncate(limit as usize);
+    call.accessed.shows(page.patients.iter().map(|patient| patient.id).collect());
+    let shown: Vec<Shown<'_>> = page.patients.iter().map(|patient| Shown::to(&call, patient)).collect();
+    let mut response = reply::json(StatusCode::OK, &shown)?;
+    let last = page.patients.last().filter(|_| more).map(|last| wanted.place_of(last));
+    if let Some(place) = last.or(page.resume) {
+        let link = link_to(&list, limit, &cursor::give_out(&app.auth, &list, &place).unwrap_or_default());
+        response.headers_mut().extend(HeaderValue::try_from(link).ok().map(|link| (LINK, link)));
+    }
+    Ok(response)
+}
+
+fn link_to(list: &str, limit: u32, cursor: &str) -> String {
+    let and = if list.is_empty() { "" } else { "&" };
+    format!("</api/patients?{list}{and}limit={limit}&cursor={cursor}>; rel=\"next\"")
+}
+
+/// Which part of which list is asked for.
+#[derive(Debug, PartialEq, Eq)]
+struct Page {
+    search: PatientSearch,
+    /// What makes the list: its parameters but for the limit and the cursor, in one order and one form.
+    list: String,
+}
+
+impl Page {
+    fn of(
+        query: &[(String, String)],
+        take_back: impl Fn(&str, &str) -> Option<Place>,
+    ) -> Result<Self, Failure> {
+        let mut given = Given { query, errors: FieldErrors::new() };
+        let (filter, mut list) = given.filter();
+        let (sort, descending) = given.sort(&filter);
+        let limit = given.one("limit").map_or(Some(LIMIT_DEFAULT), |text| {
+            text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit))
+        });
+        if limit.is_none() {
+            given.wrong("limit", "Limit should be a number from 1 to 1000");
+        }
+        let (name, ..) = SORTS.iter().find(|(_, s, d)| (*s, *d) == (sort, descending)).unwrap_or(&SORTS[0]);
+        if (sort, descending) != (filter.sorts()[0], false) {
+            list.append_pair("sort", name);
+        }
+        let list = list.finish();
+        let after = given.one("cursor").map(|text| take_back(&list, text));
+        if after == Some(None) {
+            given.wrong("cursor", "Cursor should be as it was given out, with the same parameters");
+        }
+        let other = unknown(query);
+        match limit {
+            Some(limit_rows) if given.errors.is_empty() && other.is_empty() => {
+                let search = PatientSearch { filter, sort, descending, after: after.flatten(), limit_rows };
+                Ok(Page { search, list })
+            }
+            _ => {
+                let failure = Failure::from(Error::invalid_fields(given.errors));
+                Err(Failure { other_fields: other, ..failure })
+            }
+        }
+    }
+}
+
+/// The parameters that there are not: one written wrongly must not look as if it had found everybody.
+fn unknown(query: &[(String, String)]) -> BTreeMap<String, &'static str> {
+    let names = query.iter().map(|(name, _)| name).filter(|name| !PARAMETERS.contains(&name.as_str()));
+    let names = names.map(|name| name.chars().take(OTHER_NAME_MAX_CHARS).collect());
+    names.take(OTHER_MAX).map(|name| (name, "Unknown parameter")).collect()
+}
+
+/// The parameters, and what is wrong with them.
+struct Given<'a> {
+    query: &'a [(String, String)],
+    errors: FieldErrors,
+}
+
+impl<'a> Given<'a> {
+    fn wrong(&mut self, name: &'static str, message: &'static str) {
+        self.errors.entry(name).or_insert(message);
+    }
+
+    fn one(&mut self, name: &'static str) -> Option<&'a str> {
+        let mut given = self.query.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let first = given.next();
+        if given.next().is_some() {
+            self.wrong(name, "Given more than once");
+        }
+        first
+    }
+
+    fn day(&mut self, name: &'static str) -> Option<Date> {
+        let text = self.one(name)?;
+        let day = parse_date(text);
+        if day.is_none() {
+            self.wrong(name, "Should be a date of the form YYYY-MM-DD");
+        }
+        day
+    }
+
+    /// A text to look for, in the form of its index.
+    fn sought(&mut self, name: &'static str, form: impl Fn(&str) -> String) -> Option<Box<str>> {
+        let text = self.one(name)?.trim();
+        if text.is_empty() || text.chars().count() > EMAIL_MAX_CHARS || text.contains(char::is_control) {
+            self.wrong(name, "Should be 1 to 254 characters, none of them a control character");
+        }
+        Some(form(text).into())
+    }
+
+    /// The filter, and the parameters that say it.
+    fn filter(&mut self) -> (Filter, Serializer<'static, String>) {
+        let begins = self.sought("q", search_key);
+        let email = self.sought("email", |text| email_key(&crate::domain::text::nfc(text)));
+        let (after, before) = (self.day("bornAfter"), self.day("bornBefore"));
+        let registered = self.day("registeredAfter");
+        let asked = ["q", "email", "bornAfter", "bornBefore", "registeredAfter"]
+            .map(|name| self.query.iter().any(|(key, _)| key == name));
+        let kinds = [asked[0], asked[1], asked[2] || asked[3], asked[4]];
+        if kinds.iter().filter(|asked| **asked).count() > 1 {
+            let message = "Only one of q, email, bornAfter with bornBefore, and registeredAfter can be given";
+            let names = ["q", "email", "bornAfter", "bornBefore", "registeredAfter"];
+            names
+                .into_iter()
+                .zip(asked)
+                .filter(|(_, asked)| *asked)
+                .for_each(|(name, _)| self.wrong(name, message));
+        }
+        let mut list = Serializer::new(String::new());
+        let filter = match (begins, email, registered) {
+            (Some(prefix), ..) => {
+                list.append_pair("q", &prefix);
+                Filter::Begins(prefix)
+            }
+            (_, Some(key), _) => {
+                list.append_pair("email", &key);
+                Filter::Email(key)
+            }
+            (_, _, Some(day)) => {
+                list.append_pair("registeredAfter", &crate::domain::validate::format_date(day));
+                Filter::RegisteredAfter(day)
+            }
+            _ if after.is_some() || before.is_some() => {
+                for (name, day) in [("bornAfter", after), ("bornBefore", before)] {
+                    list.extend_pairs(day.map(|day| (name, crate::domain::validate::format_date(day))));
+                }
+                Filter::Born { after, before }
+            }
+            _ => Filter::All,
+        };
+        (filter, list)
+    }
+
+    fn sort(&mut self, filter: &Filter) -> (Sort, bool) {
+        let usual = (filter.sorts()[0], false);
+        let Some(text) = self.one("sort") else { return usual };
+        let Some((_, sort, descending)) = SORTS.iter().find(|(name, ..)| *name == text) else {
+            self.wrong("sort", "Should be created, name, born or registered, or one of them after a -");
+            return usual;
+        };
+        let backwards_match = *descending && matches!(filter, Filter::Begins(_));
+        if !filter.sorts().contains(sort) || backwards_match {
+            let message = match filter {
+                Filter::Begins(_) => "With q it can only be name",
+                Filter::Born { .. } => "With bornAfter or bornBefore it can be born or -born",
+                _ => "With registeredAfter it can be registered or -registered",
+            };
+            self.wrong("sort", message);
+        }
+        (*sort, *descending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::date;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::ids::PatientId;
+    use crate::domain::search::Key;
+    use crate::domain::time::Timestamp;
+
+    fn place() -> Place {
+        Place { key: Key::Time(Timestamp(1)), id: PatientId(Uuid::nil()) }
+    }
+
+    /// `good` is the cursor of every list.
+    fn page(query: &str) -> Result<Page, Failure> {
+        let uri = format!("/api/patients?{query}").parse().expect("a path");
+        let query = Query::<Vec<(String, String)>>::try_from_uri(&uri).expect("a query");
+        Page::of(&query.0, |_, text| (text == "good").then(place))
+    }
+
+    #[test]
+    fn a_page_has_1_to_1000_records_and_begins_where_it_may() {
+        assert_eq!(page("").expect("a page").search, PatientSearch::all(None, 100));
+        let given = page("limit=1000&cursor=good").expect("a page");
+        assert_eq!(given.search, PatientSearch::all(Some(place()), 1000));
+        for (query, field) in [
+            ("limit=0", "limit"),
+            ("limit=1001", "limit"),
+            ("limit=-1", "limit"),
+            ("limit=", "limit"),
+            ("limit=ten", "limit"),
+            ("limit=99999999999", "limit"),
+            ("limit=1&limit=2", "limit"),
+            ("cursor=bad", "cursor"),
+            ("cursor=", "cursor"),
+            ("cursor=good&cursor=good", "cursor"),
+            ("q=", "q"),
+            ("q=%00", "q"),
+            ("q=a&q=b", "q"),
+            ("email=+", "email"),
+            ("bornAfter=yesterday", "bornAfter"),
+            ("bornBefore=2026-02-30", "bornBefore"),
+            ("registeredAfter=1", "registeredAfter"),
+            ("sort=age", "sort"),
+            ("sort=Name", "sort"),
+            ("q=a&sort=born", "sort"),
+            ("q=a&sort=-name", "sort"),
+            ("bornAfter=2000-01-01&sort=name", "sort"),
+            ("registeredAfter=2000-01-01&sort=created", "sort"),
+        ] {
+            let errors = page(query).expect_err(query).error.fields;
+            assert_eq!(errors.keys().collect::<Vec<_>>(), [&field], "{query}");
+        }
+        let failure = page("bornafter=2000-01-01&limit=0").expect_err("a parameter that there is not");
+        assert_eq!(failure.other_fields["bornafter"], "Unknown parameter");
+        assert!(failure.error.fields.contains_key("limit"), "everything is said at once");
+        let many: String = (0..100).map(|n| format!("x{n}=1&")).collect();
+        assert_eq!(page(&many).expect_err("many").other_fields.len(), OTHER_MAX);
+    }
+
+    #[test]
+    fn a_filter_is_one_kind_and_its_list_has_one_name() {
+        for (query, filter, list) in [
+            ("q=+Ada%20L&sort=name", Filter::Begins("ada l".into()), "q=ada+l"),
+            ("email=ADA%2B1@x.de", Filter::Email("ada+1@x.de".into()), "email=ada%2B1%40x.de"),
+            (
+                "bornBefore=2001-01-01&bornAfter=2000-01-01&sort=-born",
+                Filter::Born { after: Some(date!(2000 - 01 - 01)), before: Some(date!(2001 - 01 - 01)) },
+                "bornAfter=2000-01-01&bornBefore=2001-01-01&sort=-born",
+            ),
+            (
+                "registeredAfter=2020-01-01",
+                Filter::RegisteredAfter(date!(2020 - 01 - 01)),
+                "registeredAfter=2020-01-01",
+            ),
+            ("sort=created", Filter::All, ""),
+            ("sort=-registered", Filter::All, "sort=-registered"),
+        ] {
+            let page = page(query).expect(query);
+            assert_eq!((page.search.filter, &*page.list), (filter, list), "{query}");
+        }
+        let errors = page("q=a&bornBefore=2000-01-01&email=a@b.c").expect_err("three kinds").error.fields;
+        assert_eq!(errors.into_keys().collect::<Vec<_>>(), ["bornBefore", "email", "q"]);
+    }
+
+    #[test]
+    fn a_link_leads_on_in_the_same_list() {
+        assert_eq!(link_to("", 3, "x"), "</api/patients?limit=3&cursor=x>; rel=\"next\"");
+        assert_eq!(link_to("sort=name", 3, "x"), "</api/patients?sort=name&limit=3&cursor=x>; rel=\"next\"");
+    }
+}

@@ -1,0 +1,248 @@
+//! What restricted records, roles and the audit mean to searches, conditions, versions, histories and keys.
+
+use reqwest::{Method, Response, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Clinic, email};
+use crate::harness::{Site, patient};
+use crate::postgres::Postgres;
+use hygeia::domain::access::Role;
+
+const WHY: &str = "unconscious, allergies unknown";
+
+impl Clinic {
+    async fn with(
+        &self,
+        role: Role,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&Value>,
+    ) -> Response {
+        let url = format!("{}{path}", self.node.http_url());
+        let mut request = self.node.client().request(method, url).bearer_auth(&self.tokens[&role]);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        request.send().await.expect("an answer")
+    }
+
+    async fn get(&self, role: Role, path: &str, headers: &[(&str, &str)]) -> Response {
+        self.with(role, Method::GET, path, headers, None).await
+    }
+
+    /// What the audit has of a patient, the newest first: action and outcome.
+    async fn kept_of(&self, id: &str) -> Vec<String> {
+        let rows = self.audit(&format!("patient={id}"), 100).await;
+        let said = rows.iter().map(|row| format!("{} {} {}", row["role"], row["action"], row["outcome"]));
+        said.map(|text| text.replace('"', "")).collect()
+    }
+}
+
+async fn json_of(response: Response) -> Value {
+    assert_eq!(response.status(), StatusCode::OK);
+    response.json().await.expect("JSON")
+}
+
+/// Registered, changed, then marked: three versions.
+async fn restricted(clinic: &Clinic, name: &str) -> String {
+    let id = clinic.register(Role::FrontDesk, name).await;
+    let path = format!("/api/patients/{id}");
+    let changed = clinic.ask(Role::FrontDesk, Method::PUT, &path, Some(&patient(name))).await;
+    assert_eq!(changed.status(), StatusCode::OK);
+    let marked = clinic.ask(Role::Clinician, Method::PUT, &format!("{path}/restriction"), None).await;
+    assert_eq!(marked.status(), StatusCode::NO_CONTENT);
+    id
+}
+
+async fn found_by_nobody(clinic: &Clinic) {
+    let id = restricted(clinic, "hidden").await;
+    let open = clinic.register(Role::FrontDesk, "hidden-not").await;
+    for query in [
+        "limit=1000",
+        "limit=1000&sort=-created",
+        "limit=1000&sort=name",
+        "limit=1000&sort=-name",
+        "limit=1000&sort=born",
+        "limit=1000&sort=-registered",
+        "limit=1000&bornAfter=1900-01-01",
+        "limit=1000&registeredAfter=1900-01-01",
+        "q=patient%20hidden",
+        "q=patient-hidden",
+        "q=patient",
+        "email=patient-hidden@example.com",
+    ] {
+        let list = json_of(clinic.get(Role::Clinician, &format!("/api/patients?{query}"), &[]).await).await;
+        let ids: Vec<&str> =
+            list.as_array().expect("a page").iter().filter_map(|p| p["id"].as_str()).collect();
+        assert!(!ids.contains(&&*id), "{query}");
+        assert_eq!(ids.contains(&&*open), !query.starts_with("email"), "{query}: {ids:?}");
+    }
+    assert_eq!(
+        clinic.kept_of(&id).await,
+        [
+            "CLINICIAN PATIENT_RESTRICT DONE",
+            "FRONT_DESK PATIENT_UPDATE DONE",
+            "FRONT_DESK PATIENT_REGISTER DONE"
+        ],
+        "no list has shown it"
+    );
+    let listed = clinic.audit(&format!("patient={open}&action=PATIENT_LIST&outcome=DONE"), 100).await;
+    assert_eq!(listed.len(), 11, "each list that shows a record is an access to it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_search_finds_a_restricted_record() {
+    found_by_nobody(&Clinic::open(Site::fresh().set_up()).await).await;
+    let database = Postgres::shared_fast().create_database().await;
+    let url = database.url().to_owned();
+    let site = tokio::task::spawn_blocking(move || Site::on_postgres(&url)).await.expect("a site");
+    found_by_nobody(&Clinic::open(site).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_version_and_no_history_without_breaking_the_glass() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let id = restricted(&clinic, "past").await;
+    let path = format!("/api/patients/{id}");
+    let paths = ["?version=1", "?version=3", "?version=99", "/history", "/history?after=99"]
+        .map(|rest| format!("{path}{rest}"));
+    let broken = [("X-Break-Glass", WHY)];
+    for path in &paths {
+        for (role, headers) in [
+            (Role::Clinician, &[][..]),
+            (Role::Admin, &broken),
+            (Role::FrontDesk, &broken),
+            (Role::Billing, &broken),
+        ] {
+            let refused = clinic.get(role, path, headers).await;
+            assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{role:?} {path}");
+            assert!(!refused.text().await.expect("text").contains("Patient past"));
+        }
+        let expected = if path.contains("99") { StatusCode::NOT_FOUND } else { StatusCode::OK };
+        assert_eq!(clinic.get(Role::Clinician, path, &broken).await.status(), expected, "{path}");
+    }
+    // The version is not told either: neither by a 304 nor by a 412.
+    for (header, tag) in [("If-None-Match", "\"3\""), ("If-None-Match", "*"), ("If-Match", "\"2\"")] {
+        let refused = clinic.get(Role::Clinician, &path, &[(header, tag)]).await;
+        assert_eq!(
+            (refused.status(), refused.headers().get("etag")),
+            (StatusCode::FORBIDDEN, None),
+            "{header} {tag}"
+        );
+    }
+    let same = clinic.get(Role::Clinician, &path, &[("If-None-Match", "\"3\""), broken[0]]).await;
+    assert_eq!(same.status(), StatusCode::NOT_MODIFIED);
+    let patch = json!({"address": "2 Harbour Road"});
+    let merge = ("content-type", "application/merge-patch+json");
+    for (role, tag, status) in [
+        (Role::FrontDesk, "\"3\"", StatusCode::FORBIDDEN),
+        (Role::FrontDesk, "\"1\"", StatusCode::FORBIDDEN),
+        (Role::Clinician, "\"1\"", StatusCode::PRECONDITION_FAILED),
+        (Role::Clinician, "\"3\"", StatusCode::OK),
+    ] {
+        let answer = clinic.with(role, Method::PATCH, &path, &[merge, ("If-Match", tag)], Some(&patch)).await;
+        assert_eq!(answer.status(), status, "{role:?} {tag}");
+    }
+    // Each of them is a row.
+    let kept = clinic.kept_of(&id).await;
+    let count = |said: &str| kept.iter().filter(|row| *row == said).count();
+    let read = count("CLINICIAN PATIENT_READ DENIED");
+    assert_eq!(read, 3 + 3, "{kept:#?}");
+    assert_eq!(count("CLINICIAN PATIENT_READ DONE"), 2 + 1, "two versions, and what has not changed");
+    assert_eq!(count("CLINICIAN PATIENT_READ REFUSED"), 1);
+    assert_eq!((count("CLINICIAN PATIENT_HISTORY DENIED"), count("CLINICIAN PATIENT_HISTORY DONE")), (2, 1));
+    assert_eq!(count("CLINICIAN PATIENT_HISTORY REFUSED"), 1);
+    for role in ["ADMIN", "FRONT_DESK", "BILLING"] {
+        assert_eq!(count(&format!("{role} PATIENT_READ DENIED")), 3);
+        assert_eq!(count(&format!("{role} PATIENT_HISTORY DENIED")), 2);
+    }
+    assert_eq!(count("FRONT_DESK PATIENT_UPDATE DENIED"), 2);
+    assert_eq!((count("CLINICIAN PATIENT_UPDATE REFUSED"), count("CLINICIAN PATIENT_UPDATE DONE")), (1, 1));
+    let reasons = clinic.audit(&format!("patient={id}"), 100).await;
+    assert_eq!(reasons.iter().filter(|row| row["reason"] == WHY).count(), 6);
+
+    // Its end does not open it.
+    let ended = clinic.ask(Role::Clinician, Method::DELETE, &path, None).await;
+    assert_eq!(ended.status(), StatusCode::NO_CONTENT);
+    for path in [format!("{path}?version=1"), format!("{path}/history")] {
+        assert_eq!(clinic.get(Role::Clinician, &path, &[]).await.status(), StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(clinic.get(Role::Clinician, &path, &broken).await.status(), StatusCode::OK, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn billing_finds_names_alone() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let id = clinic.register(Role::FrontDesk, "billed").await;
+    let shown = json!({"id": id, "name": "Patient billed"});
+    for query in ["q=patient%20bil", "email=patient-billed@example.com", "bornAfter=1900-01-01&limit=1000"] {
+        let list = json_of(clinic.get(Role::Billing, &format!("/api/patients?{query}"), &[]).await).await;
+        let list = list.as_array().expect("a page");
+        assert!(list.contains(&shown), "{query}");
+        assert!(list.iter().all(|row| row.as_object().expect("an object").len() == 2), "{query}");
+    }
+    let version = clinic.get(Role::Billing, &format!("/api/patients/{id}?version=1"), &[]).await;
+    assert_eq!(json_of(version).await, shown);
+    let history = clinic.get(Role::Billing, &format!("/api/patients/{id}/history"), &[]).await;
+    assert_eq!(history.status(), StatusCode::FORBIDDEN);
+    assert_eq!(
+        clinic.kept_of(&id).await,
+        [
+            "BILLING PATIENT_HISTORY DENIED",
+            "BILLING PATIENT_READ DONE",
+            "BILLING PATIENT_LIST DONE",
+            "BILLING PATIENT_LIST DONE",
+            "BILLING PATIENT_LIST DONE",
+            "FRONT_DESK PATIENT_REGISTER DONE",
+        ]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_answered_again_is_an_access_of_its_own() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let headers = [("content-type", "application/json"), ("Idempotency-Key", "once")];
+    let form = patient("again");
+    let post =
+        async || clinic.with(Role::FrontDesk, Method::POST, "/api/patients", &headers, Some(&form)).await;
+    let first = post().await;
+    assert_eq!(first.status(), StatusCode::CREATED);
+    let first: Value = first.json().await.expect("JSON");
+    let id = first["id"].as_str().expect("an id").to_owned();
+    assert_eq!(clinic.kept_of(&id).await, ["FRONT_DESK PATIENT_REGISTER DONE"], "kept with its change");
+    for n in 2..=3 {
+        let again = post().await;
+        assert_eq!(again.status(), StatusCode::CREATED);
+        assert_eq!(again.json::<Value>().await.expect("JSON"), first);
+        assert_eq!(clinic.kept_of(&id).await, vec!["FRONT_DESK PATIENT_REGISTER DONE"; n]);
+    }
+    let path = format!("/api/patients/{id}");
+    let keyed = [("content-type", "application/merge-patch+json"), ("Idempotency-Key", "change")];
+    let patch = async |role: Role| {
+        let patch = json!({"address": "2 Harbour Road"});
+        clinic.with(role, Method::PATCH, &path, &keyed, Some(&patch)).await.status()
+    };
+    assert_eq!(
+        (patch(Role::FrontDesk).await, patch(Role::FrontDesk).await),
+        (StatusCode::OK, StatusCode::OK)
+    );
+    assert_eq!(clinic.kept_of(&id).await[..2], ["FRONT_DESK PATIENT_UPDATE DONE"; 2]);
+
+    // A record that was marked meanwhile is not shown again to those who may not change it any more.
+    let mark = clinic.ask(Role::Clinician, Method::PUT, &format!("{path}/restriction"), None).await;
+    assert_eq!(mark.status(), StatusCode::NO_CONTENT);
+    assert_eq!(
+        (post().await.status(), patch(Role::FrontDesk).await),
+        (StatusCode::FORBIDDEN, StatusCode::FORBIDDEN)
+    );
+    assert_eq!(
+        clinic.kept_of(&id).await[..2],
+        ["FRONT_DESK PATIENT_UPDATE DENIED", "FRONT_DESK PATIENT_REGISTER DENIED"]
+    );
+    let by = clinic.audit(&format!("subject={}", email(Role::FrontDesk)), 100).await;
+    assert_eq!(by.len(), 7, "each answer has one row: {by:?}");
+}
