@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: test setup fmt lint bench run chaos chaos-counterproof compose-test
+.PHONY: test setup fmt lint bench run openapi chaos chaos-counterproof compose-test
 
 ## Set up what the tests need, then check the form, lint, and run every test.
 test: setup
@@ -10,7 +10,7 @@ test: setup
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked
 
-## What the tests need beside Rust: the programs of PostgreSQL, and promtool.
+## What the tests need beside Rust: the programs of PostgreSQL, promtool, and schemathesis.
 setup:
 	@tests/setup.sh
 
@@ -25,22 +25,30 @@ lint:
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; else echo "cargo-deny is not installed: dependencies not checked"; fi
 
 ## Measure. Log lines of the programs measured go to standard output, results to standard error.
-bench: setup
+bench:
+	@tests/setup.sh postgres
 	$(CARGO) bench --locked
 
 ## Break a cluster in every way, CHAOS_SEEDS times (5), and look at what its clients were told.
 ## A seed is printed; HYGEIA_CHAOS_SEED replays it.
-chaos: setup
+chaos:
+	@tests/setup.sh postgres
 	$(CARGO) test --locked --test chaos -- seeds
 
 ## The same without the fence, where a violation has to be found: that the tests would see one.
-chaos-counterproof: setup
+chaos-counterproof:
+	@tests/setup.sh postgres
 	$(CARGO) test --locked --features unfenced --test chaos -- counterproof
 
 ## The cluster in containers: build the image, start all of docker-compose.yml, break it under load, and look at what its
 ## clients were told. Skipped where there is no Docker engine.
 compose-test:
 	$(CARGO) test --locked --test compose
+
+## Write the description of the HTTP interface anew: a test holds it to the code.
+openapi:
+	$(CARGO) run --locked -- openapi >docs/openapi.json.new
+	mv docs/openapi.json.new docs/openapi.json
 
 ## One node with everything in it, on this machine.
 run:

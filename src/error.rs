@@ -35,6 +35,8 @@ pub enum ErrorCode {
     RequestTimeout,
     /// Too many of the same have come from the caller, or for the account. Nothing was done.
     TooManyRequests,
+    /// The caller asks more often than it may. Nothing was done; a little later it works.
+    RateLimited,
     /// A limit of ours is reached. Nothing was done; later it may work.
     Overloaded,
     /// A part we need is away. Nothing was done; later it may work.
@@ -50,7 +52,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 18] = [
+    pub const ALL: [ErrorCode; 19] = [
         ErrorCode::Invalid,
         ErrorCode::Unauthenticated,
         ErrorCode::Forbidden,
@@ -64,6 +66,7 @@ impl ErrorCode {
         ErrorCode::UnsupportedMediaType,
         ErrorCode::RequestTimeout,
         ErrorCode::TooManyRequests,
+        ErrorCode::RateLimited,
         ErrorCode::Overloaded,
         ErrorCode::Unavailable,
         ErrorCode::DeadlineExceeded,
@@ -94,6 +97,9 @@ impl ErrorCode {
             }
             ErrorCode::RequestTimeout => ("REQUEST_TIMEOUT", "The request was sent too slowly", 408, 4),
             ErrorCode::TooManyRequests => ("TOO_MANY_REQUESTS", "Too many tries; nothing was done", 429, 8),
+            ErrorCode::RateLimited => {
+                ("RATE_LIMITED", "Too many requests of this caller; nothing was done", 429, 8)
+            }
             ErrorCode::Overloaded => ("OVERLOADED", "Too much to do; nothing was done", 503, 8),
             ErrorCode::Unavailable => ("UNAVAILABLE", "A needed part is away; nothing was done", 503, 14),
             ErrorCode::DeadlineExceeded => ("DEADLINE_EXCEEDED", "The time was up; nothing was done", 504, 4),
@@ -127,9 +133,10 @@ impl ErrorCode {
     /// Whether the same request may be sent again soon with a hope of success.
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
-            ErrorCode::Overloaded | ErrorCode::Unavailable | ErrorCode::TooManyRequests => {
-                Some(Duration::from_secs(1))
-            }
+            ErrorCode::RateLimited
+            | ErrorCode::Overloaded
+            | ErrorCode::Unavailable
+            | ErrorCode::TooManyRequests => Some(Duration::from_secs(1)),
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 //! The gRPC edge: the service that other systems open accounts with, beside health and reflection.
 //!
 //! A call goes: `connection` (who may connect) → `call` (trace, admission, deadline, log) → `billing`
-//! (who asks, what for) → the accounts' handle. Knows handles, never actors; statuses come from the one
+//! (who asks, how often, what for) → the accounts' handle. Knows handles, never actors; statuses come from the one
 //! table in `error.rs`.
 //!
 //! Invariants: every call is answered by its deadline; connections, streams, calls, messages, headers
@@ -38,6 +38,7 @@ use crate::actors::open_accounts::OpenAccounts;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::proto::billing_service_server::BillingServiceServer;
+use crate::rate::{Limiter, RATE_MAX};
 
 type BillingServer = BillingServiceServer<Billing>;
 
@@ -77,6 +78,12 @@ pub struct Settings {
     pub keepalive_timeout_ms: u64,
     /// How long calls in flight may go on when the server stops, in milliseconds.
     pub drain_timeout_ms: u64,
+    /// How many calls of one subject are worked on per second, in the long run, on this node. Zero: no limit.
+    pub rate_limit_per_s: u32,
+    /// How many calls a subject may make at once, after a pause.
+    pub rate_limit_burst: u32,
+    /// Of how many subjects calls are counted; the one not seen for the longest time is forgotten first.
+    pub rate_limit_subjects_max: usize,
 }
 
 impl Default for Settings {
@@ -95,6 +102,9 @@ impl Default for Settings {
             keepalive_interval_ms: 30_000,
             keepalive_timeout_ms: 10_000,
             drain_timeout_ms: 4_000,
+            rate_limit_per_s: 1_000,
+            rate_limit_burst: 2_000,
+            rate_limit_subjects_max: 10_000,
         }
     }
 }
@@ -117,6 +127,13 @@ impl Settings {
             ("keepalive_interval_ms", wait(self.keepalive_interval_ms), "1 to 86400000"),
             ("keepalive_timeout_ms", wait(self.keepalive_timeout_ms), "1 to 86400000"),
             ("drain_timeout_ms", self.drain_timeout_ms <= DAY_MS, "at most 86400000"),
+            ("rate_limit_per_s", self.rate_limit_per_s <= RATE_MAX, "0 to 1000000"),
+            ("rate_limit_burst", (1..=RATE_MAX).contains(&self.rate_limit_burst), "1 to 1000000"),
+            (
+                "rate_limit_subjects_max",
+                (1..=1_000_000).contains(&self.rate_limit_subjects_max),
+                "1 to 1000000",
+            ),
         ];
         checks
             .into_iter()
@@ -218,6 +235,11 @@ impl Server {
                         auth: Arc::clone(&state.auth),
                         require_token: settings.require_token,
                         audit: state.audit.clone(),
+                        limiter: Limiter::new(
+                            settings.rate_limit_per_s,
+                            settings.rate_limit_burst,
+                            settings.rate_limit_subjects_max,
+                        ),
                         clock: Arc::clone(&state.clock),
                     })
                     .max_decoding_message_size(settings.message_max_bytes),

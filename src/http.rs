@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! listener ─► axum router ─► pipeline ─────────────────────────────────► handler ─► actors' handles
-//!  connections, head size     trace, deadline, token, body, admission      patients, billing, …
-//!  and time, drain            then headers, metrics, one log line
+//!  connections, head size     trace, deadline, token, rate, body,          patients, billing, …
+//!  and time, drain            admission; then headers, metrics, a log line
 //! ```
 //!
 //! Invariants:
@@ -12,7 +12,9 @@
 //! - Nothing is unbounded: connections, heads, bodies, requests in flight, the time a peer may stall.
 //! - What is not answered by an open route has a named caller: the handlers' types say so (`pipeline::Handler`).
 //! - A handler that is dropped because its client went away harms nothing: the actors own what was begun.
-//! - Logs hold the route's template, never a path, a query, a body or a token.
+//! - Logs hold the route's template and the caller's name of its request (`X-Request-Id`), never a path, a query, a
+//!   body or a token.
+//! - Every route answers OPTIONS, and HEAD where it answers GET; every answer has the headers of `frame`.
 //!
 //! What is no HTTP at all, or a head over its limit, hyper answers itself with a bare 400, 414 or 431.
 
@@ -23,10 +25,13 @@ mod billing;
 mod body;
 mod client_address;
 mod cluster;
+mod compress;
 mod conditional;
+mod cors;
 mod cursor;
 mod docs;
 mod fields;
+mod frame;
 mod history;
 mod idempotency;
 mod listener;
@@ -37,9 +42,13 @@ mod patch;
 mod patients;
 mod pipeline;
 mod problem;
+mod rate;
 mod reply;
 mod routes;
 mod search;
+mod seats;
+mod security;
+mod stage;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -58,6 +67,7 @@ use crate::actors::status::StatusProvider;
 use crate::auth::{Auth, Users};
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
+use crate::rate::RATE_MAX;
 
 pub use client_address::TrustedProxies;
 pub use docs::openapi;
@@ -75,8 +85,11 @@ pub struct Settings {
     /// does a request that has not come in whole: a slow sender takes a connection, and no place.
     pub in_flight_max: usize,
     /// Connections held at once, a file descriptor each. Further ones wait in the kernel's queue until one is
-    /// free, which `header_timeout_ms` sees to. More than `in_flight_max`, so that what is too much is told so.
+    /// free, which `waiting_grace_ms` and `header_timeout_ms` see to. More than `in_flight_max`, so that what is too much is told so.
     pub connections_max: usize,
+    /// Where all connections are taken and one more comes, the one that has kept us waiting the longest for a whole
+    /// request is ended, if it has for so long; else the new one waits for its turn.
+    pub waiting_grace_ms: u64,
     /// How long a connection may take to send a whole request head: from its start, and again from the end
     /// of each answer, so that it is the limit of idle connections too.
     pub header_timeout_ms: u64,
@@ -99,6 +112,23 @@ pub struct Settings {
     /// Proxies of our own, by address or network: of requests that come from them `X-Forwarded-For` says from whom
     /// (for the limits of logins). None: the header is not read.
     pub trusted_proxies: Vec<String>,
+    /// Requests of one subject that are worked on per second, in the long run; beyond, they are refused as
+    /// `RATE_LIMITED`. Per node: with several fronts a subject has as much at each of them. Zero: no limit.
+    ///
+    /// On by default, far above what a person or a well-behaved program needs: it is there so that a program run wild,
+    /// or a stolen token, cannot take the whole node or carry off every record in a minute.
+    pub rate_limit_per_s: u32,
+    /// Requests that a subject may make at once, after a pause.
+    pub rate_limit_burst: u32,
+    /// Subjects whose requests are counted; the one not seen for the longest time is forgotten first.
+    pub rate_limit_subjects_max: usize,
+    /// Origins whose pages may ask (CORS), such as `https://app.example.org`. None by default.
+    pub cors_origins: Vec<String>,
+    /// The shortest answer that is compressed for who accepts it. Zero: none is.
+    pub compress_min_bytes: u16,
+    /// For how long browsers shall reach this host by TLS alone (RFC 6797), in seconds. Only where TLS stands in front
+    /// of the node. Zero: nothing is said.
+    pub hsts_max_age_s: u32,
 }
 
 impl Default for Settings {
@@ -108,6 +138,7 @@ impl Default for Settings {
             request_deadline_ms: 5000,
             in_flight_max: 256,
             connections_max: 768,
+            waiting_grace_ms: 500,
             header_timeout_ms: 10_000,
             header_max_bytes: 16_384,
             headers_max: 64,
@@ -116,6 +147,12 @@ impl Default for Settings {
             drain_timeout_ms: 4000,
             drain_idle_ms: 500,
             trusted_proxies: Vec::new(),
+            rate_limit_per_s: 1000,
+            rate_limit_burst: 2000,
+            rate_limit_subjects_max: 10_000,
+            cors_origins: Vec::new(),
+            compress_min_bytes: 1024,
+            hsts_max_age_s: 0,
         }
     }
 }
@@ -130,6 +167,7 @@ impl Settings {
             ("request_deadline_ms", within(self.request_deadline_ms, 100, 600_000)),
             ("in_flight_max", within(self.in_flight_max as u64, 1, 1_000_000)),
             ("connections_max", within(self.connections_max as u64, 1, 1_000_000)),
+            ("waiting_grace_ms", within(self.waiting_grace_ms, 1, 600_000)),
             ("header_timeout_ms", within(self.header_timeout_ms, 1, 600_000)),
             ("header_max_bytes", within(self.header_max_bytes as u64, 8192, 1_048_576)),
             ("headers_max", within(self.headers_max as u64, 16, 1024)),
@@ -143,6 +181,10 @@ impl Settings {
                     .err()
                     .map(|_| "addresses, and networks such as 10.0.0.0/8".to_owned()),
             ),
+            ("rate_limit_per_s", within(self.rate_limit_per_s.into(), 0, RATE_MAX.into())),
+            ("rate_limit_burst", within(self.rate_limit_burst.into(), 1, RATE_MAX.into())),
+            ("rate_limit_subjects_max", within(self.rate_limit_subjects_max as u64, 1, 1_000_000)),
+            ("cors_origins", cors::problem(&self.cors_origins)),
         ];
         checks.into_iter().filter_map(|(key, allowed)| allowed.map(|allowed| (key, allowed))).collect()
     }

@@ -21,7 +21,8 @@
 //! `actors::peers` publishes), and a lease in the database says who really serves one (`actors::region`).
 //!
 //! `node` puts the parts together and takes them apart, `config` finds their settings, `cli` is the
-//! program. `context` (trace, deadline, caller), `error`, `health` and `clock` go everywhere.
+//! program. `context` (trace, deadline, caller), `error`, `health` and `clock` go everywhere; `rate` is what both edges limit
+//! their callers with.
 //! `docs/ARCHITECTURE.md` says what is promised and how it is kept.
 
 pub mod actors;
@@ -39,5 +40,6 @@ pub mod http;
 pub mod kafka;
 pub mod node;
 pub mod proto;
+pub mod rate;
 pub mod store;
 pub mod telemetry;

@@ -1,25 +1,23 @@
 #!/bin/sh
 # Sees to it that the tests find what they need beside Rust. On Debian as root it is installed; elsewhere it is said
 # what is missing.
-#
-# - The programs of PostgreSQL: the tests start servers of their own from them, in temporary directories.
-# - promtool, Prometheus' own judge of rules and configuration. Nothing else of that package is put anywhere.
+#   postgres       the programs of PostgreSQL: the tests start servers of their own from them, in temporary directories
+#   promtool       Prometheus' own judge of rules and configuration; nothing else of its package is put anywhere
+#   schemathesis   from PyPI, in a virtual environment beside what cargo builds: it tries the HTTP interface
+# Without an argument: all.
 set -eu
 
-# $1: what is missing, $2: why, $3: how to get it.
-missing() {
-    echo "The tests need $1, and $2." >&2
-    echo "$3" >&2
-    exit 1
-}
-
-# $1, $2: as above, for when it cannot be installed here.
-can_install() {
-    command -v apt-get >/dev/null 2>&1 || missing "$1" "here is no apt-get to install them with" "$2"
-    [ "$(id -u)" = 0 ] || missing "$1" "only root can install them" "$2"
-}
-
 export DEBIAN_FRONTEND=noninteractive
+here=$(cd "$(dirname "$0")/.." && pwd)
+
+# Installs a package of Debian; fails if it cannot.
+from_debian() {
+    apt-get -qq install -y --no-install-recommends "$1" </dev/null
+}
+install_fresh() {
+    # The lists of packages may be missing or old.
+    from_debian "$1" || { apt-get -qq update && from_debian "$1"; }
+}
 
 postgres_found() {
     command -v initdb >/dev/null 2>&1 && return 0
@@ -29,14 +27,18 @@ postgres_found() {
     return 1
 }
 
-install_postgres() {
-    apt-get -qq install -y --no-install-recommends postgresql </dev/null
+postgres_missing() {
+    echo "The tests need the programs of PostgreSQL (initdb, postgres), and $1." >&2
+    echo "Install them (Debian: apt-get install postgresql), or name a server: HYGEIA_TEST_POSTGRES=postgres://…" >&2
+    exit 1
 }
 
-see_to_postgres() {
-    what="the programs of PostgreSQL (initdb, postgres)"
-    how="Install them (Debian: apt-get install postgresql), or name a server: HYGEIA_TEST_POSTGRES=postgres://…"
-    can_install "$what" "$how"
+postgres() {
+    # A server of one's own choosing takes their place.
+    [ -z "${HYGEIA_TEST_POSTGRES:-}" ] || return 0
+    postgres_found && return 0
+    command -v apt-get >/dev/null 2>&1 || postgres_missing "here is no apt-get to install them with"
+    [ "$(id -u)" = 0 ] || postgres_missing "only root can install them"
     echo "Installing PostgreSQL for the tests."
     # The package would make and start a server; the tests want the programs only.
     conf=${POSTGRES_COMMON_CONF:-/etc/postgresql-common/createcluster.conf}
@@ -44,31 +46,72 @@ see_to_postgres() {
         mkdir -p "$(dirname "$conf")"
         echo "create_main_cluster = false" >"$conf"
     fi
-    # The lists of packages may be missing or old.
-    install_postgres || { apt-get -qq update && install_postgres; } ||
-        missing "$what" "apt-get could not install them" "$how"
-    postgres_found || missing "$what" "they are not where they were expected after the installation" "$how"
+    install_fresh postgresql || postgres_missing "apt-get could not install them"
+    postgres_found || postgres_missing "they are not where they were expected after the installation"
+}
+
+promtool_missing() {
+    echo "The tests need promtool, and $1." >&2
+    echo "Install it (Debian: apt-get install prometheus)." >&2
+    exit 1
 }
 
 # Into the directory $1. The package is unpacked, not installed: that would start a server.
 fetch_promtool() {
-    (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download prometheus </dev/null && dpkg-deb --fsys-tarfile prometheus_*.deb >data.tar &&
-        tar -xf data.tar ./usr/bin/promtool)
+    (cd "$1" && apt-get -qq -o APT::Sandbox::User=root download prometheus </dev/null &&
+        dpkg-deb --fsys-tarfile prometheus_*.deb >data.tar && tar -xf data.tar ./usr/bin/promtool)
 }
 
-see_to_promtool() {
-    what="promtool"
-    how="Install it (Debian: apt-get install prometheus)."
-    can_install "$what" "$how"
+judge() {
+    command -v promtool >/dev/null 2>&1 && return 0
+    command -v apt-get >/dev/null 2>&1 || promtool_missing "here is no apt-get to install it with"
+    [ "$(id -u)" = 0 ] || promtool_missing "only root can install it"
     echo "Installing promtool for the tests."
     into=$(mktemp -d)
     trap 'rm -rf "$into"' EXIT
     fetch_promtool "$into" || { apt-get -qq update && fetch_promtool "$into"; } ||
-        missing "$what" "apt-get could not fetch it" "$how"
+        promtool_missing "apt-get could not fetch it"
     install -m 755 "$into/usr/bin/promtool" /usr/local/bin/promtool
-    command -v promtool >/dev/null 2>&1 || missing "$what" "/usr/local/bin is not on the path" "$how"
+    [ -x /usr/local/bin/promtool ] || promtool_missing "it could not be put into /usr/local/bin"
 }
 
-# A server of one's own choosing takes the place of the programs.
-[ -n "${HYGEIA_TEST_POSTGRES:-}" ] || postgres_found || see_to_postgres
-command -v promtool >/dev/null 2>&1 || see_to_promtool
+schemathesis_missing() {
+    echo "The tests need schemathesis, and $1." >&2
+    echo "Install it (python3 -m venv, pip install -r tests/schemathesis.txt), and name it: HYGEIA_TEST_SCHEMATHESIS=…" >&2
+    exit 1
+}
+
+# The directory that cargo builds in.
+target() {
+    told=$(cd "$here" && "${CARGO:-cargo}" metadata --format-version 1 --no-deps --offline 2>/dev/null |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+    echo "${told:-${CARGO_TARGET_DIR:-$here/target}}"
+}
+
+schemathesis() {
+    # One of one's own choosing takes its place.
+    [ -z "${HYGEIA_TEST_SCHEMATHESIS:-}" ] || return 0
+    wanted=$here/tests/schemathesis.txt
+    place=$(target)/schemathesis
+    # What was installed from the same list is there already.
+    cmp -s "$wanted" "$place/installed.txt" && return 0
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+        command -v apt-get >/dev/null 2>&1 || schemathesis_missing "here is no python3 with venv, and no apt-get"
+        [ "$(id -u)" = 0 ] || schemathesis_missing "only root can install python3-venv"
+        echo "Installing Python for the tests."
+        install_fresh python3-venv || schemathesis_missing "apt-get could not install python3-venv"
+    fi
+    echo "Installing schemathesis for the tests."
+    rm -rf "$place"
+    python3 -m venv "$place" || schemathesis_missing "its virtual environment could not be made in $place"
+    "$place/bin/pip" install -q --disable-pip-version-check -r "$wanted" </dev/null ||
+        schemathesis_missing "pip could not install it from PyPI"
+    cp "$wanted" "$place/installed.txt"
+}
+
+case "${1:-}" in
+"") postgres && judge && schemathesis ;;
+postgres | schemathesis) "$1" ;;
+promtool) judge ;;
+*) echo "usage: $0 [postgres|promtool|schemathesis]" >&2 && exit 64 ;;
+esac

@@ -11,6 +11,7 @@ mod ask;
 mod audit;
 mod broker;
 mod disk;
+mod hostile;
 mod load;
 mod logins;
 mod memory;
@@ -43,9 +44,10 @@ pub(crate) struct Effort {
     pub(crate) measured: Duration,
 }
 
-const SCENARIOS: [&str; 12] = [
+const SCENARIOS: [&str; 13] = [
     "get",
     "remote-get",
+    "hostile",
     "post",
     "audit",
     "ask",
@@ -110,6 +112,7 @@ async fn scenario(name: &str, effort: Effort, report: &mut Report) -> Result<()>
     match name {
         "get" => patients::get(effort, report).await,
         "remote-get" => patients::remote_get(effort, report).await,
+        "hostile" => hostile::run(effort, report).await,
         "post" => patients::post(effort, report).await,
         "audit" => audit::run(effort, report).await,
         "ask" => ask::run(effort, report).await,

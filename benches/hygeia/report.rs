@@ -122,6 +122,8 @@ const HOW: &str = "
   an axum handler that verifies an HS256 token with the same library for each request and serializes the same patient, without looking one up.
 - **GET of another node**: the same through a node with the role `front` alone; the patients are on a second process with the
   role `patient`, in PostgreSQL. Every request crosses the link between the two, and is logged on both.
+- **slow connections**: a closed loop of reads at one node, with 2,000 other connections that send their heads a byte a second
+  and without them, by turns. One that the node ends comes again at once. They are held by the process of the bench itself.
 - **POST**: each request registers another patient. pgbench inserts the same rows (patient, e-mail address, event, outbox, unbilled)
   in one prepared statement that checks the lease under the same lock, one patient per transaction. The bench counts its rows
   and refuses a server that does not wait for its disk. The disk's own sync is measured before, between and after.

@@ -179,7 +179,8 @@ fn an_unknown_key_is_refused_with_those_there_are_and_without_its_value() {
     // In the order of the struct, which is that of the documentation.
     let keys = "listen, require_token, timeout_ms, in_flight_max, concurrency_per_connection_max, \
                 streams_per_connection_max, message_max_bytes, metadata_max_bytes, connections_max, \
-                opening_timeout_ms, keepalive_interval_ms, keepalive_timeout_ms, drain_timeout_ms";
+                opening_timeout_ms, keepalive_interval_ms, keepalive_timeout_ms, drain_timeout_ms, \
+                rate_limit_per_s, rate_limit_burst, rate_limit_subjects_max";
     assert_eq!(
         given().file("[grpc]\n\nlissen = \"canary\"\n").refusal(),
         format!("grpc.lissen, from node.toml:3: unknown key; allowed here: {keys}")

@@ -21,6 +21,7 @@ use crate::domain::validate::{AccountInput, account};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::billing_service_server::BillingService;
 use crate::proto::{BillingRequest, BillingResponse};
+use crate::rate::Limiter;
 
 /// Tells who the caller with a token is.
 #[async_trait]
@@ -44,6 +45,8 @@ pub(super) struct Billing {
     pub(super) auth: Arc<dyn Authenticate>,
     pub(super) require_token: bool,
     pub(super) audit: AuditHandle,
+    /// None: a subject may call as often as it likes.
+    pub(super) limiter: Option<Limiter>,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -82,6 +85,7 @@ impl Billing {
             self.audit.record(recorded(Outcome::Denied, patient)).await?;
             return Err(denied);
         }
+        self.count(&caller)?;
         let asked = request.get_ref();
         let holder =
             account(&AccountInput { patient_id: &asked.patient_id, name: &asked.name, email: &asked.email })
@@ -109,6 +113,17 @@ impl Billing {
         }
         let account = opened?;
         Ok(BillingResponse { account_id: account.id.to_string(), status: account.status.as_str().to_owned() })
+    }
+
+    /// Counts the call towards its caller's limit.
+    fn count(&self, caller: &Caller) -> Result<()> {
+        let taken = self.limiter.as_ref().map(|limiter| limiter.take(&caller.subject, self.clock.mono()));
+        match taken {
+            Some(Err(_)) => {
+                Err(Error::new(ErrorCode::RateLimited, "Too many calls of this caller in a short time"))
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn caller(&self, metadata: &MetadataMap) -> Result<Caller> {

@@ -1,7 +1,18 @@
-//! Errors as gRPC tells them: the code from the one table, its name and the trace id in the metadata.
+//! Errors as gRPC tells them: the code from the one table, its name and the trace id in the metadata, and what can be
+//! read by programs as `grpc-status-details-bin`: a `google.rpc.Status` with the standard details.
+//!
+//! | detail | when | what |
+//! |---|---|---|
+//! | `ErrorInfo` | always | `reason`: the name of the `ErrorCode`, as in HTTP's problems; `domain`: `hygeia` |
+//! | `BadRequest` | fields do not hold | each field with its message |
+//! | `RetryInfo` | it may be tried again | after how long |
+
+use std::collections::HashMap;
 
 use http::{HeaderMap, HeaderValue};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::error::{Error, ErrorCode};
 
@@ -9,6 +20,8 @@ use crate::error::{Error, ErrorCode};
 pub(super) const ERROR_CODE: &str = "error-code";
 /// Metadata of every answer: the id of the trace the call belongs to, 32 hexadecimal digits.
 pub(super) const TRACE_ID: &str = "trace-id";
+/// Whose reasons ours are (`ErrorInfo.domain`).
+const DOMAIN: &str = "hygeia";
 /// Metadata of what may be tried again: after how many milliseconds (gRFC A6, client retries).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
@@ -26,11 +39,23 @@ pub(super) fn of_error(error: &Error) -> Status {
     if let Some(wait) = error.retry_after() {
         headers.insert(PUSHBACK, HeaderValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
     }
-    Status::with_metadata(
+    Status::with_error_details_and_metadata(
         Code::from_i32(error.code.grpc_code()),
         message,
-        tonic::metadata::MetadataMap::from_headers(headers),
+        details(error),
+        MetadataMap::from_headers(headers),
     )
+}
+
+fn details(error: &Error) -> ErrorDetails {
+    let mut details = ErrorDetails::with_error_info(error.code.as_str(), DOMAIN, HashMap::new());
+    for (field, problem) in &error.fields {
+        details.add_bad_request_violation(*field, *problem);
+    }
+    if let Some(wait) = error.code.retry_after() {
+        details.set_retry_info(Some(wait));
+    }
+    details
 }
 
 /// What a status that tonic made by itself means in our table.
@@ -78,6 +103,26 @@ mod tests {
             let response = status.into_http::<()>();
             assert_eq!(failure(response.headers()), Some(Ok(code.as_str())));
         }
+    }
+
+    #[test]
+    fn programs_read_the_same_in_the_details() {
+        for code in ErrorCode::ALL {
+            let details = of_error(&Error::new(code, "Something")).get_error_details();
+            let info = details.error_info().expect("always");
+            assert_eq!((&*info.reason, &*info.domain), (code.as_str(), DOMAIN));
+            assert_eq!(
+                details.retry_info().and_then(|retry| retry.retry_delay),
+                code.retry_after(),
+                "{code:?}"
+            );
+            assert!(details.bad_request().is_none());
+        }
+        let fields = FieldErrors::from([("email", "Email should be valid"), ("name", "Name is required")]);
+        let details = of_error(&Error::invalid_fields(fields)).get_error_details();
+        let told: Vec<_> = details.bad_request().expect("fields").field_violations.iter().collect();
+        assert_eq!(told.len(), 2);
+        assert_eq!((&*told[0].field, &*told[0].description), ("email", "Email should be valid"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
-//! `/api-docs` and `/swagger-ui`: the interface, described (OpenAPI 3.1). What an endpoint answers with when all
-//! goes well stands beside its handler; how it fails, and who may call it, comes from the route table.
+//! `/openapi.json`, `/api-docs` and `/swagger-ui`: the interface, described (OpenAPI 3.1). What an endpoint answers with
+//! when all goes well stands beside its handler; how it fails, and who may call it, comes from the route table; what
+//! every answer has in its head, from `docs/headers.rs`. `docs/openapi.json` is what `hygeia openapi` prints, and a
+//! test holds it to that.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -8,11 +10,9 @@ use std::sync::{Arc, LazyLock};
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, StatusCode};
-use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{Operation, PathItem};
-use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi as _, PartialSchema};
@@ -24,8 +24,11 @@ use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Ver
 use super::problem::{Failure, PROBLEM_JSON, Problem};
 use super::routes::ROUTES;
 use super::{
-    AppState, analytics, audit, billing, cluster, history, login, ops, patients, reply, search, users,
+    AppState, analytics, audit, billing, cluster, history, login, ops, patients, reply, search, security,
+    users,
 };
+
+mod headers;
 
 const BEARER: &str = "bearer";
 
@@ -51,6 +54,12 @@ const BEARER: &str = "bearer";
     users::change,
     users::password,
     audit::list,
+    whole,
+    patients,
+    auth,
+    to_swagger,
+    page,
+    swagger,
 ))]
 struct PatientsApi;
 
@@ -79,38 +88,76 @@ static AUTH: LazyLock<Bytes> = LazyLock::new(|| {
     ))
 });
 
+static WHOLE: LazyLock<Bytes> = LazyLock::new(|| compact(&everything()));
+
 static SWAGGER: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
-    let docs = [Url::new("Patients", "/api-docs/patients"), Url::new("Authentication", "/api-docs/auth")];
+    let docs = [
+        Url::new("Everything", "/openapi.json"),
+        Url::new("Patients", "/api-docs/patients"),
+        Url::new("Authentication", "/api-docs/auth"),
+    ];
     // Without this, the page would tell an outside service where our description is.
     Arc::new(Config::new(docs).validator_url("none"))
 });
 
 /// The whole interface as one OpenAPI 3.1 document, in JSON for people to read.
 pub fn openapi() -> String {
-    let mut whole = PatientsApi::openapi();
-    whole.merge(AuthApi::openapi());
-    let whole = described(whole, "Hygeia", "Patient management: the whole HTTP interface.");
-    whole.to_pretty_json().unwrap_or_default()
+    everything().to_pretty_json().unwrap_or_default()
 }
 
-/// `/api-docs/patients`
+fn everything() -> OpenApi {
+    let mut whole = PatientsApi::openapi();
+    whole.merge(AuthApi::openapi());
+    described(whole, "Hygeia", "Patient management: the whole HTTP interface.")
+}
+
+/// Shows the whole interface.
+///
+/// To try it out in `/swagger-ui/`: send `POST /auth/login`, and put the token from its answer into "Authorize".
+#[utoipa::path(get, path = "/openapi.json", operation_id = "openapi", tag = "documentation",
+    responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
+pub(super) async fn whole(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
+    Ok(reply::bytes_of(StatusCode::OK, "application/json", WHOLE.clone()))
+}
+
+/// Shows the part of the interface that is not about authentication.
+#[utoipa::path(get, path = "/api-docs/patients", operation_id = "openapiPatients", tag = "documentation",
+    responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn patients(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
     Ok(reply::bytes_of(StatusCode::OK, "application/json", PATIENTS.clone()))
 }
 
-/// `/api-docs/auth`
+/// Shows the part of the interface that is about authentication.
+#[utoipa::path(get, path = "/api-docs/auth", operation_id = "openapiAuth", tag = "documentation",
+    responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn auth(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
     Ok(reply::bytes_of(StatusCode::OK, "application/json", AUTH.clone()))
 }
 
-/// `/swagger-ui`: the page's own links are relative to the path with the slash.
+/// Leads to the page that shows the interface.
+// The page's own links are relative to the path with the slash.
+#[utoipa::path(get, path = "/swagger-ui", operation_id = "swaggerRedirect", tag = "documentation",
+    responses((status = 308, description = "To the path with the slash.",
+        headers(("Location", description = "`/swagger-ui/`")))))]
 pub(super) async fn to_swagger(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
     let mut response = reply::empty(StatusCode::PERMANENT_REDIRECT);
     response.headers_mut().insert(LOCATION, HeaderValue::from_static("/swagger-ui/"));
     Ok(response)
 }
 
-/// `/swagger-ui/…`: a page to read the descriptions with, and to try them out.
+/// A page to read the descriptions with, and to try them out.
+#[utoipa::path(get, path = "/swagger-ui/", operation_id = "swagger", tag = "documentation",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
+pub(super) async fn page(app: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
+    swagger(app, call).await
+}
+
+/// The files of the page.
+#[utoipa::path(get, path = "/swagger-ui/{file}", operation_id = "swaggerFile", tag = "documentation",
+    params(("file" = String, Path, description = "Its name.", example = "swagger-ui.css")),
+    responses((status = 200, description = "The file.", content(
+        (String = "text/html"), (String = "text/css"), (String = "text/javascript"), (String = "application/json"),
+        (String = "image/png"), (String = "application/octet-stream")))))]
 pub(super) async fn swagger(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
     let name = tail(&call.parts, call.path);
     let file = utoipa_swagger_ui::serve(name, Arc::clone(&SWAGGER))
@@ -125,6 +172,7 @@ pub(super) async fn swagger(_: Arc<AppState>, call: OpenCall) -> Result<Response
     let mut response = Response::new(Body::from(bytes));
     response.headers_mut().insert(CONTENT_TYPE, media_type);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(security::PAGE));
     Ok(response)
 }
 
@@ -132,18 +180,33 @@ fn compact(api: &OpenApi) -> Bytes {
     api.to_json().unwrap_or_default().into()
 }
 
+/// What holds for every route, and is not said again at each.
+const MANNERS: &str = "Every GET answers HEAD too, and every route answers OPTIONS with 204 and its methods in `Allow`. \
+    An unknown route is answered 404, an unknown method 405 with `Allow`. All failures are problems (RFC 9457). Answers \
+    of some length are compressed (`gzip`, `br`) for who accepts it. What is no HTTP at all, or a head over its limit, \
+    is answered with a bare 400, 414 or 431, and the connection ends.";
+
+/// `path` of the route table as OpenAPI writes it: there is no placeholder for several segments.
+fn template(path: &str) -> String {
+    path.replace("{*", "{")
+}
+
 /// `api` with what holds for all of its operations.
 fn described(mut api: OpenApi, title: &str, about: &str) -> OpenApi {
-    api.info =
-        InfoBuilder::new().title(title).version(env!("CARGO_PKG_VERSION")).description(Some(about)).build();
+    api.info = InfoBuilder::new()
+        .title(title)
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(format!("{about}\n\n{MANNERS}")))
+        .build();
     let components = api.components.get_or_insert_default();
     components.schemas.insert("Problem".into(), Problem::schema());
+    headers::define(components);
     components.add_security_scheme(
         BEARER,
         SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("JWT").build()),
     );
     for endpoint in &ROUTES {
-        let item = api.paths.paths.get_mut(endpoint.path);
+        let item = api.paths.paths.get_mut(&template(endpoint.path));
         if let Some(operation) = item.and_then(|item| operation_of(item, endpoint.verb)) {
             complete(operation, endpoint);
         }
@@ -177,10 +240,9 @@ fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
         let response = problem_response(&codes, registers);
         operation.responses.responses.entry(status.to_string()).or_insert(RefOr::T(response));
     }
-    let trace = header("The trace of the request (W3C Trace Context).");
     for response in operation.responses.responses.values_mut() {
         if let RefOr::T(response) = response {
-            response.headers.insert("traceparent".into(), RefOr::T(trace.clone()));
+            headers::add(response, matches!(endpoint.handler, Handler::Named(..)));
         }
     }
 }
@@ -189,7 +251,7 @@ fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
 fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
     let mut codes = endpoint.refuses.to_vec();
     if matches!(endpoint.handler, Handler::Named(..)) {
-        codes.extend([ErrorCode::Unauthenticated, ErrorCode::Forbidden]);
+        codes.extend([ErrorCode::Unauthenticated, ErrorCode::Forbidden, ErrorCode::RateLimited]);
     }
     if endpoint.takes != Takes::Nothing {
         codes.extend([
@@ -219,19 +281,12 @@ fn problem_response(codes: &[ErrorCode], registers: bool) -> utoipa::openapi::Re
     let mut response =
         ResponseBuilder::new().description(titles.join(". Or: ")).content(PROBLEM_JSON, content);
     if codes.iter().any(|code| code.retry_after().is_some()) {
-        response = response.header("Retry-After", header("When to try again, in seconds."));
+        response = response.header_ref("Retry-After", headers::reference("Retry-After"));
     }
     if codes.contains(&ErrorCode::Unauthenticated) {
-        response = response.header("WWW-Authenticate", header("`Bearer` (RFC 6750)."));
+        response = response.header_ref("WWW-Authenticate", headers::reference("WWW-Authenticate"));
     }
     response.build()
-}
-
-fn header(description: &str) -> utoipa::openapi::header::Header {
-    HeaderBuilder::new()
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-        .description(Some(description))
-        .build()
 }
 
 fn example(code: ErrorCode, registers: bool) -> utoipa::openapi::example::Example {
@@ -283,13 +338,12 @@ mod tests {
     fn every_route_is_described_in_its_document_and_in_the_whole() {
         let (patients, auth) = (document(&PATIENTS), document(&AUTH));
         let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
-        for endpoint in ROUTES.iter().filter(|endpoint| {
-            !endpoint.path.starts_with("/api-docs") && !endpoint.path.starts_with("/swagger-ui")
-        }) {
+        for endpoint in &ROUTES {
             let of_auth = ["/auth", "/.well-known"].iter().any(|start| endpoint.path.starts_with(start));
             let part = if of_auth { &auth } else { &patients };
             for described in [part, &whole] {
-                let operation = &described["paths"][endpoint.path][endpoint.verb.as_str().to_lowercase()];
+                let operation =
+                    &described["paths"][template(endpoint.path)][endpoint.verb.as_str().to_lowercase()];
                 let said = format!("{} {}", endpoint.verb.as_str(), endpoint.path);
                 assert!(operation["summary"].is_string() && operation["operationId"].is_string(), "{said}");
                 for code in failures(endpoint) {
@@ -303,6 +357,17 @@ mod tests {
         }
         let paths = |document: &Value| document["paths"].as_object().expect("paths").len();
         assert_eq!(paths(&whole), paths(&patients) + paths(&auth));
+    }
+
+    /// Whoever changes the interface sees it in the difference: `cargo run -- openapi > docs/openapi.json`.
+    #[test]
+    fn the_file_says_what_the_code_does() {
+        let file = std::fs::read_to_string("docs/openapi.json").expect("the file");
+        let same = file == openapi() + "\n";
+        assert!(
+            same,
+            "docs/openapi.json is not what the code says: cargo run -- openapi > docs/openapi.json"
+        );
     }
 
     #[test]
@@ -319,6 +384,10 @@ mod tests {
                 assert!(problem[field].is_object(), "{field}");
             }
             let schemas = document["components"]["schemas"].as_object().expect("schemas");
+            let named = document["components"]["headers"].as_object().expect("headers");
+            for (name, header) in named {
+                assert!(header["description"].is_string() && header["schema"].is_object(), "{name}");
+            }
             for (name, schema) in schemas.iter().filter(|(name, _)| !matches!(name.as_str(), "Day" | "Part"))
             {
                 assert!(schema["example"].is_object(), "{name} has no example");
@@ -327,6 +396,9 @@ mod tests {
                 for (_, operation) in item.as_object().expect("operations") {
                     for (status, response) in operation["responses"].as_object().expect("responses") {
                         assert!(response["description"].is_string());
+                        for header in ["traceparent", "X-Request-Id", "Cache-Control"] {
+                            assert!(response["headers"][header].is_object(), "{header} of {status}");
+                        }
                         let problem = &response["content"]["application/problem+json"];
                         let own = operation["operationId"] == "ready" && status == "503";
                         let failed = status.as_str() >= "400" && !own;

@@ -1,7 +1,7 @@
 //! The accept loop: one task per connection, so many at once, each with a limit on its heads and on how long
-//! it may stall, and an end to all of them that lets finish what is in flight.
+//! it may stall, and an end to all of them that lets finish what is in flight. When all places are taken, `seats` says
+//! which connection makes room.
 
-use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use http::HeaderValue;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, TRANSFER_ENCODING};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -24,11 +24,20 @@ use tokio_util::sync::CancellationToken;
 use tower::Service;
 
 use super::client_address::Peer;
+use super::seats::{self, Arriving, Room, Seat, Seats};
 use super::{Error, Settings};
 
 /// The wait after a failed accept. Most often the process is out of file descriptors: more tries would
 /// only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The wait for the end of a connection that was told to make room, before another is told.
+const ROOM_PAUSE: Duration = Duration::from_millis(10);
+
+/// The connection was ended to make room for another, just as its request came.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was ended")]
+struct Ended;
 
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,20 +79,55 @@ impl Listener {
             idle: Duration::from_millis(self.settings.drain_idle_ms),
         };
         let server = Arc::new(protocol(&self.settings));
+        let ended = metrics::counter!("hygeia_http_connections_ended_total");
+        let mut seats = Seats::new(Duration::from_millis(self.settings.waiting_grace_ms));
         let mut connections = JoinSet::new();
         let mut shutdown = pin!(shutdown);
-        let accept = |connections: &mut JoinSet<()>, (stream, peer): (TcpStream, SocketAddr)| {
-            prepare(&stream, &self.settings);
-            let (server, router, draining) = (Arc::clone(&server), router.clone(), draining.clone());
-            connections.spawn(connection(stream, Peer(peer), server, router, draining));
-        };
+        let accept =
+            |connections: &mut JoinSet<()>, seats: &mut Seats, (stream, peer): (TcpStream, SocketAddr)| {
+                prepare(&stream, &self.settings);
+                let (server, router, draining) = (Arc::clone(&server), router.clone(), draining.clone());
+                let seat = seats.seat();
+                let task = connections.spawn(connection(
+                    stream,
+                    (Peer(peer), Arc::clone(&seat)),
+                    server,
+                    router,
+                    draining,
+                ));
+                seats.take(seat, task);
+            };
+        // Whoever has been accepted and has no place yet: at most this one.
+        let mut standing: Option<(TcpStream, SocketAddr)> = None;
+        let mut look_again = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
-            let full = connections.len() >= self.settings.connections_max;
+            if connections.len() < self.settings.connections_max
+                && let Some(accepted) = standing.take()
+            {
+                accept(&mut connections, &mut seats, accepted);
+            }
+            open.set(connections.len() as f64);
             tokio::select! {
+                biased;
                 () = &mut shutdown => break,
-                Some(_) = connections.join_next() => {}
-                accepted = self.socket.accept(), if !full => match accepted {
-                    Ok(accepted) => accept(&mut connections, accepted),
+                Some(left) = connections.join_next_with_id() => {
+                    seats.leave(left.map_or_else(|error| error.id(), |(id, ())| id));
+                }
+                () = &mut look_again, if standing.is_some() => {
+                    let pause = match seats.make_room() {
+                        Room::Made => {
+                            ended.increment(1);
+                            ROOM_PAUSE
+                        }
+                        Room::In(pause) => pause,
+                    };
+                    look_again.as_mut().reset(tokio::time::Instant::now() + pause);
+                }
+                accepted = self.socket.accept(), if standing.is_none() => match accepted {
+                    Ok(accepted) => {
+                        standing = Some(accepted);
+                        look_again.as_mut().reset(tokio::time::Instant::now());
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::select! {
@@ -93,12 +137,11 @@ impl Listener {
                     }
                 }
             }
-            open.set(connections.len() as f64);
         }
         // Who has connected already was not refused, and is answered.
-        for stream in connected(self.socket, self.settings.connections_max.saturating_sub(connections.len()))
-        {
-            accept(&mut connections, stream);
+        let room = self.settings.connections_max.saturating_sub(connections.len());
+        for stream in standing.into_iter().chain(connected(self.socket, room)).take(room) {
+            accept(&mut connections, &mut seats, stream);
         }
         draining.begun.cancel();
         let all_over = async { while connections.join_next().await.is_some() {} };
@@ -148,7 +191,7 @@ fn prepare(stream: &TcpStream, settings: &Settings) {
 
 async fn connection(
     stream: TcpStream,
-    peer: Peer,
+    (peer, seat): (Peer, Arc<Seat>),
     server: Arc<http1::Builder>,
     router: Router,
     draining: Draining,
@@ -159,14 +202,22 @@ async fn connection(
         service_fn(move |mut request: Request<Incoming>| {
             used.store(true, Ordering::Relaxed);
             request.extensions_mut().insert(peer);
-            let (answer, draining) = (router.clone().call(request), draining.clone());
+            let chunked = request.headers().contains_key(TRANSFER_ENCODING);
+            let (seat, draining) = (Arc::clone(&seat), draining.clone());
+            let (parts, body) = request.into_parts();
+            let answer = Arriving::new(body, &seat)
+                .map(|body| router.clone().call(Request::from_parts(parts, body)))
+                .ok_or(Ended);
             async move {
-                let mut answer = answer.await?;
-                if draining.is_cancelled() {
+                let Ok(mut answer) = answer?.await;
+                // Of a request with both lengths, `Transfer-Encoding` and `Content-Length`, the first alone counts, and
+                // the connection has to end (RFC 9112, section 6.1): a proxy that went by the other one would take what
+                // follows for another request. By now it cannot be told any more whether there were both.
+                if chunked || draining.is_cancelled() {
                     // The connection ends with this answer, and its client knows.
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
-                Ok::<_, Infallible>(answer)
+                Ok::<_, Ended>(seats::answered(&seat, answer))
             }
         })
     };

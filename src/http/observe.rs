@@ -10,6 +10,8 @@ use metrics::{Counter, Histogram};
 use crate::context::TraceContext;
 use crate::error::ErrorCode;
 
+use super::frame::Exchange;
+
 /// The header that carries a trace (W3C Trace Context).
 pub(super) const TRACEPARENT: &str = "traceparent";
 
@@ -38,7 +40,8 @@ impl Meter {
     }
 
     /// One request is answered.
-    pub(super) fn note(&self, status: u16, trace: &TraceContext, took: Duration) {
+    pub(super) fn note(&self, status: u16, exchange: &Exchange, took: Duration) {
+        let trace = &exchange.trace;
         let class = usize::from(status / 100).clamp(1, 5) - 1;
         let (count, duration) = self.by_class[class].get_or_init(|| self.register(CLASSES[class]));
         count.increment(1);
@@ -52,6 +55,7 @@ impl Meter {
             span = %format_args!("{:016x}", trace.span_id),
             parent = %format_args!("{:016x}", trace.parent_id),
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            request = exchange.request_id(),
         );
     }
 

@@ -1,44 +1,48 @@
-//! What happens to every request, in this order: route (404, 405), token (401), role (403), body (413, 415, 408),
-//! admission (503), handler; around it all the trace, the deadline, the catching of panics, and the notes. Endpoints
-//! are data (`Endpoint`), so that the router and the documentation are made of the same table, and a handler that
-//! needs a caller cannot be written down without the `Action` that its caller must be permitted.
+//! What happens to every request, in this order: route (404, 405), token (401), role (403), its caller's limit (429), body
+//! (413, 415, 408), admission (503), handler; around it all the frame (trace, request id, headers of every answer), the
+//! deadline, the catching of panics, and the notes. Endpoints are data (`Endpoint`), so that the router and the
+//! documentation are made of the same table, and a handler that needs a caller cannot be written down without the
+//! `Action` that its caller must be permitted. OPTIONS is answered for every route, and is no endpoint.
 //!
 //! Admission comes last: a request that is still on its way, or from nobody known, takes no place from one that
 //! could be worked on.
 
+mod router;
+
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::Response;
-use axum::routing::{MethodFilter, MethodRouter, on};
+use axum::routing::MethodFilter;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, HeaderMap};
-use http::{HeaderName, HeaderValue, request};
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, HeaderMap};
+use http::{HeaderValue, StatusCode, request};
 use metrics::Gauge;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::actors::audit::AuditHandle;
 use crate::auth::{self, Auth};
-use crate::context::{RequestContext, TraceContext};
+use crate::context::RequestContext;
 use crate::domain::access::{Action, Caller};
-use crate::domain::ids::PatientId;
-use crate::domain::time::{Clock, MonoTime};
+use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode};
 
 use super::accesses::{self, Accessed, Asked};
 use super::client_address::TrustedProxies;
-use super::observe::{Meter, TRACEPARENT, trace_of};
+use super::frame::{Exchange, Frame};
+use super::observe::Meter;
 use super::patch::MERGE_PATCH_JSON;
 use super::problem::Failure;
-use super::{Settings, body};
+use super::stage::{Registers, Stage};
+use super::{Settings, body, reply};
+
+pub(super) use router::{router, router_of_part};
 
 /// What handlers end in.
 pub(super) type Answer = BoxFuture<'static, Result<Response, Failure>>;
@@ -143,20 +147,6 @@ pub(super) struct Call {
     pub(super) accessed: Arc<Accessed>,
 }
 
-/// Which patient is about to be registered, if one is.
-#[derive(Default)]
-pub(super) struct Registers(Mutex<Option<PatientId>>);
-
-impl Registers {
-    pub(super) fn set(&self, id: PatientId) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
-    }
-
-    fn get(&self) -> Option<PatientId> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// What of the path the only placeholder of `template` stands for.
 pub(super) fn tail<'a>(parts: &'a request::Parts, template: &str) -> &'a str {
     let fixed = template.find('{').unwrap_or(template.len());
@@ -179,6 +169,8 @@ pub(super) struct Edge<S> {
     deadline: Duration,
     body_max_bytes: usize,
     proxies: TrustedProxies,
+    compress_min_bytes: u16,
+    frame: Frame,
     admitted: Arc<Semaphore>,
     in_flight_max: usize,
     in_flight: Gauge,
@@ -201,6 +193,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
             body_max_bytes: settings.body_max_bytes,
             // The settings were checked.
             proxies: TrustedProxies::parse(&settings.trusted_proxies).unwrap_or_default(),
+            compress_min_bytes: settings.compress_min_bytes,
+            frame: Frame::new(settings),
             admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
             in_flight_max: settings.in_flight_max,
             in_flight: metrics::gauge!("hygeia_http_in_flight"),
@@ -215,25 +209,23 @@ impl<S: Send + Sync + 'static> Edge<S> {
     }
 
     async fn serve(&self, endpoint: &'static Endpoint<S>, meter: &Meter, request: Request) -> Response {
-        let began = self.clock.mono();
-        let trace = trace_of(request.headers());
-        let working = AssertUnwindSafe(self.within_deadline(endpoint, began, &trace, request));
+        let exchange = self.frame.begin(request.headers(), self.clock.mono());
+        let working = AssertUnwindSafe(self.within_deadline(endpoint, &exchange, request));
         let outcome = working.catch_unwind().await.unwrap_or_else(|_panic| {
-            meter.note_panic(&trace);
+            meter.note_panic(&exchange.trace);
             Err(Failure::new(ErrorCode::Internal, "The request could not be worked on"))
         });
-        self.finish(outcome, meter, &trace, began)
+        self.finish(outcome, meter, &exchange)
     }
 
     async fn within_deadline(
         &self,
         endpoint: &'static Endpoint<S>,
-        began: MonoTime,
-        trace: &TraceContext,
+        exchange: &Exchange,
         request: Request,
     ) -> Result<Response, Failure> {
         let stage = Stage::new();
-        let working = self.perform(endpoint, began, trace, request, &stage);
+        let working = self.perform(endpoint, exchange, request, &stage);
         let outcome = match tokio::time::timeout(self.deadline, working).await {
             Ok(outcome) => outcome,
             Err(_) => Err(stage.late(endpoint.effect)),
@@ -248,32 +240,30 @@ impl<S: Send + Sync + 'static> Edge<S> {
     async fn perform(
         &self,
         endpoint: &'static Endpoint<S>,
-        began: MonoTime,
-        trace: &TraceContext,
+        exchange: &Exchange,
         request: Request,
         stage: &Stage,
     ) -> Result<Response, Failure> {
         let named = accesses::patient_of(endpoint.path, request.uri().path());
-        let outcome = self.work(endpoint, began, trace, request, stage).await;
+        let outcome = self.work(endpoint, exchange, request, stage).await;
         let (Handler::Named(action, _), Some(caller)) = (&endpoint.handler, stage.caller.get()) else {
             return outcome;
         };
         let patient = stage.registers.get().or(named);
         let (action, effect, accessed) = (*action, endpoint.effect, &*stage.accessed);
-        let asked = Asked { action, effect, caller, trace, patient, accessed };
+        let asked = Asked { action, effect, caller, trace: &exchange.trace, patient, accessed };
         accesses::recorded(&self.audit, self.clock.now(), asked, outcome).await
     }
 
     async fn work(
         &self,
         endpoint: &'static Endpoint<S>,
-        began: MonoTime,
-        trace: &TraceContext,
+        exchange: &Exchange,
         request: Request,
         stage: &Stage,
     ) -> Result<Response, Failure> {
         let (parts, mut incoming) = request.into_parts();
-        let checked = self.check(endpoint, &parts, &mut incoming, stage).await;
+        let checked = self.check(endpoint, exchange, &parts, &mut incoming, stage).await;
         let (caller, body) = match checked {
             Ok(checked) => checked,
             Err(failure) => {
@@ -281,6 +271,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 return Err(failure);
             }
         };
+        // A body that no endpoint wants is not waited for.
+        drop(incoming);
         let _admitted = self.admit(endpoint.admission)?;
         let (app, path) = (Arc::clone(&self.app), endpoint.path);
         stage.enter(Stage::HANDED_OVER);
@@ -289,9 +281,9 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 handler(app, OpenCall { from: self.proxies.client_of(&parts), parts, body, path }).await
             }
             (Handler::Named(_, handler), Some(caller)) => {
-                let spent = self.clock.mono().since(began) + ANSWER_MARGIN;
+                let spent = self.clock.mono().since(exchange.began) + ANSWER_MARGIN;
                 let budget = self.deadline.saturating_sub(spent);
-                let ctx = RequestContext::new(caller, *trace, &*self.clock, budget);
+                let ctx = RequestContext::new(caller, exchange.trace, &*self.clock, budget);
                 let registers = Arc::clone(&stage.registers);
                 let accessed = Arc::clone(&stage.accessed);
                 handler(app, Call { ctx, parts, body, path, registers, accessed }).await
@@ -300,10 +292,11 @@ impl<S: Send + Sync + 'static> Edge<S> {
         }
     }
 
-    /// What stands before the handler: the token, then the body.
+    /// What stands before the handler: the token, the limit of whose it is, then the body.
     async fn check(
         &self,
         endpoint: &'static Endpoint<S>,
+        exchange: &Exchange,
         request: &request::Parts,
         incoming: &mut Body,
         stage: &Stage,
@@ -318,6 +311,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 if !action.permits(caller.role) {
                     return Err(forbidden(action, &caller));
                 }
+                self.frame.count(exchange, &caller)?;
                 Some(caller)
             }
         };
@@ -364,44 +358,39 @@ impl<S: Send + Sync + 'static> Edge<S> {
     }
 
     /// The last of every request, failed or not.
-    fn finish(
-        &self,
-        outcome: Result<Response, Failure>,
-        meter: &Meter,
-        trace: &TraceContext,
-        began: MonoTime,
-    ) -> Response {
+    fn finish(&self, outcome: Result<Response, Failure>, meter: &Meter, exchange: &Exchange) -> Response {
         let mut response = outcome.unwrap_or_else(|failure| {
             meter.note_failure(failure.error.code);
-            failure.into_response(trace)
+            failure.into_response(&exchange.trace)
         });
-        let headers = response.headers_mut();
-        if let Ok(value) = HeaderValue::try_from(trace.to_string()) {
-            headers.insert(HeaderName::from_static(TRACEPARENT), value);
-        }
-        // Answers are about patients: no cache on the way keeps them.
-        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
-        headers
-            .insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
-        meter.note(response.status().as_u16(), trace, self.clock.mono().since(began));
+        self.frame.end(exchange, response.headers_mut());
+        meter.note(response.status().as_u16(), exchange, self.clock.mono().since(exchange.began));
         response
     }
 
     /// Refuses what no endpoint takes.
-    async fn refuse(
-        &self,
-        code: ErrorCode,
-        detail: &'static str,
-        meter: &Meter,
-        request: Request,
-    ) -> Response {
-        let began = self.clock.mono();
-        let trace = trace_of(request.headers());
+    async fn refuse(&self, refusal: &Refusal, request: Request) -> Response {
+        let exchange = self.frame.begin(request.headers(), self.clock.mono());
         let (parts, incoming) = request.into_parts();
         if parts.headers.get(CONTENT_LENGTH).is_none_or(|length| length != "0") {
             body::discard(&parts.headers, incoming).await;
         }
-        self.finish(Err(Failure::new(code, detail)), meter, &trace, began)
+        let failure = Failure::new(refusal.code, refusal.detail);
+        let mut response = self.finish(Err(failure), &refusal.meter, &exchange);
+        if let Some(allow) = &refusal.allow {
+            response.headers_mut().insert(ALLOW, allow.clone());
+        }
+        response
+    }
+
+    /// Answers OPTIONS (RFC 9110, section 9.3.7). `allow` names the methods of what was asked about.
+    async fn options(&self, allow: &HeaderValue, meter: &Meter, request: Request) -> Response {
+        let exchange = self.frame.begin(request.headers(), self.clock.mono());
+        let (parts, incoming) = request.into_parts();
+        body::discard(&parts.headers, incoming).await;
+        let mut response = reply::empty(StatusCode::NO_CONTENT);
+        self.frame.options(&exchange, &parts.headers, allow, response.headers_mut());
+        self.finish(Ok(response), meter, &exchange)
     }
 }
 
@@ -409,47 +398,6 @@ impl<S: Send + Sync + 'static> Edge<S> {
 fn forbidden(action: Action, caller: &Caller) -> Failure {
     let (role, action) = (caller.role.as_str(), action.as_str());
     Failure::from(Error::new(ErrorCode::Forbidden, format!("The role {role} is not permitted {action}")))
-}
-
-/// How far a request has come: what being late means depends on it.
-struct Stage {
-    reached: AtomicU8,
-    /// `Call::registers`
-    registers: Arc<Registers>,
-    /// Who asks, once that is known.
-    caller: OnceLock<Caller>,
-    /// `Call::accessed`
-    accessed: Arc<Accessed>,
-}
-
-impl Stage {
-    const CHECKING: u8 = 0;
-    const RECEIVING: u8 = 1;
-    const HANDED_OVER: u8 = 2;
-
-    fn new() -> Self {
-        Stage {
-            reached: AtomicU8::new(Self::CHECKING),
-            registers: Arc::default(),
-            caller: OnceLock::new(),
-            accessed: Arc::default(),
-        }
-    }
-
-    fn enter(&self, stage: u8) {
-        self.reached.store(stage, Ordering::Relaxed);
-    }
-
-    fn late(&self, effect: Effect) -> Failure {
-        match (self.reached.load(Ordering::Relaxed), effect) {
-            (Self::RECEIVING, _) => Failure::new(ErrorCode::RequestTimeout, "The body did not come in time"),
-            (Self::HANDED_OVER, Effect::Writes) => Failure::new(
-                ErrorCode::OutcomeUnknown,
-                "There was no answer in time: the change may have been made, or may still be",
-            ),
-            _ => Failure::new(ErrorCode::DeadlineExceeded, "There was no answer in time"),
-        }
-    }
 }
 
 /// The place of one request, which it leaves also if it is dropped unfinished.
@@ -471,51 +419,11 @@ impl Drop for Admitted<'_> {
     }
 }
 
-/// The router of `endpoints`, with 404 and 405 for everything else.
-pub(super) fn router<S: Send + Sync + 'static>(
-    edge: &Arc<Edge<S>>,
-    endpoints: &'static [Endpoint<S>],
-) -> Router {
-    router_of_part(edge, endpoints, "There is no such route")
-}
-
-/// As `router`; `unmatched` says what to do about a route that is not there.
-pub(super) fn router_of_part<S: Send + Sync + 'static>(
-    edge: &Arc<Edge<S>>,
-    endpoints: &'static [Endpoint<S>],
-    unmatched: &'static str,
-) -> Router {
-    let mut router = Router::new();
-    let mut paths: Vec<&'static str> = endpoints.iter().map(|endpoint| endpoint.path).collect();
-    paths.dedup();
-    for path in paths {
-        let mut methods = MethodRouter::new();
-        for endpoint in endpoints.iter().filter(|endpoint| endpoint.path == path) {
-            let meter = Arc::new(Meter::new(endpoint.verb.as_str(), path));
-            let edge = Arc::clone(edge);
-            let served = on(endpoint.verb.filter(), move |request: Request| {
-                let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
-                async move { edge.serve(endpoint, &meter, request).await }
-            });
-            methods = methods.merge(served);
-        }
-        let refused =
-            refusal(edge, path, ErrorCode::MethodNotAllowed, "The Allow header names the methods there are");
-        router = router.route(path, methods.fallback(refused));
-    }
-    let refused = refusal(edge, "unmatched", ErrorCode::NotFound, unmatched);
-    router.fallback(refused).with_state(())
-}
-
-fn refusal<S: Send + Sync + 'static>(
-    edge: &Arc<Edge<S>>,
-    route: &'static str,
+/// How what no endpoint takes is refused.
+struct Refusal {
     code: ErrorCode,
     detail: &'static str,
-) -> impl Fn(Request) -> BoxFuture<'static, Response> + Clone + Send + Sync + 'static {
-    let (edge, meter) = (Arc::clone(edge), Arc::new(Meter::new("OTHER", route)));
-    move |request| {
-        let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
-        async move { edge.refuse(code, detail, &meter, request).await }.boxed()
-    }
+    /// The methods there are.
+    allow: Option<HeaderValue>,
+    meter: Meter,
 }

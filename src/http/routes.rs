@@ -17,7 +17,7 @@ use super::{
 };
 
 /// Methods of one path stand together.
-pub(super) static ROUTES: [Endpoint<AppState>; 31] = [
+pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
     open(
         Verb::Post,
         "/auth/login",
@@ -175,6 +175,7 @@ pub(super) static ROUTES: [Endpoint<AppState>; 31] = [
         &[],
         Handler::Named(Action::ClusterRead, |s, c| cluster::status(s, c).boxed()),
     ),
+    open(Verb::Get, "/openapi.json", &[], Takes::Nothing, Handler::Open(|s, c| docs::whole(s, c).boxed())),
     open(
         Verb::Get,
         "/api-docs/patients",
@@ -184,7 +185,7 @@ pub(super) static ROUTES: [Endpoint<AppState>; 31] = [
     ),
     open(Verb::Get, "/api-docs/auth", &[], Takes::Nothing, Handler::Open(|s, c| docs::auth(s, c).boxed())),
     open(Verb::Get, "/swagger-ui", &[], Takes::Nothing, Handler::Open(|s, c| docs::to_swagger(s, c).boxed())),
-    open(Verb::Get, "/swagger-ui/", &[], Takes::Nothing, Handler::Open(|s, c| docs::swagger(s, c).boxed())),
+    open(Verb::Get, "/swagger-ui/", &[], Takes::Nothing, Handler::Open(|s, c| docs::page(s, c).boxed())),
     open(
         Verb::Get,
         "/swagger-ui/{*file}",

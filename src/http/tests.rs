@@ -1,6 +1,8 @@
 //! The pipeline over a real socket, with endpoints of our own that wait, fail and panic as told.
 
 mod connections;
+mod frame;
+mod hostile;
 mod pipeline;
 
 use std::net::SocketAddr;
@@ -57,7 +59,7 @@ impl Drop for LetGo {
 
 type Shared = Arc<Switches>;
 
-static ENDPOINTS: [Endpoint<Shared>; 12] = [
+static ENDPOINTS: [Endpoint<Shared>; 15] = [
     endpoint(Verb::Get, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
     endpoint(Verb::Post, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
     endpoint(
@@ -88,6 +90,9 @@ static ENDPOINTS: [Endpoint<Shared>; 12] = [
         Handler::Named(Action::OwnToken, |_, call| register(call, true).boxed()),
     ),
     endpoint(Verb::Get, "/panic", Handler::Open(|_, _| async { panic!("canary") }.boxed())),
+    endpoint(Verb::Get, "/long", Handler::Open(|_, _| async { long(None) }.boxed())),
+    endpoint(Verb::Get, "/long/tagged", Handler::Open(|_, _| async { long(Some("\"7\"")) }.boxed())),
+    endpoint(Verb::Get, "/auth/long", Handler::Open(|_, _| async { long(None) }.boxed())),
     endpoint(Verb::Get, "/big", Handler::Open(|app, _| async move { Ok(big(Arc::clone(&app))) }.boxed())),
     Endpoint {
         admission: Admission::Exempt,
@@ -120,6 +125,15 @@ async fn register(call: Call, answers: bool) -> Result<Response, Failure> {
         return Err(Failure::new(ErrorCode::OutcomeUnknown, "no answer"));
     }
     std::future::pending().await
+}
+
+/// Long enough to be compressed.
+fn long(etag: Option<&'static str>) -> Result<Response, Failure> {
+    let mut response = reply::json(StatusCode::OK, &vec!["much of the same"; 500])?;
+    if let Some(etag) = etag {
+        response.headers_mut().insert(http::header::ETAG, http::HeaderValue::from_static(etag));
+    }
+    Ok(response)
 }
 
 /// 256 MiB, more than all buffers between here and a client.

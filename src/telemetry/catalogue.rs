@@ -39,6 +39,11 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_clock_skew_seconds", Gauge, "The node's wall clock less the database's, as far as it is known"),
     // HTTP.
     ("hygeia_http_connections", Gauge, "Open HTTP connections"),
+    (
+        "hygeia_http_connections_ended_total",
+        Counter,
+        "Connections ended to make room: they had waited the longest for a request",
+    ),
     ("hygeia_http_in_flight", Gauge, "HTTP requests being worked on, of those that admission counts"),
     ("hygeia_http_requests_total", LabelledCounter, "HTTP requests answered, by route and class of status"),
     ("hygeia_http_request_duration_seconds", Histogram, "From the head of an HTTP request to its answer"),

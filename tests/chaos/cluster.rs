@@ -140,6 +140,7 @@ impl Place<'_> {
             self.database_url,
             self.broker.bootstrap(),
         );
+        text.push_str("[audit]\nsecret = \"what seals the audit of a cluster of the tests\"\n");
         if !self.layout.is_linked() {
             text.push_str(&format!("[node]\nname = \"{name}\"\nroles = {roles:?}\n"));
             return text;

@@ -4,6 +4,7 @@
 #
 #   standins.sh DIRECTORY     where to work; about 3 GB, and it may be removed afterwards
 #
+# DEBIAN_MIRROR names another mirror of Debian than debootstrap's own.
 # Needs root, debootstrap (installed if apt-get can), and the Rust of this machine, which goes into the base of builds.
 set -eu
 
@@ -11,7 +12,6 @@ work=${1:?where to work}
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
 suite=bookworm
-mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 mkdir -p "$work"
 
 say() { echo "stand-ins: $*"; }
@@ -30,7 +30,7 @@ debian() {
     packages=$(echo "$*" | tr ' ' ',')
     [ -e "$root/.complete" ] && return 0
     rm -rf --one-file-system "$root"
-    debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" >"$root.log" 2>&1 ||
+    debootstrap --variant=minbase --include="$packages" "$suite" "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$root.log" 2>&1 ||
         { tail -n 5 "$root.log" >&2; exit 1; }
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/doc "$root"/usr/share/man
     touch "$root/.complete"

@@ -50,11 +50,15 @@ pub fn outside_brokers() -> Option<String> {
 /// The variable that names another binary to start than the one built with the tests.
 pub const BINARY_VARIABLE: &str = "HYGEIA_TEST_BINARY";
 
+/// Tests ask as one user, as fast as they can; those about the limits set them.
+const UNLIMITED: [(&str, &str); 2] =
+    [("HYGEIA__HTTP__RATE_LIMIT_PER_S", "0"), ("HYGEIA__GRPC__RATE_LIMIT_PER_S", "0")];
+
 /// The binary, in `directory`, with nothing of the environment but the path.
 pub fn command(directory: &Path) -> Command {
     let other = std::env::var_os(BINARY_VARIABLE).filter(|path| !path.is_empty());
     let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_hygeia").into()));
-    command.current_dir(directory).env_clear();
+    command.current_dir(directory).env_clear().envs(UNLIMITED);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }

@@ -18,16 +18,17 @@ struct Room {
 const ANY: &[&str] = &["*"];
 
 /// The edges speak to actors through handles.
-const EDGE: &[&str] = &["actors", "auth", "domain", "error", "context", "health", "clock", "proto"];
+const EDGE: &[&str] = &["actors", "auth", "domain", "error", "context", "health", "clock", "proto", "rate"];
 
 /// Every room there is.
-const ROOMS: [Room; 17] = [
+const ROOMS: [Room; 18] = [
     Room { name: "domain", rooms: &[], crates: &[] },
     Room { name: "error", rooms: &["domain"], crates: &[] },
     Room { name: "clock", rooms: &["domain"], crates: &[] },
     Room { name: "context", rooms: &["domain"], crates: &[] },
     Room { name: "health", rooms: &[], crates: &[] },
     Room { name: "proto", rooms: &[], crates: &[] },
+    Room { name: "rate", rooms: &["domain"], crates: &[] },
     Room {
         name: "telemetry",
         rooms: &["domain", "clock"],
@@ -46,7 +47,7 @@ const ROOMS: [Room; 17] = [
     Room {
         name: "grpc",
         rooms: EDGE,
-        crates: &["tonic", "tonic_health", "tonic_prost", "tonic_reflection", "tokio"],
+        crates: &["tonic", "tonic_health", "tonic_prost", "tonic_reflection", "tonic_types", "tokio"],
     },
     Room { name: "config", rooms: ANY, crates: &["tokio"] },
     Room { name: "cli", rooms: ANY, crates: &["tokio"] },
@@ -54,7 +55,7 @@ const ROOMS: [Room; 17] = [
 ];
 
 /// Crates that only the rooms that list them may name.
-const GUARDED: [&str; 11] = [
+const GUARDED: [&str; 12] = [
     "sqlx",
     "rdkafka",
     "ractor",
@@ -65,6 +66,7 @@ const GUARDED: [&str; 11] = [
     "tonic_prost",
     "tonic_reflection",
     "opentelemetry_proto",
+    "tonic_types",
     "tokio",
 ];
 

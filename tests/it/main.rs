@@ -24,6 +24,7 @@ mod postgres;
 #[path = "../harness/process.rs"]
 mod process;
 mod roles;
+mod schemathesis;
 mod sessions;
 mod tracing;
 

@@ -18,6 +18,7 @@ fn front(site: Site, name: &str) -> Site {
         .with("HYGEIA__NODE__ROLES", "front")
         .with("HYGEIA__CLUSTER__LISTEN", "127.0.0.1:0")
         .with("HYGEIA__CLUSTER__SECRET", "a secret of the cluster, 32 bytes or longer")
+        .with("HYGEIA__AUDIT__SECRET", "a secret of the audit, 32 bytes or longer")
         .with("HYGEIA__KAFKA__BROKERS", "127.0.0.1:9")
         .with("HYGEIA__AUTH__KEYS_POLL_MS", "200")
         .with("HYGEIA__AUTH__KEY_PUBLISH_MS", "1000")

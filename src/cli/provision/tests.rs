@@ -1,4 +1,4 @@
-//! What is made for whom, and that it stays.
+//! What is made for a cluster, and what is refused.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

@@ -1,5 +1,7 @@
 //! Time, numbers and ends.
 
+use tonic_types::StatusExt;
+
 use super::*;
 
 #[tokio::test]
@@ -158,4 +160,20 @@ async fn an_address_that_cannot_be_had_is_a_clear_error() {
     assert_eq!(open.problems()[0].0, "require_token");
     assert!(matches!(Server::bind(open, state).await.err(), Some(Error::TokenNeeded(_))));
     assert!(Settings::default().problems().is_empty());
+}
+
+#[tokio::test]
+async fn a_subject_may_call_so_often() {
+    let limited = Settings { rate_limit_per_s: 1, rate_limit_burst: 2, ..settings() };
+    let running = start(limited).await;
+    let mut client = running.client().await;
+    for _ in 0..2 {
+        client.create_billing_account(asking(NAME)).await.expect("within the burst");
+    }
+    let refused = client.create_billing_account(asking(NAME)).await.expect_err("beyond it");
+    assert_eq!((refused.code(), error_code(&refused)), (Code::ResourceExhausted, "RATE_LIMITED"));
+    let details = refused.get_error_details();
+    assert_eq!(details.error_info().map(|info| &*info.reason), Some("RATE_LIMITED"));
+    assert_eq!(details.retry_info().and_then(|retry| retry.retry_delay), Some(Duration::from_secs(1)));
+    assert_eq!(running.fake.asked.lock().unwrap().len(), 2, "what is refused is not worked on");
 }

@@ -162,7 +162,8 @@ async fn connections_are_used_again() {
 #[test]
 fn bad_settings_are_named() {
     assert!(Settings::default().problems().is_empty());
-    let bad = Settings { in_flight_max: 0, header_max_bytes: 10, ..Settings::default() };
+    let cors_origins = vec!["https://app.example.org".to_owned(), "*".to_owned()];
+    let bad = Settings { in_flight_max: 0, header_max_bytes: 10, cors_origins, ..Settings::default() };
     let keys: Vec<_> = bad.problems().into_iter().map(|(key, _)| key).collect();
-    assert_eq!(keys, ["in_flight_max", "header_max_bytes"]);
+    assert_eq!(keys, ["in_flight_max", "header_max_bytes", "cors_origins"]);
 }

@@ -104,6 +104,58 @@ async fn no_search_finds_a_restricted_record() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restricted_record_is_for_those_who_break_the_glass() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let id = clinic.register(Role::FrontDesk, "restricted").await;
+    let (path, mark) = (format!("/api/patients/{id}"), format!("/api/patients/{id}/restriction"));
+    assert_eq!(clinic.ask(Role::Clinician, Method::PUT, &mark, None).await.status(), StatusCode::NO_CONTENT);
+    let read = async |role: Role, reason: Option<&str>| {
+        let mut request = clinic.node.client().get(format!("{}{path}", clinic.node.http_url()));
+        if let Some(reason) = reason {
+            request = request.header("X-Break-Glass", reason);
+        }
+        request.bearer_auth(&clinic.tokens[&role]).send().await.expect("an answer")
+    };
+    let long = "x".repeat(501);
+    for (role, reason) in [
+        (Role::Clinician, None),
+        (Role::Clinician, Some("  ")),
+        (Role::Clinician, Some(&*long)),
+        (Role::Admin, Some("I am an administrator")),
+        (Role::FrontDesk, Some("let me")),
+        (Role::Billing, Some("let me")),
+    ] {
+        let answer = read(role, reason).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{role:?} {reason:?}");
+        assert!(!answer.text().await.expect("text").contains("Patient restricted"));
+    }
+    let shown = read(Role::Clinician, Some("unconscious, allergies unknown")).await;
+    assert_eq!(shown.status(), StatusCode::OK);
+    let shown: Value = shown.json().await.expect("JSON");
+    assert_eq!((&shown["name"], &shown["restricted"]), (&json!("Patient restricted"), &json!(true)));
+    let list = clinic.ask(Role::Clinician, Method::GET, "/api/patients?limit=1000", None).await;
+    assert!(!list.text().await.expect("text").contains("Patient restricted"), "lists leave it out");
+    let new = patient("restricted");
+    for (role, status) in [(Role::FrontDesk, StatusCode::FORBIDDEN), (Role::Clinician, StatusCode::OK)] {
+        assert_eq!(clinic.ask(role, Method::PUT, &path, Some(&new)).await.status(), status, "{role:?}");
+    }
+    let rows = clinic.audit(&format!("patient={id}"), 100).await;
+    let reasons: Vec<_> = rows.iter().filter_map(|row| row["reason"].as_str()).collect();
+    assert_eq!(reasons, ["unconscious, allergies unknown"]);
+    let denied = rows.iter().filter(|row| row["outcome"] == "DENIED").count();
+    assert_eq!(
+        (denied, rows.len()),
+        (7, 11),
+        "registered, restricted, shown, changed; and the denials: {rows:?}"
+    );
+    assert!(!clinic.node.log().contains("unconscious"));
+
+    let mark_off = clinic.ask(Role::Admin, Method::DELETE, &mark, None).await;
+    assert_eq!(mark_off.status(), StatusCode::NO_CONTENT);
+    assert_eq!(read(Role::FrontDesk, None).await.status(), StatusCode::OK);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_version_and_no_history_without_breaking_the_glass() {
     let clinic = Clinic::open(Site::fresh().set_up()).await;
     let id = restricted(&clinic, "past").await;

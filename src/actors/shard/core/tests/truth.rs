@@ -1,5 +1,6 @@
 //! Whether every answer is true of the database at some moment between its question and itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{KEY_LIFETIME, Question, Sim};
@@ -117,5 +118,31 @@ impl Sim {
                 .iter()
                 .any(|(step, e)| *step <= answered && question.answered_at.0 - e.at.0 >= KEY_LIFETIME),
         }
+    }
+}
+
+/// The check is about something: the seeds come to every refusal and to answers given again.
+#[test]
+fn the_seeds_reach_what_is_checked() {
+    let mut reached = BTreeSet::new();
+    for seed in 0..300 {
+        let mut sim = Sim::new(seed, false);
+        sim.run(300);
+        for question in &sim.questions {
+            let Op::Write(write) = &question.op else { continue };
+            let before = |(step, _): &&(u64, RecordedEvent)| *step < question.asked;
+            match &question.answer {
+                Some((_, Err(failure))) => _ = reached.insert(failure.as_str()),
+                Some((_, Ok(_))) if sim.events_of(question, write).into_iter().any(|e| before(&e)) => {
+                    reached.insert("answered_again");
+                }
+                _ => {}
+            }
+        }
+    }
+    for wanted in
+        ["answered_again", "key_expired", "key_reused", "other_version", "id_taken", "not_found", "unknown"]
+    {
+        assert!(reached.contains(wanted), "{wanted} is not among {reached:?}");
     }
 }

@@ -1,0 +1,118 @@
+//! Cross-origin requests (Fetch standard, section 3.2), for the origins that are configured; by default there are none.
+//!
+//! Callers are known by a token that a page must put on each request itself, never by a cookie: no answer ever allows
+//! credentials, and a foreign page that is let in can do no more than its own user could with that token.
+//!
+//! This is part of the pipeline and no layer around it, because the layer at hand answers every OPTIONS request as if
+//! it were a preflight: those without `Origin` would lose their `Allow`, and none of them would be noted.
+
+use http::header::{
+    ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+    ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, ORIGIN,
+    VARY,
+};
+use http::{HeaderValue, Uri};
+
+/// Origins that can be configured, at most: each request with an `Origin` is compared with all of them.
+const ORIGINS_MAX: usize = 32;
+
+/// What a page may send beside what it always may.
+const REQUEST_HEADERS: &str = "accept-language, authorization, content-type, idempotency-key, if-match, \
+                               if-none-match, traceparent, x-request-id";
+/// What a page may read beside what it always may.
+const EXPOSED_HEADERS: &str = "allow, etag, link, location, ratelimit, ratelimit-policy, retry-after, traceparent, \
+                               www-authenticate, x-request-id";
+/// For how many seconds a browser may remember what a preflight was told.
+const MAX_AGE_S: &str = "600";
+
+/// What is wrong with a list of origins, if anything.
+pub(super) fn problem(origins: &[String]) -> Option<String> {
+    let holds = origins.len() <= ORIGINS_MAX && origins.iter().all(|origin| is_origin(origin));
+    (!holds).then(|| format!("at most {ORIGINS_MAX} origins such as https://app.example.org, without a path"))
+}
+
+/// An origin as browsers write it (RFC 6454, section 6.2).
+fn is_origin(text: &str) -> bool {
+    let Ok(uri) = text.parse::<Uri>() else { return false };
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
+    matches!(scheme, "http" | "https")
+        && !authority.as_str().contains('@')
+        && text == format!("{scheme}://{authority}").to_lowercase()
+}
+
+/// The origins that are let in.
+pub(super) struct Cors {
+    origins: Vec<HeaderValue>,
+}
+
+impl Cors {
+    /// None if there are no `origins`.
+    pub(super) fn new(origins: &[String]) -> Option<Self> {
+        let origins: Vec<_> =
+            origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
+        (!origins.is_empty()).then_some(Cors { origins })
+    }
+
+    /// The origin of a request, if it is one that is let in.
+    pub(super) fn origin(&self, asked: &HeaderMap) -> Option<HeaderValue> {
+        let origin = asked.get(ORIGIN)?;
+        self.origins.iter().find(|known| *known == origin).cloned()
+    }
+
+    /// On every answer: `origin` may read it.
+    pub(super) fn allow(origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
+        // Without an origin too: a cache must not give this answer to a page of another.
+        headers.append(VARY, HeaderValue::from_static("origin"));
+        if let Some(origin) = origin {
+            headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+            headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED_HEADERS));
+        }
+    }
+
+    /// On the answer to OPTIONS: what `origin` may send, if that is what was asked.
+    pub(super) fn preflight(
+        origin: Option<&HeaderValue>,
+        asked: &HeaderMap,
+        methods: &HeaderValue,
+        headers: &mut HeaderMap,
+    ) {
+        if origin.is_some() && asked.contains_key(ACCESS_CONTROL_REQUEST_METHOD) {
+            headers.insert(ACCESS_CONTROL_ALLOW_METHODS, methods.clone());
+            headers.insert(ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(REQUEST_HEADERS));
+            headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static(MAX_AGE_S));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_origin_is_a_scheme_and_a_host() {
+        for good in
+            ["https://app.example.org", "http://localhost:3000", "https://[::1]:8443", "http://10.0.0.1"]
+        {
+            assert!(is_origin(good), "{good}");
+        }
+        for bad in [
+            "",
+            "*",
+            "null",
+            "app.example.org",
+            "https://",
+            "https://app.example.org/",
+            "https://app.example.org/x",
+            "https://App.example.org",
+            "ftp://app.example.org",
+            "https://user@app.example.org",
+            "https://a?b",
+        ] {
+            assert!(!is_origin(bad), "{bad}");
+        }
+        assert_eq!(problem(&[]), None);
+        let many = vec!["https://app.example.org".to_owned(); ORIGINS_MAX + 1];
+        assert_eq!(problem(&many[1..]), None);
+        assert!(problem(&many).is_some());
+    }
+}

@@ -1,0 +1,141 @@
+//! How often a subject may ask: a bucket of requests for each, which fills at a steady rate. Each edge of a node has
+//! buckets of its own; nodes do not share them, so that no request waits for another node to be counted.
+//!
+//! The generic cell rate algorithm (ITU-T I.371, annex A) in its virtual scheduling form: of each subject one moment is
+//! kept, when its bucket will be full again. Nothing runs in the background.
+//!
+//! Invariants: at most `subjects_max` buckets are kept, and the one least recently used goes first. Whose bucket went
+//! has a full one again, so the limit holds for subjects that ask often, which are those it is for.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+
+use crate::domain::time::MonoTime;
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// The most requests per second, and the largest bucket, that can be set.
+pub const RATE_MAX: u32 = 1_000_000;
+
+/// What is left to a subject.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Requests that it may still make at once.
+    pub left: u32,
+    /// Seconds until its bucket is full again, rounded up.
+    pub full_in_s: u32,
+}
+
+/// The buckets of the subjects seen lately.
+pub struct Limiter {
+    /// Between two requests at the steady rate.
+    interval_ns: u64,
+    /// What a full bucket holds, as time.
+    full_ns: u64,
+    /// When each subject's bucket will be full.
+    full_at: Mutex<LruCache<Arc<str>, u64>>,
+}
+
+impl Limiter {
+    /// Buckets of `burst` requests that fill at `per_s`, for at most `subjects_max` subjects. None if `per_s` is 0.
+    pub fn new(per_s: u32, burst: u32, subjects_max: usize) -> Option<Self> {
+        if per_s == 0 {
+            return None;
+        }
+        let interval_ns = SECOND_NS / u64::from(per_s.min(RATE_MAX));
+        let subjects_max = NonZeroUsize::new(subjects_max).unwrap_or(NonZeroUsize::MIN);
+        Some(Limiter {
+            interval_ns,
+            full_ns: interval_ns * u64::from(burst.clamp(1, RATE_MAX)),
+            full_at: Mutex::new(LruCache::new(subjects_max)),
+        })
+    }
+
+    /// Takes one request from the bucket of `subject`.
+    ///
+    /// # Errors
+    /// The bucket is empty; within a second (`per_s` is 1 at least) there is one request in it again.
+    pub fn take(&self, subject: &Arc<str>, now: MonoTime) -> Result<Quota, Quota> {
+        let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let full_at = buckets.get_or_insert_mut(Arc::clone(subject), || 0);
+        let spent_ns = full_at.saturating_sub(now.0);
+        if spent_ns + self.interval_ns > self.full_ns {
+            return Err(self.quota(spent_ns));
+        }
+        *full_at = now.0 + spent_ns + self.interval_ns;
+        Ok(self.quota(spent_ns + self.interval_ns))
+    }
+
+    fn quota(&self, spent_ns: u64) -> Quota {
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Quota {
+            left: small(self.full_ns.saturating_sub(spent_ns) / self.interval_ns),
+            full_in_s: small(spent_ns.div_ceil(SECOND_NS)),
+        }
+    }
+
+    /// Seconds in which an empty bucket fills, rounded up.
+    pub fn window_s(&self) -> u64 {
+        self.full_ns.div_ceil(SECOND_NS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const START: MonoTime = MonoTime(5 * SECOND_NS);
+
+    fn at(ms: u64) -> MonoTime {
+        START.plus(Duration::from_millis(ms))
+    }
+
+    #[test]
+    fn a_bucket_is_emptied_at_once_and_fills_steadily() {
+        let (limiter, ada) = (Limiter::new(10, 3, 8).expect("a limit"), Arc::from("ada"));
+        for left in [2, 1, 0] {
+            assert_eq!(limiter.take(&ada, at(0)), Ok(Quota { left, full_in_s: 1 }));
+        }
+        assert_eq!(limiter.take(&ada, at(0)), Err(Quota { left: 0, full_in_s: 1 }));
+        assert_eq!(limiter.take(&ada, at(99)), Err(Quota { left: 0, full_in_s: 1 }));
+        assert_eq!(limiter.take(&ada, at(100)), Ok(Quota { left: 0, full_in_s: 1 }));
+        assert!(limiter.take(&ada, at(101)).is_err());
+        // Full is full, however long nobody asks; and a clock read a little earlier by another thread is no harm.
+        assert_eq!(limiter.take(&ada, at(60_000)), Ok(Quota { left: 2, full_in_s: 1 }));
+        assert_eq!(limiter.take(&ada, at(59_990)), Ok(Quota { left: 0, full_in_s: 1 }));
+    }
+
+    #[test]
+    fn over_a_long_time_the_rate_is_kept() {
+        let (limiter, ada) = (Limiter::new(50, 100, 8).expect("a limit"), Arc::from("ada"));
+        let taken = (0..10_000).filter(|ms| limiter.take(&ada, at(*ms)).is_ok()).count();
+        assert_eq!(taken, 100 + 499, "the bucket, and what came into it in ten seconds but the last 20 ms");
+    }
+
+    #[test]
+    fn each_subject_has_a_bucket_and_there_is_an_end_of_them() {
+        let limiter = Limiter::new(1, 1, 2).expect("a limit");
+        let [ada, bob, eve] = ["ada", "bob", "eve"].map(Arc::<str>::from);
+        assert!(limiter.take(&ada, at(0)).is_ok() && limiter.take(&bob, at(0)).is_ok());
+        assert!(limiter.take(&ada, at(1)).is_err() && limiter.take(&bob, at(1)).is_err());
+        // A third takes the place of the one that was seen the longest ago.
+        assert!(limiter.take(&eve, at(2)).is_ok());
+        assert!(limiter.take(&bob, at(3)).is_err());
+        assert!(limiter.take(&ada, at(4)).is_ok());
+        assert_eq!(limiter.full_at.lock().expect("held briefly").len(), 2);
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_the_extremes_do_not_overflow() {
+        assert!(Limiter::new(0, 10, 10).is_none());
+        let (widest, ada) = (Limiter::new(1, RATE_MAX, 1).expect("a limit"), Arc::from("ada"));
+        assert_eq!(widest.window_s(), u64::from(RATE_MAX));
+        assert_eq!(widest.take(&ada, at(0)), Ok(Quota { left: RATE_MAX - 1, full_in_s: 1 }));
+        let fastest = Limiter::new(u32::MAX, u32::MAX, 0).expect("a limit");
+        assert_eq!(fastest.take(&ada, at(0)), Ok(Quota { left: RATE_MAX - 1, full_in_s: 1 }));
+    }
+}
