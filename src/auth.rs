@@ -26,6 +26,7 @@ mod sessions;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod together;
 mod token;
 mod users;
 mod vault;

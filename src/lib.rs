@@ -20,6 +20,9 @@
 //! Which node has which shard: `domain::cluster` places them over the nodes in sight (`actors::members`, which
 //! `actors::peers` publishes), and a lease in the database says who really serves one (`actors::region`).
 //!
+//! Every access to what is known of a patient is recorded before it is answered: `http::accesses` and `grpc` say what,
+//! `actors::audit` gathers, `audit` seals it in chains and checks them.
+//!
 //! `node` puts the parts together and takes them apart, `config` finds their settings, `cli` is the
 //! program. `context` (trace, deadline, caller), `error`, `health` and `clock` go everywhere; `rate` is what both edges limit
 //! their callers with.

@@ -12,7 +12,6 @@
 //! - A token that names an unknown key makes a node ask the database, but not more often than once a second.
 //! - However many callers wait for the keys, one question is on its way.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,6 +26,7 @@ use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{CallerStore, SharedSecret, SigningKeyRow};
 
+use super::together::Together;
 use super::vault::Vault;
 use super::{CLOCKS_APART_MAX, Settings, lookup_failed, timed};
 
@@ -95,10 +95,7 @@ pub(super) struct Keys {
     /// For how long after a key signed last a token of it may hold.
     outlives: Duration,
     ring: ArcSwapOption<Ring>,
-    /// How many questions were begun.
-    begun: AtomicU64,
-    /// The last that has ended: its number, and what came of it.
-    last: tokio::sync::Mutex<Option<(u64, Result<()>)>>,
+    reading: Together,
     unknown_at: Mutex<Option<MonoTime>>,
 }
 
@@ -141,8 +138,7 @@ impl Keys {
             rotation: Duration::from_secs(settings.key_rotation_hours.saturating_mul(3600)),
             outlives: settings.token_ttl() + CLOCKS_APART_MAX,
             ring: ArcSwapOption::empty(),
-            begun: AtomicU64::new(0),
-            last: tokio::sync::Mutex::new(None),
+            reading: Together::default(),
             unknown_at: Mutex::new(None),
         })
     }
@@ -182,17 +178,7 @@ impl Keys {
     /// Reads the keys, and makes the next one if it is time. Callers who come while that is under way wait for the
     /// next reading, together.
     pub(super) async fn read(&self) -> Result<()> {
-        let asked = self.begun.load(Ordering::Acquire);
-        let mut last = self.last.lock().await;
-        if let Some((number, outcome)) = &*last
-            && *number > asked
-        {
-            return outcome.clone();
-        }
-        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        let outcome = self.read_now().await;
-        *last = Some((number, outcome.clone()));
-        outcome
+        self.reading.look(self.read_now()).await
     }
 
     async fn read_now(&self) -> Result<()> {

@@ -9,7 +9,6 @@
 //! - Memory is bounded: more revoked sessions than `revocations_max`, and no token is accepted.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, CallerStore, Hash, NewSession, Revocation, Rotation};
 
+use super::together::Together;
 use super::{CLOCKS_APART_MAX, Settings, lookup_failed, timed};
 
 /// Revocations reach every node within this time: nothing is decided on older knowledge.
@@ -58,8 +58,7 @@ pub(super) struct Sessions {
     per_user_max: u32,
     revocations_max: usize,
     revoked: RwLock<Revoked>,
-    begun: AtomicU64,
-    last: tokio::sync::Mutex<Option<(u64, Result<()>)>>,
+    reading: Together,
     announce: OnceLock<Announce>,
 }
 
@@ -81,8 +80,7 @@ impl Sessions {
             per_user_max: settings.sessions_per_user_max,
             revocations_max: settings.revocations_max,
             revoked: RwLock::default(),
-            begun: AtomicU64::new(0),
-            last: tokio::sync::Mutex::new(None),
+            reading: Together::default(),
             announce: OnceLock::new(),
         }
     }
@@ -123,17 +121,7 @@ impl Sessions {
     /// Asks the database what was revoked. Callers who come while that is under way wait for the next time,
     /// together.
     pub(super) async fn read(&self) -> Result<()> {
-        let asked = self.begun.load(Ordering::Acquire);
-        let mut last = self.last.lock().await;
-        if let Some((number, outcome)) = &*last
-            && *number > asked
-        {
-            return outcome.clone();
-        }
-        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        let outcome = self.read_now().await;
-        *last = Some((number, outcome.clone()));
-        outcome
+        self.reading.look(self.read_now()).await
     }
 
     async fn read_now(&self) -> Result<()> {

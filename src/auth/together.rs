@@ -1,0 +1,76 @@
+//! A look at the database that many may ask for at once.
+//!
+//! Invariant: who asks is answered by a look that began afterwards; however many wait, one is under way.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Mutex;
+
+use crate::error::Result;
+
+#[derive(Default)]
+pub(super) struct Together {
+    begun: AtomicU64,
+    /// The number of the last look, and what came of it.
+    last: Mutex<Option<(u64, Result<()>)>>,
+}
+
+impl Together {
+    /// Takes `look`, or, if another begins meanwhile, that one's outcome.
+    pub(super) async fn look(&self, look: impl Future<Output = Result<()>>) -> Result<()> {
+        let asked = self.begun.load(Ordering::Acquire);
+        let mut last = self.last.lock().await;
+        if let Some((number, outcome)) = &*last
+            && *number > asked
+        {
+            return outcome.clone();
+        }
+        let number = self.begun.fetch_add(1, Ordering::AcqRel) + 1;
+        let outcome = look.await;
+        *last = Some((number, outcome.clone()));
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn all_who_wait_share_the_next_look_and_none_an_earlier_one() {
+        let (together, looks) = (Arc::new(Together::default()), Arc::new(AtomicU64::new(0)));
+        let (open, closed) = tokio::sync::oneshot::channel::<()>();
+        let first = {
+            let (together, looks) = (Arc::clone(&together), Arc::clone(&looks));
+            let look = async move {
+                looks.fetch_add(1, Ordering::SeqCst);
+                let _ = closed.await;
+                Ok(())
+            };
+            tokio::spawn(async move { together.look(look).await })
+        };
+        while looks.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let waiting: Vec<_> = (0..9)
+            .map(|_| {
+                let (together, looks) = (Arc::clone(&together), Arc::clone(&looks));
+                let look = async move {
+                    looks.fetch_add(1, Ordering::SeqCst);
+                    Ok(())
+                };
+                tokio::spawn(async move { together.look(look).await })
+            })
+            .collect();
+        // On this one thread, they have all come as far as the lock.
+        tokio::task::yield_now().await;
+        open.send(()).expect("somebody waits");
+        first.await.expect("no panic").expect("looked");
+        for each in waiting {
+            each.await.expect("no panic").expect("looked");
+        }
+        assert_eq!(looks.load(Ordering::SeqCst), 2, "the first, and one for all who came meanwhile");
+    }
+}
