@@ -5,14 +5,15 @@
 //! from what it measures, on both sides of a pair alike.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::stats::percentile;
 use crate::{Result, role};
@@ -49,6 +50,8 @@ pub(crate) struct Outcome {
     pub(crate) mean_us: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    /// Until the first answer on a new connection, at the slowest of them: reads only. It is no part of the others.
+    pub(crate) first_answer_us: f64,
 }
 
 impl Outcome {
@@ -70,17 +73,32 @@ pub(crate) fn role() -> Result<()> {
     role::tell(&runtime.block_on(keep_busy(task))?)
 }
 
+/// What the connections of a load have in common.
+struct Shared {
+    task: Task,
+    /// The number of the next request that is measured.
+    next: AtomicUsize,
+    /// Connections that are open.
+    open: AtomicUsize,
+    /// When the last of them was, and measuring began.
+    began: OnceLock<Instant>,
+}
+
 async fn keep_busy(task: Task) -> Result<Outcome> {
     let connections = task.connections;
-    let shared = Arc::new((task, AtomicUsize::new(0)));
-    let began = Instant::now();
-    let clients: Vec<_> =
-        (0..connections).map(|_| tokio::spawn(client(Arc::clone(&shared), began))).collect();
-    let mut samples_us = Vec::new();
-    for client in clients {
-        samples_us.extend(client.await??);
+    let counter = AtomicUsize::default;
+    let shared = Arc::new(Shared { task, next: counter(), open: counter(), began: OnceLock::new() });
+    let mut clients = JoinSet::new();
+    for _ in 0..connections {
+        clients.spawn(client(Arc::clone(&shared)));
     }
-    let seconds = began.elapsed().as_secs_f64();
+    let (mut samples_us, mut first_answer_us) = (Vec::new(), f64::NAN);
+    while let Some(client) = clients.join_next().await {
+        let (first_us, samples) = client??;
+        first_answer_us = f64::max(first_answer_us, first_us);
+        samples_us.extend(samples);
+    }
+    let seconds = shared.began.get().ok_or("no connections")?.elapsed().as_secs_f64();
     samples_us.sort_unstable();
     let sum: u64 = samples_us.iter().copied().map(u64::from).sum();
     Ok(Outcome {
@@ -89,19 +107,49 @@ async fn keep_busy(task: Task) -> Result<Outcome> {
         mean_us: sum as f64 / samples_us.len() as f64,
         p50_us: percentile(&samples_us, 0.5),
         p99_us: percentile(&samples_us, 0.99),
+        first_answer_us,
     })
 }
 
-/// One connection; answers with how long each request took, in microseconds.
-async fn client(shared: Arc<(Task, AtomicUsize)>, began: Instant) -> Result<Vec<u32>> {
-    let (task, next) = &*shared;
+/// A connection over which one read has been answered, and how long it all took. Who writes asks for nothing yet.
+async fn open(task: &Task) -> Result<(Connection, f64)> {
+    let began = Instant::now();
+    let mut connection = Connection::open(task.address).await?;
+    if let Work::Get { .. } = task.work {
+        ask_first(&mut connection, task).await?;
+    }
+    Ok((connection, began.elapsed().as_secs_f64() * 1e6))
+}
+
+/// A read that is not measured.
+async fn ask_first(connection: &mut Connection, task: &Task) -> Result<()> {
+    let mut request = Vec::with_capacity(1024);
+    let expected = write_request(&mut request, task, 0)?;
+    match connection.exchange(&request).await? {
+        status if status == expected => Ok(()),
+        status => Err(format!("status {status} instead of {expected} before measuring").into()),
+    }
+}
+
+/// One connection; answers with how long its first answer took, and each measured request, in microseconds.
+async fn client(shared: Arc<Shared>) -> Result<(f64, Vec<u32>)> {
+    let Shared { task, next, open: opened, began } = &*shared;
+    let (mut connection, first_us) = open(task).await?;
+    opened.fetch_add(1, Ordering::AcqRel);
+    // A connection that nothing comes over may be ended.
+    while opened.load(Ordering::Acquire) < task.connections {
+        match task.work {
+            Work::Get { .. } => ask_first(&mut connection, task).await?,
+            Work::Post { .. } => tokio::task::yield_now().await,
+        }
+    }
+    let began = *began.get_or_init(Instant::now);
     let (end, work_max) = match (task.measured_ms, &task.work) {
         (Some(ms), Work::Get { .. }) => (Some(Duration::from_millis(ms)), usize::MAX),
         (Some(ms), Work::Post { count, .. }) => (Some(Duration::from_millis(ms)), *count),
         (None, Work::Get { paths }) => (None, paths.len()),
         (None, Work::Post { count, .. }) => (None, *count),
     };
-    let mut connection = Connection::open(task.address).await?;
     let mut request = Vec::with_capacity(1024);
     let mut samples_us = Vec::new();
     while end.is_none_or(|end| began.elapsed() < end) {
@@ -118,7 +166,7 @@ async fn client(shared: Arc<(Task, AtomicUsize)>, began: Instant) -> Result<Vec<
             return Err(format!("status {status} instead of {expected} for request {number}").into());
         }
     }
-    Ok(samples_us)
+    Ok((first_us, samples_us))
 }
 
 /// Writes request `number`; answers with the status it should get.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 use crate::load::{self, Connection, Outcome, Task, Work};
-use crate::node::{LOGIN, Node, Site};
+use crate::node::{Node, Site};
 use crate::patients::{latencies, post_task, rate};
 use crate::report::{Reach, Report, Row};
 use crate::stats::median;
@@ -89,20 +89,19 @@ async fn hashes_per_second(measured: Duration) -> Result<f64> {
     hashing.await?
 }
 
-fn login_request(node: &Node) -> Arc<[u8]> {
-    let (host, body) = (node.http, LOGIN.to_string());
+fn login_request(node: &Node, body: &str) -> Arc<[u8]> {
+    let host = node.http;
     let head = format!("POST /auth/login HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n");
     format!("{head}content-length: {}\r\n\r\n{body}", body.len()).into_bytes().into()
 }
 
 /// Logins per second that are answered with tokens, with one client more than there are threads, so that none of
 /// those waits for the next.
-async fn logins_per_second(node: &Node, measured: Duration) -> Result<f64> {
-    let request = login_request(node);
+async fn logins_per_second(node: &Node, request: &Arc<[u8]>, measured: Duration) -> Result<f64> {
     let began = Instant::now();
     let mut clients = JoinSet::new();
     for _ in 0..=hashing_threads() {
-        let (request, address) = (Arc::clone(&request), node.http);
+        let (request, address) = (Arc::clone(request), node.http);
         clients.spawn(async move {
             let mut connection = Connection::open(address).await?;
             let mut logins = 0_usize;
@@ -125,11 +124,12 @@ async fn logins_per_second(node: &Node, measured: Duration) -> Result<f64> {
 /// Logins, beside bare BCrypt on as many threads as the node has for it.
 pub(crate) async fn login(effort: Effort, report: &mut Report) -> Result<()> {
     let node = site()?.start().await?;
+    let request = login_request(&node, &node.another_user(&node.token().await?).await?);
     node.quiet().await?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
         theirs.push(hashes_per_second(effort.measured).await? * hashing_threads() as f64);
-        ours.push(logins_per_second(&node, effort.measured).await?);
+        ours.push(logins_per_second(&node, &request, effort.measured).await?);
     }
     report.add(Row {
         what: "logins".into(),
@@ -145,7 +145,8 @@ pub(crate) async fn login(effort: Effort, report: &mut Report) -> Result<()> {
 /// Reads while logins come faster than they can be answered, beside reads without.
 pub(crate) async fn flood(effort: Effort, report: &mut Report) -> Result<()> {
     let (node, token, paths) = with_patients(&site()?).await?;
-    let capacity = logins_per_second(&node, effort.measured).await?;
+    let request = login_request(&node, &node.another_user(&token).await?);
+    let capacity = logins_per_second(&node, &request, effort.measured).await?;
     let (mut calm, mut flooded) = (Vec::new(), Vec::new());
     let sent = Arc::new(AtomicUsize::new(0));
     read(&node, &token, &paths, Duration::from_secs(1)).await?;
@@ -153,7 +154,7 @@ pub(crate) async fn flood(effort: Effort, report: &mut Report) -> Result<()> {
         node.quiet().await?;
         calm.push(read(&node, &token, &paths, effort.measured).await?);
         let pouring =
-            tokio::spawn(pour(node.http, login_request(&node), capacity * FLOOD, Arc::clone(&sent)));
+            tokio::spawn(pour(node.http, Arc::clone(&request), capacity * FLOOD, Arc::clone(&sent)));
         // Until the queue is full.
         tokio::time::sleep(Duration::from_secs(2)).await;
         flooded.push(read(&node, &token, &paths, effort.measured).await?);

@@ -23,8 +23,6 @@ const EMAIL: &str = "testuser@test.com";
 const PASSWORD: &str = "password123";
 /// That of a user made for a node that is no demo, where common ones are refused.
 const OWN_PASSWORD: &str = "a benchmark and nothing else";
-/// The body of a login at the embedded defaults.
-pub(crate) const LOGIN: &str = r#"{"email":"testuser@test.com","password":"password123"}"#;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A data directory with the settings of the node that lives on it.
@@ -178,6 +176,23 @@ impl Node {
         let answer = client.post(self.url("/auth/login")).json(&login).send().await?.error_for_status()?;
         let answer: Value = answer.json().await?;
         Ok(answer["token"].as_str().ok_or("no token")?.to_owned())
+    }
+
+    /// Makes somebody else who may log in, as whose sessions end those of the holder of `token` do not. Answers with
+    /// the body of their login.
+    pub(crate) async fn another_user(&self, token: &str) -> Result<String> {
+        let login = json!({"email": "other@bench.example", "password": OWN_PASSWORD});
+        let mut user = login.clone();
+        user["role"] = "CLINICIAN".into();
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        client
+            .post(self.url("/api/users"))
+            .bearer_auth(token)
+            .json(&user)
+            .send()
+            .await?
+            .error_for_status()?;
+        Ok(login.to_string())
     }
 
     /// Up to `count` patients, by the pages of the list.

@@ -49,7 +49,7 @@ pub struct Settings {
     pub batch_max: usize,
     /// Accesses that must have gathered before a further batch starts beside one on its way.
     pub batch_min: usize,
-    /// Batches on their way to the database at the same time, a chain each.
+    /// Batches on their way to the database at the same time, a chain each; no more than it takes at once.
     pub batches_in_flight_max: usize,
     /// How often a chain notes where the others are.
     pub pins_every_ms: u64,

@@ -143,11 +143,14 @@ fn nudges(parts: &Parts, actors: &Actors) -> Vec<Nudge> {
 }
 
 fn audit(config: &Config, parts: &Parts, audits: &Audits, actors: &Actors) -> ChildSpec {
+    let mut settings = config.audit.clone();
+    // More batches than the database takes at once would only be smaller ones.
+    settings.batches_in_flight_max = settings.batches_in_flight_max.min(parts.store_writers);
     let args = AuditArgs {
         store: Arc::clone(&parts.store) as _,
         clock: Arc::clone(&parts.clock),
         chains: audits.chains("edge"),
-        settings: config.audit.clone(),
+        settings,
     };
     ChildSpec::new("audit-journal", || AuditJournal, args, actors.audit.clone())
 }

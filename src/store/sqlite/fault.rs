@@ -48,6 +48,14 @@ pub(super) fn of_commit(error: &sqlx::Error) -> Error {
     }
 }
 
+/// The error of a statement that is a transaction by itself: of its work, or of its commit.
+pub(super) fn of_lone_statement(error: &sqlx::Error) -> Error {
+    match primary_code(error) {
+        Some(ERROR | CONSTRAINT | MISMATCH) => of(error),
+        _ => of_commit(error),
+    }
+}
+
 /// A row that cannot be read: a bug, or another schema than ours.
 pub(super) fn of_decoding(error: &sqlx::Error) -> Error {
     match error {

@@ -17,7 +17,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::{connect, fault};
+use super::{SqliteQuery, connect, fault};
 use crate::store::{Error, Result};
 
 /// Gives out the connection, one transaction at a time.
@@ -68,6 +68,22 @@ impl Writer {
         &self,
         work: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
     ) -> Result<T> {
+        self.in_turn(move |shared, slot| Box::pin(shared.transact(slot, work))).await
+    }
+
+    /// Runs a statement that is a transaction by itself, and answers with the number of rows changed. It goes to
+    /// the connection's thread and back once; beginning and committing would be a way each.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub(super) async fn write_alone(&self, query: SqliteQuery<'static>) -> Result<u64> {
+        self.in_turn(move |shared, slot| Box::pin(shared.execute(slot, query))).await
+    }
+
+    async fn in_turn<T: Send + 'static>(
+        &self,
+        work: impl for<'s> FnOnce(&'s Shared, &'s mut Slot) -> BoxFuture<'s, Result<T>> + Send + 'static,
+    ) -> Result<T> {
         let shared = Arc::clone(&self.shared);
         let flight = Arc::new(Flight { shared: Arc::clone(&shared), state: AtomicU8::new(RUNNING) });
         let caller = Caller(Arc::clone(&flight));
@@ -76,7 +92,7 @@ impl Writer {
             let Ok(mut slot) = timeout(shared.acquire_timeout, shared.slot.lock()).await else {
                 return Err(Error::Unavailable("too many changes wait for their turn".to_owned()));
             };
-            shared.transact(&mut slot, work).await
+            work(&shared, &mut slot).await
         });
         let answer = timeout(self.shared.acquire_timeout + self.answer_timeout, task).await;
         drop(caller);
@@ -118,19 +134,38 @@ impl Writer {
 }
 
 impl Shared {
+    /// Takes the connection out of the slot, which is lost until it is put back.
+    async fn connection(&self, slot: &mut Slot) -> Result<SqliteConnection> {
+        match std::mem::replace(slot, Slot::Lost) {
+            Slot::Idle(connection) => Ok(connection),
+            Slot::Lost => connect(&self.options).await,
+            Slot::Closed => {
+                *slot = Slot::Closed;
+                Err(Error::Unavailable("the store is closed".to_owned()))
+            }
+        }
+    }
+
+    async fn execute(&self, slot: &mut Slot, query: SqliteQuery<'static>) -> Result<u64> {
+        let mut connection = self.connection(slot).await?;
+        match query.execute(&mut connection).await {
+            Ok(done) => {
+                *slot = Slot::Idle(connection);
+                Ok(done.rows_affected())
+            }
+            Err(error) => {
+                connection.close().await.ok();
+                Err(fault::of_lone_statement(&error))
+            }
+        }
+    }
+
     async fn transact<T>(
         &self,
         slot: &mut Slot,
         work: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>>,
     ) -> Result<T> {
-        let mut connection = match std::mem::replace(slot, Slot::Lost) {
-            Slot::Idle(connection) => connection,
-            Slot::Lost => connect(&self.options).await?,
-            Slot::Closed => {
-                *slot = Slot::Closed;
-                return Err(Error::Unavailable("the store is closed".to_owned()));
-            }
-        };
+        let mut connection = self.connection(slot).await?;
         if let Err(error) = run(&mut connection, "BEGIN IMMEDIATE").await {
             *slot = Slot::Idle(connection);
             return Err(fault::of(&error));
