@@ -25,6 +25,7 @@ mod postgres;
 mod process;
 mod roles;
 mod schemathesis;
+mod security_map;
 mod sessions;
 mod tracing;
 
