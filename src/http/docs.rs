@@ -3,32 +3,28 @@
 //! every answer has in its head, from `docs/headers.rs`. `docs/openapi.json` is what `hygeia openapi` prints, and a
 //! test holds it to that.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
-use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 use utoipa::{OpenApi as _, PartialSchema};
-use utoipa_swagger_ui::{Config, Url};
 
 use crate::error::ErrorCode;
 
-use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb, tail};
+use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb};
 use super::problem::{Failure, PROBLEM_JSON, Problem};
 use super::routes::ROUTES;
 use super::{
-    AppState, analytics, audit, billing, cluster, history, login, ops, patients, reply, search, security,
-    users,
+    AppState, analytics, audit, billing, cluster, history, login, ops, patients, reply, search, users,
 };
 
 mod headers;
+pub(super) mod swagger;
 
 const BEARER: &str = "bearer";
 
@@ -57,9 +53,9 @@ const BEARER: &str = "bearer";
     whole,
     patients,
     auth,
-    to_swagger,
-    page,
-    swagger,
+    swagger::redirect,
+    swagger::page,
+    swagger::file,
 ))]
 struct PatientsApi;
 
@@ -90,16 +86,6 @@ static AUTH: LazyLock<Bytes> = LazyLock::new(|| {
 
 static WHOLE: LazyLock<Bytes> = LazyLock::new(|| compact(&everything()));
 
-static SWAGGER: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| {
-    let docs = [
-        Url::new("Everything", "/openapi.json"),
-        Url::new("Patients", "/api-docs/patients"),
-        Url::new("Authentication", "/api-docs/auth"),
-    ];
-    // Without this, the page would tell an outside service where our description is.
-    Arc::new(Config::new(docs).validator_url("none"))
-});
-
 /// The whole interface as one OpenAPI 3.1 document, in JSON for people to read.
 pub fn openapi() -> String {
     everything().to_pretty_json().unwrap_or_default()
@@ -113,7 +99,8 @@ fn everything() -> OpenApi {
 
 /// Shows the whole interface.
 ///
-/// To try it out in `/swagger-ui/`: send `POST /auth/login`, and put the token from its answer into "Authorize".
+/// To try it out in `/swagger-ui/`: send `POST /auth/login`; the page shows the token from its answer with
+/// whatever is sent after that.
 #[utoipa::path(get, path = "/openapi.json", operation_id = "openapi", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn whole(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
@@ -132,48 +119,6 @@ pub(super) async fn patients(_: Arc<AppState>, _: OpenCall) -> Result<Response, 
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn auth(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
     Ok(reply::bytes_of(StatusCode::OK, "application/json", AUTH.clone()))
-}
-
-/// Leads to the page that shows the interface.
-// The page's own links are relative to the path with the slash.
-#[utoipa::path(get, path = "/swagger-ui", operation_id = "swaggerRedirect", tag = "documentation",
-    responses((status = 308, description = "To the path with the slash.",
-        headers(("Location", description = "`/swagger-ui/`")))))]
-pub(super) async fn to_swagger(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
-    let mut response = reply::empty(StatusCode::PERMANENT_REDIRECT);
-    response.headers_mut().insert(LOCATION, HeaderValue::from_static("/swagger-ui/"));
-    Ok(response)
-}
-
-/// A page to read the descriptions with, and to try them out.
-#[utoipa::path(get, path = "/swagger-ui/", operation_id = "swagger", tag = "documentation",
-    responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
-pub(super) async fn page(app: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
-    swagger(app, call).await
-}
-
-/// The files of the page.
-#[utoipa::path(get, path = "/swagger-ui/{file}", operation_id = "swaggerFile", tag = "documentation",
-    params(("file" = String, Path, description = "Its name.", example = "swagger-ui.css")),
-    responses((status = 200, description = "The file.", content(
-        (String = "text/html"), (String = "text/css"), (String = "text/javascript"), (String = "application/json"),
-        (String = "image/png"), (String = "application/octet-stream")))))]
-pub(super) async fn swagger(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
-    let name = tail(&call.parts, call.path);
-    let file = utoipa_swagger_ui::serve(name, Arc::clone(&SWAGGER))
-        .map_err(|_| Failure::new(ErrorCode::Internal, "The page could not be made"))?
-        .ok_or_else(|| Failure::new(ErrorCode::NotFound, "There is no such file"))?;
-    let media_type = HeaderValue::try_from(file.content_type)
-        .map_err(|_| Failure::new(ErrorCode::Internal, "The page could not be made"))?;
-    let bytes = match file.bytes {
-        Cow::Borrowed(bytes) => Bytes::from_static(bytes),
-        Cow::Owned(bytes) => Bytes::from(bytes),
-    };
-    let mut response = Response::new(Body::from(bytes));
-    response.headers_mut().insert(CONTENT_TYPE, media_type);
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(security::PAGE));
-    Ok(response)
 }
 
 fn compact(api: &OpenApi) -> Bytes {

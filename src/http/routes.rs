@@ -184,14 +184,14 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
         Handler::Open(|s, c| docs::patients(s, c).boxed()),
     ),
     open(Verb::Get, "/api-docs/auth", &[], Takes::Nothing, Handler::Open(|s, c| docs::auth(s, c).boxed())),
-    open(Verb::Get, "/swagger-ui", &[], Takes::Nothing, Handler::Open(|s, c| docs::to_swagger(s, c).boxed())),
-    open(Verb::Get, "/swagger-ui/", &[], Takes::Nothing, Handler::Open(|s, c| docs::page(s, c).boxed())),
+    open(Verb::Get, "/swagger-ui", &[], Takes::Nothing, Handler::Open(|s, c| docs::swagger::redirect(s, c).boxed())),
+    open(Verb::Get, "/swagger-ui/", &[], Takes::Nothing, Handler::Open(|s, c| docs::swagger::page(s, c).boxed())),
     open(
         Verb::Get,
         "/swagger-ui/{*file}",
         &[NotFound],
         Takes::Nothing,
-        Handler::Open(|s, c| docs::swagger(s, c).boxed()),
+        Handler::Open(|s, c| docs::swagger::file(s, c).boxed()),
     ),
 ];
 
