@@ -90,6 +90,9 @@ pub struct Settings {
     /// Where all connections are taken and one more comes, the one that has kept us waiting the longest for a whole
     /// request is ended, if it has for so long; else the new one waits for its turn.
     pub waiting_grace_ms: u64,
+    /// Connections that wait in the kernel's queue until we take them. What does not fit has to try again, in steps of
+    /// seconds. The kernel may allow fewer (`net.core.somaxconn`).
+    pub queued_connections_max: u32,
     /// How long a connection may take to send a whole request head: from its start, and again from the end
     /// of each answer, so that it is the limit of idle connections too.
     pub header_timeout_ms: u64,
@@ -139,6 +142,7 @@ impl Default for Settings {
             in_flight_max: 256,
             connections_max: 768,
             waiting_grace_ms: 500,
+            queued_connections_max: 4096,
             header_timeout_ms: 10_000,
             header_max_bytes: 16_384,
             headers_max: 64,
@@ -168,6 +172,7 @@ impl Settings {
             ("in_flight_max", within(self.in_flight_max as u64, 1, 1_000_000)),
             ("connections_max", within(self.connections_max as u64, 1, 1_000_000)),
             ("waiting_grace_ms", within(self.waiting_grace_ms, 1, 600_000)),
+            ("queued_connections_max", within(self.queued_connections_max.into(), 1, 65_535)),
             ("header_timeout_ms", within(self.header_timeout_ms, 1, 600_000)),
             ("header_max_bytes", within(self.header_max_bytes as u64, 8192, 1_048_576)),
             ("headers_max", within(self.headers_max as u64, 16, 1024)),

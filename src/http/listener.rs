@@ -18,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
@@ -60,10 +60,22 @@ pub(super) struct Listener {
     settings: Settings,
 }
 
+/// As `TcpListener::bind`, but for the length of the queue.
+fn bound(settings: &Settings) -> std::io::Result<TcpListener> {
+    let socket = match settings.listen {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // Else a node that starts again would have to wait for the old one's connections to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(settings.listen)?;
+    socket.listen(settings.queued_connections_max)
+}
+
 impl Listener {
     pub(super) async fn bind(settings: Settings) -> Result<Self, Error> {
         let failed = |source| Error::Listen { address: settings.listen, source };
-        let socket = TcpListener::bind(settings.listen).await.map_err(failed)?;
+        let socket = bound(&settings).map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         Ok(Listener { socket, address, settings })
     }

@@ -184,8 +184,20 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
         Handler::Open(|s, c| docs::patients(s, c).boxed()),
     ),
     open(Verb::Get, "/api-docs/auth", &[], Takes::Nothing, Handler::Open(|s, c| docs::auth(s, c).boxed())),
-    open(Verb::Get, "/swagger-ui", &[], Takes::Nothing, Handler::Open(|s, c| docs::swagger::redirect(s, c).boxed())),
-    open(Verb::Get, "/swagger-ui/", &[], Takes::Nothing, Handler::Open(|s, c| docs::swagger::page(s, c).boxed())),
+    open(
+        Verb::Get,
+        "/swagger-ui",
+        &[],
+        Takes::Nothing,
+        Handler::Open(|s, c| docs::swagger::redirect(s, c).boxed()),
+    ),
+    open(
+        Verb::Get,
+        "/swagger-ui/",
+        &[],
+        Takes::Nothing,
+        Handler::Open(|s, c| docs::swagger::page(s, c).boxed()),
+    ),
     open(
         Verb::Get,
         "/swagger-ui/{*file}",

@@ -88,7 +88,9 @@ fn read(text: &str, present: &Present<'_>) -> Named {
             setting(item, token, present, &mut named);
         }
         match met.split([' ', '.', ':', ',']).next().unwrap_or_default() {
-            "Met" | "Partly" if code(shown).next().is_none() => named.faults.push(format!("{item}: nothing shows it")),
+            "Met" | "Partly" if code(shown).next().is_none() => {
+                named.faults.push(format!("{item}: nothing shows it"))
+            }
             "Met" | "Partly" => {}
             "Not" if met.starts_with("Not met") => {}
             _ => named.faults.push(format!("{item}: whether it is met is not said: {met}")),
@@ -160,8 +162,7 @@ fn is_head(line: &str) -> bool {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty()
-        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
 /// `section.key`, and no path.
@@ -199,7 +200,10 @@ fn every_slip_in_the_tables_is_found() {
     let read_row = |row: &str| {
         let paragraphs: String =
             PARAGRAPHS.iter().map(|p| format!("| {p} R | x | `src/a.rs` `there` | Met. | |\n")).collect();
-        read(&format!("{HEADING}\n| item | x | x | x | x |\n|---|---|---|---|---|\n{paragraphs}{row}\n"), &present)
+        read(
+            &format!("{HEADING}\n| item | x | x | x | x |\n|---|---|---|---|---|\n{paragraphs}{row}\n"),
+            &present,
+        )
     };
     let good = "| V6.2.1, V6.2.2 | x | `src/a.rs` `there` `later`; `auth.issuer` | Partly: x. | `auth.issuer` `hygeia x` |";
     let named = read_row(good);
@@ -214,10 +218,7 @@ fn every_slip_in_the_tables_is_found() {
             "| V6.2.1 | x | `src/b.rs` | Met. | |",
             "V6.2.1: src/b.rs is no file, no setting, and no test of a file",
         ),
-        (
-            "| V6.2.1 | x | `there` | Met. | |",
-            "V6.2.1: there is no file, no setting, and no test of a file",
-        ),
+        ("| V6.2.1 | x | `there` | Met. | |", "V6.2.1: there is no file, no setting, and no test of a file"),
         ("| V6.2.1 | x | `auth.gone` | Met. | |", "V6.2.1: there is no setting auth.gone"),
         ("| V6.2.1 | x | `auth.issuer` | Met. | `http.gone` |", "V6.2.1: there is no setting http.gone"),
         ("| V6.2.1 | x | | Met. | |", "V6.2.1: nothing shows it"),

@@ -104,9 +104,14 @@ mod tests {
         let routes = |path: &&str| ROUTES.iter().any(|endpoint| endpoint.path == *path);
         let paths: Vec<&str> = setup.split('"').filter(|text| text.starts_with('/')).collect();
         assert!(paths.iter().all(routes), "{paths:?}");
-        for needed in
-            ["/auth/login", "/auth/refresh", "/auth/logout", "/openapi.json", "/api-docs/patients", "/api-docs/auth"]
-        {
+        for needed in [
+            "/auth/login",
+            "/auth/refresh",
+            "/auth/logout",
+            "/openapi.json",
+            "/api-docs/patients",
+            "/api-docs/auth",
+        ] {
             assert!(paths.contains(&needed), "{needed}: {paths:?}");
         }
         let scheme = format!("preauthorizeApiKey(\"{}\", token)", super::super::BEARER);

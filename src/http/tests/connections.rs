@@ -70,6 +70,21 @@ async fn beyond_the_cap_connections_wait() {
 }
 
 #[tokio::test]
+async fn the_kernels_queue_is_as_long_as_it_is_told() {
+    let listener = Listener::bind(Settings { queued_connections_max: 4, ..settings() }).await.expect("bound");
+    // Nobody takes them. Linux lets one more in than it was told.
+    let mut queued = Vec::new();
+    for _ in 0..=4 {
+        let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(listener.local_addr())).await;
+        queued.push(connected.expect("there is room").expect("connected"));
+    }
+    // A first packet that was not heard is sent again after a second.
+    let beyond =
+        tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(listener.local_addr())).await;
+    assert!(beyond.is_err(), "there is no room: {beyond:?}");
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cut_off() {
     let bench = Bench::start(Settings { write_stall_ms: 200, ..settings() }).await;
     let mut stalled = TcpStream::connect(bench.address).await.expect("connected");
