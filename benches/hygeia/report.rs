@@ -123,7 +123,8 @@ const HOW: &str = "
 - **GET of another node**: the same through a node with the role `front` alone; the patients are on a second process with the
   role `patient`, in PostgreSQL. Every request crosses the link between the two, and is logged on both.
 - **slow connections**: a closed loop of reads at one node, with 2,000 other connections that send their heads a byte a second
-  and without them, by turns. One that the node ends comes again at once. They are held by the process of the bench itself.
+  and without them, by turns. One that the node ends comes again at once. They are held by the process of the bench itself. Reads are
+  measured from when each reader's connection has had a first answer; how long the last of them waited for that is told beside.
 - **POST**: each request registers another patient. pgbench inserts the same rows (patient, e-mail address, event, outbox, unbilled)
   in one prepared statement that checks the lease under the same lock, one patient per transaction. The bench counts its rows
   and refuses a server that does not wait for its disk. The disk's own sync is measured before, between and after.
@@ -138,7 +139,9 @@ const HOW: &str = "
 - **tokens**: the same reads at two nodes, one with EdDSA tokens and one with HS256.
 - **logins**: whole logins over HTTP, with as many clients as keep the hashing threads busy; the yardstick is the same BCrypt in a loop,
   times the threads that the node has for it.
-- **login flood**: logins with the right password, each on a connection of its own, four times as fast as they can be answered;
+- **access audit**: the same load at two nodes, one of which records no accesses. With few readers each waits for the commit of its
+  entry while the processors have time left; with many the processors are what is short, and the ratio is of what a node can do.
+- **login flood**: logins of another user with the right password, each on a connection of its own, four times as fast as they can be answered;
   what is too much is refused. Reads go on beside them.
 - **start**: from starting the process to the first 200 of `/health/ready`.
 
