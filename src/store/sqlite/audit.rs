@@ -1,8 +1,8 @@
 //! The access audit.
 
 use async_trait::async_trait;
-use sqlx::QueryBuilder;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{QueryBuilder, Sqlite};
 use uuid::Uuid;
 
 use super::{SqliteQuery, SqliteStore, change, column};
@@ -51,6 +51,21 @@ fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
+/// The search: along the index by time, which has the terms too, so that only rows that fit are looked at.
+pub(super) fn search_query(search: &AuditSearch) -> QueryBuilder<Sqlite> {
+    let mut query =
+        QueryBuilder::new("SELECT chain, seq, at, mac, terms, body FROM audit_batches WHERE at >= ");
+    query.push_bind(search.from.0).push(" AND (at, chain, seq) <= (").push_bind(search.until.at.0);
+    query.push(", ").push_bind(search.until.chain).push(", ").push_bind(search.until.seq).push(")");
+    for term in &search.terms {
+        // A term is four bytes, and `instr` may find them where one ends and the next begins: a batch that is
+        // looked at in vain.
+        query.push(" AND instr(terms, ").push_bind(bytes_of(&[*term])).push(") > 0");
+    }
+    query.push(" ORDER BY at DESC, chain DESC, seq DESC LIMIT ").push_bind(search.limit_rows);
+    query
+}
+
 #[async_trait]
 impl AuditStore for SqliteStore {
     async fn append_audit(&self, batch: &AuditBatch) -> Result<()> {
@@ -88,16 +103,7 @@ impl AuditStore for SqliteStore {
     }
 
     async fn search_audit(&self, search: &AuditSearch) -> Result<Vec<AuditBatch>> {
-        // A term is four bytes, and `instr` may find them where one ends and the next begins: a batch that is
-        // looked at in vain.
-        let mut query =
-            QueryBuilder::new("SELECT chain, seq, at, mac, terms, body FROM audit_batches WHERE at >= ");
-        query.push_bind(search.from.0).push(" AND (at, chain, seq) <= (").push_bind(search.until.at.0);
-        query.push(", ").push_bind(search.until.chain).push(", ").push_bind(search.until.seq).push(")");
-        for term in &search.terms {
-            query.push(" AND instr(terms, ").push_bind(bytes_of(&[*term])).push(") > 0");
-        }
-        query.push(" ORDER BY at DESC, chain DESC, seq DESC LIMIT ").push_bind(search.limit_rows);
+        let mut query = search_query(search);
         let rows = self.read(query.build()).await?;
         rows.iter().map(batch).collect()
     }

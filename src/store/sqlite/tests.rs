@@ -15,11 +15,12 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{SqliteStore, change};
 use crate::domain::ids::Kind;
 use crate::domain::patient::PatientState;
+use crate::domain::time::Timestamp;
 use crate::store::AppendOutcome::Committed;
 use crate::store::contract::world::{LONG, Region, id, list};
 use crate::store::{
-    Error, LeaseStore, OUTBOX_DEPTH_ROWS_MAX, OutboxStore, PatientStore, Result, Settings, Store, Use,
-    migrate, open,
+    AuditBatch, AuditStore, Error, LeaseStore, OUTBOX_DEPTH_ROWS_MAX, OutboxStore, PatientStore, Result,
+    Settings, Store, Use, migrate, open,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -179,10 +180,21 @@ async fn a_file_locked_by_another_process_is_a_known_abort() {
     let batch = [region.register(1, "one@example.com")];
     let outcome = store.commit_patients(&batch).await;
     assert!(matches!(outcome, Err(Error::Unavailable(_))), "{outcome:?}");
+    let audit = AuditBatch {
+        chain: uuid::Uuid::from_u128(1),
+        seq: 0,
+        at: Timestamp(1),
+        mac: [0; 32],
+        body: vec![],
+        terms: vec![],
+    };
+    let unsaid = store.append_audit(&audit).await;
+    assert!(matches!(unsaid, Err(Error::Unavailable(_))), "{unsaid:?}");
     assert!(matches!(store.ping().await, Err(Error::Unavailable(_))), "not ready to write");
     assert!(store.is_empty().await.expect("reading goes on"));
     other.execute("ROLLBACK").await.expect("the lock");
     assert_eq!(store.commit_patients(&batch).await.expect("outcomes"), [Committed]);
+    assert_eq!(store.append_audit(&audit).await, Ok(()));
 }
 
 #[tokio::test]

@@ -1,11 +1,14 @@
 //! That every list is read by an index, in its order.
 
 use sqlx::{AssertSqlSafe, Executor, Row};
+use uuid::Uuid;
 
+use super::super::audit::search_query;
 use super::{other_process, place, serve};
-use crate::store::Store;
+use crate::domain::time::Timestamp;
 use crate::store::contract::world::{Region, list};
 use crate::store::searching::{Dialect, tests::every_scan};
+use crate::store::{AuditPosition, AuditSearch, Store};
 
 #[tokio::test]
 async fn every_list_goes_by_an_index_in_its_order() {
@@ -27,6 +30,26 @@ async fn every_list_goes_by_an_index_in_its_order() {
         let searched = between && !plan.contains("SCAN") && !plan.contains("TEMP B-TREE");
         assert!(plan.contains(&index) && searched, "not {index}:\n{sql}\n{plan}");
     }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_search_of_the_audit_goes_by_time_and_sorts_nothing() {
+    let (_directory, settings) = place();
+    let store = serve(&settings).await;
+    let mut session = other_process(&settings).await;
+    let search = AuditSearch {
+        terms: vec![1, 2],
+        from: Timestamp(0),
+        until: AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX },
+        limit_rows: 16,
+    };
+    let sql = search_query(&search).sql();
+    let explained = sqlx::query(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", sql.as_str())));
+    let rows = explained.fetch_all(&mut session).await.expect("a plan");
+    let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+    let [step] = plan.as_slice() else { panic!("more than one step: {plan:?}") };
+    assert!(step.starts_with("SEARCH audit_batches USING INDEX audit_batches_at ("), "{step}");
     store.close().await;
 }
 
