@@ -213,7 +213,7 @@ impl Auth {
     }
 
     async fn granted(&self, subject: &str, standing: (Role, Timestamp), grant: Grant) -> Result<Login> {
-        let token = self.inner.tokens.sign(subject, standing, grant.session).await?;
+        let token = self.inner.tokens.sign(subject, standing, (grant.session, grant.ends_at)).await?;
         Ok(Login { token, refresh_token: grant.refresh_token })
     }
 

@@ -66,6 +66,7 @@ pub(super) struct Sessions {
 pub(super) struct Grant {
     pub(super) session: SessionId,
     pub(super) begun_at: Timestamp,
+    pub(super) ends_at: Timestamp,
     pub(super) refresh_token: String,
 }
 
@@ -201,7 +202,7 @@ impl Sessions {
         let starting = self.store.start_session(&session, self.per_user_max, self.revocation());
         let surplus = timed(self.timeout, starting).await.map_err(|error| write_failed(&error))?;
         self.tell(&surplus);
-        Ok(Grant { session: session.id, begun_at: now, refresh_token })
+        Ok(Grant { session: session.id, begun_at: now, ends_at, refresh_token })
     }
 
     /// Takes `refresh_token` for the next one; with it, whose session it is.
@@ -213,8 +214,8 @@ impl Sessions {
         let used = hash_of(refresh_token);
         let rotating = self.store.rotate_token(&used, &next_hash, self.revocation());
         match timed(self.timeout, rotating).await.map_err(|error| write_failed(&error))? {
-            Rotation::Done { session, subject, created_at, .. } => {
-                Ok((subject, Grant { session, begun_at: created_at, refresh_token: next }))
+            Rotation::Done { session, subject, created_at, ends_at } => {
+                Ok((subject, Grant { session, begun_at: created_at, ends_at, refresh_token: next }))
             }
             Rotation::Reused { session } => {
                 tracing::warn!(%session, "a refresh token was used a second time: its session is revoked");

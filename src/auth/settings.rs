@@ -39,7 +39,7 @@ pub struct Settings {
     pub issuer: String,
     /// The `aud` of tokens; one for another audience does not hold.
     pub audience: String,
-    /// How long a token holds. From then on its session must be refreshed.
+    /// How long a token holds, but never beyond the end of its session. From then on the session must be refreshed.
     pub token_ttl_seconds: u64,
     /// How long a session lasts after its login, however often it is refreshed.
     pub session_ttl_seconds: u64,

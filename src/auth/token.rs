@@ -5,6 +5,7 @@
 //! - A header names the algorithm that is configured, our type, and for EdDSA a key; one that holds anything
 //!   else (`jku`, `x5u`, `jwk`, `crit`, …) is refused before anything is verified. Keys are never taken from a token.
 //! - What is remembered is asked anew for its end, and for whether its key still holds.
+//! - A token does not outlive its session.
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
@@ -154,17 +155,20 @@ impl Tokens {
         }
     }
 
-    /// A token for `subject` in `session`, from now on. It is dated by whole seconds: one given in the second of
-    /// `not_before`, before which tokens do not hold, or where clocks run behind it, is dated after it.
+    /// A token for `subject` in `session`, from now on, and not beyond the session's end. It is dated by whole
+    /// seconds: one given in the second of `not_before`, before which tokens do not hold, or where clocks run behind
+    /// it, is dated after it.
     pub(super) async fn sign(
         &self,
         subject: &str,
         (role, not_before): (Role, Timestamp),
-        session: SessionId,
+        (session, session_ends_at): (SessionId, Timestamp),
     ) -> Result<super::Token> {
         let since = u64::try_from(not_before.0).unwrap_or(0).div_ceil(1_000_000);
         let now = self.now_seconds();
         let now = now.max(since.min(now.saturating_add(LEEWAY_SECONDS)));
+        let session_ends = u64::try_from(session_ends_at.0).unwrap_or(0) / 1_000_000;
+        let ends = now.saturating_add(self.ttl.as_secs()).min(session_ends);
         let claims = Claims {
             iss: self.issuer.as_str().into(),
             aud: self.audience.as_str().into(),
@@ -174,7 +178,7 @@ impl Tokens {
             jti: Uuid::now_v7(),
             iat: now,
             nbf: None,
-            exp: now.saturating_add(self.ttl.as_secs()),
+            exp: ends,
         };
         let mut header = Header { typ: Some(TYPE.to_owned()), ..Header::new(self.algorithm) };
         let text = match &self.keying {
@@ -186,7 +190,8 @@ impl Tokens {
                 jsonwebtoken::encode(&header, &claims, key.signs.as_ref().ok_or_else(broken)?)
             }
         };
-        Ok(super::Token { text: text.map_err(|_| broken())?, expires_in: self.ttl })
+        let expires_in = Duration::from_secs(ends.saturating_sub(now));
+        Ok(super::Token { text: text.map_err(|_| broken())?, expires_in })
     }
 
     /// What `token` says, if it holds now.

@@ -4,8 +4,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa, settings as hs256};
 use crate::auth::{Auth, Login, Settings, Users};
+use crate::domain::time::Clock;
 use crate::error::ErrorCode;
 use crate::store;
 
@@ -76,6 +80,56 @@ async fn a_session_ends_for_good_after_its_time() {
     let given = login(&node).await;
     world.clock.step(Duration::from_secs(world.settings.session_ttl_seconds));
     assert!(node.refresh(&given.refresh_token).await.is_err());
+}
+
+/// The claim `exp` of a token.
+fn end_of(token: &str) -> i64 {
+    let claims = token.split('.').nth(1).expect("three parts");
+    let claims = URL_SAFE_NO_PAD.decode(claims).expect("base64url");
+    let claims: serde_json::Value = serde_json::from_slice(&claims).expect("JSON");
+    claims["exp"].as_i64().expect("a number")
+}
+
+#[tokio::test]
+async fn no_token_outlives_its_session() {
+    for algorithm in [eddsa(), hs256()] {
+        let world = World { settings: Settings { session_ttl_seconds: 1000, ..algorithm }, ..World::new() };
+        let began = world.clock.now().0 / 1_000_000;
+        world.clock.step(Duration::from_millis(500));
+        let node = world.node();
+        let first = login(&node).await;
+        assert_eq!(first.token.expires_in, Duration::from_secs(900));
+        assert_eq!(end_of(&first.token.text), began + 900);
+        world.clock.step(Duration::from_secs(200));
+        let second = node.refresh(&first.refresh_token).await.expect("refreshed");
+        assert_eq!(second.token.expires_in, Duration::from_secs(800));
+        assert_eq!(end_of(&second.token.text), began + 1000);
+        world.clock.step(Duration::from_secs(799));
+        let last = node.refresh(&second.refresh_token).await.expect("refreshed");
+        assert_eq!(last.token.expires_in, Duration::from_secs(1));
+        for given in [&second, &last] {
+            node.authenticate(&given.token.text).await.expect("the session is not over");
+        }
+        // Its end in whole seconds, and 2 s by which clocks may differ.
+        world.clock.step(Duration::from_millis(500 + 2000));
+        for given in [&second, &last] {
+            refused(&node, &given.token.text).await;
+        }
+        assert!(node.refresh(&last.refresh_token).await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn where_sessions_are_shorter_than_tokens_a_login_gives_a_shorter_token() {
+    for algorithm in [eddsa(), hs256()] {
+        let world = World { settings: Settings { session_ttl_seconds: 100, ..algorithm }, ..World::new() };
+        let node = world.node();
+        let given = login(&node).await;
+        assert_eq!(given.token.expires_in, Duration::from_secs(100));
+        assert_eq!(end_of(&given.token.text), world.clock.now().0 / 1_000_000 + 100);
+        world.clock.step(Duration::from_secs(102));
+        refused(&node, &given.token.text).await;
+    }
 }
 
 #[tokio::test]
