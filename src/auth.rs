@@ -162,24 +162,44 @@ impl Auth {
     /// there is no key to sign with.
     pub async fn login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
         let outcome = self.try_login(email, password, from).await;
-        let label = match &outcome {
-            Ok(_) => "ok",
-            Err(failure) => failure.code.as_str(),
-        };
-        metrics::counter!("hygeia_logins_total", "outcome" => label).increment(1);
+        note_login(outcome.as_ref().map_or_else(|failure| failure.code.as_str(), |_| "ok"));
         outcome
     }
 
     async fn try_login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
-        let inner = &*self.inner;
         let email = email_key(email.trim());
-        let attempt = Attempt::new(&email, from);
+        let standing = self.recognise(&email, password, from).await?;
+        let grant = self.inner.sessions.start(&email, standing.1).await?;
+        self.granted(&email, standing, grant).await
+    }
+
+    /// Whether `password` is that of a caller who is known already, as before a change of it. Tried and counted as
+    /// a login is: else whoever has a token could guess without end.
+    ///
+    /// # Errors
+    /// As `login`, but for what concerns sessions and keys.
+    async fn confirm(&self, caller: &Caller, password: &str) -> Result<()> {
+        let outcome = self.recognise(&caller.subject, password, caller.from).await;
+        // A password that fits is not yet a login, a wrong one is a guess all the same.
+        outcome.map(drop).inspect_err(|failure| note_login(failure.code.as_str()))
+    }
+
+    /// What the user of `email`, as `email_key` writes it, may do, and since when what they are given holds, if
+    /// `password` is theirs.
+    async fn recognise(
+        &self,
+        email: &str,
+        password: &str,
+        from: Option<IpAddr>,
+    ) -> Result<(Role, Timestamp)> {
+        let inner = &*self.inner;
+        let attempt = Attempt::new(email, from);
         inner.limits.check(&attempt)?;
         // Before the database is asked: a flood is turned away here.
         let place = inner.hasher.place()?;
         inner.limits.count(&attempt).await?;
         let user =
-            if email.chars().count() <= EMAIL_MAX_CHARS { inner.callers.find(&email).await? } else { None };
+            if email.chars().count() <= EMAIL_MAX_CHARS { inner.callers.find(email).await? } else { None };
         let user = user.filter(|user| !user.disabled);
         let role = user.as_ref().and_then(|user| Role::parse(&user.role));
         let not_before = user.as_ref().map_or(Timestamp::default(), |user| user.sessions_not_before);
@@ -188,8 +208,7 @@ impl Auth {
         match role {
             Some(role) if fits => {
                 inner.limits.forgive(&attempt).await;
-                let grant = inner.sessions.start(&email, not_before).await?;
-                self.granted(&email, (role, not_before), grant).await
+                Ok((role, not_before))
             }
             _ => Err(Failure::new(ErrorCode::Unauthenticated, "The e-mail address or the password is wrong")),
         }
@@ -304,6 +323,10 @@ impl Auth {
             None => Ok(()),
         }
     }
+}
+
+fn note_login(outcome: &'static str) {
+    metrics::counter!("hygeia_logins_total", "outcome" => outcome).increment(1);
 }
 
 /// Waits for the database at most so long. What comes too late may happen still.

@@ -1,5 +1,5 @@
 //! How many logins may fail, per account and per address, counted in the database so that it holds over all
-//! nodes.
+//! nodes. The old password, which a change of it asks for, is tried as a login is.
 //!
 //! Invariants:
 //! - An attempt is counted before its password is looked at, and taken back if it fits: attempts at the same time

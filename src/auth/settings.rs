@@ -70,6 +70,7 @@ pub struct Settings {
     /// tenth. It counts against everything on the machine: where other programs keep it busy, less is more.
     pub hashing_niceness: u8,
     /// Failed logins of one account within login_window_seconds, over all nodes; further ones are refused unseen.
+    /// A wrong old password, when one is changed, counts as one.
     pub login_account_failures_max: u32,
     /// The same of one address (of IPv6: of one network of 64 bits).
     pub login_address_failures_max: u32,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use validator::ValidateEmail;
 
-use crate::domain::access::Role;
+use crate::domain::access::{Caller, Role};
 use crate::domain::patient::email_key;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::validate::{EMAIL_MAX_CHARS, FieldErrors};
@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, UserRow, UserStore};
 
 use super::password::{self, Hasher};
-use super::{Settings, validate_password};
+use super::{Auth, Settings, validate_password};
 
 /// A user without what is secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -111,20 +111,22 @@ impl Users {
         found(self.store.set_password_hash(&email_key(email.trim()), &hash, self.clock.now()).await)
     }
 
-    /// Sets a new password for who knows the old one. Tokens already given no longer hold.
+    /// Sets a new password for `caller`, who knows the old one; `auth` looks at that as at a login's. Tokens already
+    /// given no longer hold.
     ///
     /// # Errors
-    /// `Forbidden`: the old password is another. Else as `set_password`.
-    pub async fn change_password(&self, email: &str, old: &str, new: &str) -> Result<()> {
+    /// `Forbidden`: the old password is another. `TooManyRequests`: too many logins of that account or address have
+    /// failed. Else as `set_password`.
+    pub async fn change_password(&self, auth: &Auth, caller: &Caller, old: &str, new: &str) -> Result<()> {
         if let Err(message) = validate_password(new) {
             return Err(Error::invalid_fields(FieldErrors::from([("newPassword", message)])));
         }
-        let place = self.hasher.place()?;
-        let user = self.store.find_user(email).await.map_err(|error| read(&error))?;
-        if !self.hasher.verify(place, old, user.map(|user| user.password_hash)).await? {
-            return Err(Error::new(ErrorCode::Forbidden, "The old password is another"));
-        }
-        self.set_password(email, new).await
+        auth.confirm(caller, old).await.map_err(|failure| match failure.code {
+            // The token holds: this caller need not log in again.
+            ErrorCode::Unauthenticated => Error::new(ErrorCode::Forbidden, "The old password is another"),
+            _ => failure,
+        })?;
+        self.set_password(&caller.subject, new).await
     }
 
     /// Changes what a user may do, and whether.

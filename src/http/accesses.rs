@@ -7,7 +7,7 @@
 //! | done before, and answered again under its key | where the action is audited, by the edge: nothing is changed |
 //! | not there, taken, not as expected (404, 409, 412, 422) | where the action is audited: it tells something of a patient |
 //! | not known (504), a fault of ours (500) | where the action is audited |
-//! | no valid request, nobody known, no room, no time (400, 401, 408, 413, 415, 503, 504) | no: nothing was seen or done |
+//! | no valid request, nobody known, no room, no time (400, 401, 408, 413, 415, 429, 503, 504) | no: nothing was seen or done |
 //!
 //! What cannot be kept is not answered: the caller gets 503, and of a change that was made 504 with
 //! `OUTCOME_UNKNOWN`.

@@ -304,6 +304,33 @@ mod tests {
         assert_eq!(paths(&whole), paths(&patients) + paths(&auth));
     }
 
+    /// The page sends an example of a parameter with whatever is tried out, unless somebody deletes it: one that finds
+    /// something else, or asks for a condition, would have a plain request fail.
+    #[test]
+    fn examples_of_optional_parameters_change_no_answer() {
+        let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
+        let mut seen = 0;
+        for (path, item) in whole["paths"].as_object().expect("paths") {
+            for (verb, operation) in item.as_object().expect("operations") {
+                for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                    let name = parameter["name"].as_str().expect("a name");
+                    let schema = &parameter["schema"];
+                    let given = [
+                        &parameter["example"],
+                        &parameter["examples"],
+                        &schema["example"],
+                        &schema["default"],
+                    ];
+                    let filled_in = given.iter().any(|value| !value.is_null());
+                    let harmless = parameter["required"] == true || ["limit", "after"].contains(&name);
+                    assert!(harmless || !filled_in, "{verb} {path}: {name}");
+                    seen += 1;
+                }
+            }
+        }
+        assert!(seen > 20, "{seen}");
+    }
+
     /// Whoever changes the interface sees it in the difference: `cargo run -- openapi > docs/openapi.json`.
     #[test]
     fn the_file_says_what_the_code_does() {

@@ -73,6 +73,8 @@ impl<'a> From<&'a Patient> for PatientBody<'a> {
 
 /// What a role that is shown names alone gets of a record.
 #[derive(Serialize, ToSchema)]
+// Described as having nothing else: a whole record would be one of these too, and an answer has to be one of the two.
+#[serde(deny_unknown_fields)]
 #[schema(as = PatientName, example = json!({
     "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
 }))]
@@ -221,8 +223,8 @@ fn record(status: StatusCode, patient: &Patient) -> Result<Response, Failure> {
 /// `patientId` is the id to look for: once it is found, the patient is registered; while it is not, a transaction
 /// still under way may yet make it. Sending the same form again cannot register twice: the address is taken then.
 #[utoipa::path(post, path = "/api/patients", operation_id = "registerPatient", tag = "patients",
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat.",
-        max_length = 257, example = "\"8e03978e-40d5-43dd-bc93-6894a57f9324\"")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat: a \
+        text that no other request has, such as `\"8e03978e-40d5-43dd-bc93-6894a57f9324\"`.", max_length = 257)),
     request_body = PatientForm,
     responses(
         (status = 201, description = "Registered.", body = PatientBody, headers(
@@ -281,8 +283,8 @@ fn unconditional(keyed: &Keyed) -> Conditions {
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
         ("version" = Option<i64>, Query, description = "Which version; the newest if none is named.", minimum = 1),
-        ("If-None-Match" = Option<String>, Header, description = "Entity tags: answered with 304 if one is the record's.",
-            example = "\"3\""),
+        ("If-None-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`: answered with 304 if one \
+            is the record's."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's."),
         ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
     ),
@@ -327,8 +329,8 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
 #[utoipa::path(put, path = "/api/patients/{id}", operation_id = "updatePatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
-        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's: else 412, \
-            and nothing is changed.", example = "\"3\""),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
+            record's: else 412, and nothing is changed."),
     ),
     request_body = PatientForm,
     responses((status = 200, description = "The record as it is now.", body = PatientBody,
@@ -350,10 +352,10 @@ pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, F
 #[utoipa::path(patch, path = "/api/patients/{id}", operation_id = "patchPatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
-        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's: else 412, \
-            and nothing is changed.", example = "\"3\""),
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat.",
-            max_length = 257, example = "\"8e03978e-40d5-43dd-bc93-6894a57f9324\""),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
+            record's: else 412, and nothing is changed."),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat: a \
+            text that no other request has, such as `\"8e03978e-40d5-43dd-bc93-6894a57f9324\"`.", max_length = 257),
     ),
     request_body(content = PatientPatchForm, content_type = "application/merge-patch+json"),
     responses((status = 200, description = "The record as it is now.", body = PatientBody,
@@ -406,8 +408,8 @@ async fn set_restricted(app: &AppState, call: &Call, restricted: bool) -> Result
 #[utoipa::path(delete, path = "/api/patients/{id}", operation_id = "deletePatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
-        ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's: else 412, \
-            and nothing is changed.", example = "\"3\""),
+        ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
+            record's: else 412, and nothing is changed."),
     ),
     responses((status = 204, description = "Ended.")))]
 pub(super) async fn delete(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {

@@ -157,7 +157,7 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
     named(
         Verb::Post,
         "/api/users/me/password",
-        &[],
+        &[TooManyRequests],
         Handler::Named(Action::OwnPassword, |s, c| users::password(s, c).boxed()),
     ),
     named(

@@ -52,14 +52,14 @@ const SORTS: [(&str, Sort, bool); 8] = [
 /// are in no list. A caller of the role BILLING is shown `id` and `name` alone.
 #[utoipa::path(get, path = "/api/patients", operation_id = "listPatients", tag = "patients",
     params(
-        ("q" = Option<String>, Query, description = "How the name or the e-mail address begins, in any case.",
-            min_length = 1, max_length = 254, example = "ada l"),
+        ("q" = Option<String>, Query, description = "How the name or the e-mail address begins, in any case, such \
+            as `ada l`.", min_length = 1, max_length = 254),
         ("email" = Option<String>, Query, description = "The whole e-mail address, in any case.", max_length = 254),
         ("bornAfter" = Option<Date>, Query, description = "Born after this day."),
         ("bornBefore" = Option<Date>, Query, description = "Born before this day."),
         ("registeredAfter" = Option<Date>, Query, description = "With a registered date after this day."),
         ("sort" = Option<String>, Query, description = "`created`, `name`, `born` or `registered`; with `-` before it \
-            the other way round. The oldest record comes first if nothing else is said.", example = "-born"),
+            the other way round, such as `-born`. The oldest record comes first if nothing else is said."),
         ("limit" = Option<u32>, Query, description = "Records on the page.", minimum = 1, maximum = 1000, example = 100),
         ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out, with \
             the parameters that stand beside it there."),

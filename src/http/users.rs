@@ -179,7 +179,8 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
 
 /// Changes one's own password.
 ///
-/// All that was given to the user before ends with it: log in again.
+/// All that was given to the user before ends with it: log in again. A wrong old password counts as a login that
+/// failed; after too many the account, and the address, must wait.
 #[utoipa::path(post, path = "/api/users/me/password", operation_id = "changePassword", tag = "users",
     request_body = PasswordForm,
     responses((status = 204, description = "Changed.")))]
@@ -187,7 +188,7 @@ pub(super) async fn password(app: Arc<AppState>, call: Call) -> Result<Response,
     let mut fields = Fields::read(&call.body, ["oldPassword", "newPassword"])?;
     let [old, new] = fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
     fields.checked(Ok::<(), FieldErrors>(()))?;
-    app.users.change_password(&call.ctx.caller.subject, &old, &new).await?;
+    app.users.change_password(&app.auth, &call.ctx.caller, &old, &new).await?;
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 

@@ -80,7 +80,11 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         "Accesses that found no room to wait in: their requests got 503",
     ),
-    ("hygeia_logins_total", LabelledCounter, "Logins by outcome: ok, or the code of the refusal"),
+    (
+        "hygeia_logins_total",
+        LabelledCounter,
+        "Logins by outcome: ok, or the code of the refusal; a refused old password counts as a refused login",
+    ),
     // Questions to actors.
     ("hygeia_asks_unanswered", Gauge, "Questions to shards and regions that are not answered yet"),
     ("hygeia_ask_retries_total", LabelledCounter, "Questions asked again, as their shard moved or was away"),

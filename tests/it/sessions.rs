@@ -230,3 +230,35 @@ async fn too_many_failed_logins_must_wait_on_every_front() {
         }
     }
 }
+
+#[tokio::test]
+async fn too_many_wrong_old_passwords_must_wait_on_every_front() {
+    let (_site, one, database) = first().await;
+    let (_other_site, two) = second(&database, None).await;
+    let (token, _) = login(&one).await;
+    login(&two).await;
+    let change = async |node: &Node, old: &str| {
+        let url = format!("{}/api/users/me/password", node.http_url());
+        let body = json!({"oldPassword": old, "newPassword": "a newer password"});
+        node.client().post(url).bearer_auth(&token).json(&body).send().await.expect("an answer")
+    };
+    let mut wrong = 0;
+    let refused = loop {
+        let answer = change(if wrong % 2 == 0 { &one } else { &two }, "not the password").await;
+        if answer.status() != StatusCode::FORBIDDEN {
+            break answer;
+        }
+        wrong += 1;
+    };
+    assert_eq!((wrong, refused.status()), (20, StatusCode::TOO_MANY_REQUESTS));
+    let wait: u64 = refused.headers()["retry-after"].to_str().expect("text").parse().expect("seconds");
+    assert!((1..=300).contains(&wait), "{wait}");
+    let problem: Value = refused.json().await.expect("JSON");
+    assert_eq!(problem["code"], json!("TOO_MANY_REQUESTS"));
+    for node in [&one, &two] {
+        assert_eq!(change(node, PASSWORD).await.status(), StatusCode::TOO_MANY_REQUESTS);
+        let right = json!({"email": USER, "password": PASSWORD});
+        assert_eq!(post(node, "/auth/login", &right).await.0, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(holds(node, &token).await, StatusCode::OK, "what was given goes on");
+    }
+}

@@ -1,12 +1,13 @@
-//! How many logins may fail.
+//! How many logins may fail, and how many old passwords may be wrong.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa};
-use crate::auth::{Auth, Settings};
-use crate::error::{Error, ErrorCode};
+use crate::auth::{Auth, Settings, Users};
+use crate::domain::access::{Caller, Role};
+use crate::error::{Error, ErrorCode, Result};
 
 use super::EMAIL;
 
@@ -28,6 +29,18 @@ impl World {
 
     fn node(&self) -> Auth {
         auth_with(&self.settings, &self.users, &self.clock)
+    }
+
+    /// The user of `EMAIL`, from `address`, changes `old` for `new`.
+    async fn change(&self, node: &Auth, address: &str, old: &str, new: &str) -> Result<()> {
+        let users = Users::new(&self.settings, Arc::clone(&self.users) as _, Arc::clone(&self.clock) as _);
+        let caller = Caller { subject: EMAIL.into(), role: Role::Admin, from: at(address) };
+        users.change_password(node, &caller, old, new).await
+    }
+
+    /// With a wrong old password.
+    async fn guesses(&self, node: &Auth, address: &str) -> Error {
+        self.change(node, address, "not the password", "violet-anchor").await.expect_err("refused")
     }
 }
 
@@ -107,6 +120,81 @@ async fn attempts_at_once_do_not_slip_through_together() {
     let codes: Vec<_> =
         futures::future::join_all(tries).await.into_iter().map(|code| code.expect("joined")).collect();
     let looked_at = codes.iter().filter(|code| **code == ErrorCode::Unauthenticated).count();
+    assert_eq!(looked_at, 3, "{codes:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_old_password_counts_as_a_failed_login_of_the_account() {
+    let world = World::new();
+    let node = world.node();
+    for n in 0..3 {
+        // On any node, from anywhere.
+        let error = world.guesses(&world.node(), &format!("192.0.2.{n}")).await;
+        assert_eq!((error.code, error.retry_after()), (ErrorCode::Forbidden, None));
+    }
+    let limited = world.guesses(&node, "192.0.2.9").await;
+    assert_eq!(limited.code, ErrorCode::TooManyRequests);
+    assert_eq!(limited.retry_after(), Some(Duration::from_secs(300)));
+    let right = world.change(&node, "198.51.100.1", "password123", "violet-anchor").await;
+    assert_eq!(right.expect_err("it has to wait").code, ErrorCode::TooManyRequests);
+    let login = world.node().login(EMAIL, "password123", at("198.51.100.1")).await;
+    assert_eq!(login.expect_err("logins too").code, ErrorCode::TooManyRequests);
+
+    world.clock.step(Duration::from_secs(300));
+    for _ in 0..2 {
+        assert_eq!(fails(&node, EMAIL, "192.0.2.1").await.code, ErrorCode::Unauthenticated);
+    }
+    assert_eq!(world.guesses(&node, "192.0.2.1").await.code, ErrorCode::Forbidden);
+    let limited = world.guesses(&node, "192.0.2.2").await;
+    assert_eq!(limited.code, ErrorCode::TooManyRequests, "failed logins count here");
+}
+
+#[tokio::test]
+async fn a_wrong_old_password_counts_as_a_failed_login_of_the_address() {
+    let world = World::new();
+    let node = world.node();
+    for n in 0..3 {
+        fails(&node, &format!("user-{n}@example.com"), "192.0.2.7").await;
+    }
+    for _ in 0..2 {
+        assert_eq!(world.guesses(&node, "192.0.2.7").await.code, ErrorCode::Forbidden);
+    }
+    assert_eq!(fails(&node, "last@example.com", "192.0.2.7").await.code, ErrorCode::TooManyRequests);
+    assert_eq!(world.guesses(&node, "192.0.2.7").await.code, ErrorCode::TooManyRequests);
+    world.change(&node, "192.0.2.8", "password123", "violet-anchor").await.expect("from elsewhere");
+}
+
+#[tokio::test]
+async fn a_change_of_the_password_that_goes_well_counts_as_no_failure() {
+    let world = World::new();
+    let node = world.node();
+    let (mut old, mut new) = ("password123", "violet-anchor");
+    for _ in 0..8 {
+        world.change(&node, "192.0.2.1", old, new).await.expect("changed");
+        (old, new) = (new, if new == "violet-anchor" { "copper-lantern" } else { "violet-anchor" });
+    }
+    // A new password that nobody may have is told before the old one is looked at.
+    for _ in 0..8 {
+        let error = world.change(&node, "192.0.2.1", "not the password", "short").await.expect_err("refused");
+        assert_eq!(error.code, ErrorCode::Invalid);
+    }
+    for _ in 0..2 {
+        assert_eq!(world.guesses(&node, "192.0.2.1").await.code, ErrorCode::Forbidden);
+    }
+    world.change(&node, "192.0.2.1", old, new).await.expect("changed");
+    for _ in 0..3 {
+        assert_eq!(world.guesses(&node, "192.0.2.1").await.code, ErrorCode::Forbidden, "it begins anew");
+    }
+}
+
+#[tokio::test]
+async fn old_passwords_tried_at_once_do_not_slip_through_together() {
+    let world = World::new();
+    let node = world.node();
+    let addresses: Vec<_> = (0..10).map(|n| format!("192.0.2.{n}")).collect();
+    let tries = addresses.iter().map(|address| world.guesses(&node, address));
+    let codes: Vec<_> = futures::future::join_all(tries).await.into_iter().map(|error| error.code).collect();
+    let looked_at = codes.iter().filter(|code| **code == ErrorCode::Forbidden).count();
     assert_eq!(looked_at, 3, "{codes:?}");
 }
 

@@ -1,5 +1,5 @@
-// Sets up the page at /swagger-ui/. The token that a login or a refresh answers with is the caller's from then on, in
-// whichever document; it is kept in this page's memory and nowhere else.
+// Sets up the page at /swagger-ui/. The token that a login or a refresh answers with, or that is typed in, is the
+// caller's from then on, in whichever document; it is kept in this page's memory and nowhere else.
 window.onload = () => {
   const GIVES_TOKENS = ["/auth/login", "/auth/refresh"];
   const ENDS_SESSIONS = ["/auth/logout", "/auth/logout-all"];
@@ -22,11 +22,15 @@ window.onload = () => {
     presets: [SwaggerUIBundle.presets.apis, SwaggerUIStandalonePreset],
     plugins: [
       SwaggerUIBundle.plugins.DownloadUrl,
-      // Who takes the token away in "Authorize" does not get it back with the next document.
+      // What "Authorize" is given holds in the next document too, and what it is told to forget does not come back.
       () => ({
         statePlugins: {
           auth: {
             wrapActions: {
+              authorize: (original) => (given) => {
+                token = given.bearer?.value ?? token;
+                return original(given);
+              },
               logout: (original) => (names) => {
                 token = null;
                 return original(names);
