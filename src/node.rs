@@ -310,7 +310,14 @@ impl Node {
         if let Some(seeing) = seeing {
             seeing.abort();
         }
-        let _ = tokio::time::timeout(stop::CLOSE_LIMIT, store.close()).await;
+        let left = async {
+            if let Some(kafka) = &kafka
+                && tokio::time::timeout(stop::LEAVE_LIMIT, kafka.left()).await.is_err()
+            {
+                tracing::warn!("the broker was not told in time that analytics leaves its group");
+            }
+        };
+        let _ = tokio::join!(tokio::time::timeout(stop::CLOSE_LIMIT, store.close()), left);
         RuntimeFile::remove(&config.data_dir);
         tracing::info!(uptime_s = clock.mono().since(begun).as_secs(), "stopped");
         outcome

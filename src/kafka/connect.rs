@@ -13,6 +13,7 @@ use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
 
 use super::client::{ClientEvents, LinkState, making};
 use super::consumer::KafkaConsumer;
@@ -39,6 +40,8 @@ struct Inner {
     gate: Option<Arc<Gate>>,
     publisher: Arc<KafkaPublisher>,
     incarnation: OnceCell<String>,
+    /// A token for each member of the group that this process is.
+    members: TaskTracker,
     /// Asks about the cluster, one question at a time. It holds the embedded broker, so it is the last field.
     control: Arc<Mutex<Control>>,
 }
@@ -80,13 +83,22 @@ impl Kafka {
         }
         let settings = settings.clone();
         let control = Arc::new(Mutex::new(control));
-        let inner = Inner { settings, names, bootstrap, link, gate, publisher, incarnation, control };
+        let members = TaskTracker::new();
+        let inner =
+            Inner { settings, names, bootstrap, link, gate, publisher, incarnation, members, control };
         Ok(Kafka { inner: Arc::new(inner) })
     }
 
     /// Where the broker listens: `host:port`, with commas between several.
     pub fn bootstrap_servers(&self) -> &str {
         &self.inner.bootstrap
+    }
+
+    /// Ends when every consumer that was dropped has left the group: the broker then gives its partitions to others
+    /// at once, and not after `session_timeout_ms`. Waits for consumers that live, too.
+    pub async fn left(&self) {
+        self.inner.members.close();
+        self.inner.members.wait().await;
     }
 
     /// Asks the cluster something that blocks.
@@ -210,7 +222,8 @@ impl Broker for Kafka {
     async fn consumer(&self) -> Result<Box<dyn Consumer>> {
         let inner = &self.inner;
         let config = inner.settings.consumer_config(&inner.bootstrap)?;
-        let consumer = KafkaConsumer::join(&inner.settings, &config, inner.link.clone(), inner.gate.clone())?;
+        let (link, gate, member) = (inner.link.clone(), inner.gate.clone(), inner.members.token());
+        let consumer = KafkaConsumer::join(&inner.settings, &config, link, gate, member)?;
         Ok(Box::new(consumer))
     }
 

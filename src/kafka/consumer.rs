@@ -20,6 +20,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::client::{ClientEvents, LinkState, making};
 use super::gate::Gate;
@@ -93,12 +94,13 @@ pub(super) struct KafkaConsumer {
 }
 
 impl KafkaConsumer {
-    /// Joins the group and starts the thread.
+    /// Joins the group and starts the thread, which holds `member` until it has left the group.
     pub(super) fn join(
         settings: &Settings,
         config: &ClientConfig,
         link: LinkState,
         gate: Option<Arc<Gate>>,
+        member: TaskTrackerToken,
     ) -> Result<Self> {
         let events =
             ConsumerEvents { client: ClientEvents::new("consumer", link), rebalanced: Mutex::default() };
@@ -122,7 +124,11 @@ impl KafkaConsumer {
         };
         std::thread::Builder::new()
             .name("kafka-consumer".into())
-            .spawn(move || reader.run())
+            .spawn(move || {
+                reader.run();
+                // Not before: the group has been left.
+                drop(member);
+            })
             .map_err(|e| Error::Settings(format!("no thread for the consumer: {e}")))?;
         Ok(KafkaConsumer { told, orders, pending: VecDeque::new(), gate })
     }

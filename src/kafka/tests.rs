@@ -79,6 +79,23 @@ async fn what_is_published_is_read_in_order_from_where_the_reader_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_can_wait_until_its_consumer_has_left() {
+    let kafka = Kafka::connect(&settings("leaving")).expect("connect");
+    kafka.incarnation().await.expect("incarnation");
+    let mut consumer = kafka.consumer().await.expect("consumer");
+    let ConsumerEvent::Assigned(all) = patiently("assigned", consumer.next()).await.expect("next") else {
+        panic!("the first event is the assignment")
+    };
+    assert!(consumer.start(all.id, &[]).await.expect("start"));
+    let waiting = tokio::time::timeout(Duration::from_millis(200), kafka.left()).await;
+    assert!(waiting.is_err(), "it is still a member");
+    drop(consumer);
+    patiently("left", kafka.left()).await;
+    let mut next = kafka.consumer().await.expect("consumer");
+    assert!(matches!(patiently("assigned", next.next()).await, Ok(ConsumerEvent::Assigned(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn going_back_drops_what_was_read_ahead() {
     let settings = Settings { batch_max_messages: 10, ..settings("goback") };
     let kafka = Kafka::connect(&settings).expect("connect");

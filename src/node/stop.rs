@@ -27,6 +27,9 @@ pub(super) const STOP_LIMIT: Duration = Duration::from_millis(5_500);
 pub(super) const END_LIMIT: Duration = Duration::from_millis(500);
 /// How long the database may take to close its connections.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
+/// How long the broker may take to hear that analytics leaves its group. If it does not hear it, nobody reads the
+/// partitions until `kafka.session_timeout_ms` is over.
+pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The signals that stop a node.
 pub(super) struct Signals {
