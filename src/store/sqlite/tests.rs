@@ -19,8 +19,8 @@ use crate::domain::time::Timestamp;
 use crate::store::AppendOutcome::Committed;
 use crate::store::contract::world::{LONG, Region, id, list};
 use crate::store::{
-    AuditBatch, AuditStore, Error, LeaseStore, OUTBOX_DEPTH_ROWS_MAX, OutboxStore, PatientStore, Result,
-    Settings, Store, Use, migrate, open,
+    AuditBatch, Error, LeaseStore, OUTBOX_DEPTH_ROWS_MAX, OutboxStore, PatientStore, Result, Settings, Store,
+    Use, migrate, open,
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
