@@ -5,6 +5,7 @@ mod keys;
 mod limits;
 mod sessions;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -17,10 +18,32 @@ use crate::domain::time::Clock;
 use crate::error::ErrorCode;
 use crate::store;
 
-use super::fake::{FakeClock, FakeUsers, SECRET, auth, auth_with, settings};
+use super::fake::{FakeClock, FakeUsers, SECRET, auth, auth_with, eddsa, settings};
 use super::{Auth, Error, SecretText, Settings, TokenAlgorithm, Users, bearer};
 
 const EMAIL: &str = "ada@example.com";
+
+/// A database with the user of `EMAIL`, and a clock, that nodes have in common.
+struct World {
+    users: Arc<FakeUsers>,
+    clock: Arc<FakeClock>,
+    settings: Settings,
+}
+
+impl World {
+    fn new() -> Self {
+        World::with(eddsa())
+    }
+
+    fn with(settings: Settings) -> Self {
+        World { users: FakeUsers::with(EMAIL), clock: FakeClock::new(), settings }
+    }
+
+    /// One more node.
+    fn node(&self) -> Auth {
+        auth_with(&self.settings, &self.users, &self.clock)
+    }
+}
 
 fn signed(secret: &[u8], algorithm: Algorithm, claims: &Value) -> String {
     let header = Header { typ: Some("at+jwt".into()), ..Header::new(algorithm) };

@@ -7,28 +7,13 @@ use std::time::Duration;
 use jsonwebtoken::decode_header;
 use serde_json::Value;
 
-use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa};
+use crate::auth::fake::{auth_with, eddsa};
 use crate::auth::{Auth, KeyAdmin, SecretText, Settings};
 use crate::error::ErrorCode;
 
-use super::EMAIL;
-
-struct World {
-    users: Arc<FakeUsers>,
-    clock: Arc<FakeClock>,
-    settings: Settings,
-}
+use super::{EMAIL, World};
 
 impl World {
-    fn new() -> Self {
-        World { users: FakeUsers::with(EMAIL), clock: FakeClock::new(), settings: eddsa() }
-    }
-
-    /// One more node.
-    fn node(&self) -> Auth {
-        auth_with(&self.settings, &self.users, &self.clock)
-    }
-
     fn admin(&self) -> KeyAdmin {
         KeyAdmin::new(&self.settings, Arc::clone(&self.users) as _, Arc::clone(&self.clock) as _)
             .expect("made")

@@ -4,31 +4,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa};
+use crate::auth::fake::eddsa;
 use crate::auth::{Auth, Settings, Users};
 use crate::domain::access::{Caller, Role};
 use crate::error::{Error, ErrorCode, Result};
 
-use super::EMAIL;
+use super::{EMAIL, World};
 
 fn at(address: &str) -> Option<IpAddr> {
     Some(address.parse().expect("an address"))
 }
 
-struct World {
-    users: Arc<FakeUsers>,
-    clock: Arc<FakeClock>,
-    settings: Settings,
-}
-
 impl World {
-    fn new() -> Self {
-        let settings = Settings { login_account_failures_max: 3, login_address_failures_max: 5, ..eddsa() };
-        World { users: FakeUsers::with(EMAIL), clock: FakeClock::new(), settings }
-    }
-
-    fn node(&self) -> Auth {
-        auth_with(&self.settings, &self.users, &self.clock)
+    fn limited() -> Self {
+        World::with(Settings { login_account_failures_max: 3, login_address_failures_max: 5, ..eddsa() })
     }
 
     /// The user of `EMAIL`, from `address`, changes `old` for `new`.
@@ -50,7 +39,7 @@ async fn fails(node: &Auth, email: &str, address: &str) -> Error {
 
 #[tokio::test]
 async fn an_account_waits_after_so_many_failures_whether_it_exists_or_not() {
-    let world = World::new();
+    let world = World::limited();
     for email in [EMAIL, "nobody@example.com"] {
         let node = world.node();
         let mut said = Vec::new();
@@ -75,7 +64,7 @@ async fn an_account_waits_after_so_many_failures_whether_it_exists_or_not() {
 
 #[tokio::test]
 async fn an_address_waits_after_so_many_failures_and_a_network_of_ipv6_is_one() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     for n in 0..5 {
         let error = fails(&node, &format!("user-{n}@example.com"), &format!("2001:db8:1:2::{n}")).await;
@@ -93,7 +82,7 @@ async fn an_address_waits_after_so_many_failures_and_a_network_of_ipv6_is_one() 
 
 #[tokio::test]
 async fn a_login_that_goes_well_counts_as_no_failure() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     for _ in 0..20 {
         node.login(EMAIL, "password123", at("192.0.2.1")).await.expect("logged in");
@@ -111,7 +100,7 @@ async fn a_login_that_goes_well_counts_as_no_failure() {
 
 #[tokio::test]
 async fn attempts_at_once_do_not_slip_through_together() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     let tries = (0..10).map(|n| {
         let node = node.clone();
@@ -125,7 +114,7 @@ async fn attempts_at_once_do_not_slip_through_together() {
 
 #[tokio::test]
 async fn a_wrong_old_password_counts_as_a_failed_login_of_the_account() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     for n in 0..3 {
         // On any node, from anywhere.
@@ -151,7 +140,7 @@ async fn a_wrong_old_password_counts_as_a_failed_login_of_the_account() {
 
 #[tokio::test]
 async fn a_wrong_old_password_counts_as_a_failed_login_of_the_address() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     for n in 0..3 {
         fails(&node, &format!("user-{n}@example.com"), "192.0.2.7").await;
@@ -166,7 +155,7 @@ async fn a_wrong_old_password_counts_as_a_failed_login_of_the_address() {
 
 #[tokio::test]
 async fn a_change_of_the_password_that_goes_well_counts_as_no_failure() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     let (mut old, mut new) = ("password123", "violet-anchor");
     for _ in 0..8 {
@@ -189,7 +178,7 @@ async fn a_change_of_the_password_that_goes_well_counts_as_no_failure() {
 
 #[tokio::test]
 async fn old_passwords_tried_at_once_do_not_slip_through_together() {
-    let world = World::new();
+    let world = World::limited();
     let node = world.node();
     let addresses: Vec<_> = (0..10).map(|n| format!("192.0.2.{n}")).collect();
     let tries = addresses.iter().map(|address| world.guesses(&node, address));
@@ -201,8 +190,9 @@ async fn old_passwords_tried_at_once_do_not_slip_through_together() {
 #[tokio::test]
 async fn the_memory_of_who_waits_is_bounded_and_what_it_forgets_the_database_knows() {
     let settings =
-        Settings { login_account_failures_max: 1, login_blocked_cached_max: 4, ..World::new().settings };
-    let world = World { settings: Settings { login_address_failures_max: 1000, ..settings }, ..World::new() };
+        Settings { login_account_failures_max: 1, login_blocked_cached_max: 4, ..World::limited().settings };
+    let world =
+        World { settings: Settings { login_address_failures_max: 1000, ..settings }, ..World::limited() };
     let node = world.node();
     for n in 0..20 {
         for _ in 0..2 {
@@ -223,7 +213,7 @@ async fn known_and_unknown_accounts_take_the_same_time() {
         login_address_failures_max: 1_000_000,
         ..eddsa()
     };
-    let world = World { settings, ..World::new() };
+    let world = World { settings, ..World::limited() };
     let node = world.node();
     let mut floors = [Duration::MAX; 2];
     for _ in 0..TRIES {

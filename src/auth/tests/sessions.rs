@@ -7,29 +7,13 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::auth::fake::{FakeClock, FakeUsers, auth_with, eddsa, settings as hs256};
+use crate::auth::fake::{eddsa, settings as hs256};
 use crate::auth::{Auth, Login, Settings, Users};
 use crate::domain::time::Clock;
 use crate::error::ErrorCode;
 use crate::store;
 
-use super::EMAIL;
-
-struct World {
-    users: Arc<FakeUsers>,
-    clock: Arc<FakeClock>,
-    settings: Settings,
-}
-
-impl World {
-    fn new() -> Self {
-        World { users: FakeUsers::with(EMAIL), clock: FakeClock::new(), settings: eddsa() }
-    }
-
-    fn node(&self) -> Auth {
-        auth_with(&self.settings, &self.users, &self.clock)
-    }
-}
+use super::{EMAIL, World};
 
 async fn login(node: &Auth) -> Login {
     node.login(EMAIL, "password123", None).await.expect("logged in")
