@@ -134,7 +134,7 @@ impl Node {
         let actors = Actors::default();
         let audits = Audits::of(&config, &store, &clock, &owner).map_err(failed)?;
         let recorder = match &audits {
-            Some(_) => AuditHandle::new(actors.audit.clone()),
+            Some(audits) => audits.recorder(&actors),
             None => AuditHandle::off(),
         };
         let cluster = Cluster::start(&config, &owner, &actors, &clock).await?;

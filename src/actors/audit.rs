@@ -1,19 +1,23 @@
-//! The audit journal: gathers the accesses that the edges of this node record into sealed batches, as the journal
-//! of changes gathers appends. Child of the node's supervisor, where there is an edge.
+//! The audit journal: has the accesses that the edges of this node record written in sealed batches, as the
+//! journal of changes does with appends. Child of the node's supervisor, where there is an edge.
 //!
 //! While a batch is on its way to the database, accesses gather; what has gathered goes into the next one.
 //!
 //! Invariants:
 //! - Whoever records an access is told once it is durable, and not before: an edge that answers only then shows
 //!   nothing that is not audited. If it cannot be made durable, the recorder is told so.
+//! - One batch is under way at a time. Several at once would be smaller ones, and each costs the database a
+//!   transaction, whatever is in it.
 //! - No more than `queue_max` wait; who comes then is refused.
 //! - The journal never awaits in `handle`.
 //!
 //! Changes do not come this way: their entries go with them (`actors::journal`).
 
+mod gathering;
 mod reader;
+#[cfg(test)]
+mod tests;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +33,8 @@ use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AuditStore};
 
+pub use self::gathering::Gathering;
+use self::gathering::Waiting;
 pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
 
 /// The least length of the secret.
@@ -47,25 +53,13 @@ pub struct Settings {
     pub queue_max: usize,
     /// Accesses of one batch.
     pub batch_max: usize,
-    /// Accesses that must have gathered before a further batch starts beside one on its way.
-    pub batch_min: usize,
-    /// Batches on their way to the database at the same time, a chain each; no more than it takes at once.
-    pub batches_in_flight_max: usize,
     /// How often a chain notes where the others are.
     pub pins_every_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings {
-            enabled: true,
-            secret: None,
-            queue_max: 8192,
-            batch_max: 512,
-            batch_min: 32,
-            batches_in_flight_max: 2,
-            pins_every_ms: 60_000,
-        }
+        Settings { enabled: true, secret: None, queue_max: 8192, batch_max: 512, pins_every_ms: 60_000 }
     }
 }
 
@@ -78,8 +72,6 @@ impl Settings {
             ("secret", long_enough, "at least 32 bytes"),
             ("queue_max", within(self.queue_max, 1_000_000), "1 to 1000000"),
             ("batch_max", within(self.batch_max, 10_000), "1 to 10000"),
-            ("batch_min", within(self.batch_min, 10_000), "1 to 10000"),
-            ("batches_in_flight_max", within(self.batches_in_flight_max, 2), "1 to 2"),
             ("pins_every_ms", (1..=86_400_000).contains(&self.pins_every_ms), "1 to 86400000"),
         ];
         let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
@@ -101,23 +93,30 @@ impl Settings {
 #[derive(Clone)]
 pub struct AuditHandle {
     /// None where nothing is recorded.
-    journal: Option<Address<AuditMessage>>,
+    way: Option<Way>,
+}
+
+/// The way to the journal: what waits, and whom to tell of it.
+#[derive(Clone)]
+struct Way {
+    gathering: Arc<Gathering>,
+    journal: Address<AuditMessage>,
 }
 
 impl AuditHandle {
-    /// Records at `journal`.
-    pub fn new(journal: Address<AuditMessage>) -> Self {
-        AuditHandle { journal: Some(journal) }
+    /// Records by way of `gathering` at `journal`.
+    pub fn new(gathering: Arc<Gathering>, journal: Address<AuditMessage>) -> Self {
+        AuditHandle { way: Some(Way { gathering, journal }) }
     }
 
     /// Records nothing.
     pub fn off() -> Self {
-        AuditHandle { journal: None }
+        AuditHandle { way: None }
     }
 
     /// Whether anything is recorded.
     pub fn is_on(&self) -> bool {
-        self.journal.is_some()
+        self.way.is_some()
     }
 
     /// Makes `access` durable.
@@ -125,10 +124,10 @@ impl AuditHandle {
     /// # Errors
     /// `Unavailable`: it could not be, or not for sure. `Overloaded`: too many wait.
     pub async fn record(&self, access: Access) -> Result<()> {
-        let Some(journal) = &self.journal else { return Ok(()) };
+        let Some(Way { gathering, journal }) = &self.way else { return Ok(()) };
         let (told, answer) = oneshot::channel();
-        if !journal.cast(AuditMessage::Record(Waiting { access, told })) {
-            return Err(unavailable());
+        if gathering.add(Waiting { access, told })? && !journal.cast(AuditMessage::Gathered) {
+            gathering.abandon();
         }
         answer.await.unwrap_or_else(|_| Err(unavailable()))
     }
@@ -138,17 +137,11 @@ fn unavailable() -> Error {
     Error::new(ErrorCode::Unavailable, "The access cannot be recorded, and nothing is shown that is not")
 }
 
-/// An access on its way. Dropped without a word, by a dying journal, it tells its recorder by that.
-pub struct Waiting {
-    access: Access,
-    told: oneshot::Sender<Result<()>>,
-}
-
 /// What the audit journal is told.
 pub enum AuditMessage {
-    /// By an edge: answered when the access is durable.
-    Record(Waiting),
-    /// By the journal's own task: a batch has ended.
+    /// By an edge: there is something to write.
+    Gathered,
+    /// By the journal's own task: its batch has ended.
     BatchEnded,
 }
 
@@ -165,6 +158,8 @@ pub struct AuditArgs {
     pub chains: Chains,
     /// The bounds.
     pub settings: Settings,
+    /// What the edges add to.
+    pub gathering: Arc<Gathering>,
 }
 
 /// The actor.
@@ -174,8 +169,8 @@ pub struct AuditJournal;
 /// The state of one incarnation.
 pub struct AuditState {
     args: AuditArgs,
-    queue: VecDeque<Waiting>,
-    in_flight: usize,
+    /// Whether a batch is under way.
+    writes: bool,
 }
 
 impl Actor for AuditJournal {
@@ -185,10 +180,12 @@ impl Actor for AuditJournal {
 
     async fn pre_start(
         &self,
-        _myself: ActorRef<AuditMessage>,
+        myself: ActorRef<AuditMessage>,
         args: AuditArgs,
     ) -> std::result::Result<AuditState, ActorProcessingErr> {
-        Ok(AuditState { args, queue: VecDeque::new(), in_flight: 0 })
+        // What an earlier incarnation was told of, this one was not.
+        myself.send_message(AuditMessage::Gathered)?;
+        Ok(AuditState { args, writes: false })
     }
 
     async fn handle(
@@ -198,10 +195,10 @@ impl Actor for AuditJournal {
         state: &mut AuditState,
     ) -> std::result::Result<(), ActorProcessingErr> {
         match message {
-            AuditMessage::Record(waiting) => state.enqueue(waiting),
-            AuditMessage::BatchEnded => state.in_flight -= 1,
+            AuditMessage::Gathered => {}
+            AuditMessage::BatchEnded => state.writes = false,
         }
-        state.start_batches(&myself);
+        state.write_next(&myself);
         Ok(())
     }
 
@@ -217,37 +214,25 @@ impl Actor for AuditJournal {
 }
 
 impl AuditState {
-    fn enqueue(&mut self, waiting: Waiting) {
-        if self.queue.len() >= self.args.settings.queue_max {
-            metrics::counter!("hygeia_audit_rejected_total").increment(1);
-            let full = Error::new(ErrorCode::Overloaded, "Too many accesses wait to be recorded");
-            // Whoever has gone away need not be told.
-            let _ = waiting.told.send(Err(full));
+    /// Starts the next batch, if none is under way and there is something to write.
+    fn write_next(&mut self, myself: &ActorRef<AuditMessage>) {
+        if self.writes {
             return;
         }
-        self.queue.push_back(waiting);
-    }
-
-    fn start_batches(&mut self, myself: &ActorRef<AuditMessage>) {
-        let settings = &self.args.settings;
-        while self.in_flight < settings.batches_in_flight_max && !self.queue.is_empty() {
-            if self.in_flight > 0 && self.queue.len() < settings.batch_min {
-                return;
-            }
-            let size = self.queue.len().min(settings.batch_max);
-            let batch: Vec<Waiting> = self.queue.drain(..size).collect();
-            self.in_flight += 1;
-            let ended = BatchGuard(myself.clone());
-            let args = self.args.clone();
-            tokio::spawn(async move {
-                write(args, batch).await;
-                drop(ended);
-            });
+        let batch = self.args.gathering.take(self.args.settings.batch_max);
+        if batch.is_empty() {
+            return;
         }
+        self.writes = true;
+        let (args, ended) = (self.args.clone(), BatchGuard(myself.clone()));
+        tokio::spawn(async move {
+            write(args, batch).await;
+            drop(ended);
+        });
     }
 }
 
-/// Counts a batch out, even if its task panics.
+/// Says that a batch has ended, even if its task panics.
 struct BatchGuard(ActorRef<AuditMessage>);
 
 impl Drop for BatchGuard {

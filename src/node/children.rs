@@ -18,7 +18,7 @@ use std::time::Duration;
 use super::callers;
 use crate::actors::address::Address;
 use crate::actors::analytics::{Analytics, AnalyticsArgs, AnalyticsMessage};
-use crate::actors::audit::{AuditArgs, AuditJournal, AuditMessage};
+use crate::actors::audit::{AuditArgs, AuditHandle, AuditJournal, AuditMessage, Gathering};
 use crate::actors::billing::Accounts;
 use crate::actors::billing_relay::{self, BillingRelay, BillingRelayMessage};
 use crate::actors::journal::Nudge;
@@ -55,9 +55,16 @@ pub(super) struct Audits {
     clock: Arc<dyn Clock>,
     owner: Arc<str>,
     pins_every: Duration,
+    /// What this node's edges have recorded and no batch has yet.
+    gathering: Arc<Gathering>,
 }
 
 impl Audits {
+    /// Where this node's edges record.
+    pub(super) fn recorder(&self, actors: &Actors) -> AuditHandle {
+        AuditHandle::new(Arc::clone(&self.gathering), actors.audit.clone())
+    }
+
     /// None where nothing is to be audited: by the settings, or because the node has neither an edge nor patients.
     ///
     /// # Errors
@@ -79,6 +86,7 @@ impl Audits {
             clock: Arc::clone(clock),
             owner: Arc::clone(owner),
             pins_every: config.audit.pins_every(),
+            gathering: Arc::new(Gathering::new(config.audit.queue_max)),
         }))
     }
 
@@ -143,14 +151,12 @@ fn nudges(parts: &Parts, actors: &Actors) -> Vec<Nudge> {
 }
 
 fn audit(config: &Config, parts: &Parts, audits: &Audits, actors: &Actors) -> ChildSpec {
-    let mut settings = config.audit.clone();
-    // More batches than the database takes at once would only be smaller ones.
-    settings.batches_in_flight_max = settings.batches_in_flight_max.min(parts.store_writers);
     let args = AuditArgs {
         store: Arc::clone(&parts.store) as _,
         clock: Arc::clone(&parts.clock),
         chains: audits.chains("edge"),
-        settings,
+        settings: config.audit.clone(),
+        gathering: Arc::clone(&audits.gathering),
     };
     ChildSpec::new("audit-journal", || AuditJournal, args, actors.audit.clone())
 }
