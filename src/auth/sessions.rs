@@ -96,7 +96,8 @@ impl Sessions {
         if let Some(answer) = self.known(session) {
             return answer;
         }
-        self.read().await?;
+        // Boxed: it is large and rare, and each request would have room for it.
+        Box::pin(self.read()).await?;
         self.known(session)
             .unwrap_or_else(|| Err(Error::new(ErrorCode::Unavailable, "Sessions are not known")))
     }

@@ -205,7 +205,8 @@ impl Tokens {
         let verified = match known.filter(|known| self.key_holds(known)) {
             Some(known) => known,
             None => {
-                let fresh = self.verify_anew(token).await?;
+                // Boxed: it is large and rare, and each request would have room for it.
+                let fresh = Box::pin(self.verify_anew(token)).await?;
                 self.verified.lock().unwrap_or_else(PoisonError::into_inner).put(hash, fresh.clone());
                 fresh
             }

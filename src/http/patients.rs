@@ -302,7 +302,7 @@ pub(super) async fn get(app: Arc<AppState>, call: Call) -> Result<Response, Fail
             may_see(&call, &patient)?;
             patient
         }
-        Some(version) => history::as_of(&app, &call, id, version).await?,
+        Some(version) => Box::pin(history::as_of(&app, &call, id, version)).await?,
     };
     let tag = conditional::etag(patient.version).map(|tag| (ETAG, tag));
     let mut response = if conditional::has_it(&call.parts.headers, patient.version)? {

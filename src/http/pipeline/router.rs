@@ -12,7 +12,7 @@ use http::{HeaderValue, Method};
 
 use super::{Edge, Endpoint, Refusal, Verb};
 use crate::error::ErrorCode;
-use crate::http::compress;
+use crate::http::compress::{Accepted, Compression};
 use crate::http::observe::Meter;
 
 /// The router of `endpoints`, with 404 and 405 for everything else.
@@ -37,15 +37,20 @@ pub(in crate::http) fn router_of_part<S: Send + Sync + 'static>(
         let mut methods = MethodRouter::new();
         for endpoint in of_path() {
             let meter = Arc::new(Meter::new(endpoint.verb.as_str(), path));
+            let compression = Compression::of_route(path, edge.compress_min_bytes);
             let edge = Arc::clone(edge);
             let served = on(endpoint.verb.filter(), move |request: Request| {
-                let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
-                async move { edge.serve(endpoint, &meter, request).await }
+                let (edge, meter, compression) = (Arc::clone(&edge), Arc::clone(&meter), compression.clone());
+                async move {
+                    let accepted = Accepted::by(&request);
+                    let answer = edge.serve(endpoint, &meter, request).await;
+                    match compression {
+                        Some(compression) => compression.apply(accepted, answer).await,
+                        None => answer,
+                    }
+                }
             });
             methods = methods.merge(served);
-        }
-        if let Some(compression) = compress::layer(path, edge.compress_min_bytes) {
-            methods = methods.layer(compression);
         }
         let allow = allow(of_path().map(|endpoint| endpoint.verb));
         methods = methods.merge(options(edge, path, allow.clone()));
