@@ -6,26 +6,28 @@ use crate::load::{self, Outcome, Task, Work};
 use crate::node::{Node, Site};
 use crate::patients::{last, latencies, post_task, rate};
 use crate::report::{Reach, Report, Row};
+use crate::stats::median;
 use crate::yardstick::PatientView;
 use crate::{Effort, Result, broker, pg, say};
 
 /// Writers.
 const CONNECTIONS: usize = 64;
-/// Readers: with few of them each waits for its entry's commit, with many the processors are what is short.
-const FEW: usize = 64;
-const MANY: usize = 224;
+/// Readers, each with what the audit must leave of their rate. What a node can do shows where the processors are what
+/// is short on both sides; with fewer readers than that, each waits for its entry's commit while they have time left.
+const READERS: [(usize, Option<f64>); 3] = [(448, Some(0.8)), (224, None), (64, None)];
 const HOT_PATIENTS: usize = 1_000;
 
 /// Reads over both databases, registrations over PostgreSQL.
 pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
-    reads(effort, report, "SQLite", Site::embedded()?, Site::embedded()?).await?;
+    reads(effort, report, "SQLite", for_many(Site::embedded()?), for_many(Site::embedded()?)).await?;
     let broker = broker::start().await?;
     let server = pg::Postgres::shared();
     let (with, without) = (server.create_database().await, server.create_database().await);
     let topic =
         |site: Site, name: &str| site.with("HYGEIA__KAFKA__TOPIC", name).with("HYGEIA__KAFKA__GROUP", name);
     let sites = (Site::on(with.url(), &broker.address)?, Site::on(without.url(), &broker.address)?);
-    reads(effort, report, "PostgreSQL", topic(sites.0, "with"), topic(sites.1, "without")).await?;
+    let sites = (for_many(topic(sites.0, "with")), for_many(topic(sites.1, "without")));
+    reads(effort, report, "PostgreSQL", sites.0, sites.1).await?;
     let (with, without) = (server.create_database().await, server.create_database().await);
     let sites = (Site::on(with.url(), &broker.address)?, Site::on(without.url(), &broker.address)?);
     writes(effort, report, topic(sites.0, "with-w"), topic(sites.1, "without-w")).await
@@ -35,10 +37,15 @@ fn off(site: Site) -> Site {
     site.with("HYGEIA__AUDIT__ENABLED", "false")
 }
 
+/// None of the readers is turned away.
+fn for_many(site: Site) -> Site {
+    site.with("HYGEIA__HTTP__IN_FLIGHT_MAX", "512")
+}
+
 async fn reads(effort: Effort, report: &mut Report, over: &str, with: Site, without: Site) -> Result<()> {
     let (with, without) = (with.start().await?, off(without).start().await?);
     let sides = [side(&with).await?, side(&without).await?];
-    for (connections, least) in [(MANY, Some(0.8)), (FEW, None)] {
+    for (connections, least) in READERS {
         let (audited, plain) = by_turns(effort, connections, &sides).await?;
         let (on, off) = (last(&audited).rate(), last(&plain).rate());
         say(&format!("{over}, {connections} connections: with {on:.0}/s, without {off:.0}/s"));
@@ -111,9 +118,14 @@ fn add(report: &mut Report, what: String, audited: &[Outcome], plain: &[Outcome]
     report.add(Row {
         what,
         beside: "the same with `audit.enabled = false`".into(),
-        ours: format!("{:.0}/s, {}", rate(audited), latencies(audited)),
-        yardstick: format!("{:.0}/s, {}", rate(plain), latencies(plain)),
+        ours: told(audited),
+        yardstick: told(plain),
         ratio: rate(audited) / rate(plain),
         reach: least.map(Reach::AtLeast),
     });
+}
+
+fn told(outcomes: &[Outcome]) -> String {
+    let idle = median(&outcomes.iter().map(|outcome| outcome.idle * 100.0).collect::<Vec<_>>());
+    format!("{:.0}/s, {}, processors idle {idle:.0} %", rate(outcomes), latencies(outcomes))
 }

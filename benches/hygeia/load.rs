@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::stats::percentile;
+use crate::stats::{Processors, percentile};
 use crate::{Result, role};
 
 /// What to do.
@@ -52,6 +52,8 @@ pub(crate) struct Outcome {
     pub(crate) p99_us: f64,
     /// Until the first answer on a new connection, at the slowest of them: reads only. It is no part of the others.
     pub(crate) first_answer_us: f64,
+    /// The share of the time in which the processors of this machine had nothing to do.
+    pub(crate) idle: f64,
 }
 
 impl Outcome {
@@ -81,7 +83,7 @@ struct Shared {
     /// Connections that are open.
     open: AtomicUsize,
     /// When the last of them was, and measuring began.
-    began: OnceLock<Instant>,
+    began: OnceLock<(Instant, Processors)>,
 }
 
 async fn keep_busy(task: Task) -> Result<Outcome> {
@@ -98,7 +100,8 @@ async fn keep_busy(task: Task) -> Result<Outcome> {
         first_answer_us = f64::max(first_answer_us, first_us);
         samples_us.extend(samples);
     }
-    let seconds = shared.began.get().ok_or("no connections")?.elapsed().as_secs_f64();
+    let (began, processors) = shared.began.get().ok_or("no connections")?;
+    let (seconds, idle) = (began.elapsed().as_secs_f64(), Processors::now().idle_since(*processors));
     samples_us.sort_unstable();
     let sum: u64 = samples_us.iter().copied().map(u64::from).sum();
     Ok(Outcome {
@@ -108,6 +111,7 @@ async fn keep_busy(task: Task) -> Result<Outcome> {
         p50_us: percentile(&samples_us, 0.5),
         p99_us: percentile(&samples_us, 0.99),
         first_answer_us,
+        idle,
     })
 }
 
@@ -143,7 +147,7 @@ async fn client(shared: Arc<Shared>) -> Result<(f64, Vec<u32>)> {
             Work::Post { .. } => tokio::task::yield_now().await,
         }
     }
-    let began = *began.get_or_init(Instant::now);
+    let (began, _) = *began.get_or_init(|| (Instant::now(), Processors::now()));
     let (end, work_max) = match (task.measured_ms, &task.work) {
         (Some(ms), Work::Get { .. }) => (Some(Duration::from_millis(ms)), usize::MAX),
         (Some(ms), Work::Post { count, .. }) => (Some(Duration::from_millis(ms)), *count),

@@ -221,8 +221,15 @@ pub(crate) fn post_task(
 
 pub(crate) fn last(outcomes: &[Outcome]) -> Outcome {
     const NAN: f64 = f64::NAN;
-    const NONE: Outcome =
-        Outcome { requests: 0, seconds: NAN, mean_us: NAN, p50_us: NAN, p99_us: NAN, first_answer_us: NAN };
+    const NONE: Outcome = Outcome {
+        requests: 0,
+        seconds: NAN,
+        mean_us: NAN,
+        p50_us: NAN,
+        p99_us: NAN,
+        first_answer_us: NAN,
+        idle: NAN,
+    };
     outcomes.last().copied().unwrap_or(NONE)
 }
 

@@ -16,3 +16,26 @@ pub(crate) fn percentile(sorted: &[u32], p: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     sorted.get((last as f64 * p).round() as usize).copied().map_or(f64::NAN, f64::from)
 }
+
+/// What the processors of this machine have done since it started, in ticks of any length.
+#[derive(Clone, Copy)]
+pub(crate) struct Processors {
+    idle: u64,
+    all: u64,
+}
+
+impl Processors {
+    /// Up to now; nothing where they are not told.
+    pub(crate) fn now() -> Processors {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        // user, nice, system, idle, iowait, irq, softirq, steal (proc_stat(5)); who waits for a disk is idle, too.
+        let ticks = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8);
+        let ticks: Vec<u64> = ticks.filter_map(|ticks| ticks.parse().ok()).collect();
+        Processors { idle: ticks.iter().skip(3).take(2).sum(), all: ticks.iter().sum() }
+    }
+
+    /// The share of their time since `earlier` in which they had nothing to do; NaN if it is not told.
+    pub(crate) fn idle_since(self, earlier: Processors) -> f64 {
+        self.idle.saturating_sub(earlier.idle) as f64 / self.all.saturating_sub(earlier.all) as f64
+    }
+}
