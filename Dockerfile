@@ -12,6 +12,7 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 FROM ${BUILD_IMAGE} AS dependencies
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY .cargo .cargo
 RUN mkdir -p src benches \
     && echo 'fn main() {}' | tee src/main.rs build.rs benches/log_line.rs > src/lib.rs \
     && cargo build --release --locked --features kafka-tls \
