@@ -33,7 +33,7 @@ fn unnamed(_: StatusCode, _: Version, headers: &HeaderMap, _: &Extensions) -> bo
 }
 
 /// Compresses the answers of a route.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(super) struct Compression {
     worthwhile: And<SizeAbove, Unnamed>,
 }
@@ -65,7 +65,7 @@ impl Compression {
         let answered =
             service_fn(|request: http::Request<Response>| ready(Ok::<_, Infallible>(request.into_body())));
         let layer = CompressionLayer::new().gzip(true).br(true).quality(LEVEL);
-        let Ok(compressed) = layer.compress_when(self.worthwhile.clone()).layer(answered).call(request).await;
+        let Ok(compressed) = layer.compress_when(self.worthwhile).layer(answered).call(request).await;
         compressed.map(Body::new)
     }
 }

@@ -57,7 +57,8 @@ const LEASE_CONNECTIONS: u32 = 4;
 /// Connections for those who follow the commits: bridge, relay and analytics, each with a read and a write
 /// under way.
 const FOLLOWER_CONNECTIONS: u32 = 6;
-/// Connections for the audit of what is read: nothing is shown before it is audited, so it waits behind nothing.
+/// Connections for the audit of what is read: nothing is shown before it is audited, so it waits behind nothing, not
+/// even behind a batch whose journal has died.
 const AUDIT_CONNECTIONS: usize = 2;
 /// The pause between two tries to reach the server at the start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);

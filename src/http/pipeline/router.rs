@@ -40,7 +40,7 @@ pub(in crate::http) fn router_of_part<S: Send + Sync + 'static>(
             let compression = Compression::of_route(path, edge.compress_min_bytes);
             let edge = Arc::clone(edge);
             let served = on(endpoint.verb.filter(), move |request: Request| {
-                let (edge, meter, compression) = (Arc::clone(&edge), Arc::clone(&meter), compression.clone());
+                let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
                 async move {
                     let accepted = Accepted::by(&request);
                     let answer = edge.serve(endpoint, &meter, request).await;
