@@ -139,9 +139,8 @@ const HOW: &str = "
 - **tokens**: the same reads at two nodes, one with EdDSA tokens and one with HS256.
 - **logins**: whole logins over HTTP, with as many clients as keep the hashing threads busy; the yardstick is the same BCrypt in a loop,
   times the threads that the node has for it.
-- **access audit**: the same load at two nodes, one of which records no accesses; for the reads both take 512 requests at once (256 by default).
-  With few readers each waits for the commit of its entry while the processors have time left, which is told; with many the processors
-  are what is short on both sides, and the ratio is of what a node can do.
+- **access audit**: the same load at two nodes, one of which records no accesses; for the reads both take 512 requests at once (256 by default,
+  which 224 readers come close to). With few readers each waits for the commit of its entry while the processors have time left, which is told.
 - **login flood**: logins of another user with the right password, each on a connection of its own, four times as fast as they can be answered;
   what is too much is refused. Reads go on beside them.
 - **start**: from starting the process to the first 200 of `/health/ready`.

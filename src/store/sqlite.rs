@@ -4,7 +4,7 @@
 //! - A server holds an exclusive lock on `<file>.lock` for as long as it lives, so when it opens the
 //!   file no other owner of a lease can be alive: it expires them all.
 //! - Every change is one transaction of the writer (see `writer`), which begins `IMMEDIATE` or is a single statement.
-//! - Commits are durable when they are answered: WAL with `synchronous=FULL`.
+//! - Commits are durable when they are answered: WAL with `synchronous=FULL` (by `fdatasync`: `.cargo/config.toml`).
 
 mod accounts;
 mod attempts;
