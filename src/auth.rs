@@ -108,6 +108,8 @@ pub struct Login {
     pub token: Token,
     /// For the next token, once.
     pub refresh_token: String,
+    /// For how long `refresh_token` is good.
+    pub refresh_expires_in: Duration,
 }
 
 impl fmt::Debug for Login {
@@ -233,7 +235,8 @@ impl Auth {
 
     async fn granted(&self, subject: &str, standing: (Role, Timestamp), grant: Grant) -> Result<Login> {
         let token = self.inner.tokens.sign(subject, standing, (grant.session, grant.ends_at)).await?;
-        Ok(Login { token, refresh_token: grant.refresh_token })
+        let Grant { refresh_token, refresh_expires_in, .. } = grant;
+        Ok(Login { token, refresh_token, refresh_expires_in })
     }
 
     /// Ends the session of `bearer_token`.

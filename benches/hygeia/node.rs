@@ -45,7 +45,8 @@ impl Site {
             .with("HYGEIA__AUTH__JWT_SECRET", JWT_SECRET)
             .with("HYGEIA__AUDIT__SECRET", JWT_SECRET)
             // Longer than any run.
-            .with("HYGEIA__AUTH__TOKEN_TTL_SECONDS", "86400"))
+            .with("HYGEIA__AUTH__TOKEN_TTL_SECONDS", "86400")
+            .with("HYGEIA__AUTH__SESSION_IDLE_SECONDS", "86400"))
     }
 
     /// On a database and a broker of their own, with a user.

@@ -1,5 +1,5 @@
-//! Sessions: one per login, refreshed with a token that is good once, ended before their time by a logout or
-//! by the second use of a refresh token.
+//! Sessions: one per login, refreshed with a token that is good once, ended before their time by a logout, by the
+//! second use of a refresh token, or by nobody's refreshing them.
 //!
 //! Invariants:
 //! - What is stored of a refresh token is its SHA-256.
@@ -55,6 +55,8 @@ pub(super) struct Sessions {
     /// How long a token of a session may hold after its last refresh.
     outlives: Duration,
     lasts: Duration,
+    /// How long a refresh token is good.
+    idles: Duration,
     per_user_max: u32,
     revocations_max: usize,
     revoked: RwLock<Revoked>,
@@ -68,6 +70,7 @@ pub(super) struct Grant {
     pub(super) begun_at: Timestamp,
     pub(super) ends_at: Timestamp,
     pub(super) refresh_token: String,
+    pub(super) refresh_expires_in: Duration,
 }
 
 impl Sessions {
@@ -78,6 +81,7 @@ impl Sessions {
             timeout: settings.lookup_timeout(),
             outlives: settings.token_ttl() + CLOCKS_APART_MAX,
             lasts: Duration::from_secs(settings.session_ttl_seconds),
+            idles: Duration::from_secs(settings.session_idle_seconds),
             per_user_max: settings.sessions_per_user_max,
             revocations_max: settings.revocations_max,
             revoked: RwLock::default(),
@@ -203,7 +207,8 @@ impl Sessions {
         let starting = self.store.start_session(&session, self.per_user_max, self.revocation());
         let surplus = timed(self.timeout, starting).await.map_err(|error| write_failed(&error))?;
         self.tell(&surplus);
-        Ok(Grant { session: session.id, begun_at: now, ends_at, refresh_token })
+        let refresh_expires_in = self.until_idle(now, ends_at);
+        Ok(Grant { session: session.id, begun_at: now, ends_at, refresh_token, refresh_expires_in })
     }
 
     /// Takes `refresh_token` for the next one; with it, whose session it is.
@@ -213,10 +218,14 @@ impl Sessions {
         }
         let (next, next_hash) = new_token()?;
         let used = hash_of(refresh_token);
-        let rotating = self.store.rotate_token(&used, &next_hash, self.revocation());
+        let revocation = self.revocation();
+        let given_after = back(revocation.at, self.idles);
+        let rotating = self.store.rotate_token(&used, &next_hash, given_after, revocation);
         match timed(self.timeout, rotating).await.map_err(|error| write_failed(&error))? {
             Rotation::Done { session, subject, created_at, ends_at } => {
-                Ok((subject, Grant { session, begun_at: created_at, ends_at, refresh_token: next }))
+                let refresh_expires_in = self.until_idle(revocation.at, ends_at);
+                let begun_at = created_at;
+                Ok((subject, Grant { session, begun_at, ends_at, refresh_token: next, refresh_expires_in }))
             }
             Rotation::Reused { session } => {
                 tracing::warn!(%session, "a refresh token was used a second time: its session is revoked");
@@ -260,6 +269,12 @@ impl Sessions {
         if let Some(announce) = self.announce.get() {
             announce(sessions);
         }
+    }
+
+    /// How long a refresh token given at `now` is good.
+    fn until_idle(&self, now: Timestamp, ends_at: Timestamp) -> Duration {
+        let left = ends_at.0.saturating_sub(now.0);
+        self.idles.min(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
     }
 
     fn revocation(&self) -> Revocation {

@@ -43,6 +43,9 @@ pub struct Settings {
     pub token_ttl_seconds: u64,
     /// How long a session lasts after its login, however often it is refreshed.
     pub session_ttl_seconds: u64,
+    /// How long a session may go without being refreshed: then it is over. No less than token_ttl_seconds, so that no
+    /// token outlives it.
+    pub session_idle_seconds: u64,
     /// Sessions that a user may have at once; a further login ends the oldest.
     pub sessions_per_user_max: u32,
     /// How often a node asks the database which sessions were revoked; it is told of most at once.
@@ -101,6 +104,7 @@ impl Default for Settings {
             audience: "hygeia".into(),
             token_ttl_seconds: 900,
             session_ttl_seconds: 43_200,
+            session_idle_seconds: 1800,
             sessions_per_user_max: 32,
             revocations_poll_ms: 2000,
             revocations_max: 100_000,
@@ -140,6 +144,11 @@ impl Settings {
             ("audience", named(&self.audience)),
             ("token_ttl_seconds", within(self.token_ttl_seconds, 1, 604_800)),
             ("session_ttl_seconds", within(self.session_ttl_seconds, 1, 31_536_000)),
+            (
+                "session_idle_seconds",
+                within(self.session_idle_seconds, self.token_ttl_seconds, 31_536_000)
+                    .map(|allowed| format!("{allowed}, from token_ttl_seconds on")),
+            ),
             ("sessions_per_user_max", within(self.sessions_per_user_max.into(), 1, 1000)),
             ("revocations_poll_ms", within(self.revocations_poll_ms, 50, 4000)),
             ("revocations_max", size(self.revocations_max, 1, 10_000_000)),

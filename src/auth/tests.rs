@@ -257,6 +257,11 @@ fn bad_settings_are_named() {
     assert_eq!(weak, ["bcrypt_cost"]);
     let none = Settings { token_ttl_seconds: 0, users_cached_max: 0, ..settings() };
     assert_eq!(none.problems(true).len(), 2);
+    let idle = Settings { token_ttl_seconds: 900, session_idle_seconds: 899, ..settings() };
+    let problems = idle.problems(true);
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].0, "session_idle_seconds");
+    assert!(problems[0].1.starts_with("900 to "), "{problems:?}");
     let short = Settings { jwt_secret: Some(SecretText::from("canary".to_owned())), ..settings() };
     let problems = short.problems(true);
     assert_eq!(problems[0].0, "jwt_secret");

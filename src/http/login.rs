@@ -21,7 +21,7 @@ use super::{AppState, reply};
 #[serde(rename_all = "camelCase")]
 #[schema(as = Token, example = json!({
     "token": "eyJ0eXAiOiJhdCtqd3QiLCJhbGciOiJFZERTQSIsImtpZCI6Ii…", "tokenType": "Bearer", "expiresIn": 900,
-    "refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8"
+    "refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8", "refreshExpiresIn": 1800
 }))]
 pub(super) struct TokenBody<'a> {
     /// To be shown as `Authorization: Bearer <token>`.
@@ -33,6 +33,8 @@ pub(super) struct TokenBody<'a> {
     /// To be shown once, at `/auth/refresh`, for the next tokens. Showing it a second time ends the session.
     #[schema(format = "password")]
     refresh_token: &'a str,
+    /// For how many seconds it can be shown: the session ends if nobody does.
+    refresh_expires_in: u64,
 }
 
 impl TokenBody<'_> {
@@ -42,6 +44,7 @@ impl TokenBody<'_> {
             token_type: "Bearer",
             expires_in: login.token.expires_in.as_secs(),
             refresh_token: &login.refresh_token,
+            refresh_expires_in: login.refresh_expires_in.as_secs(),
         };
         reply::json(StatusCode::OK, &body)
     }

@@ -258,16 +258,18 @@ pub(super) struct ShownToken {
     live: bool,
     /// The token is not its newest.
     used: bool,
+    /// It was given too long ago.
+    stale: bool,
 }
 
 impl ShownToken {
     /// What follows.
     pub(super) fn into_rotation(self) -> Rotation {
         let session = SessionId(self.session_id);
-        match (self.live, self.used) {
-            (false, _) => Rotation::Refused,
-            (true, true) => Rotation::Reused { session },
-            (true, false) => {
+        match (self.live, self.used, self.stale) {
+            (false, _, _) | (true, false, true) => Rotation::Refused,
+            (true, true, _) => Rotation::Reused { session },
+            (true, false, false) => {
                 let (created_at, ends_at) = (Timestamp(self.created_at), Timestamp(self.ends_at));
                 Rotation::Done { session, subject: self.subject, created_at, ends_at }
             }

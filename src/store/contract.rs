@@ -137,6 +137,7 @@ contract! {
         a_refresh_token_is_good_once_and_its_reuse_ends_the_session,
         of_rotations_at_once_one_gets_through,
         a_session_ends_in_its_time,
+        a_token_that_lay_unused_for_too_long_is_good_no_more,
         used_tokens_are_kept_up_to_a_bound,
         a_user_has_so_many_sessions_and_may_end_them_all,
         attempts_are_counted_in_windows,

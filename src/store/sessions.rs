@@ -132,7 +132,7 @@ pub enum Rotation {
         /// Its session.
         session: SessionId,
     },
-    /// It is unknown, or its session is over.
+    /// It is unknown, has lain unused for too long, or its session is over.
     Refused,
 }
 
@@ -147,8 +147,15 @@ pub trait SessionStore: Send + Sync {
         sessions_max: u32,
         revocation: Revocation,
     ) -> Result<Vec<SessionId>>;
-    /// Takes the refresh token `used` for `next`, if it is good. Of calls at the same time one gets through.
-    async fn rotate_token(&self, used: &Hash, next: &Hash, revocation: Revocation) -> Result<Rotation>;
+    /// Takes the refresh token `used` for `next`, if it is good and was given after `given_after`. Of calls at the
+    /// same time one gets through.
+    async fn rotate_token(
+        &self,
+        used: &Hash,
+        next: &Hash,
+        given_after: Timestamp,
+        revocation: Revocation,
+    ) -> Result<Rotation>;
     /// Ends a session; false if it is unknown, or was revoked before.
     async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool>;
     /// Ends all sessions of `subject`; answers with those that had not been.

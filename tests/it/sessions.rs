@@ -90,6 +90,28 @@ async fn refused_after(node: &Node, token: &str, since: Instant) -> Duration {
 }
 
 #[tokio::test]
+async fn a_session_that_nobody_refreshes_ends() {
+    let site = Site::demo()
+        .with("HYGEIA__AUTH__TOKEN_TTL_SECONDS", "1")
+        .with("HYGEIA__AUTH__SESSION_IDLE_SECONDS", "1");
+    let node = Node::listening(site.spawn()).await;
+    let credentials = json!({"email": USER, "password": site.password()});
+    let login = || post(&node, "/auth/login", &credentials);
+    let (status, left_alone) = login().await;
+    assert_eq!((status, &left_alone["refreshExpiresIn"]), (StatusCode::OK, &json!(1)));
+    let (token, refresh_token) = tokens(&left_alone);
+    // The token holds for as long as its session may idle, and for the 2 s by which clocks may differ.
+    refused_after(&node, &token, Instant::now()).await;
+    let (status, _) = refresh(&node, &refresh_token).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+    eventually("a session that is refreshed at once goes on", || async {
+        let (_, fresh) = tokens(&login().await.1);
+        (refresh(&node, &fresh).await.0 == StatusCode::OK).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_revocation_reaches_the_other_front_in_time_over_the_link_and_without_it() {
     let (_site, one, database) = first().await;
     for joined in [true, false] {

@@ -23,8 +23,8 @@ pub(crate) struct Kept {
     pub(crate) keys: Vec<SigningKeyRow>,
     secrets: BTreeMap<String, SharedSecret>,
     sessions: BTreeMap<SessionId, Session>,
-    /// By hash: whose it is, and whether it was used.
-    tokens: BTreeMap<Hash, (SessionId, bool)>,
+    /// By hash: whose it is, when it was given, and whether it was used.
+    tokens: BTreeMap<Hash, (SessionId, Timestamp, bool)>,
     pub(crate) attempts: BTreeMap<Hash, Attempts>,
 }
 
@@ -96,15 +96,23 @@ impl SessionStore for FakeUsers {
         let mut kept = self.kept();
         let mut surplus = kept.live(&session.subject);
         surplus.truncate((surplus.len() + 1).saturating_sub(sessions_max as usize));
-        kept.tokens.insert(session.token, (session.id, false));
+        kept.tokens.insert(session.token, (session.id, session.created_at, false));
         kept.sessions.insert(session.id, Session { begun: session.clone(), revocation: None });
         Ok(kept.revoke(surplus, revocation))
     }
 
-    async fn rotate_token(&self, used: &Hash, next: &Hash, revocation: Revocation) -> Result<Rotation> {
+    async fn rotate_token(
+        &self,
+        used: &Hash,
+        next: &Hash,
+        given_after: Timestamp,
+        revocation: Revocation,
+    ) -> Result<Rotation> {
         self.fails()?;
         let mut kept = self.kept();
-        let Some((id, was_used)) = kept.tokens.get(used).copied() else { return Ok(Rotation::Refused) };
+        let Some((id, given_at, was_used)) = kept.tokens.get(used).copied() else {
+            return Ok(Rotation::Refused);
+        };
         let Some(session) = kept.sessions.get(&id) else { return Ok(Rotation::Refused) };
         let NewSession { subject, created_at, ends_at, .. } = session.begun.clone();
         if session.revocation.is_some() || ends_at <= revocation.at {
@@ -114,8 +122,11 @@ impl SessionStore for FakeUsers {
             kept.revoke(vec![id], revocation);
             return Ok(Rotation::Reused { session: id });
         }
-        kept.tokens.insert(*used, (id, true));
-        kept.tokens.insert(*next, (id, false));
+        if given_at <= given_after {
+            return Ok(Rotation::Refused);
+        }
+        kept.tokens.insert(*used, (id, given_at, true));
+        kept.tokens.insert(*next, (id, revocation.at, false));
         Ok(Rotation::Done { session: id, subject, created_at, ends_at })
     }
 

@@ -61,9 +61,37 @@ async fn what_is_no_refresh_token_changes_nothing() {
 async fn a_session_ends_for_good_after_its_time() {
     let world = World::new();
     let node = world.node();
-    let given = login(&node).await;
-    world.clock.step(Duration::from_secs(world.settings.session_ttl_seconds));
+    let mut given = login(&node).await;
+    let idle = Duration::from_secs(world.settings.session_idle_seconds);
+    let (mut left, step) = (Duration::from_secs(world.settings.session_ttl_seconds), idle / 2);
+    while left > step {
+        world.clock.step(step);
+        left -= step;
+        given = node.refresh(&given.refresh_token).await.expect("refreshed");
+        assert_eq!(given.refresh_expires_in, idle.min(left));
+    }
+    world.clock.step(left);
     assert!(node.refresh(&given.refresh_token).await.is_err());
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_uses_ends() {
+    for algorithm in [eddsa(), hs256()] {
+        let settings = Settings { token_ttl_seconds: 60, session_idle_seconds: 60, ..algorithm };
+        let world = World { settings, ..World::new() };
+        let node = world.node();
+        let first = login(&node).await;
+        assert_eq!(first.refresh_expires_in, Duration::from_secs(60));
+        world.clock.step(Duration::from_millis(59_999));
+        let second = node.refresh(&first.refresh_token).await.expect("in time");
+        world.clock.step(Duration::from_secs(60));
+        let error = node.refresh(&second.refresh_token).await.expect_err("too late");
+        assert_eq!(error.code, ErrorCode::Unauthenticated);
+        // The 2 s by which clocks may differ.
+        world.clock.step(Duration::from_secs(2));
+        refused(&node, &second.token.text).await;
+        node.refresh(&login(&node).await.refresh_token).await.expect("another session goes on");
+    }
 }
 
 /// The claim `exp` of a token.

@@ -56,6 +56,21 @@ async fn start(store: &Arc<dyn Store>, session: &NewSession) -> Vec<SessionId> {
     store.start_session(session, 100, revocation(0)).await.expect("started")
 }
 
+/// However long ago the token was given.
+async fn rotate(store: &Arc<dyn Store>, used: u32, next: u32, now: i64) -> Rotation {
+    rotate_given_after(store, used, next, (-1_000, now)).await
+}
+
+async fn rotate_given_after(
+    store: &Arc<dyn Store>,
+    used: u32,
+    next: u32,
+    (given_after, now): (i64, i64),
+) -> Rotation {
+    let rotating = store.rotate_token(&hash(used), &hash(next), at(given_after), revocation(now));
+    rotating.await.expect("an answer")
+}
+
 async fn revoked(store: &Arc<dyn Store>) -> Vec<RevokedSession> {
     store.revoked_sessions((at(-1), SessionId(Uuid::nil())), 100).await.expect("an answer")
 }
@@ -101,10 +116,7 @@ pub(super) async fn a_shared_secret_is_made_once(store: Arc<dyn Store>) {
 pub(super) async fn a_refresh_token_is_good_once_and_its_reuse_ends_the_session(store: Arc<dyn Store>) {
     let begun = session(1, "a@example.com", 0, 1);
     assert_eq!(start(&store, &begun).await, []);
-    let rotate = |used: u32, next: u32, now: i64| {
-        let store = Arc::clone(&store);
-        async move { store.rotate_token(&hash(used), &hash(next), revocation(now)).await.expect("an answer") }
-    };
+    let rotate = |used, next, now| rotate(&store, used, next, now);
     let done = Rotation::Done {
         session: begun.id,
         subject: "a@example.com".to_owned(),
@@ -129,9 +141,7 @@ pub(super) async fn of_rotations_at_once_one_gets_through(store: Arc<dyn Store>)
     start(&store, &session(1, "a@example.com", 0, 1)).await;
     let tries = (0..8).map(|n| {
         let store = Arc::clone(&store);
-        tokio::spawn(async move {
-            store.rotate_token(&hash(1), &hash(100 + n), revocation(1)).await.expect("an answer")
-        })
+        tokio::spawn(async move { rotate(&store, 1, 100 + n, 1).await })
     });
     let ended: Vec<Rotation> =
         join_all(tries).await.into_iter().map(|task| task.expect("no panic")).collect();
@@ -143,7 +153,7 @@ pub(super) async fn of_rotations_at_once_one_gets_through(store: Arc<dyn Store>)
 
 pub(super) async fn a_session_ends_in_its_time(store: Arc<dyn Store>) {
     start(&store, &session(1, "a@example.com", 0, 1)).await;
-    let late = store.rotate_token(&hash(1), &hash(2), revocation(1_000)).await.expect("an answer");
+    let late = rotate(&store, 1, 2, 1_000).await;
     assert_eq!(late, Rotation::Refused);
     assert_eq!(store.delete_sessions(at(1_100), 10).await.expect("an answer"), 0);
     start(&store, &session(2, "a@example.com", 0, 3)).await;
@@ -153,16 +163,30 @@ pub(super) async fn a_session_ends_in_its_time(store: Arc<dyn Store>) {
     start(&store, &session(3, "a@example.com", 0, 1)).await;
 }
 
+pub(super) async fn a_token_that_lay_unused_for_too_long_is_good_no_more(store: Arc<dyn Store>) {
+    let begun = session(1, "a@example.com", 0, 1);
+    start(&store, &begun).await;
+    let rotate = |used, next, given_after, now| rotate_given_after(&store, used, next, (given_after, now));
+    let done = |rotation: &Rotation| matches!(rotation, Rotation::Done { .. });
+    assert_eq!(rotate(1, 2, 0, 10).await, Rotation::Refused, "the first was given with the session");
+    assert!(done(&rotate(1, 2, -1, 10).await), "nothing was changed by that");
+    assert_eq!(rotate(2, 3, 10, 20).await, Rotation::Refused, "the next, when the one before was used");
+    assert!(done(&rotate(2, 3, 9, 20).await));
+    assert_eq!(revoked(&store).await, []);
+    let again = rotate(2, 4, 100, 110).await;
+    assert_eq!(again, Rotation::Reused { session: begun.id }, "a second use tells of a copy at any time");
+}
+
 pub(super) async fn used_tokens_are_kept_up_to_a_bound(store: Arc<dyn Store>) {
     start(&store, &session(1, "a@example.com", 0, 0)).await;
     let kept = u32::try_from(USED_TOKENS_KEPT).expect("small");
     for n in 0..=kept {
-        let rotated = store.rotate_token(&hash(n), &hash(n + 1), revocation(1)).await.expect("an answer");
+        let rotated = rotate(&store, n, n + 1, 1).await;
         assert!(matches!(rotated, Rotation::Done { .. }), "{n}");
     }
-    let oldest = store.rotate_token(&hash(0), &hash(9_999), revocation(2)).await.expect("an answer");
+    let oldest = rotate(&store, 0, 9_999, 2).await;
     assert_eq!(oldest, Rotation::Refused, "forgotten");
-    let next = store.rotate_token(&hash(1), &hash(9_999), revocation(2)).await.expect("an answer");
+    let next = rotate(&store, 1, 9_999, 2).await;
     assert!(matches!(next, Rotation::Reused { .. }), "{next:?}");
 }
 
@@ -178,7 +202,7 @@ pub(super) async fn a_user_has_so_many_sessions_and_may_end_them_all(store: Arc<
     ended.sort();
     assert_eq!(ended, [id(2), id(3)]);
     assert_eq!(store.revoke_sessions_of("a@example.com", revocation(9)).await.expect("an answer"), []);
-    let other = store.rotate_token(&hash(4), &hash(5), revocation(10)).await.expect("an answer");
+    let other = rotate(&store, 4, 5, 10).await;
     assert!(matches!(other, Rotation::Done { .. }));
 
     let all = revoked(&store).await;

@@ -12,15 +12,17 @@ use crate::store::{
     Hash, NewSession, Result, Revocation, RevokedSession, Rotation, SessionStore, USED_TOKENS_KEPT,
 };
 
-/// The rows are locked before they are looked at: who comes second sees that the token is used.
+/// The rows are locked before they are looked at: who comes second sees that the token is used. A token was given
+/// when the one before it was used, and the first with its session.
 const ROTATE: &str = "
 WITH shown AS MATERIALIZED (
     SELECT t.session_id, t.generation, t.used_at IS NOT NULL AS used, s.subject, s.created_at, s.ends_at,
-        s.revoked_at IS NULL AND s.ends_at > $3 AS live
+        s.revoked_at IS NULL AND s.ends_at > $3 AS live, COALESCE(before.used_at, s.created_at) <= $6 AS stale
     FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id
-    WHERE t.hash = $1 FOR UPDATE
+    LEFT JOIN refresh_tokens before ON before.session_id = t.session_id AND before.generation = t.generation - 1
+    WHERE t.hash = $1 FOR UPDATE OF t, s
 ), good AS (
-    SELECT session_id, generation FROM shown WHERE live AND NOT used
+    SELECT session_id, generation FROM shown WHERE live AND NOT used AND NOT stale
 ), marked AS (
     UPDATE refresh_tokens SET used_at = $3 WHERE hash = $1 AND EXISTS (SELECT FROM good)
 ), added AS (
@@ -32,7 +34,7 @@ WITH shown AS MATERIALIZED (
     UPDATE sessions SET revoked_at = $3, keep_until = $4
     WHERE id = (SELECT session_id FROM shown WHERE live AND used)
 )
-SELECT session_id, subject, created_at, ends_at, live, used FROM shown";
+SELECT session_id, subject, created_at, ends_at, live, used, stale FROM shown";
 
 fn ids(rows: &[PgRow]) -> Result<Vec<SessionId>> {
     rows.iter().map(|row| Ok(SessionId(column::<Uuid>(row, 0)?))).collect()
@@ -72,13 +74,20 @@ impl SessionStore for PostgresStore {
         ids(&self.write(query).await?)
     }
 
-    async fn rotate_token(&self, used: &Hash, next: &Hash, revocation: Revocation) -> Result<Rotation> {
+    async fn rotate_token(
+        &self,
+        used: &Hash,
+        next: &Hash,
+        given_after: Timestamp,
+        revocation: Revocation,
+    ) -> Result<Rotation> {
         let query = sqlx::query(ROTATE)
             .bind(used.as_slice())
             .bind(next.as_slice())
             .bind(revocation.at.0)
             .bind(revocation.keep_until.0)
-            .bind(USED_TOKENS_KEPT);
+            .bind(USED_TOKENS_KEPT)
+            .bind(given_after.0);
         let rows = self.write(query).await?;
         let shown = rows.first().map(decode::<ShownToken>).transpose()?;
         Ok(shown.map_or(Rotation::Refused, ShownToken::into_rotation))

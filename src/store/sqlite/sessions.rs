@@ -16,6 +16,14 @@ use crate::store::{
 const REVOKE: &str =
     "UPDATE sessions SET revoked_at = $2, keep_until = $3 WHERE id = $1 AND revoked_at IS NULL";
 
+/// A token was given when the one before it was used, and the first with its session.
+const FIND: &str = "
+SELECT t.session_id, s.subject, s.created_at, s.ends_at, s.revoked_at IS NULL AND s.ends_at > $2 AS live,
+    t.used_at IS NOT NULL AS used, COALESCE(before.used_at, s.created_at) <= $3 AS stale, t.generation
+FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id
+LEFT JOIN refresh_tokens before ON before.session_id = t.session_id AND before.generation = t.generation - 1
+WHERE t.hash = $1";
+
 fn ids(rows: &[SqliteRow]) -> Result<Vec<SessionId>> {
     rows.iter().map(|row| Ok(SessionId(column::<Uuid>(row, 0)?))).collect()
 }
@@ -73,16 +81,13 @@ async fn rotate(
     connection: &mut SqliteConnection,
     used: Hash,
     next: Hash,
+    given_after: Timestamp,
     revocation: Revocation,
 ) -> Result<Rotation> {
-    let find = sqlx::query(
-        "SELECT t.session_id, s.subject, s.created_at, s.ends_at, s.revoked_at IS NULL AND s.ends_at > $2 AS live,
-             t.used_at IS NOT NULL AS used, t.generation
-         FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.hash = $1",
-    );
-    let found = rows(connection, find.bind(used.to_vec()).bind(revocation.at.0)).await?;
+    let find = sqlx::query(FIND).bind(used.to_vec()).bind(revocation.at.0).bind(given_after.0);
+    let found = rows(connection, find).await?;
     let Some(row) = found.first() else { return Ok(Rotation::Refused) };
-    let (shown, generation) = (decode::<ShownToken>(row)?, column::<i64>(row, 6)?);
+    let (shown, generation) = (decode::<ShownToken>(row)?, column::<i64>(row, 7)?);
     let session = shown.session_id;
     let rotation = shown.into_rotation();
     match rotation {
@@ -113,9 +118,17 @@ impl SessionStore for SqliteStore {
             .await
     }
 
-    async fn rotate_token(&self, used: &Hash, next: &Hash, revocation: Revocation) -> Result<Rotation> {
+    async fn rotate_token(
+        &self,
+        used: &Hash,
+        next: &Hash,
+        given_after: Timestamp,
+        revocation: Revocation,
+    ) -> Result<Rotation> {
         let (used, next) = (*used, *next);
-        self.writer.write(move |connection| Box::pin(rotate(connection, used, next, revocation))).await
+        self.writer
+            .write(move |connection| Box::pin(rotate(connection, used, next, given_after, revocation)))
+            .await
     }
 
     async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool> {
