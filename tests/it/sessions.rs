@@ -94,7 +94,7 @@ async fn a_session_that_nobody_refreshes_ends() {
     let site = Site::demo()
         .with("HYGEIA__AUTH__TOKEN_TTL_SECONDS", "1")
         .with("HYGEIA__AUTH__SESSION_IDLE_SECONDS", "1");
-    let node = Node::listening(site.spawn()).await;
+    let node = site.start().await;
     let credentials = json!({"email": USER, "password": site.password()});
     let login = || post(&node, "/auth/login", &credentials);
     let (status, left_alone) = login().await;

@@ -67,8 +67,8 @@ async fn rotate_given_after(
     next: u32,
     (given_after, now): (i64, i64),
 ) -> Rotation {
-    let rotating = store.rotate_token(&hash(used), &hash(next), at(given_after), revocation(now));
-    rotating.await.expect("an answer")
+    let (used, next) = (hash(used), hash(next));
+    store.rotate_token(&used, &next, at(given_after), revocation(now)).await.expect("an answer")
 }
 
 async fn revoked(store: &Arc<dyn Store>) -> Vec<RevokedSession> {
