@@ -44,6 +44,14 @@ pub(crate) struct Effort {
     pub(crate) measured: Duration,
 }
 
+impl Effort {
+    /// As many pairs of turns as take the time of all rounds, and one at least.
+    pub(crate) fn pairs_of(self, turn: Duration) -> usize {
+        let each = (self.measured.as_millis() / turn.as_millis().max(1)).max(1);
+        self.rounds.saturating_mul(usize::try_from(each).unwrap_or(usize::MAX))
+    }
+}
+
 const SCENARIOS: [&str; 13] = [
     "get",
     "remote-get",

@@ -141,6 +141,7 @@ const HOW: &str = "
   times the threads that the node has for it.
 - **access audit**: the same load at two nodes, one of which records no accesses; for the reads both take 512 requests at once (256 by default,
   which 224 readers come close to). With few readers each waits for the commit of its entry while the processors have time left, which is told.
+  The ratio is the median of those of pairs, a pair being one side and then the other, for a second each with reads; which is first changes.
 - **login flood**: logins of another user with the right password, each on a connection of its own, four times as fast as they can be answered;
   what is too much is refused. Reads go on beside them.
 - **start**: from starting the process to the first 200 of `/health/ready`.
