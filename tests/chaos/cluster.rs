@@ -134,7 +134,7 @@ impl Place<'_> {
              [store]\nurl = \"{}\"\n\
              [kafka]\nbrokers = \"{}\"\ntopic = \"{topic}\"\ndead_letter_topic = \"{topic}.dlq\"\n\
              group = \"{topic}-analytics\"\nfetch_wait_ms = 40\n\
-             [auth]\ntoken_ttl_seconds = 86400\n\
+             [auth]\ntoken_ttl_seconds = 86400\nsession_idle_seconds = 86400\n\
              user_cache_ms = {USER_CACHE_MS}\n\
              [telemetry]\nformat = \"json\"\n",
             self.database_url,
