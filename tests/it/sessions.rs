@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::harness::{Node, PASSWORD, Site, USER, eventually};
 use crate::postgres::{Database, Postgres};
 
-/// What the issue promises of a revocation.
+/// What is promised of a revocation.
 const REACHES_WITHIN: Duration = Duration::from_secs(5);
 
 fn front(site: Site, name: &str) -> Site {
