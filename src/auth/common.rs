@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 
 /// One a line, in small letters, of 8 bytes or more: the first 3,000 of that length by their rank in the lists of
 /// zxcvbn 4.5.0 (of ten million passwords that Mark Burnett published in 2015), those of the list that John the Ripper
-/// 1.9.0 comes with (Solar Designer, 1996 to 2011), and some of newer lists.
+/// 1.9.0 comes with (Solar Designer, 1996 to 2011), and some of newer lists. zxcvbn leaves
+/// out what is commoner as a name or a word than as a password: of those only some are here.
 static WHOLE: LazyLock<HashSet<&'static str>> =
     LazyLock::new(|| include_str!("common_passwords.txt").lines().collect());
 
