@@ -17,6 +17,7 @@ mod fake_store;
 mod held;
 pub mod journal;
 pub mod kafka_bridge;
+mod lease_watch;
 pub mod link;
 pub mod members;
 pub mod open_accounts;

@@ -16,8 +16,9 @@ use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::{
-    Applied, Error, LeaseRow, LeaseStore, OthersLease, OutboxDepth, OutboxRows, OutboxStore, PartitionOffset,
-    ProjectionSource, ProjectionStore, PutBack, Result, Taken, TakenLease, UnreadableRow,
+    Applied, Error, LeaseMark, LeaseRow, LeaseStore, OthersLease, OutboxDepth, OutboxRows, OutboxStore,
+    PartitionOffset, ProjectionSource, ProjectionStore, PutBack, Refenced, Result, Taken, TakenLease,
+    UnreadableRow, Wanted,
 };
 
 /// How a call ends instead of as it should.
@@ -37,7 +38,9 @@ pub(super) enum Fault {
 struct Lease {
     owner: String,
     epoch: i64,
-    until: Option<Instant>,
+    renewal: i64,
+    ttl: Duration,
+    held: bool,
 }
 
 #[derive(Default)]
@@ -228,20 +231,23 @@ impl LeaseStore for FakeStore {
         Ok(proposed)
     }
 
-    async fn take(&self, _kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> Result<Taken> {
+    async fn take(&self, _kind: Kind, wanted: &[Wanted], owner: &str, ttl: Duration) -> Result<Taken> {
         self.attempt("acquire", |state| {
             state.takes += 1;
-            let (lease, shard) = (&mut state.lease, shards[0]);
-            let left = lease.until.map(|until| until.saturating_duration_since(Instant::now()));
-            if let Some(left) = left.filter(|left| lease.owner != owner && !left.is_zero()) {
-                let other = OthersLease { shard, owner: lease.owner.clone(), left };
+            let (lease, Wanted { shard, lapsed }) = (&mut state.lease, wanted[0]);
+            let mark = LeaseMark { epoch: Epoch(lease.epoch), renewal: lease.renewal };
+            if lease.held && lease.owner != owner && lapsed != Some(mark) {
+                let other = OthersLease { shard, owner: lease.owner.clone(), mark, ttl: lease.ttl };
                 return Taken { leases: Vec::new(), others: vec![other] };
             }
-            lease.owner = owner.to_owned();
-            lease.epoch += 1;
-            lease.until = Some(Instant::now() + ttl);
-            Taken { leases: vec![TakenLease { shard, epoch: Epoch(lease.epoch) }], others: Vec::new() }
+            let epoch = lease.epoch + 1;
+            *lease = Lease { owner: owner.to_owned(), epoch, renewal: 0, ttl, held: true };
+            Taken { leases: vec![TakenLease { shard, epoch: Epoch(epoch) }], others: Vec::new() }
         })
+    }
+
+    async fn refence(&self, _: Kind, _: &[TakenLease], _: &str, _: Duration) -> Result<Refenced> {
+        unreachable!("a slice of the outbox needs no fence")
     }
 
     async fn renew(
@@ -256,7 +262,7 @@ impl LeaseStore for FakeStore {
             if lease.owner != owner || held.iter().any(|h| h.epoch != Epoch(lease.epoch)) {
                 return Vec::new();
             }
-            lease.until = Some(Instant::now() + ttl);
+            (lease.renewal, lease.ttl) = (lease.renewal + 1, ttl);
             held.iter().map(|h| h.shard).collect()
         })
     }
@@ -264,9 +270,13 @@ impl LeaseStore for FakeStore {
     async fn release(&self, _kind: Kind, _held: &[TakenLease], owner: &str) -> Result<()> {
         self.attempt("release", |state| {
             if state.lease.owner == owner {
-                state.lease.until = None;
+                state.lease.held = false;
             }
         })
+    }
+
+    async fn others(&self, _kind: Kind, _owner: &str) -> Result<Vec<OthersLease>> {
+        Ok(Vec::new())
     }
 
     async fn leases(&self, _kind: Kind) -> Result<Vec<LeaseRow>> {

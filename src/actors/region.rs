@@ -6,18 +6,21 @@
 //! | one `Shard` per lease held | always, under a new epoch | `RestartPolicy` per shard; past it the region fails |
 //!
 //! Which shards these are follows from the nodes in sight (`View::placed`): `leases` takes what belongs here
-//! and gives up what belongs elsewhere.
+//! and gives up what belongs elsewhere, `keeping` keeps what is held.
 //!
 //! Invariants:
 //! - A shard runs only under a lease of its own incarnation: whatever an earlier incarnation sent to
 //!   the journal is fenced by the newer epoch before the newer one reads anything.
-//! - A lease is believed from the moment *before* it was asked for, less a margin.
+//! - An incarnation lives as long as its tenure is continuous: it goes from an epoch to the next one, or ends.
+//! - A lease is believed from the moment *before* it was asked for, less a margin. Another owner's lease is taken only
+//!   if it was released, or once its last renewal was *seen* a whole time to live ago.
 //! - Where a shard belongs is a wish and never a proof: only a lease lets a shard run, and views that
 //!   differ between nodes cost time, not correctness.
 //! - A lease is released only when its shard has ended, so when nothing is in flight under it.
 //! - Requests for shards that are not served are answered at once; asking again is the directory's part.
 //! - The region never awaits in `handle`: leases and queries are spoken to the store in tasks.
 
+mod keeping;
 mod leases;
 mod message;
 mod meters;
@@ -30,6 +33,7 @@ use std::sync::Arc;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use tokio_util::task::AbortOnDropHandle;
 
+use self::keeping::Failing;
 pub use self::message::{HeldLease, LeaseTimes, QueryAsk, RegionArgs, RegionMessage};
 use self::meters::Meters;
 use self::sight::Sight;
@@ -37,10 +41,10 @@ use self::slots::Slots;
 pub use self::status::{RegionStatus, ShardState, ShardStatus};
 use super::background::Tasks;
 use super::entity::{Entity, Failure};
+use super::lease_watch::LeaseWatch;
 use super::members::{Members, View};
 use super::shard::{Ask, ShardMessage};
 use crate::context::Hop;
-use crate::domain::time::MonoTime;
 use crate::health::Status;
 
 /// The actor.
@@ -65,16 +69,24 @@ pub struct RegionState<E: Entity> {
     tasks: Tasks,
     /// Tells of new views; ends with this incarnation.
     _watcher: AbortOnDropHandle<()>,
+    /// What others hold, as far as it was seen.
+    watch: LeaseWatch,
+    /// What others hold is being looked at.
+    watching: bool,
     /// A renewal is under way: the next tick does not start another.
     renewing: bool,
+    /// A renewal that failed was repeated since the last tick.
+    repeated: bool,
+    /// New epochs are being asked for; shards that need one meanwhile wait for the next question.
+    refencing: bool,
     /// All that is wanted is being taken; what becomes free meanwhile is taken after it.
     sweeping: bool,
     /// Something became free during the sweep.
     sweep_again: bool,
     /// The next try to take what others hold.
     next_try: Option<AbortOnDropHandle<()>>,
-    /// Since when the database does not answer.
-    failing_since: Option<MonoTime>,
+    /// What the database was last asked in vain, unless it has answered since.
+    failing: Option<Failing>,
     /// It has not been so for as long as a lease holds.
     able: bool,
     /// What was last said of whether leases can be held here.
@@ -104,9 +116,9 @@ impl<E: Entity> Actor for Region<E> {
             );
         }
         args.health.report(E::KIND.as_str(), Status::NotReady("taking the leases of its shards".into()));
-        let interval = args.lease_times.ttl / 3;
         let _ = myself.send_message(RegionMessage::Tick);
-        myself.send_interval(interval, || RegionMessage::Tick);
+        myself.send_interval(args.lease_times.tick(), || RegionMessage::Tick);
+        myself.send_interval(args.lease_times.watch_pause(), || RegionMessage::Watch);
         let mut members = args.members.clone();
         let view = Arc::clone(&members.borrow_and_update());
         let mut state = RegionState {
@@ -118,11 +130,15 @@ impl<E: Entity> Actor for Region<E> {
             view,
             slots: Slots::new(args.shards, args.restart),
             tasks: Tasks::default(),
+            watch: LeaseWatch::new(args.lease_times.ttl),
+            watching: false,
             renewing: false,
+            repeated: false,
+            refencing: false,
             sweeping: false,
             sweep_again: false,
             next_try: None,
-            failing_since: None,
+            failing: None,
             able: true,
             told_able: None,
             releasing: false,
@@ -156,10 +172,18 @@ impl<E: Entity> Actor for Region<E> {
             RegionMessage::ReleasedElsewhere { shards } => state.released_elsewhere(&myself, &shards),
             RegionMessage::Tick => state.tick(&myself),
             RegionMessage::TakeUp => state.look_and_take(&myself),
-            RegionMessage::Acquired { asked_at, shards, sweep, result } => {
-                state.acquired(&myself, asked_at, &shards, sweep, result).await?;
+            RegionMessage::Watch => state.watch_others(&myself),
+            RegionMessage::Watched { answered_at, result } => state.watched(answered_at, result),
+            RegionMessage::Acquired { asked_at, answered_at, shards, result } => {
+                state.acquired(&myself, asked_at, answered_at, &shards, result).await?;
             }
-            RegionMessage::Renewed { asked_at, held, result } => state.renewed(asked_at, &held, result),
+            RegionMessage::Renewed { asked_at, held, result } => {
+                state.renewed(&myself, asked_at, &held, result);
+            }
+            RegionMessage::Refenced { asked_at, held, result } => {
+                state.refenced(&myself, asked_at, &held, result);
+            }
+            RegionMessage::RefenceAgain => state.refence_all(&myself),
             RegionMessage::Probed { asked_at, answered } => state.heard(asked_at, answered),
             RegionMessage::GaveUp(leases) => state.gave_up(&myself, &leases),
             RegionMessage::Refence(shard) => state.refence(&myself, shard),

@@ -33,7 +33,8 @@ pub struct Settings {
     pub journal_batch_rows_min: usize,
     /// Transactions in flight (SQLite has one writer: there it is 1).
     pub journal_transactions_max: usize,
-    /// How long a lease holds from its last renewal; it is renewed every third of it.
+    /// How long a lease holds from its last renewal; it is renewed every third of it, and the leases of others are
+    /// looked at every twelfth.
     pub lease_ttl_ms: u64,
     /// What the holder takes off, for clocks that run at different speeds.
     pub lease_margin_ms: u64,
@@ -164,12 +165,9 @@ impl Settings {
 
     /// How leases are kept.
     pub(crate) fn lease_times(&self) -> LeaseTimes {
-        let ttl = Duration::from_millis(self.lease_ttl_ms);
         LeaseTimes {
-            ttl,
+            ttl: Duration::from_millis(self.lease_ttl_ms),
             margin: Duration::from_millis(self.lease_margin_ms),
-            // A renewal that takes longer than its interval would hold up the next one.
-            statement_timeout: ttl / 3,
             acquire_poll: Duration::from_millis(self.acquire_poll_ms),
             alone_grace: Duration::from_millis(self.alone_grace_ms),
         }
@@ -198,5 +196,24 @@ mod tests {
         let settings = Settings { lease_margin_ms: 1_001, shards: 0, ..Settings::default() };
         let keys: Vec<_> = settings.problems().into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["shards", "lease_margin_ms"]);
+    }
+
+    /// What `LeaseTimes` promises, over all that may be set.
+    #[test]
+    fn the_times_of_leases_fit_each_other_whatever_is_set() {
+        for lease_ttl_ms in (300..3_000).chain((3_000..=600_000).step_by(997)).chain([600_000]) {
+            for lease_margin_ms in [0, 1, lease_ttl_ms / 10, lease_ttl_ms / 4, lease_ttl_ms / 3] {
+                let acquire_poll_ms = lease_ttl_ms.min(100);
+                let settings =
+                    Settings { lease_ttl_ms, lease_margin_ms, acquire_poll_ms, ..Settings::default() };
+                assert!(settings.problems().is_empty());
+                let times = settings.lease_times();
+                let (tick, timeout) = (times.tick(), times.statement_timeout());
+                let all = (lease_ttl_ms, lease_margin_ms, tick, timeout);
+                assert!(timeout >= times.ttl / 8 && timeout < tick, "{all:?}");
+                assert!(tick + timeout * 2 + times.ttl / 20 <= times.believed(), "{all:?}");
+                assert!(!times.watch_pause().is_zero() && times.watch_pause() < tick, "{all:?}");
+            }
+        }
     }
 }

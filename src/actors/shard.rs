@@ -62,7 +62,7 @@ pub enum ShardMessage<E: Entity> {
     Loaded(Box<Ended<store::Result<Loaded<E>>>>),
     /// By the journal: an append has ended.
     Appended(Box<Ended<AppendResult>>),
-    /// By the region: the lease was taken anew.
+    /// By the region: the lease is held under its next epoch.
     Refenced(HeldLease),
     /// By the region: the lease is lost or is to be given up. The shard stops itself when what is
     /// being committed has ended.
@@ -204,7 +204,7 @@ impl<E: Entity> Actor for Shard<E> {
                 state.note("Appended", *ended, |core, id, result| core.appended(id, result, &world));
             }
             ShardMessage::Refenced(lease) => {
-                state.core.refenced(lease.epoch());
+                state.core.refenced(lease.epoch(), &ShardWorld { clock: &*clock, lease: &lease });
                 state.lease = lease;
             }
             ShardMessage::StopServing => {

@@ -4,27 +4,26 @@
 //! It spares double work and is no fence: the work is such that two who both think they hold the lease do
 //! no harm.
 //!
-//! - Who stands by asks once per `tick`, and besides when the lease in the way runs out. Its holder renews it
-//!   before that, so a standby causes one small statement per tick while all is well.
+//! - Who stands by asks once per `tick`, and besides when the lease in the way has lapsed (`LeaseWatch`). Its holder
+//!   renews it before that, so a standby causes one small statement per tick while all is well.
+//! - A question that hangs is given up in time for another one before the lease runs out.
 //! - A lease that is given up is released, and the node whose turn it is learns of it at once.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::background::within;
+use super::lease_watch::LeaseWatch;
 use super::members::{Member, Members, ReleasedHook};
 use crate::domain::cluster::{NodeRole, placed_on};
 use crate::domain::ids::{Kind, ShardNo};
 use crate::domain::time::{Clock, MonoTime};
-use crate::store::{self, LeaseStore, TakenLease};
+use crate::store::{self, LeaseStore, OthersLease, TakenLease, Wanted};
 
 /// Who publishes the outbox to Kafka.
 pub const BRIDGE_SLICE: ShardNo = 0;
 /// Who opens the accounts of those registered.
 pub const RELAY_SLICE: ShardNo = 1;
-
-/// How long after another's lease should have run out it is asked for.
-const AFTER_END: Duration = Duration::from_millis(3);
 
 /// What a slice's lease needs of the node.
 #[derive(Clone)]
@@ -54,8 +53,8 @@ pub(super) struct SliceArgs {
 pub(super) enum Answer {
     /// It is ours, asked for at this moment.
     Held(TakenLease, MonoTime),
-    /// Somebody else has it; for how long at least, if that is known.
-    Others(Option<Duration>),
+    /// Somebody else has it, as the database said just before this moment.
+    Others(Vec<OthersLease>, MonoTime),
     /// The database did not answer.
     Unknown(store::Error),
 }
@@ -83,6 +82,8 @@ pub(super) struct SliceLease {
     args: SliceArgs,
     /// The lease, and up to when it is believed.
     held: Option<(TakenLease, MonoTime)>,
+    /// What others hold, as far as it was seen.
+    watch: LeaseWatch,
     asking: bool,
     /// 1 while it is held.
     meter: metrics::Gauge,
@@ -93,7 +94,8 @@ impl SliceLease {
     pub(super) fn new(args: SliceArgs) -> Self {
         let meter = metrics::gauge!("hygeia_outbox_slice_held", "role" => args.role.as_str());
         meter.set(0.0);
-        SliceLease { args, held: None, asking: false, meter }
+        let watch = LeaseWatch::new(args.ttl);
+        SliceLease { args, held: None, watch, asking: false, meter }
     }
 
     /// Whether the lease is ours as far as was heard.
@@ -118,7 +120,9 @@ impl SliceLease {
             return None;
         }
         let (args, held) = (self.args.clone(), self.held.map(|(lease, _)| lease));
-        Some(ask(args, held))
+        let lapsed = self.watch.lapsed(args.slice, args.clock.mono());
+        let wanted = Wanted { shard: args.slice, lapsed };
+        Some(ask(args, held, wanted))
     }
 
     /// Takes note of an answer.
@@ -131,11 +135,13 @@ impl SliceLease {
                 self.meter.set(1.0);
                 Standing::Ours
             }
-            Answer::Others(left) => {
+            Answer::Others(others, answered_at) => {
                 self.held = None;
                 self.meter.set(0.0);
-                let due = left.map(|left| left + AFTER_END);
-                Standing::Others(due.filter(|due| *due < self.args.tick))
+                self.watch.note(&others, answered_at);
+                let due = self.watch.left(self.args.slice, self.args.clock.mono());
+                // Once it has lapsed, the next tick is soon enough: another one may have taken it.
+                Standing::Others(due.filter(|due| !due.is_zero() && *due < self.args.tick))
             }
             Answer::Unknown(error) => Standing::Unknown(error.to_string()),
         }
@@ -164,21 +170,22 @@ impl SliceLease {
     }
 }
 
-async fn ask(args: SliceArgs, held: Option<TakenLease>) -> Answer {
-    let SliceArgs { leases, owner, ttl, slice, .. } = args;
+async fn ask(args: SliceArgs, held: Option<TakenLease>, wanted: Wanted) -> Answer {
+    let SliceArgs { leases, owner, ttl, clock, .. } = args;
     // Taken before the question, so that a slow answer never makes the lease seem longer than it is.
-    let asked_at = args.clock.mono();
+    let asked_at = clock.mono();
+    let limit = ttl / 4;
     let answer = match held {
-        None => within(ttl, leases.take(Kind::Outbox, &[slice], &owner, ttl))
+        None => within(limit, leases.take(Kind::Outbox, &[wanted], &owner, ttl))
             .await
-            .map(|taken| taken.leases.first().copied().ok_or(taken.others.first().map(|other| other.left))),
-        Some(held) => within(ttl, leases.renew(Kind::Outbox, &[held], &owner, ttl))
+            .map(|taken| taken.leases.first().copied().ok_or(taken.others)),
+        Some(held) => within(limit, leases.renew(Kind::Outbox, &[held], &owner, ttl))
             .await
-            .map(|shards| if shards.contains(&held.shard) { Ok(held) } else { Err(None) }),
+            .map(|shards| if shards.contains(&held.shard) { Ok(held) } else { Err(Vec::new()) }),
     };
     match answer {
         Ok(Ok(lease)) => Answer::Held(lease, asked_at),
-        Ok(Err(left)) => Answer::Others(left),
+        Ok(Err(others)) => Answer::Others(others, clock.mono()),
         Err(error) => Answer::Unknown(error),
     }
 }

@@ -1,10 +1,11 @@
-//! How a region takes, keeps and gives up leases.
+//! How a region takes and gives up leases. How it keeps them: `keeping`.
 //!
 //! - **Take.** All that belongs here and is not held is asked for in one statement, the sweep: when the view
 //!   changes, when another region says that it has released something, and else when the first of the
-//!   leases in the way runs out, which the store tells; at the latest after `acquire_poll`. While nothing is
-//!   missing nothing is asked.
-//! - **Keep.** One renewal of everything each third of the time to live.
+//!   leases in the way has lapsed; at the latest after `acquire_poll`. While nothing is missing nothing is taken.
+//! - **Watch.** What others hold is looked at every `watch_pause`, unless everything is held here. A lease that its
+//!   holder has not released is taken when it has not been renewed for its whole time to live, by this node's own
+//!   clock (`LeaseWatch`): who has watched it all along need not begin to wait when its holder is gone.
 //! - **Give up.** A shard that belongs elsewhere stops serving, ends what is in flight, and then its lease
 //!   alone is released; leases that end while a release is under way go with the next one. At most
 //!   `handovers_max` are in transit, the others serve on until it is their turn. The next owner is told.
@@ -17,7 +18,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::sight::Sight;
-use super::slots::{Belongs, Elsewhere, Taking};
+use super::slots::{Belongs, Elsewhere};
 use super::{HeldLease, RegionMessage, RegionState};
 use crate::actors::background::within;
 use crate::actors::entity::{Entity, Failure};
@@ -26,11 +27,10 @@ use crate::actors::shard::{Shard, ShardArgs, ShardEnv, ShardMessage};
 use crate::domain::ids::ShardNo;
 use crate::domain::time::MonoTime;
 use crate::health::Status;
-use crate::store::{self, OthersLease, Taken, TakenLease};
+use crate::store::{self, OthersLease, Taken, TakenLease, Wanted};
 
-/// How long after a lease should have run out it is asked for: the database may be a little later than
-/// the way there and back lets it seem.
-const AFTER_END: Duration = Duration::from_millis(3);
+/// The shortest pause between two tries to take the same lease.
+const TRY_PAUSE_MIN: Duration = Duration::from_millis(1);
 
 impl<E: Entity> RegionState<E> {
     /// Says of each shard where it belongs, by what is known now.
@@ -85,113 +85,11 @@ impl<E: Entity> RegionState<E> {
         self.sweep(myself);
     }
 
-    pub(super) fn tick(&mut self, myself: &ActorRef<RegionMessage<E>>) {
-        self.renew(myself);
-        self.look_and_take(myself);
-        self.look_for_database(myself);
-        self.report();
-    }
-
-    /// Says whether leases can be held here and be of use: others that see this node leave its shards to it
-    /// else, though it takes none.
-    pub(super) fn tell_whether_able(&mut self) {
-        let able = self.able && self.sight != Sight::Alone;
-        if self.told_able.replace(able) != Some(able) {
-            (self.args.able)(E::KIND, able);
-        }
-    }
-
-    /// Takes note of whether the database has answered what it was asked at `asked_at`.
-    pub(super) fn heard(&mut self, asked_at: MonoTime, answered: bool) {
-        if !answered {
-            self.failing_since.get_or_insert(asked_at);
-            return;
-        }
-        self.failing_since = None;
-        if !std::mem::replace(&mut self.able, true) {
-            tracing::info!(region = self.name, "the database answers again");
-            self.tell_whether_able();
-        }
-    }
-
-    /// The first renewal that failed came a third of the time to live after the last that did not; two
-    /// thirds later the leases have run out, and it is time that others had the shards. From then on, since
-    /// nothing may be wanted here any more, the database is asked whether it is back.
-    fn look_for_database(&mut self, myself: &ActorRef<RegionMessage<E>>) {
-        let (now, ttl) = (self.args.clock.mono(), self.args.lease_times.ttl);
-        if self.able && self.failing_since.is_some_and(|since| now.since(since) >= ttl * 2 / 3) {
-            self.able = false;
-            tracing::warn!(region = self.name, "the database does not answer: the shards are left to others");
-            self.tell_whether_able();
-        }
-        if self.able {
-            return;
-        }
-        let args = self.args.clone();
-        let lost = RegionMessage::Probed { asked_at: now, answered: false };
-        self.tasks.run(myself, lost, async move {
-            let times = args.lease_times;
-            // A renewal of nothing goes the way of all renewals.
-            let probe = args.leases.renew(E::KIND, &[], &args.owner, times.ttl);
-            let answered = within(times.statement_timeout, probe).await.is_ok();
-            RegionMessage::Probed { asked_at: now, answered }
-        });
-    }
-
     pub(super) fn released_elsewhere(&mut self, myself: &ActorRef<RegionMessage<E>>, shards: &[ShardNo]) {
         // During a sweep they are all under way, and may have been asked for too early.
         if self.sweeping || shards.iter().any(|shard| self.slots.is_wanted(*shard)) {
             self.sweep(myself);
         }
-    }
-
-    fn renew(&mut self, myself: &ActorRef<RegionMessage<E>>) {
-        let held = self.slots.held();
-        if self.renewing || held.is_empty() {
-            return;
-        }
-        self.renewing = true;
-        let args = self.args.clone();
-        let asked_at = args.clock.mono();
-        let lost = RegionMessage::Renewed { asked_at, held: held.clone(), result: Err(task_died()) };
-        self.tasks.run(myself, lost, async move {
-            let asked_at = args.clock.mono();
-            let times = args.lease_times;
-            let renewal = args.leases.renew(E::KIND, &held, &args.owner, times.ttl);
-            let result = within(times.statement_timeout, renewal).await;
-            RegionMessage::Renewed { asked_at, held, result }
-        });
-    }
-
-    pub(super) fn renewed(
-        &mut self,
-        asked_at: MonoTime,
-        held: &[TakenLease],
-        result: store::Result<Vec<ShardNo>>,
-    ) {
-        self.renewing = false;
-        self.heard(asked_at, result.is_ok());
-        match result {
-            Ok(kept) => {
-                self.meters.renewed.increment(kept.len() as u64);
-                let until = self.believed_until(asked_at);
-                for lease in held {
-                    if !self.slots.has(lease) {
-                        continue; // Taken anew meanwhile: this renewal says nothing of it.
-                    }
-                    if kept.contains(&lease.shard) {
-                        self.slots.prolong(lease.shard, until);
-                    } else {
-                        self.lost(lease.shard);
-                    }
-                }
-            }
-            Err(error) => {
-                self.meters.renewals_failed.increment(1);
-                tracing::warn!(region = self.name, %error, "leases were not renewed");
-            }
-        }
-        self.report();
     }
 
     /// Takes everything that is wanted, in one statement; after the one under way, if there is one.
@@ -206,29 +104,26 @@ impl<E: Entity> RegionState<E> {
         }
         self.sweeping = true;
         self.next_try = None;
-        self.acquire(myself, wanted, true);
+        self.acquire(myself, wanted);
     }
 
-    /// A shard needs a new epoch. That may wait for a commit in flight, so it goes by itself.
-    pub(super) fn refence(&mut self, myself: &ActorRef<RegionMessage<E>>, shard: ShardNo) {
-        self.slots.refence(shard);
-        if self.slots.is_wanted(shard) {
-            self.acquire(myself, vec![shard], false);
-        }
-    }
-
-    fn acquire(&mut self, myself: &ActorRef<RegionMessage<E>>, shards: Vec<ShardNo>, sweep: bool) {
-        self.slots.acquiring(&shards);
+    fn acquire(&mut self, myself: &ActorRef<RegionMessage<E>>, shards: Vec<ShardNo>) {
+        self.slots.asking(shards.iter().copied());
         let args = self.args.clone();
         let asked_at = args.clock.mono();
+        let wanted: Vec<_> = shards
+            .iter()
+            .map(|shard| Wanted { shard: *shard, lapsed: self.watch.lapsed(*shard, asked_at) })
+            .collect();
         let result = Err(task_died());
-        let lost = RegionMessage::Acquired { asked_at, shards: shards.clone(), sweep, result };
+        let lost =
+            RegionMessage::Acquired { asked_at, answered_at: asked_at, shards: shards.clone(), result };
         self.tasks.run(myself, lost, async move {
             let asked_at = args.clock.mono();
             let times = args.lease_times;
-            let taking = args.leases.take(E::KIND, &shards, &args.owner, times.ttl);
-            let result = within(times.statement_timeout, taking).await;
-            RegionMessage::Acquired { asked_at, shards, sweep, result }
+            let taking = args.leases.take(E::KIND, &wanted, &args.owner, times.ttl);
+            let result = within(times.statement_timeout(), taking).await;
+            RegionMessage::Acquired { asked_at, answered_at: args.clock.mono(), shards, result }
         });
     }
 
@@ -236,15 +131,15 @@ impl<E: Entity> RegionState<E> {
         &mut self,
         myself: &ActorRef<RegionMessage<E>>,
         asked_at: MonoTime,
+        answered_at: MonoTime,
         shards: &[ShardNo],
-        sweep: bool,
         result: store::Result<Taken>,
     ) -> Result<(), ActorProcessingErr> {
-        self.slots.acquired(shards);
-        self.sweeping &= !sweep;
+        self.slots.asked(shards.iter().copied());
+        self.sweeping = false;
         let answered = result.is_ok();
         self.heard(asked_at, answered);
-        let others = match result {
+        match result {
             Ok(Taken { leases, others }) => {
                 self.meters.taken.increment(leases.len() as u64);
                 let until = self.believed_until(asked_at);
@@ -252,34 +147,34 @@ impl<E: Entity> RegionState<E> {
                     self.lost(*shard);
                 }
                 for lease in leases {
-                    self.serve(myself, lease, until).await?;
+                    if self.slots.took(lease) {
+                        self.start(myself, lease, until).await?;
+                    }
                 }
                 self.slots.note_others(&others);
-                others
+                self.watch.note(&others, answered_at);
             }
-            Err(error) => {
-                // The next tick tries again; a shard that waits for a new epoch goes on waiting.
-                tracing::warn!(region = self.name, %error, "leases were not taken");
-                Vec::new()
-            }
-        };
-        if sweep && std::mem::take(&mut self.sweep_again) {
+            // The next tick tries again.
+            Err(error) => tracing::warn!(region = self.name, %error, "leases were not taken"),
+        }
+        if std::mem::take(&mut self.sweep_again) {
             self.sweep(myself);
         } else if answered {
-            self.try_later(myself, &others);
+            self.try_later(myself);
         }
         self.report();
         Ok(())
     }
 
-    /// Comes back for what is still wanted when the first lease in the way runs out.
-    fn try_later(&mut self, myself: &ActorRef<RegionMessage<E>>, others: &[OthersLease]) {
-        if self.sweeping || self.slots.wanted().is_empty() {
+    /// Comes back for what is still wanted when the first lease in the way has lapsed.
+    fn try_later(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        let (wanted, now) = (self.slots.wanted(), self.args.clock.mono());
+        if self.sweeping || wanted.is_empty() {
             return;
         }
-        let ends = others.iter().filter(|other| self.slots.is_wanted(other.shard)).map(|other| other.left);
-        let pause = ends.min().unwrap_or(Duration::MAX).saturating_add(AFTER_END);
-        let pause = pause.min(self.args.lease_times.acquire_poll);
+        let ends = wanted.iter().filter_map(|shard| self.watch.left(*shard, now));
+        let pause =
+            ends.min().unwrap_or(Duration::MAX).clamp(TRY_PAUSE_MIN, self.args.lease_times.acquire_poll);
         let region = myself.clone();
         self.next_try = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(pause).await;
@@ -288,33 +183,48 @@ impl<E: Entity> RegionState<E> {
         })));
     }
 
-    /// Starts the shard of a lease just taken, or tells the running one its new epoch.
-    async fn serve(
+    /// Looks at what others hold, for the time when it has to be taken from them.
+    pub(super) fn watch_others(&mut self, myself: &ActorRef<RegionMessage<E>>) {
+        if self.watching || self.slots.has_all() {
+            return;
+        }
+        self.watching = true;
+        let args = self.args.clone();
+        let lost = RegionMessage::Watched { answered_at: args.clock.mono(), result: Err(task_died()) };
+        self.tasks.run(myself, lost, async move {
+            let looking = args.leases.others(E::KIND, &args.owner);
+            let result = within(args.lease_times.statement_timeout(), looking).await;
+            RegionMessage::Watched { answered_at: args.clock.mono(), result }
+        });
+    }
+
+    pub(super) fn watched(&mut self, answered_at: MonoTime, result: store::Result<Vec<OthersLease>>) {
+        self.watching = false;
+        // If there was no answer, whoever must be waited for is waited for a little longer.
+        if let Ok(others) = result {
+            self.watch.note(&others, answered_at);
+        }
+    }
+
+    /// Starts the shard of a lease just taken.
+    async fn start(
         &mut self,
         myself: &ActorRef<RegionMessage<E>>,
         lease: TakenLease,
         until: MonoTime,
     ) -> Result<(), ActorProcessingErr> {
         let held = HeldLease::new(lease.epoch, until);
-        match self.slots.took(lease, &held) {
-            Taking::Tell(actor) => {
-                let _ = actor.send_message(ShardMessage::Refenced(held));
-            }
-            Taking::Leave => {}
-            Taking::Start => {
-                let env = ShardEnv {
-                    store: Arc::clone(&self.args.store),
-                    clock: Arc::clone(&self.args.clock),
-                    journal: self.args.journal.clone(),
-                    region: myself.clone(),
-                    limits: self.args.limits,
-                };
-                let args = ShardArgs { shard: lease.shard, lease: held.clone(), env };
-                // A shard's `pre_start` does nothing that takes time: it only sets up its memory.
-                let (actor, _) = Actor::spawn_linked(None, Shard::default(), args, myself.get_cell()).await?;
-                self.slots.fill(lease.shard, actor, held);
-            }
-        }
+        let env = ShardEnv {
+            store: Arc::clone(&self.args.store),
+            clock: Arc::clone(&self.args.clock),
+            journal: self.args.journal.clone(),
+            region: myself.clone(),
+            limits: self.args.limits,
+        };
+        let args = ShardArgs { shard: lease.shard, lease: held.clone(), env };
+        // A shard's `pre_start` does nothing that takes time: it only sets up its memory.
+        let (actor, _) = Actor::spawn_linked(None, Shard::default(), args, myself.get_cell()).await?;
+        self.slots.fill(lease.shard, actor, held);
         Ok(())
     }
 
@@ -389,7 +299,7 @@ impl<E: Entity> RegionState<E> {
         let args = self.args.clone();
         self.tasks.run(myself, RegionMessage::GaveUp(leases.clone()), async move {
             let releasing = args.leases.release(E::KIND, &leases, &args.owner);
-            if let Err(error) = within(args.lease_times.statement_timeout, releasing).await {
+            if let Err(error) = within(args.lease_times.statement_timeout(), releasing).await {
                 tracing::warn!(%error, "leases were not released; they will run out");
             }
             RegionMessage::GaveUp(leases)
@@ -427,11 +337,11 @@ impl<E: Entity> RegionState<E> {
         Failure::NotServing(owner)
     }
 
-    fn believed_until(&self, asked_at: MonoTime) -> MonoTime {
-        asked_at.plus(self.args.lease_times.ttl.saturating_sub(self.args.lease_times.margin))
+    pub(super) fn believed_until(&self, asked_at: MonoTime) -> MonoTime {
+        asked_at.plus(self.args.lease_times.believed())
     }
 }
 
-fn task_died() -> store::Error {
+pub(super) fn task_died() -> store::Error {
     store::Error::Unknown("the task that asked has died".into())
 }

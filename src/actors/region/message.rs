@@ -18,7 +18,7 @@ use crate::domain::access::Caller;
 use crate::domain::ids::{Epoch, ShardNo};
 use crate::domain::time::{Clock, MonoTime};
 use crate::health::Health;
-use crate::store::{self, LeaseStore, Taken, TakenLease};
+use crate::store::{self, LeaseStore, OthersLease, Refenced, Taken, TakenLease};
 
 use super::status::RegionStatus;
 
@@ -51,20 +51,46 @@ impl LeaseView for HeldLease {
     }
 }
 
-/// How leases are kept.
+/// How leases are kept. The times that depend on each other follow from `ttl` and `margin`, so that no setting can
+/// break what they hold to:
+///
+/// - A renewal is due each `tick`. If it hangs, it is given up and repeated, and both are over before the
+///   lease is believed no more: `tick` + 2 × `statement_timeout` < `ttl` − `margin`.
+/// - It is given up before the next one is due: `statement_timeout` < `tick`.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseTimes {
     /// How long a lease holds from its taking or its last renewal.
     pub ttl: Duration,
-    /// What the holder takes off, for clocks that run at different speeds.
+    /// What the holder takes off, for clocks that run at different speeds. At most a third of `ttl`.
     pub margin: Duration,
-    /// How long one statement about leases may take.
-    pub statement_timeout: Duration,
-    /// The longest pause between two tries to take what belongs here and others hold. When the store says
-    /// that it runs out sooner, the next try comes then.
+    /// The longest pause between two tries to take what belongs here and others hold. When it runs out sooner, the
+    /// next try comes then.
     pub acquire_poll: Duration,
     /// How long a region goes on serving with no front in sight.
     pub alone_grace: Duration,
+}
+
+impl LeaseTimes {
+    /// For how long the holder believes in a lease, from before it asked for it or for its last renewal.
+    pub fn believed(&self) -> Duration {
+        self.ttl.saturating_sub(self.margin)
+    }
+
+    /// The pause between two renewals.
+    pub fn tick(&self) -> Duration {
+        self.ttl / 3
+    }
+
+    /// How long one statement about leases may take: two of them have room, with a fifth to spare, between a tick and
+    /// the end of what is believed.
+    pub fn statement_timeout(&self) -> Duration {
+        self.believed().saturating_sub(self.tick()) * 2 / 5
+    }
+
+    /// The pause between two looks at what others hold. It comes on top of `ttl` when one of them is gone.
+    pub fn watch_pause(&self) -> Duration {
+        self.ttl / 12
+    }
 }
 
 /// What a region is told.
@@ -83,19 +109,39 @@ pub enum RegionMessage<E: Entity> {
     },
     /// By a timer: renew what is held, take what is free.
     Tick,
+    /// By a timer: look at what others hold.
+    Watch,
     /// By a timer: try again to take what belongs here.
     TakeUp,
     /// By the region's own task: an acquisition has ended.
     Acquired {
         /// Just before the store was asked.
         asked_at: MonoTime,
+        /// Just after it had answered.
+        answered_at: MonoTime,
         /// What was wanted.
         shards: Vec<ShardNo>,
-        /// Whether that was all that was wanted, rather than one shard's new epoch.
-        sweep: bool,
         /// What was taken of it, and who holds the rest.
         result: store::Result<Taken>,
     },
+    /// By the region's own task: what others hold was looked at.
+    Watched {
+        /// Just after the store had answered.
+        answered_at: MonoTime,
+        /// What they hold.
+        result: store::Result<Vec<OthersLease>>,
+    },
+    /// By the region's own task: a question for new epochs has ended.
+    Refenced {
+        /// Just before the store was asked.
+        asked_at: MonoTime,
+        /// What was held then.
+        held: Vec<TakenLease>,
+        /// What of it is held under its next epoch.
+        result: store::Result<Refenced>,
+    },
+    /// By a timer: ask again for the epochs that were not to be had.
+    RefenceAgain,
     /// By the region's own task: a renewal has ended.
     Renewed {
         /// Just before the store was asked.

@@ -38,13 +38,20 @@ struct Slot<E: Entity> {
     refencing: bool,
 }
 
+impl<E: Entity> Slot<E> {
+    /// The lease that it runs under.
+    fn lease(&self, shard: ShardNo) -> TakenLease {
+        TakenLease { shard, epoch: self.held.epoch() }
+    }
+}
+
 struct Place<E: Entity> {
     belongs: Belongs,
     slot: Option<Slot<E>>,
     /// The lease that is this node's own, as far as is known, whether the shard runs or not.
     lease: Option<TakenLease>,
-    /// The lease is being taken.
-    acquiring: bool,
+    /// The store is being asked for the lease, or for its next epoch.
+    asking: bool,
     /// The lease is being given up.
     releasing: bool,
     /// The shard's restart is due later.
@@ -56,13 +63,8 @@ struct Place<E: Entity> {
 
 impl<E: Entity> Place<E> {
     fn is_wanted(&self) -> bool {
-        if self.acquiring || self.releasing {
-            return false;
-        }
-        match &self.slot {
-            None => self.belongs == Belongs::Here && !self.pausing,
-            Some(slot) => slot.refencing && !slot.stopping,
-        }
+        let free = self.slot.is_none() && !self.asking && !self.releasing && !self.pausing;
+        free && self.belongs == Belongs::Here
     }
 
     fn is_away(&self) -> bool {
@@ -105,7 +107,7 @@ impl<E: Entity> Slots<E> {
             belongs: Belongs::Away(None),
             slot: None,
             lease: None,
-            acquiring: false,
+            asking: false,
             releasing: false,
             pausing: false,
             other: None,
@@ -153,8 +155,7 @@ impl<E: Entity> Slots<E> {
         }
     }
 
-    /// The shards whose lease should be taken: those that belong here and do not run, and those that need a
-    /// new epoch.
+    /// The shards whose lease should be taken: those that belong here and do not run.
     pub(super) fn wanted(&self) -> Vec<ShardNo> {
         self.numbered().filter(|(_, place)| place.is_wanted()).map(|(shard, _)| shard).collect()
     }
@@ -164,40 +165,52 @@ impl<E: Entity> Slots<E> {
         self.place(shard).is_some_and(Place::is_wanted)
     }
 
-    /// The leases of these are being taken from now on.
-    pub(super) fn acquiring(&mut self, shards: &[ShardNo]) {
-        shards.iter().for_each(|shard| {
-            if let Some(place) = self.place_mut(*shard) {
-                place.acquiring = true;
-            }
-        });
+    /// The store is being asked for these from now on.
+    pub(super) fn asking(&mut self, shards: impl IntoIterator<Item = ShardNo>) {
+        self.set_asking(shards, true);
     }
 
-    /// The taking of these has ended, however it did.
-    pub(super) fn acquired(&mut self, shards: &[ShardNo]) {
-        shards.iter().for_each(|shard| {
-            if let Some(place) = self.place_mut(*shard) {
-                place.acquiring = false;
-            }
-        });
+    /// The store has answered for these, or will not.
+    pub(super) fn asked(&mut self, shards: impl IntoIterator<Item = ShardNo>) {
+        self.set_asking(shards, false);
     }
 
-    /// The lease is this node's own. Answers what is to be done with it.
-    pub(super) fn took(&mut self, lease: TakenLease, held: &HeldLease) -> Taking<'_, E> {
-        let Some(place) = self.places.get_mut(usize::from(lease.shard)) else { return Taking::Leave };
+    fn set_asking(&mut self, shards: impl IntoIterator<Item = ShardNo>, asking: bool) {
+        for shard in shards {
+            if let Some(place) = self.place_mut(shard) {
+                place.asking = asking;
+            }
+        }
+    }
+
+    /// The lease is this node's own. Answers whether its shard is to be started. If it was given up in the meantime,
+    /// the lease is released, or taken anew when what runs has ended.
+    pub(super) fn took(&mut self, lease: TakenLease) -> bool {
+        let Some(place) = self.place_mut(lease.shard) else { return false };
         place.lease = Some(lease);
         place.other = None;
-        let wanted = place.is_wanted();
-        match &mut place.slot {
-            Some(slot) if !slot.stopping => {
-                slot.refencing = false;
-                slot.held = held.clone();
-                Taking::Tell(&slot.actor)
-            }
-            None if wanted => Taking::Start,
-            // Given up in the meantime: it is released, or taken anew when what runs has ended.
-            _ => Taking::Leave,
-        }
+        place.is_wanted()
+    }
+
+    /// The leases whose shards need a new epoch and for which the store is not being asked yet.
+    pub(super) fn to_refence(&self) -> Vec<TakenLease> {
+        let asking = |shard: ShardNo| self.place(shard).is_some_and(|place| place.asking);
+        let due = self.running().filter(|(shard, slot)| slot.refencing && !asking(*shard));
+        due.map(|(shard, slot)| slot.lease(shard)).collect()
+    }
+
+    /// The lease is held under its next epoch. Answers with the actor to be told, if it serves.
+    pub(super) fn refenced(
+        &mut self,
+        lease: TakenLease,
+        held: &HeldLease,
+    ) -> Option<&ActorRef<ShardMessage<E>>> {
+        let place = self.place_mut(lease.shard)?;
+        place.lease = Some(lease);
+        let slot = place.slot.as_mut().filter(|slot| !slot.stopping)?;
+        slot.refencing = false;
+        slot.held = held.clone();
+        Some(&slot.actor)
     }
 
     /// Others hold these.
@@ -216,26 +229,33 @@ impl<E: Entity> Slots<E> {
         }
     }
 
+    /// The shards that serve.
+    fn running(&self) -> impl Iterator<Item = (ShardNo, &Slot<E>)> {
+        let slots = self.numbered().filter_map(|(shard, place)| Some((shard, place.slot.as_ref()?)));
+        slots.filter(|(_, slot)| !slot.stopping)
+    }
+
     /// The leases to renew.
     pub(super) fn held(&self) -> Vec<TakenLease> {
-        let slots = self.numbered().filter_map(|(shard, place)| Some((shard, place.slot.as_ref()?)));
-        slots
-            .filter(|(_, slot)| !slot.stopping && !slot.refencing)
-            .map(|(shard, slot)| TakenLease { shard, epoch: slot.held.epoch() })
-            .collect()
+        self.running().map(|(shard, slot)| slot.lease(shard)).collect()
     }
 
-    /// Whether exactly this lease is what the shard runs under, with no new one on its way.
-    pub(super) fn has(&self, lease: &TakenLease) -> bool {
-        self.place(lease.shard)
-            .and_then(|place| place.slot.as_ref())
-            .is_some_and(|slot| slot.held.epoch() == lease.epoch && !slot.refencing && !slot.stopping)
-    }
-
-    pub(super) fn prolong(&self, shard: ShardNo, until: MonoTime) {
-        if let Some(slot) = self.place(shard).and_then(|place| place.slot.as_ref()) {
+    /// The lease was renewed: nobody else has had it. It is believed until then, if the shard still runs under it.
+    pub(super) fn prolong(&self, lease: &TakenLease, until: MonoTime) {
+        if let Some(slot) = self.serving_under(lease) {
             slot.held.prolong(until);
         }
+    }
+
+    /// Whether a lease that could not be renewed is lost. If a new epoch is asked for, it may have been had already:
+    /// the answer to that question will say.
+    pub(super) fn is_lost(&self, lease: &TakenLease) -> bool {
+        self.serving_under(lease).is_some_and(|slot| !slot.refencing)
+    }
+
+    fn serving_under(&self, lease: &TakenLease) -> Option<&Slot<E>> {
+        let slot = self.place(lease.shard)?.slot.as_ref()?;
+        (!slot.stopping && slot.held.epoch() == lease.epoch).then_some(slot)
     }
 
     /// The shard needs a new epoch.
@@ -286,7 +306,7 @@ impl<E: Entity> Slots<E> {
     pub(super) fn begin_releases(&mut self) -> Vec<TakenLease> {
         let mut leases = Vec::new();
         for place in &mut self.places {
-            let ended = place.is_away() && place.slot.is_none() && !place.acquiring && !place.releasing;
+            let ended = place.is_away() && place.slot.is_none() && !place.asking && !place.releasing;
             if let Some(lease) = place.lease.filter(|_| ended) {
                 place.releasing = true;
                 leases.push(lease);
@@ -322,9 +342,14 @@ impl<E: Entity> Slots<E> {
         Some(pause)
     }
 
+    /// Whether every shard of the kind is served here, so that nobody else holds anything.
+    pub(super) fn has_all(&self) -> bool {
+        self.places.iter().all(|place| place.slot.is_some())
+    }
+
     /// Whether nothing runs, nothing is held, and nothing is being taken or given up.
     pub(super) fn is_clear(&self) -> bool {
-        let clear = |p: &Place<E>| p.slot.is_none() && p.lease.is_none() && !p.acquiring && !p.releasing;
+        let clear = |p: &Place<E>| p.slot.is_none() && p.lease.is_none() && !p.asking && !p.releasing;
         self.places.iter().all(clear)
     }
 
@@ -363,16 +388,6 @@ impl<E: Entity> Slots<E> {
         };
         self.numbered().filter_map(status).collect()
     }
-}
-
-/// What is to be done with a lease just taken.
-pub(super) enum Taking<'a, E: Entity> {
-    /// Start the shard.
-    Start,
-    /// The shard runs and waits for its new epoch: tell it.
-    Tell(&'a ActorRef<ShardMessage<E>>),
-    /// Nothing now.
-    Leave,
 }
 
 /// Where a shard should be asked for.

@@ -2,14 +2,15 @@
 
 mod cluster;
 mod moves;
+mod sum_leases;
+mod tenure;
 mod timed_leases;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::sync::Notify;
@@ -32,7 +33,7 @@ use crate::domain::ids::{CommandId, Epoch, Kind, ShardNo};
 use crate::domain::time::{Clock, Timestamp};
 use crate::error::ErrorCode;
 use crate::health::Health;
-use crate::store::{self, AppendOutcome, LeaseRow, LeaseStore, OthersLease, Taken, TakenLease};
+use crate::store::{self, AppendOutcome, LeaseStore};
 
 /// A sum that can be added to; the command 666 panics in the shard, 0 is refused.
 pub(super) struct Sum;
@@ -53,6 +54,8 @@ pub(super) struct SumStore {
     epochs: Mutex<HashMap<ShardNo, (i64, String)>>,
     /// The next commit happens, and its answer is lost.
     lose_answer: AtomicBool,
+    /// As `lose_answer`, for every commit.
+    lose_answers: AtomicBool,
     /// The next commit's task panics before anything happened.
     panic: AtomicBool,
     /// Nothing can be read.
@@ -65,7 +68,6 @@ pub(super) struct SumStore {
     /// No lease can be taken.
     refuse_leases: AtomicBool,
     leases_refused: AtomicU32,
-    next_epoch: AtomicI64,
 }
 
 impl Entity for Sum {
@@ -135,7 +137,8 @@ impl Entity for Sum {
         }
         store.commits.fetch_add(1, Ordering::SeqCst);
         let outcomes = batch.iter().map(|append| store.commit_one(append)).collect();
-        if store.lose_answer.swap(false, Ordering::SeqCst) {
+        let lose_all = store.lose_answers.load(Ordering::SeqCst);
+        if store.lose_answer.swap(false, Ordering::SeqCst) || lose_all {
             return Err(store::Error::Unknown("as asked".into()));
         }
         Ok(outcomes)
@@ -163,63 +166,6 @@ impl SumStore {
         }
         *sum = append.after;
         AppendOutcome::Committed
-    }
-}
-
-#[async_trait]
-impl LeaseStore for SumStore {
-    async fn shard_count(&self, proposed: u16) -> store::Result<u16> {
-        Ok(proposed)
-    }
-
-    async fn take(
-        &self,
-        _kind: Kind,
-        shards: &[ShardNo],
-        owner: &str,
-        _ttl: Duration,
-    ) -> store::Result<Taken> {
-        if self.refuse_leases.load(Ordering::SeqCst) {
-            self.leases_refused.fetch_add(1, Ordering::SeqCst);
-            return Err(store::Error::Unavailable("as asked".into()));
-        }
-        let mut epochs = self.epochs.lock().unwrap();
-        let mut taken = Taken::default();
-        for shard in shards {
-            let row = epochs.entry(*shard).or_insert((0, owner.to_owned()));
-            if row.1 == owner {
-                row.0 = self.next_epoch.fetch_add(1, Ordering::SeqCst) + 1;
-                taken.leases.push(TakenLease { shard: *shard, epoch: Epoch(row.0) });
-            } else {
-                let (owner, left) = (row.1.clone(), Duration::from_secs(3));
-                taken.others.push(OthersLease { shard: *shard, owner, left });
-            }
-        }
-        Ok(taken)
-    }
-
-    async fn renew(
-        &self,
-        _kind: Kind,
-        held: &[TakenLease],
-        owner: &str,
-        _ttl: Duration,
-    ) -> store::Result<Vec<ShardNo>> {
-        let epochs = self.epochs.lock().unwrap();
-        let is_held = |lease: &&TakenLease| {
-            epochs.get(&lease.shard).is_some_and(|(epoch, by)| *epoch == lease.epoch.0 && by == owner)
-        };
-        Ok(held.iter().filter(is_held).map(|lease| lease.shard).collect())
-    }
-
-    async fn release(&self, _kind: Kind, held: &[TakenLease], _owner: &str) -> store::Result<()> {
-        let mut epochs = self.epochs.lock().unwrap();
-        held.iter().for_each(|lease| drop(epochs.remove(&lease.shard)));
-        Ok(())
-    }
-
-    async fn leases(&self, _kind: Kind) -> store::Result<Vec<LeaseRow>> {
-        Ok(Vec::new())
     }
 }
 
@@ -256,7 +202,6 @@ async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
         lease_times: LeaseTimes {
             ttl: Duration::from_millis(300),
             margin: Duration::from_millis(10),
-            statement_timeout: Duration::from_millis(100),
             acquire_poll: Duration::from_millis(20),
             alone_grace: Duration::from_millis(300),
         },

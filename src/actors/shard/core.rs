@@ -12,7 +12,12 @@
 //!    then nobody else can have changed the entity since it was loaded.
 //! 5. After an unknown outcome the entity is loaded only under a new epoch. Taking it waits for a
 //!    transaction that is still running, and fences one that is still on its way; no row lock could do
-//!    the latter.
+//!    the latter. Until then the shard begins no commit: a steady stream of commits, each of which holds
+//!    the lease row, would keep the new epoch away.
+//! 6. Memory is kept over a new epoch only if that is the next one. Every taking of a lease raises its epoch
+//!    by one, whoever takes it, so nobody else had the shard in between. Any other epoch ends this
+//!    incarnation: what is in memory, what is being loaded and what a commit under way leads to may all be
+//!    older than another owner's change. The next incarnation begins with nothing.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -61,7 +66,7 @@ pub(super) enum Effect<E: Entity, T> {
     Load { id: Uuid, command: Option<CommandId>, trace: TraceContext },
     /// Write, unless `deadline` has passed before it is begun; then call `appended`.
     Append { id: Uuid, append: E::Append, deadline: MonoTime, trace: TraceContext },
-    /// Take the lease anew, under a new epoch, then call `refenced`.
+    /// Raise the lease's epoch, then call `refenced`.
     Refence,
     /// The lease is lost; the region has to know.
     Lost,
@@ -76,8 +81,8 @@ struct Active<E: Entity, T> {
 enum Phase<E: Entity, T> {
     /// The database is being read; `command` is looked up for the first in the queue.
     Loading,
-    /// Waiting for a new epoch before the database is read.
-    Held,
+    /// Waiting for a new epoch. The state, if it is known; else the database is read then.
+    Held(Option<E::State>),
     /// A commit is under way.
     Appending(Box<Appending<E, T>>),
 }
@@ -272,17 +277,35 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// The lease was taken anew: from now on decisions are made under `epoch`.
-    pub(super) fn refenced(&mut self, epoch: Epoch) {
-        self.epoch = self.epoch.max(epoch);
+    /// The shard has a new epoch: from now on decisions are made under it, and what has waited for it goes on.
+    /// If it is not the next one, another owner may have had the shard: this incarnation ends (invariant 6).
+    pub(super) fn refenced(&mut self, epoch: Epoch, world: &impl World) {
+        if epoch.0 != self.epoch.0 + 1 {
+            return self.lose();
+        }
+        self.epoch = epoch;
         self.refencing = false;
-        let held: Vec<Uuid> =
-            self.active.iter().filter(|(_, a)| matches!(a.phase, Phase::Held)).map(|(id, _)| *id).collect();
+        let held: Vec<Uuid> = self
+            .active
+            .iter()
+            .filter(|(_, a)| matches!(a.phase, Phase::Held(_)))
+            .map(|(id, _)| *id)
+            .collect();
         for id in held {
-            if let Some(active) = self.active.remove(&id) {
-                self.load(id, active.waiting);
+            match self.active.remove(&id) {
+                Some(Active { phase: Phase::Held(Some(state)), waiting }) => {
+                    self.go_on(id, state, waiting, world);
+                }
+                Some(Active { waiting, .. }) => self.load(id, waiting),
+                None => {}
             }
         }
+    }
+
+    /// Another owner has the shard, or has had it.
+    fn lose(&mut self) {
+        self.stop_serving();
+        self.effects.push(Effect::Lost);
     }
 
     /// From now on nothing is served: the lease is lost, or is to be given up. What is being committed
@@ -336,11 +359,17 @@ impl<E: Entity, T> Core<E, T> {
         append: E::Append,
         request: Request<E, T>,
         before: Option<E::State>,
-        waiting: VecDeque<Request<E, T>>,
+        mut waiting: VecDeque<Request<E, T>>,
     ) {
+        self.hot.pop(&id);
+        if self.refencing {
+            // Decided anew under the new epoch.
+            waiting.push_front(request);
+            self.active.insert(id, Active { phase: Phase::Held(before), waiting });
+            return;
+        }
         let (after, answer) = E::committed(&append);
         let (deadline, trace) = (request.deadline, request.trace);
-        self.hot.pop(&id);
         let appending = Appending { request, before, after, answer, epoch: self.epoch };
         self.active.insert(id, Active { phase: Phase::Appending(Box::new(appending)), waiting });
         self.effects.push(Effect::Append { id, append, deadline, trace });
@@ -370,11 +399,10 @@ impl<E: Entity, T> Core<E, T> {
         } else if epoch < self.epoch {
             self.load(id, waiting);
         } else if self.refencing {
-            self.active.insert(id, Active { phase: Phase::Held, waiting });
+            self.active.insert(id, Active { phase: Phase::Held(None), waiting });
         } else {
             self.fail_all(waiting, Failure::NotServing(None));
-            self.stop_serving();
-            self.effects.push(Effect::Lost);
+            self.lose();
         }
     }
 
@@ -384,7 +412,7 @@ impl<E: Entity, T> Core<E, T> {
             return self.fail_all(waiting, Failure::NotServing(None));
         }
         self.hot.pop(&id);
-        self.active.insert(id, Active { phase: Phase::Held, waiting });
+        self.active.insert(id, Active { phase: Phase::Held(None), waiting });
         if !self.refencing {
             self.refencing = true;
             self.effects.push(Effect::Refence);

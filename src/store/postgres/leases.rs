@@ -1,15 +1,17 @@
-//! Leases. All times are the server's `clock_timestamp()`: the clock goes on inside a transaction that
-//! has waited.
+//! Leases. `expires_at` is by the server's clock and for people; nothing is decided by it, but for `-infinity`,
+//! which says that a lease was released. What a taker compares is whether it has changed.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 
-use super::{Intent, PostgresStore, column};
+use super::{Intent, PgQuery, PostgresStore, column};
 use crate::domain::ids::{Epoch, Kind, ShardNo};
 use crate::store::codec::{shard_count_of_column, shard_of_column};
-use crate::store::{LeaseRow, LeaseStore, OthersLease, Result, Taken, TakenLease};
+use crate::store::{
+    LeaseMark, LeaseRow, LeaseStore, OthersLease, Refenced, Result, Taken, TakenLease, Wanted,
+};
 
 fn shards_of(shards: impl Iterator<Item = ShardNo>) -> Vec<i32> {
     shards.map(i32::from).collect()
@@ -27,31 +29,135 @@ fn shard_at(row: &PgRow, at: usize) -> Result<ShardNo> {
     shard_of_column(column(row, at)?)
 }
 
+/// When a lease should run out, for people; and the mark of its renewal, for machines: so it grows with each
+/// renewal, even if the clock has stepped back.
+macro_rules! renewed {
+    ($ttl_us:literal) => {
+        concat!(
+            "greatest(clock_timestamp() + ",
+            $ttl_us,
+            " * interval '1 microsecond', l.expires_at + interval '1 microsecond')"
+        )
+    };
+}
+
+/// Microseconds since 1970 of a column that is finite.
+macro_rules! mark_of {
+    ($column:literal) => {
+        concat!("(extract(epoch FROM ", $column, ") * 1000000)::int8")
+    };
+}
+
 /// What another owner holds is left out before any row is locked: the taking of a lease that fails must
-/// not hold up the commits of its holder. What is locked is looked at again. The new epoch is a change of
-/// a key column, so it waits for commits that hold `FOR KEY SHARE`. Rows are locked in the order of shards.
-const TAKE: &str = "
-WITH wanted AS MATERIALIZED (
-    SELECT DISTINCT unnest($2::int4[]) AS shard
+/// not hold up the commits of its holder. What is locked is looked at again, against a holder that has renewed it
+/// meanwhile. The new epoch is a change of a key column, so it waits for commits that hold `FOR KEY SHARE`. Rows are
+/// locked in the order of shards.
+const TAKE: &str = concat!(
+    "
+WITH asked AS MATERIALIZED (
+    SELECT DISTINCT ON (shard) shard, epoch,
+        'epoch'::timestamptz + renewal * interval '1 microsecond' AS expires_at
+    FROM unnest($2::int4[], $5::int8[], $6::int8[]) AS w(shard, epoch, renewal)
 ), others AS MATERIALIZED (
-    SELECT l.shard, l.owner, l.expires_at FROM leases l JOIN wanted USING (shard)
-    WHERE l.kind = $1 AND l.owner <> $3 AND l.expires_at > clock_timestamp()
+    SELECT l.shard, l.owner, l.epoch, l.expires_at, l.ttl_us FROM leases l JOIN asked a USING (shard)
+    WHERE l.kind = $1 AND l.owner <> $3 AND isfinite(l.expires_at)
+      AND (a.epoch IS NULL OR a.epoch <> l.epoch OR a.expires_at <> l.expires_at)
 ), open AS MATERIALIZED (
-    SELECT shard FROM wanted WHERE NOT EXISTS (SELECT FROM others o WHERE o.shard = wanted.shard)
+    SELECT * FROM asked WHERE NOT EXISTS (SELECT FROM others o WHERE o.shard = asked.shard)
     ORDER BY shard
 ), taken AS (
-    INSERT INTO leases AS l (kind, shard, owner, epoch, expires_at)
-    SELECT $1, shard, $3, 1, clock_timestamp() + $4 * interval '1 microsecond' FROM open
+    INSERT INTO leases AS l (kind, shard, owner, epoch, expires_at, ttl_us)
+    SELECT $1, shard, $3, 1, clock_timestamp() + $4 * interval '1 microsecond', $4 FROM open
     ON CONFLICT (kind, shard) DO UPDATE SET
-        owner = excluded.owner, epoch = l.epoch + 1,
+        owner = excluded.owner, epoch = l.epoch + 1, ttl_us = excluded.ttl_us,
         expires_at = clock_timestamp() + $4 * interval '1 microsecond'
-    WHERE l.owner = excluded.owner OR l.expires_at <= clock_timestamp()
+    WHERE l.owner = excluded.owner OR NOT isfinite(l.expires_at)
+       OR EXISTS (SELECT FROM open o
+                  WHERE o.shard = l.shard AND o.epoch = l.epoch AND o.expires_at = l.expires_at)
     RETURNING l.shard, l.epoch
 )
-SELECT shard, epoch, NULL, NULL FROM taken
+SELECT shard, epoch, NULL, NULL, NULL FROM taken
 UNION ALL
-SELECT shard, NULL, owner,
-    (1e6 * greatest(0, extract(epoch FROM expires_at - clock_timestamp())))::int8 FROM others";
+SELECT shard, epoch, owner, ",
+    mark_of!("expires_at"),
+    ", ttl_us FROM others"
+);
+
+/// Locks the rows that no commit holds, without a wait, and raises them to the epoch after the one that is held. A
+/// row that stands there already, under the same owner, was raised by an earlier try whose answer was lost.
+const REFENCE: &str = concat!(
+    "
+WITH held AS MATERIALIZED (
+    SELECT h.shard, h.epoch + 1 AS next, l.epoch IS NOT NULL AS mine
+    FROM unnest($2::int4[], $3::int8[]) AS h(shard, epoch)
+    LEFT JOIN leases l ON l.kind = $1 AND l.shard = h.shard AND l.owner = $4
+        AND l.epoch BETWEEN h.epoch AND h.epoch + 1
+), free AS MATERIALIZED (
+    SELECT l.shard, h.next FROM leases l JOIN held h USING (shard)
+    WHERE l.kind = $1 AND l.owner = $4 AND l.epoch BETWEEN h.next - 1 AND h.next
+    ORDER BY l.shard FOR UPDATE OF l SKIP LOCKED
+), raised AS (
+    UPDATE leases l SET epoch = free.next, ttl_us = $5, expires_at = ",
+    renewed!("$5"),
+    "
+    FROM free WHERE l.kind = $1 AND l.shard = free.shard
+    RETURNING l.shard, l.epoch
+)
+SELECT shard, epoch FROM raised
+UNION ALL
+SELECT shard, NULL FROM held WHERE mine AND NOT EXISTS (SELECT FROM free f WHERE f.shard = held.shard)"
+);
+
+/// Renewing changes no key column, so it does not wait for commits.
+const RENEW: &str = concat!(
+    "
+WITH mine AS MATERIALIZED (
+    SELECT l.shard FROM leases l
+    JOIN unnest($2::int4[], $3::int8[]) AS h(shard, epoch) USING (shard, epoch)
+    WHERE l.kind = $1 AND l.owner = $4
+    ORDER BY l.shard FOR NO KEY UPDATE OF l
+)
+UPDATE leases l SET ttl_us = $5, expires_at = ",
+    renewed!("$5"),
+    "
+FROM mine WHERE l.kind = $1 AND l.shard = mine.shard
+RETURNING l.shard"
+);
+
+const RELEASE: &str = "
+WITH mine AS MATERIALIZED (
+    SELECT l.shard FROM leases l
+    JOIN unnest($2::int4[], $3::int8[]) AS h(shard, epoch) USING (shard, epoch)
+    WHERE l.kind = $1 AND l.owner = $4
+    ORDER BY l.shard FOR NO KEY UPDATE OF l
+)
+UPDATE leases l SET expires_at = '-infinity'
+FROM mine WHERE l.kind = $1 AND l.shard = mine.shard";
+
+const OTHERS: &str = concat!(
+    "SELECT shard, epoch, owner, ",
+    mark_of!("expires_at"),
+    ", ttl_us FROM leases WHERE kind = $1 AND owner <> $2 AND isfinite(expires_at)"
+);
+
+/// One of the statements above about leases that are held.
+fn of_held<'q>(sql: &'static str, kind: Kind, held: &[TakenLease], owner: &'q str) -> PgQuery<'q> {
+    sqlx::query(sql)
+        .bind(kind.as_str())
+        .bind(shards_of(held.iter().map(|lease| lease.shard)))
+        .bind(epochs_of(held))
+        .bind(owner)
+}
+
+/// A row of shard, epoch, owner, mark and time to live.
+fn others_lease(row: &PgRow) -> Result<OthersLease> {
+    Ok(OthersLease {
+        shard: shard_at(row, 0)?,
+        owner: column(row, 2)?,
+        mark: LeaseMark { epoch: Epoch(column(row, 1)?), renewal: column(row, 3)? },
+        ttl: Duration::from_micros(column::<i64>(row, 4)?.unsigned_abs()),
+    })
+}
 
 #[async_trait]
 impl LeaseStore for PostgresStore {
@@ -65,10 +171,18 @@ impl LeaseStore for PostgresStore {
         shard_count_of_column(count)
     }
 
-    async fn take(&self, kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> Result<Taken> {
+    async fn take(&self, kind: Kind, wanted: &[Wanted], owner: &str, ttl: Duration) -> Result<Taken> {
+        let lapsed = || wanted.iter().map(|wanted| wanted.lapsed);
         let take = || {
-            let shards = shards_of(shards.iter().copied());
-            sqlx::query(TAKE).bind(kind.as_str()).bind(shards).bind(owner).bind(micros(ttl))
+            let epochs: Vec<_> = lapsed().map(|mark| mark.map(|mark| mark.epoch.0)).collect();
+            let renewals: Vec<_> = lapsed().map(|mark| mark.map(|mark| mark.renewal)).collect();
+            sqlx::query(TAKE)
+                .bind(kind.as_str())
+                .bind(shards_of(wanted.iter().map(|wanted| wanted.shard)))
+                .bind(owner)
+                .bind(micros(ttl))
+                .bind(epochs)
+                .bind(renewals)
         };
         // Two owners who take a row that was never there may both insert its first epoch; the arbiter of the
         // conflict is the other index. The loser was aborted, and finds the row at its next try.
@@ -80,17 +194,27 @@ impl LeaseStore for PostgresStore {
         };
         let mut taken = Taken::default();
         for row in &rows {
-            let shard = shard_at(row, 0)?;
-            match column(row, 1)? {
-                Some(epoch) => taken.leases.push(TakenLease { shard, epoch: Epoch(epoch) }),
-                None => taken.others.push(OthersLease {
-                    shard,
-                    owner: column(row, 2)?,
-                    left: Duration::from_micros(column::<i64>(row, 3)?.unsigned_abs()),
-                }),
+            match column::<Option<&str>>(row, 2)? {
+                Some(_) => taken.others.push(others_lease(row)?),
+                None => {
+                    let (shard, epoch) = (shard_at(row, 0)?, Epoch(column(row, 1)?));
+                    taken.leases.push(TakenLease { shard, epoch });
+                }
             }
         }
         Ok(taken)
+    }
+
+    async fn refence(&self, kind: Kind, held: &[TakenLease], owner: &str, ttl: Duration) -> Result<Refenced> {
+        let mut refenced = Refenced::default();
+        for row in self.write_lease(of_held(REFENCE, kind, held, owner).bind(micros(ttl))).await? {
+            let shard = shard_at(&row, 0)?;
+            match column(&row, 1)? {
+                Some(epoch) => refenced.leases.push(TakenLease { shard, epoch: Epoch(epoch) }),
+                None => refenced.busy.push(shard),
+            }
+        }
+        Ok(refenced)
     }
 
     async fn renew(
@@ -100,41 +224,18 @@ impl LeaseStore for PostgresStore {
         owner: &str,
         ttl: Duration,
     ) -> Result<Vec<ShardNo>> {
-        let query = sqlx::query(
-            "WITH mine AS MATERIALIZED (
-                 SELECT l.shard FROM leases l
-                 JOIN unnest($2::int4[], $3::int8[]) AS h(shard, epoch) USING (shard, epoch)
-                 WHERE l.kind = $1 AND l.owner = $4
-                 ORDER BY l.shard FOR NO KEY UPDATE OF l
-             )
-             UPDATE leases l SET expires_at = clock_timestamp() + $5 * interval '1 microsecond'
-             FROM mine WHERE l.kind = $1 AND l.shard = mine.shard
-             RETURNING l.shard",
-        )
-        .bind(kind.as_str())
-        .bind(shards_of(held.iter().map(|lease| lease.shard)))
-        .bind(epochs_of(held))
-        .bind(owner)
-        .bind(micros(ttl));
-        self.write_lease(query).await?.iter().map(|row| shard_at(row, 0)).collect()
+        let rows = self.write_lease(of_held(RENEW, kind, held, owner).bind(micros(ttl))).await?;
+        rows.iter().map(|row| shard_at(row, 0)).collect()
     }
 
     async fn release(&self, kind: Kind, held: &[TakenLease], owner: &str) -> Result<()> {
-        let query = sqlx::query(
-            "WITH mine AS MATERIALIZED (
-                 SELECT l.shard FROM leases l
-                 JOIN unnest($2::int4[], $3::int8[]) AS h(shard, epoch) USING (shard, epoch)
-                 WHERE l.kind = $1 AND l.owner = $4
-                 ORDER BY l.shard FOR NO KEY UPDATE OF l
-             )
-             UPDATE leases l SET expires_at = '-infinity'
-             FROM mine WHERE l.kind = $1 AND l.shard = mine.shard",
-        )
-        .bind(kind.as_str())
-        .bind(shards_of(held.iter().map(|lease| lease.shard)))
-        .bind(epochs_of(held))
-        .bind(owner);
-        self.write_lease(query).await.map(drop)
+        self.write_lease(of_held(RELEASE, kind, held, owner)).await.map(drop)
+    }
+
+    async fn others(&self, kind: Kind, owner: &str) -> Result<Vec<OthersLease>> {
+        let query = sqlx::query(OTHERS).bind(kind.as_str()).bind(owner);
+        let rows = self.rows_over(&self.leases, query).await;
+        rows.map_err(|failure| failure.into_error(Intent::Read))?.iter().map(others_lease).collect()
     }
 
     async fn leases(&self, kind: Kind) -> Result<Vec<LeaseRow>> {

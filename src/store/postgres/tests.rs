@@ -2,6 +2,7 @@
 //! hangs, or has another schema.
 
 mod plans;
+mod refence;
 mod server;
 mod sessions;
 

@@ -102,7 +102,7 @@ pub(super) struct Node {
 pub(super) struct Cluster {
     shards: u16,
     pub(super) times: LeaseTimes,
-    sums: Arc<SumStore>,
+    pub(super) sums: Arc<SumStore>,
     pub(super) leases: Arc<Leases>,
     pub(super) nodes: BTreeMap<String, Node>,
     pub(super) draining: BTreeSet<String>,
@@ -121,13 +121,7 @@ pub(super) struct Cluster {
 
 pub(super) fn times(ttl_ms: u64) -> LeaseTimes {
     let ttl = Duration::from_millis(ttl_ms);
-    LeaseTimes {
-        ttl,
-        margin: ttl / 10,
-        statement_timeout: ttl / 3,
-        acquire_poll: Duration::from_millis(20),
-        alone_grace: ttl,
-    }
+    LeaseTimes { ttl, margin: ttl / 10, acquire_poll: Duration::from_millis(20), alone_grace: ttl }
 }
 
 pub(super) fn member(name: &str, owner: Arc<str>, role: NodeRole, draining: bool) -> Member {
@@ -137,15 +131,7 @@ pub(super) fn member(name: &str, owner: Arc<str>, role: NodeRole, draining: bool
 impl Cluster {
     pub(super) async fn new(shards: u16, times: LeaseTimes) -> Self {
         let sums = Arc::new(SumStore::default());
-        let leases = Arc::new(Leases {
-            sums: Arc::clone(&sums),
-            rows: Mutex::default(),
-            cut: Mutex::default(),
-            takes: AtomicUsize::new(0),
-            renewals: AtomicUsize::new(0),
-            largest_release: AtomicUsize::new(0),
-            slow: AtomicBool::new(false),
-        });
+        let leases = Arc::new(Leases::new(Arc::clone(&sums)));
         let view = watch::Sender::new(Arc::new(View::new("front".into(), Vec::new())));
         let regions = Regions::default();
         let hints = Arc::default();
@@ -349,13 +335,18 @@ impl Cluster {
         }
     }
 
-    /// Asks one region alone.
+    /// Asks one region alone for the first entity of a shard.
     pub(super) async fn ask(&self, name: &str, shard: ShardNo) -> Result<i64, Failure> {
+        self.ask_of(name, id_in(shard, self.shards), Op::Read).await
+    }
+
+    /// Asks one region alone.
+    pub(super) async fn ask_of(&self, name: &str, id: Uuid, op: Op<Sum>) -> Result<i64, Failure> {
         let (reply, answer) = ReplyTo::here();
         let clock = SystemClock;
         let ask = Ask::<Sum> {
-            id: id_in(shard, self.shards),
-            op: Op::Read,
+            id,
+            op,
             trace: TraceContext::root(),
             deadline: clock.mono().plus(PATIENCE),
             sent_at: clock.mono(),
@@ -375,9 +366,14 @@ pub(super) async fn status_of(region: &RegionRef) -> Option<RegionStatus> {
     }
 }
 
-/// An id of that shard.
+/// The first id of that shard.
 pub(super) fn id_in(shard: ShardNo, shards: u16) -> Uuid {
-    (0..).map(Uuid::from_u128).find(|id| shard_of(*id, shards) == shard).expect("one of them")
+    ids_in(shard, shards).next().expect("one of them")
+}
+
+/// The ids of that shard.
+pub(super) fn ids_in(shard: ShardNo, shards: u16) -> impl Iterator<Item = Uuid> {
+    (0..).map(Uuid::from_u128).filter(move |id| shard_of(*id, shards) == shard)
 }
 
 pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {

@@ -76,6 +76,8 @@ async fn whatever_the_nodes_do_each_shard_has_one_owner_and_loses_nothing() {
     cluster.settled().await;
     stop.store(true, Ordering::SeqCst);
     assert!(watching.await.expect("one owner at a time") > 100);
+    let takeovers = cluster.leases.takeovers.lock().unwrap().clone();
+    assert!(takeovers.iter().all(|after| *after >= cluster.times.ttl), "too early: {takeovers:?}");
     assert!(requests.len() > 100, "{} requests", requests.len());
 }
 

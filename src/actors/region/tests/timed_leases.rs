@@ -1,7 +1,7 @@
-//! Leases in memory that run out.
+//! Leases in memory, with a clock of the database's that may step.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,27 +9,76 @@ use async_trait::async_trait;
 
 use super::SumStore;
 use crate::domain::ids::{Epoch, Kind, ShardNo};
-use crate::store::{self, LeaseRow, LeaseStore, OthersLease, Taken, TakenLease};
+use crate::store::{self, LeaseMark, LeaseRow, LeaseStore, OthersLease, Refenced, Taken, TakenLease, Wanted};
 
 pub(super) struct Row {
     owner: String,
     epoch: i64,
-    until: Instant,
+    until_us: i64,
+    ttl: Duration,
+    renewed_at: Instant,
 }
 
-/// Leases in memory that run out; the commits of `SumStore` are fenced by them.
+impl Row {
+    fn mark(&self) -> LeaseMark {
+        LeaseMark { epoch: Epoch(self.epoch), renewal: self.until_us }
+    }
+
+    fn others_lease(&self, shard: ShardNo) -> OthersLease {
+        OthersLease { shard, owner: self.owner.clone(), mark: self.mark(), ttl: self.ttl }
+    }
+
+    fn prolong(&mut self, now_us: i64, ttl: Duration) {
+        (self.until_us, self.ttl) = ((now_us + micros(ttl)).max(self.until_us + 1), ttl);
+        self.renewed_at = Instant::now();
+    }
+}
+
+/// Leases in memory; the commits of `SumStore` are fenced by them.
 pub(super) struct Leases {
     pub(super) sums: Arc<SumStore>,
     pub(super) rows: Mutex<HashMap<ShardNo, Row>>,
     /// Owners who do not reach the database.
     pub(super) cut: Mutex<HashSet<String>>,
+    /// The next renewal of this owner hangs for so long.
+    pub(super) hang: Mutex<Option<(String, Duration)>>,
+    /// The next refence happens, and its answer is lost.
+    pub(super) lose_refence: AtomicBool,
     pub(super) takes: AtomicUsize,
+    pub(super) refences: AtomicUsize,
     pub(super) renewals: AtomicUsize,
     pub(super) largest_release: AtomicUsize,
+    /// For each lease that was taken from a holder that had not released it: how long after its last renewal.
+    pub(super) takeovers: Mutex<Vec<Duration>>,
     pub(super) slow: AtomicBool,
+    began: Instant,
+    /// How far the database's clock has stepped.
+    stepped_us: AtomicI64,
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).expect("short")
 }
 
 impl Leases {
+    pub(super) fn new(sums: Arc<SumStore>) -> Self {
+        Leases {
+            sums,
+            rows: Mutex::default(),
+            cut: Mutex::default(),
+            hang: Mutex::default(),
+            lose_refence: AtomicBool::new(false),
+            takes: AtomicUsize::new(0),
+            refences: AtomicUsize::new(0),
+            renewals: AtomicUsize::new(0),
+            largest_release: AtomicUsize::new(0),
+            takeovers: Mutex::default(),
+            slow: AtomicBool::new(false),
+            began: Instant::now(),
+            stepped_us: AtomicI64::new(0),
+        }
+    }
+
     async fn travel(&self, owner: &str) -> store::Result<()> {
         if self.slow.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_micros(fastrand::u64(..8_000))).await;
@@ -40,16 +89,31 @@ impl Leases {
         }
     }
 
-    fn take_now(&self, shards: &[ShardNo], owner: &str, ttl: Duration) -> Taken {
-        let (mut rows, mut taken, now) = (self.rows.lock().unwrap(), Taken::default(), Instant::now());
-        for shard in shards {
-            let row = rows.entry(*shard).or_insert(Row { owner: owner.into(), epoch: 0, until: now });
-            if row.owner != owner && row.until > now {
-                let (owner, left) = (row.owner.clone(), row.until - now);
-                taken.others.push(OthersLease { shard: *shard, owner, left });
+    /// The database's wall clock.
+    fn now_us(&self) -> i64 {
+        micros(self.began.elapsed()) + self.stepped_us.load(Ordering::SeqCst)
+    }
+
+    /// The database's wall clock steps by `seconds`.
+    pub(super) fn step(&self, seconds: i64) {
+        self.stepped_us.fetch_add(seconds * 1_000_000, Ordering::SeqCst);
+    }
+
+    fn take_now(&self, wanted: &[Wanted], owner: &str, ttl: Duration) -> Taken {
+        let (mut rows, mut taken, now) = (self.rows.lock().unwrap(), Taken::default(), self.now_us());
+        for Wanted { shard, lapsed } in wanted {
+            let renewed_at = Instant::now();
+            let free = Row { owner: owner.into(), epoch: 0, until_us: i64::MIN, ttl, renewed_at };
+            let row = rows.entry(*shard).or_insert(free);
+            if row.owner != owner && row.until_us != i64::MIN && *lapsed != Some(row.mark()) {
+                taken.others.push(row.others_lease(*shard));
                 continue;
             }
-            *row = Row { owner: owner.into(), epoch: row.epoch + 1, until: now + ttl };
+            if row.owner != owner && row.until_us != i64::MIN {
+                self.takeovers.lock().unwrap().push(row.renewed_at.elapsed());
+            }
+            let (epoch, until_us) = (row.epoch + 1, now + micros(ttl));
+            *row = Row { owner: owner.into(), epoch, until_us, ttl, renewed_at };
             self.sums.set_epoch(*shard, row.epoch, owner);
             taken.leases.push(TakenLease { shard: *shard, epoch: Epoch(row.epoch) });
         }
@@ -58,7 +122,7 @@ impl Leases {
 
     pub(super) fn owner(&self, shard: ShardNo) -> Option<String> {
         let rows = self.rows.lock().unwrap();
-        rows.get(&shard).filter(|row| row.until > Instant::now()).map(|row| row.owner.clone())
+        rows.get(&shard).filter(|row| row.until_us > self.now_us()).map(|row| row.owner.clone())
     }
 }
 
@@ -68,12 +132,38 @@ impl LeaseStore for Leases {
         Ok(proposed)
     }
 
-    async fn take(&self, _: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> store::Result<Taken> {
+    async fn take(&self, _: Kind, wanted: &[Wanted], owner: &str, ttl: Duration) -> store::Result<Taken> {
         self.takes.fetch_add(1, Ordering::SeqCst);
         self.travel(owner).await?;
-        let taken = self.take_now(shards, owner, ttl);
+        let taken = self.take_now(wanted, owner, ttl);
         self.travel(owner).await?;
         Ok(taken)
+    }
+
+    async fn refence(
+        &self,
+        _: Kind,
+        held: &[TakenLease],
+        owner: &str,
+        ttl: Duration,
+    ) -> store::Result<Refenced> {
+        self.refences.fetch_add(1, Ordering::SeqCst);
+        self.travel(owner).await?;
+        let mut refenced = Refenced::default();
+        for lease in held {
+            let (mut rows, next) = (self.rows.lock().unwrap(), lease.epoch.0 + 1);
+            let Some(row) = rows.get_mut(&lease.shard) else { continue };
+            if row.owner == owner && (lease.epoch.0..=next).contains(&row.epoch) {
+                row.epoch = next;
+                row.prolong(self.now_us(), ttl);
+                self.sums.set_epoch(lease.shard, next, owner);
+                refenced.leases.push(TakenLease { shard: lease.shard, epoch: Epoch(next) });
+            }
+        }
+        match self.lose_refence.swap(false, Ordering::SeqCst) {
+            true => Err(store::Error::Unknown("as asked".into())),
+            false => Ok(refenced),
+        }
     }
 
     async fn renew(
@@ -84,13 +174,17 @@ impl LeaseStore for Leases {
         ttl: Duration,
     ) -> store::Result<Vec<ShardNo>> {
         self.renewals.fetch_add(1, Ordering::SeqCst);
+        let hang = self.hang.lock().unwrap().take_if(|(of, _)| of == owner);
+        if let Some((_, lasts)) = hang {
+            tokio::time::sleep(lasts).await;
+        }
         self.travel(owner).await?;
         let mut rows = self.rows.lock().unwrap();
         let mut kept = Vec::new();
         for lease in held {
             let Some(row) = rows.get_mut(&lease.shard) else { continue };
             if row.owner == owner && row.epoch == lease.epoch.0 {
-                row.until = Instant::now() + ttl;
+                row.prolong(self.now_us(), ttl);
                 kept.push(lease.shard);
             }
         }
@@ -106,10 +200,17 @@ impl LeaseStore for Leases {
                 && row.owner == owner
                 && row.epoch == lease.epoch.0
             {
-                row.until = Instant::now();
+                row.until_us = i64::MIN;
             }
         }
         Ok(())
+    }
+
+    async fn others(&self, _: Kind, owner: &str) -> store::Result<Vec<OthersLease>> {
+        self.travel(owner).await?;
+        let rows = self.rows.lock().unwrap();
+        let others = rows.iter().filter(|(_, row)| row.owner != owner && row.until_us != i64::MIN);
+        Ok(others.map(|(shard, row)| row.others_lease(*shard)).collect())
     }
 
     async fn leases(&self, _: Kind) -> store::Result<Vec<LeaseRow>> {

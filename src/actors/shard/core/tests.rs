@@ -5,6 +5,8 @@
 //! between its question and itself (linearizability per patient: the database's commits are the
 //! linearization points); every acknowledged change was committed in that time, exactly once.
 
+mod epochs;
+mod tenure;
 mod truth;
 
 use std::cell::Cell;
@@ -18,7 +20,7 @@ use uuid::Uuid;
 use super::*;
 use crate::actors::entity::{Applied, Write};
 use crate::actors::patients::{PatientReply, Patients};
-use crate::domain::access::{Caller, Role};
+use crate::domain::access::Caller;
 use crate::domain::conditions::{Conditions, KEY_LIFETIME_HOURS};
 use crate::domain::event::RecordedEvent;
 use crate::domain::ids::{Fingerprint, PatientId};
@@ -28,6 +30,9 @@ use crate::domain::patient::{
 use crate::store::PatientAppend;
 
 type Ticket = usize;
+
+/// How long a lease holds.
+const LEASE: u64 = 50;
 
 /// In microseconds.
 const KEY_LIFETIME: i64 = KEY_LIFETIME_HOURS * 3_600_000_000;
@@ -68,6 +73,8 @@ impl World for SimWorld {
 #[derive(Default)]
 struct Db {
     epoch: i64,
+    /// When the lease of this shard runs out. It is believed no longer than this.
+    lease_until: u64,
     history: BTreeMap<Uuid, Vec<(u64, PatientState)>>,
     events: BTreeMap<Uuid, Vec<(u64, RecordedEvent)>>,
 }
@@ -121,9 +128,21 @@ impl Db {
 }
 
 enum InFlight {
-    Load { id: Uuid, command: Option<CommandId>, read: Option<store::Result<Loaded<Patients>>> },
-    Append { id: Uuid, append: PatientAppend, done: Option<AppendOutcome>, told: bool },
-    Refence { done: Option<Epoch> },
+    Load {
+        id: Uuid,
+        command: Option<CommandId>,
+        read: Option<store::Result<Loaded<Patients>>>,
+    },
+    Append {
+        id: Uuid,
+        append: PatientAppend,
+        done: Option<AppendOutcome>,
+        told: bool,
+    },
+    /// A new epoch is asked for; then the new lease, and when it runs out.
+    Refence {
+        done: Option<(Epoch, u64)>,
+    },
 }
 
 struct Question {
@@ -164,19 +183,25 @@ fn details(n: u32) -> PatientDetails {
     }
 }
 
+impl SimWorld {
+    fn new(blind: bool) -> Self {
+        SimWorld {
+            mono: Cell::new(0),
+            lease_until: Cell::new(LEASE),
+            ids: Cell::new(0),
+            jumped: Cell::new(0),
+            blind,
+        }
+    }
+}
+
 impl Sim {
     fn new(seed: u64, blind: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let patients = rng.u128(1..=5);
         Sim {
-            world: SimWorld {
-                mono: Cell::new(0),
-                lease_until: Cell::new(100),
-                ids: Cell::new(0),
-                jumped: Cell::new(0),
-                blind,
-            },
-            db: Db { epoch: 1, ..Db::default() },
+            world: SimWorld::new(blind),
+            db: Db { epoch: 1, lease_until: LEASE, ..Db::default() },
             core: Core::new(0, Epoch(1), LIMITS),
             in_flight: Vec::new(),
             questions: Vec::new(),
@@ -316,12 +341,11 @@ impl Sim {
                 *done = Some(self.db.commit(self.step, append, taken));
             }
             InFlight::Refence { done: done @ None } => {
-                if self.lost {
-                    self.in_flight.swap_remove(n);
-                } else {
-                    self.db.epoch += 1;
-                    *done = Some(Epoch(self.db.epoch));
-                }
+                // If another owner had the shard meanwhile, it is gone by now.
+                self.lost = false;
+                self.db.epoch += 1;
+                self.db.lease_until = self.world.mono.get() + LEASE;
+                *done = Some((Epoch(self.db.epoch), self.db.lease_until));
             }
             _ => {
                 let ended = self.in_flight.swap_remove(n);
@@ -347,80 +371,13 @@ impl Sim {
                 };
                 self.core.appended(id, result, &self.world);
             }
-            InFlight::Refence { done: Some(epoch) } if epoch.0 == self.db.epoch => self.core.refenced(epoch),
+            InFlight::Refence { done: Some((epoch, until)) } => {
+                // The region hands over epoch and lease in one message.
+                self.world.lease_until.set(until);
+                self.core.refenced(epoch, &self.world);
+            }
             _ => {}
         }
-    }
-
-    fn renew(&mut self) {
-        if !self.lost {
-            self.world.lease_until.set(self.world.mono.get() + 50);
-        }
-    }
-
-    /// Another owner takes the shard once the lease has run out, and changes something.
-    fn other_owner_takes(&mut self) {
-        if self.world.mono.get() < self.world.lease_until.get() {
-            return;
-        }
-        self.lost = true;
-        self.db.epoch += 1;
-        for n in 0..self.patients {
-            let id = Uuid::from_u128(n);
-            let command = match self.db.state(id) {
-                PatientState::Absent => PatientCommand::Register(details(self.rng.u32(..))),
-                _ => PatientCommand::Delete,
-            };
-            if let Ok(event) = patient::decide(
-                PatientId(id),
-                &self.db.state(id),
-                &command,
-                Role::Admin,
-                &Conditions::default(),
-                Timestamp(0),
-            ) {
-                let recorded = RecordedEvent {
-                    event_id: self.world.event_id(),
-                    command_id: CommandId(Uuid::from_u128(self.rng.u128(..))),
-                    event,
-                    at: Timestamp(0),
-                    subject: "other".into(),
-                    traceparent: "t".into(),
-                    fingerprint: None,
-                };
-                let append = PatientAppend {
-                    shard: 0,
-                    epoch: Epoch(self.db.epoch),
-                    caller: Caller::system("other"),
-                    action: crate::domain::access::Action::PatientUpdate,
-                    recorded,
-                    released_email_key: None,
-                };
-                self.db.commit(self.step, &append, false);
-            }
-        }
-    }
-
-    /// The shard ends as it should, and a new incarnation serves under a new epoch.
-    fn stop_and_start_again(&mut self) {
-        self.core.stop_serving();
-        self.collect();
-        while !self.core.is_idle() {
-            self.step += 1;
-            self.progress();
-            self.collect();
-        }
-        // What is still in flight for the old incarnation has nobody to tell any more.
-        for flight in &mut self.in_flight {
-            if let InFlight::Append { told, .. } = flight {
-                *told = true;
-            }
-        }
-        self.in_flight.retain(|flight| matches!(flight, InFlight::Append { done: None, .. }));
-        self.db.epoch += 1;
-        self.lost = false;
-        self.core = Core::new(0, Epoch(self.db.epoch), LIMITS);
-        self.world.lease_until.set(self.world.mono.get() + 50);
     }
 
     fn collect(&mut self) {
@@ -438,6 +395,8 @@ impl Sim {
                     self.in_flight.push(InFlight::Load { id, command, read: None });
                 }
                 Effect::Append { id, append, .. } => {
+                    let refencing = self.in_flight.iter().any(|f| matches!(f, InFlight::Refence { .. }));
+                    assert!(!refencing, "a commit is begun while an epoch is awaited");
                     self.in_flight.push(InFlight::Append { id, append, done: None, told: false });
                 }
                 Effect::Refence => self.in_flight.push(InFlight::Refence { done: None }),

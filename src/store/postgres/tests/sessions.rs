@@ -62,6 +62,26 @@ async fn a_renewal_does_not_wait_for_commits() {
 }
 
 #[tokio::test]
+async fn new_epochs_wait_for_no_commit_and_are_had_when_it_has_ended() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 50).await;
+    stage.other(COMMIT_IN_FLIGHT).await;
+    let (held, owner) = (stage.region.held.clone(), stage.region.owner);
+    for _ in 0..2 {
+        // All but the one, again and again.
+        let refenced = stage.store.refence(Kind::Patient, &held, owner, LONG).await.expect("an answer");
+        let mut raised: Vec<_> = refenced.leases.iter().map(|lease| lease.shard).collect();
+        raised.sort_unstable();
+        assert_eq!((raised, refenced.busy), (vec![1, 2, 3], vec![0]));
+        let renewed = stage.store.renew(Kind::Patient, &held[..1], owner, LONG).await.expect("an answer");
+        assert_eq!(renewed, [0], "it is renewed meanwhile");
+    }
+    stage.other("COMMIT").await;
+    let refenced = stage.store.refence(Kind::Patient, &held[..1], owner, LONG).await.expect("an answer");
+    assert_eq!(refenced.leases[0].epoch.0, held[0].epoch.0 + 1);
+    assert!(refenced.busy.is_empty());
+}
+
+#[tokio::test]
 async fn a_flood_of_loads_does_not_keep_leases_waiting() {
     let mut stage = Stage::set(|settings| {
         settings.connections_max = 1;
