@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: test setup fmt lint bench run openapi chaos chaos-counterproof compose-test
+.PHONY: test setup fmt lint bench bench-growth run openapi chaos chaos-counterproof compose-test
 
 ## Set up what the tests need, then check the form, lint, and run every test.
 test: setup
@@ -28,6 +28,12 @@ lint:
 bench:
 	@tests/setup.sh postgres
 	$(CARGO) bench --locked
+
+## Fill both databases with 10 thousand, 1 million and 5 million patients, measure every request at each size, and fail if
+## one takes more than 1.5 times as long. Needs 25 GB of disk and 2 hours; GROWTH_PATIENTS and GROWTH_STORES say less.
+bench-growth:
+	@tests/setup.sh postgres
+	BENCH_ROUNDS=$${BENCH_ROUNDS:-3} $(CARGO) bench --locked --bench hygeia -- growth
 
 ## Break a cluster in every way, CHAOS_SEEDS times (5), and look at what its clients were told.
 ## A seed is printed; HYGEIA_CHAOS_SEED replays it.

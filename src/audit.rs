@@ -6,7 +6,7 @@
 //!
 //! Each writer (a node's edge, a node's patient journal) has as many chains as it has transactions in flight: a
 //! chain has one writer and one batch under way, so no two nodes ever wait for each other. What a chain cannot
-//! show by itself, that its end or the whole of it is missing, others show: the first batch of each chain, and
+//! show by itself, that its end or the whole of it is missing, others show: one of the first batches of each chain, and
 //! from then on one batch in every `pins_every_ms`, pins the newest batch of the chains there are.
 //!
 //! What this does not protect against: whoever has the secret; rows cut from the end of all chains since the last

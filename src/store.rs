@@ -397,8 +397,9 @@ pub trait ProjectionStore: Send + Sync {
         observations: &[Observation],
     ) -> Result<Applied>;
 
-    /// The counts, with registrations from `first_day` on.
-    async fn counts(&self, first_day: Date) -> Result<Counts>;
+    /// The counts, with registrations from `first_day` on and births up to each day of `born_by`. What it costs does
+    /// not depend on how many patients there are.
+    async fn counts(&self, first_day: Date, born_by: &[Date]) -> Result<Counts>;
 }
 
 /// Billing accounts.

@@ -124,7 +124,7 @@ async fn logins_per_second(node: &Node, request: &Arc<[u8]>, measured: Duration)
 /// Logins, beside bare BCrypt on as many threads as the node has for it.
 pub(crate) async fn login(effort: Effort, report: &mut Report) -> Result<()> {
     let node = site()?.start().await?;
-    let request = login_request(&node, &node.another_user(&node.token().await?).await?);
+    let request = login_request(&node, &node.another_user(&node.token().await?, "CLINICIAN").await?);
     node.quiet().await?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..effort.rounds {
@@ -145,7 +145,7 @@ pub(crate) async fn login(effort: Effort, report: &mut Report) -> Result<()> {
 /// Reads while logins come faster than they can be answered, beside reads without.
 pub(crate) async fn flood(effort: Effort, report: &mut Report) -> Result<()> {
     let (node, token, paths) = with_patients(&site()?).await?;
-    let request = login_request(&node, &node.another_user(&token).await?);
+    let request = login_request(&node, &node.another_user(&token, "CLINICIAN").await?);
     let capacity = logins_per_second(&node, &request, effort.measured).await?;
     let (mut calm, mut flooded) = (Vec::new(), Vec::new());
     let sent = Arc::new(AtomicUsize::new(0));

@@ -11,6 +11,7 @@ mod ask;
 mod audit;
 mod broker;
 mod disk;
+mod growth;
 mod hostile;
 mod load;
 mod logins;
@@ -25,7 +26,6 @@ mod role;
 mod stats;
 mod yardstick;
 
-use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -33,7 +33,8 @@ use std::time::Duration;
 use crate::report::Report;
 
 /// What went wrong, for whoever runs the benchmark.
-pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+pub(crate) type Error = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 /// How long and how often everything is measured.
 #[derive(Clone, Copy)]
@@ -69,6 +70,8 @@ const SCENARIOS: [&str; 13] = [
 ];
 /// Not a part of the table: what this machine does without us.
 const YARDSTICKS: &str = "yardsticks";
+/// Not a part of the table either: it has a page of its own.
+const GROWTH: &str = "growth";
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -94,9 +97,13 @@ pub(crate) fn say(line: &str) {
 }
 
 fn bench(chosen: &[String]) -> Result<()> {
-    let known = |name: &str| SCENARIOS.contains(&name) || name == YARDSTICKS;
+    let known = |name: &str| SCENARIOS.contains(&name) || [YARDSTICKS, GROWTH].contains(&name);
     if let Some(unknown) = chosen.iter().find(|name| !known(name)) {
-        return Err(format!("no scenario {unknown}; there are {}, {YARDSTICKS}", SCENARIOS.join(", ")).into());
+        return Err(format!(
+            "no scenario {unknown}; there are {}, {YARDSTICKS}, {GROWTH}",
+            SCENARIOS.join(", ")
+        )
+        .into());
     }
     let number = |name: &str, default: u64| -> Result<u64> {
         std::env::var(name).map_or(Ok(default), |text| Ok(text.parse()?))
@@ -132,6 +139,7 @@ async fn scenario(name: &str, effort: Effort, report: &mut Report) -> Result<()>
         "login" => logins::login(effort, report).await,
         "flood" => logins::flood(effort, report).await,
         YARDSTICKS => patients::yardsticks(effort).await,
+        GROWTH => growth::run(effort).await,
         other => Err(format!("no scenario {other}").into()),
     }
 }

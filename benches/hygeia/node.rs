@@ -69,7 +69,7 @@ impl Site {
         self.data_dir().join("runtime.json")
     }
 
-    fn data_dir(&self) -> PathBuf {
+    pub(crate) fn data_dir(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 
@@ -81,7 +81,7 @@ impl Site {
     }
 
     /// Runs a subcommand to its end, with `input` on its standard input.
-    fn run(&self, arguments: &[&str], input: &str) -> Result<()> {
+    pub(crate) fn run(&self, arguments: &[&str], input: &str) -> Result<()> {
         let mut child = self.command().args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         child.stdin.take().ok_or("no input")?.write_all(input.as_bytes())?;
         let status = child.wait()?;
@@ -172,19 +172,24 @@ impl Node {
 
     /// A token.
     pub(crate) async fn token(&self) -> Result<String> {
-        let login = json!({"email": EMAIL, "password": self.password});
+        self.token_for(&json!({"email": EMAIL, "password": self.password}).to_string()).await
+    }
+
+    /// The token of whom the body `login` logs in.
+    pub(crate) async fn token_for(&self, login: &str) -> Result<String> {
+        let login: Value = serde_json::from_str(login)?;
         let client = reqwest::Client::builder().no_proxy().build()?;
         let answer = client.post(self.url("/auth/login")).json(&login).send().await?.error_for_status()?;
         let answer: Value = answer.json().await?;
         Ok(answer["token"].as_str().ok_or("no token")?.to_owned())
     }
 
-    /// Makes somebody else who may log in, as whose sessions end those of the holder of `token` do not. Answers with
+    /// Makes somebody else who may log in with `role`, as whose sessions end those of the holder of `token` do not. Answers with
     /// the body of their login.
-    pub(crate) async fn another_user(&self, token: &str) -> Result<String> {
+    pub(crate) async fn another_user(&self, token: &str, role: &str) -> Result<String> {
         let login = json!({"email": "other@bench.example", "password": OWN_PASSWORD});
         let mut user = login.clone();
-        user["role"] = "CLINICIAN".into();
+        user["role"] = role.into();
         let client = reqwest::Client::builder().no_proxy().build()?;
         client
             .post(self.url("/api/users"))
@@ -194,6 +199,13 @@ impl Node {
             .await?
             .error_for_status()?;
         Ok(login.to_string())
+    }
+
+    /// The path of the page after the one at `path`, if there is one.
+    pub(crate) async fn next_page_of(&self, path: &str, token: &str) -> Result<Option<String>> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let answer = client.get(self.url(path)).bearer_auth(token).send().await?.error_for_status()?;
+        Ok(answer.headers().get("link").and_then(|link| next_page(link.to_str().ok()?)))
     }
 
     /// Up to `count` patients, by the pages of the list.

@@ -149,7 +149,8 @@ const HOW: &str = "
 How long a cluster needs after a fault or for a move is measured by the program that causes them: `docs/RELIABILITY.md`.
 ";
 
-fn machine() -> Vec<String> {
+/// What it was measured on.
+pub(crate) fn machine() -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?.split_once(':')?.1;

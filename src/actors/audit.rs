@@ -225,9 +225,11 @@ impl AuditState {
         }
         self.writes = true;
         let (args, ended) = (self.args.clone(), BatchGuard(myself.clone()));
+        let chains = args.chains.clone();
         tokio::spawn(async move {
             write(args, batch).await;
             drop(ended);
+            chains.look().await;
         });
     }
 }
@@ -264,7 +266,7 @@ async fn write(args: AuditArgs, batch: Vec<Waiting>) {
 }
 
 async fn append(args: &AuditArgs, entries: Vec<Access>) -> store::Result<()> {
-    let chain = args.chains.take().await?;
+    let chain = args.chains.take();
     let batch = args.chains.seal(&chain, entries);
     let result = args.store.append_audit(&batch).await;
     args.chains.ended(chain, &batch, &result);

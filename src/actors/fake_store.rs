@@ -329,16 +329,15 @@ impl ProjectionStore for FakeStore {
         })
     }
 
-    async fn counts(&self, first_day: Date) -> Result<Counts> {
+    async fn counts(&self, first_day: Date, born_by: &[Date]) -> Result<Counts> {
         self.attempt("counts", |state| {
-            let mut births = BTreeMap::new();
-            for birth in state.versions.values().filter_map(|v| v.1) {
-                *births.entry(birth).or_insert(0) += 1;
-            }
+            let births: Vec<Date> = state.versions.values().filter_map(|v| v.1).collect();
+            let count = |day: Date| births.iter().filter(|birth| **birth <= day).count() as i64;
             Counts {
                 by_event_type: state.by_type.iter().map(|(t, n)| (*t, *n)).collect(),
                 registrations: state.registrations.range(first_day..).map(|(d, n)| (*d, *n)).collect(),
-                births: births.into_iter().collect(),
+                living: count(Date::MAX),
+                born_by: born_by.iter().map(|day| (*day, count(*day))).collect(),
             }
         })
     }

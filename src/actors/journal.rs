@@ -3,10 +3,12 @@
 //!
 //! While a transaction is in flight, appends gather; what has gathered goes into the next one. So an
 //! idle system waits for nothing and a busy one writes large batches. Several transactions may be in
-//! flight, the second and further ones only for full enough batches.
+//! flight. A further one starts when enough appends have gathered, or when one of them has waited for longer
+//! than a commit normally takes: then the transactions in flight may be stuck.
 //!
 //! Invariants:
 //! - Every append ends in exactly one `Appended` to its shard, whatever dies: see `AppendTicket`.
+//! - No append waits for a transaction that hangs, while a further one may start.
 //! - An append whose deadline has passed before its transaction began is not begun.
 //! - The journal never awaits in `handle`.
 //! - Nobody is told of a commit before it is durable; nudges follow the commit.
@@ -14,6 +16,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metrics::{Counter, Gauge};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
@@ -35,6 +38,8 @@ pub struct Limits {
     pub batch_rows_max: usize,
     /// Rows that must have gathered before a further transaction starts beside one in flight.
     pub batch_rows_min: usize,
+    /// How long a row waits at most for others to gather.
+    pub batch_wait: Duration,
     /// Transactions in flight.
     pub transactions_max: usize,
 }
@@ -116,6 +121,8 @@ pub enum JournalMessage<E: Entity> {
     Append(Box<JournalEntry<E>>),
     /// By the journal's own task: a transaction has ended.
     TransactionEnded,
+    /// By the journal's own timer: the first row that waits may have waited for long enough.
+    Gathered,
     /// By the node at its stop: answered when nothing waits and nothing is in flight.
     Flush(RpcReplyPort<()>),
 }
@@ -165,6 +172,8 @@ pub struct JournalState<E: Entity> {
     args: JournalArgs<E>,
     queue: VecDeque<JournalEntry<E>>,
     in_flight: usize,
+    /// Whether `Gathered` is on its way.
+    timed: bool,
     flushing: Vec<RpcReplyPort<()>>,
     meters: Meters,
 }
@@ -198,7 +207,8 @@ impl<E: Entity> Actor for Journal<E> {
         args: JournalArgs<E>,
     ) -> Result<Self::State, ActorProcessingErr> {
         let meters = Meters::of::<E>();
-        Ok(JournalState { args, queue: VecDeque::new(), in_flight: 0, flushing: Vec::new(), meters })
+        let (queue, flushing) = (VecDeque::new(), Vec::new());
+        Ok(JournalState { args, queue, in_flight: 0, timed: false, flushing, meters })
     }
 
     async fn handle(
@@ -210,6 +220,7 @@ impl<E: Entity> Actor for Journal<E> {
         match message {
             JournalMessage::Append(entry) => state.enqueue(*entry),
             JournalMessage::TransactionEnded => state.in_flight -= 1,
+            JournalMessage::Gathered => state.timed = false,
             JournalMessage::Flush(reply) => state.flushing.push(reply),
         }
         state.start_transactions(&myself);
@@ -245,8 +256,11 @@ impl<E: Entity> JournalState<E> {
     fn start_transactions(&mut self, myself: &ActorRef<JournalMessage<E>>) {
         let limits = self.args.limits;
         while self.in_flight < limits.transactions_max && !self.queue.is_empty() {
-            if self.in_flight > 0 && self.queue.len() < limits.batch_rows_min {
-                return;
+            if self.in_flight > 0
+                && self.queue.len() < limits.batch_rows_min
+                && let Some(left) = self.left_to_gather()
+            {
+                return self.come_back_in(left, myself);
             }
             let batch = self.next_batch();
             if batch.is_empty() {
@@ -255,10 +269,28 @@ impl<E: Entity> JournalState<E> {
             self.in_flight += 1;
             let ended = TransactionGuard(myself.clone());
             let args = self.args.clone();
+            let chains = args.audit.clone();
             tokio::spawn(async move {
                 commit(args, batch).await;
                 drop(ended);
+                if let Some(chains) = chains {
+                    chains.look().await;
+                }
             });
+        }
+    }
+
+    /// How much longer the first row may wait for others; none if it has waited for long enough.
+    fn left_to_gather(&self) -> Option<Duration> {
+        let first = self.queue.front()?;
+        let waited = self.args.clock.mono().since(first.sent_at);
+        self.args.limits.batch_wait.checked_sub(waited).filter(|left| !left.is_zero())
+    }
+
+    fn come_back_in(&mut self, left: Duration, myself: &ActorRef<JournalMessage<E>>) {
+        if !self.timed {
+            self.timed = true;
+            myself.send_after(left, || JournalMessage::Gathered);
         }
     }
 
@@ -352,7 +384,7 @@ async fn commit_audited<E: Entity>(
     if accesses.is_empty() {
         return E::commit(&args.store, appends, None).await;
     }
-    let chain = chains.take().await?;
+    let chain = chains.take();
     let batch = chains.seal(&chain, accesses);
     let result = E::commit(&args.store, appends, Some(&batch)).await;
     chains.ended(chain, &batch, &result);

@@ -31,6 +31,9 @@ pub struct Settings {
     pub journal_batch_rows_max: usize,
     /// Changes that must have gathered before a further transaction starts beside one in flight.
     pub journal_batch_rows_min: usize,
+    /// How long a change waits at most for others to gather, while a transaction is in flight and a further one may
+    /// start. More than a commit normally takes, so that what gathers goes into one transaction.
+    pub journal_batch_wait_ms: u64,
     /// Transactions in flight (SQLite has one writer: there it is 1).
     pub journal_transactions_max: usize,
     /// How long a lease holds from its last renewal; it is renewed every third of it, and the leases of others are
@@ -74,6 +77,7 @@ impl Default for Settings {
             journal_queue_rows_max: 8_192,
             journal_batch_rows_max: 256,
             journal_batch_rows_min: 16,
+            journal_batch_wait_ms: 20,
             journal_transactions_max: 4,
             lease_ttl_ms: 3_000,
             lease_margin_ms: 300,
@@ -116,6 +120,7 @@ impl Settings {
         within("journal_queue_rows_max", count(self.journal_queue_rows_max), 1, 10_000_000, "1 to 10000000");
         within("journal_batch_rows_max", count(self.journal_batch_rows_max), 1, 4_096, "1 to 4096");
         within("journal_batch_rows_min", count(self.journal_batch_rows_min), 1, 4_096, "1 to 4096");
+        within("journal_batch_wait_ms", self.journal_batch_wait_ms, 1, 1_000, "1 to 1000");
         within("journal_transactions_max", count(self.journal_transactions_max), 1, 64, "1 to 64");
         within("lease_ttl_ms", self.lease_ttl_ms, 300, 600_000, "300 to 600000");
         within(
@@ -159,6 +164,7 @@ impl Settings {
             queue_rows_max: self.journal_queue_rows_max,
             batch_rows_max: self.journal_batch_rows_max,
             batch_rows_min: self.journal_batch_rows_min,
+            batch_wait: Duration::from_millis(self.journal_batch_wait_ms),
             transactions_max: self.journal_transactions_max.min(writers),
         }
     }

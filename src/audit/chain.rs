@@ -1,7 +1,7 @@
 //! Chains: one writer each, one batch under way each.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
@@ -17,6 +17,9 @@ pub type Mac = [u8; 32];
 
 /// How many chains a batch pins at most, the newest first.
 const PINS_MAX: u32 = 256;
+
+/// The pause before the database is asked again where the chains are, if it has not answered.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What stands before the first batch.
 const NOTHING_BEFORE: Mac = [0; 32];
@@ -62,19 +65,14 @@ pub struct Chain {
     id: Uuid,
     next_seq: i64,
     last: Mac,
-    pinned_at: MonoTime,
+    /// Of which moment its pins are, those in the database or those in its next batch.
+    pinned_of: Option<MonoTime>,
     pins: Vec<AuditHead>,
 }
 
 impl Chain {
     fn new() -> Self {
-        Chain {
-            id: Uuid::now_v7(),
-            next_seq: 0,
-            last: NOTHING_BEFORE,
-            pinned_at: MonoTime::default(),
-            pins: Vec::new(),
-        }
+        Chain { id: Uuid::now_v7(), next_seq: 0, last: NOTHING_BEFORE, pinned_of: None, pins: Vec::new() }
     }
 
     /// The batch that was sealed has become durable.
@@ -99,6 +97,17 @@ struct Shared {
     pins_every: Duration,
     /// Those that no transaction has. As many as there were transactions at the same time.
     free: Mutex<Vec<Chain>>,
+    seen: Mutex<Seen>,
+}
+
+/// Where the chains there are end, as far as this writer knows.
+#[derive(Default)]
+struct Seen {
+    /// When the database was asked last.
+    asked_at: Option<MonoTime>,
+    /// Of which moment `heads` are.
+    of: Option<MonoTime>,
+    heads: Vec<AuditHead>,
 }
 
 impl Chains {
@@ -110,31 +119,55 @@ impl Chains {
         clock: Arc<dyn Clock>,
         pins_every: Duration,
     ) -> Self {
-        let shared = Shared { key, writer, store, clock, pins_every, free: Mutex::default() };
+        let shared =
+            Shared { key, writer, store, clock, pins_every, free: Mutex::default(), seen: Mutex::default() };
         Chains { shared: Arc::new(shared) }
     }
 
-    /// A chain for one transaction, with what it has to pin.
-    ///
-    /// # Errors
-    /// The database does not say what there is to pin. Nothing is lost by it.
-    pub async fn take(&self) -> store::Result<Chain> {
+    /// A chain for one transaction, with what it has to pin. It waits for nothing: it pins what `look` has seen.
+    pub fn take(&self) -> Chain {
         let free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut chain = free.unwrap_or_else(Chain::new);
-        let now = self.shared.clock.mono();
-        if chain.next_seq == 0 || now.since(chain.pinned_at) >= self.shared.pins_every {
-            match self.shared.store.audit_heads(None, PINS_MAX).await {
-                Ok(mut heads) => {
-                    heads.retain(|head| head.chain != chain.id);
-                    (chain.pins, chain.pinned_at) = (heads, now);
-                }
-                Err(error) => {
-                    self.put_back(chain);
-                    return Err(error);
-                }
+        if self.is_old(chain.pinned_of) {
+            let seen = self.seen();
+            if seen.of > chain.pinned_of {
+                chain.pins = seen.heads.iter().filter(|head| head.chain != chain.id).copied().collect();
+                chain.pinned_of = seen.of;
             }
         }
-        Ok(chain)
+        chain
+    }
+
+    /// Reads where the chains are, if what is known of that is old. To be called after a transaction and not within
+    /// one: a database that does not answer this must hold up no change.
+    pub async fn look(&self) {
+        let now = self.shared.clock.mono();
+        {
+            let mut seen = self.seen();
+            let pause = self.shared.pins_every.min(LOOK_AGAIN);
+            if !self.is_old(seen.of) || seen.asked_at.is_some_and(|at| now.since(at) < pause) {
+                return;
+            }
+            seen.asked_at = Some(now);
+        }
+        match self.shared.store.audit_heads(None, PINS_MAX).await {
+            Ok(heads) => {
+                let mut seen = self.seen();
+                (seen.of, seen.heads) = (Some(now), heads);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the ends of the audit's chains were not read, and are not pinned")
+            }
+        }
+    }
+
+    /// Whether what was read at `moment` is to be read anew.
+    fn is_old(&self, moment: Option<MonoTime>) -> bool {
+        moment.is_none_or(|at| self.shared.clock.mono().since(at) >= self.shared.pins_every)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next batch of `chain`, which holds `entries`.

@@ -15,7 +15,7 @@ use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store::{self, AuditBatch, AuditHead, AuditSearch, AuditStore};
 
 #[derive(Default)]
-struct Rows(Mutex<Vec<AuditBatch>>);
+struct Rows(Mutex<Vec<AuditBatch>>, AtomicI64);
 
 #[async_trait]
 impl AuditStore for Rows {
@@ -25,6 +25,7 @@ impl AuditStore for Rows {
     }
 
     async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> store::Result<Vec<AuditHead>> {
+        self.1.fetch_add(1, Ordering::SeqCst);
         let rows = self.0.lock().unwrap();
         let mut heads: Vec<AuditHead> = Vec::new();
         for row in rows.iter().filter(|row| before.is_none_or(|before| row.chain < before)) {
@@ -88,10 +89,11 @@ impl Stage {
     }
 
     async fn write(&self, chains: &Chains, entries: Vec<Access>) -> AuditBatch {
-        let chain = chains.take().await.expect("a chain");
+        let chain = chains.take();
         let batch = chains.seal(&chain, entries);
         let result = self.rows.append_audit(&batch).await;
         chains.ended(chain, &batch, &result);
+        chains.look().await;
         batch
     }
 
@@ -185,8 +187,11 @@ async fn a_cut_end_and_a_missing_chain_are_found_by_what_others_saw() {
         for n in 0..4 {
             stage.write(&gone, vec![some_access(n)]).await;
         }
-        // The next start of a node opens a chain, and so sees where the others are.
-        stage.write(&stage.writer("a#2/edge"), vec![some_access(9)]).await;
+        // The next start of a node opens a chain, and so looks where the others are.
+        let next = stage.writer("a#2/edge");
+        for n in 0..2 {
+            stage.write(&next, vec![some_access(n)]).await;
+        }
         assert_eq!(stage.report().await.faults, []);
         stage.change(|rows| {
             rows.drain(4 - cut..4);
@@ -208,8 +213,42 @@ async fn a_long_chain_goes_on_looking_at_the_others() {
     stage.write(&two, vec![some_access(4)]).await;
     stage.hand.0.fetch_add(1_000_000, Ordering::SeqCst);
     stage.write(&two, vec![some_access(5)]).await;
+    stage.write(&two, vec![some_access(6)]).await;
     stage.change(|rows| rows.retain(|row| *row != cut));
     assert_eq!(stage.report().await.faults.len(), 1);
+}
+
+#[tokio::test]
+async fn a_quiet_chain_pins_what_was_seen_at_its_last_batch() {
+    let stage = Stage::new();
+    let (one, two) = (stage.writer("a#1/edge"), stage.writer("b#1/edge"));
+    let pins = |batch: &AuditBatch| read(&batch.body, batch.at).expect("ours").pins;
+    let mut seen = Vec::new();
+    for n in 0..3 {
+        // Longer than `pins_every`: whatever was read before is old.
+        stage.hand.0.fetch_add(120_000_000, Ordering::SeqCst);
+        let other = stage.write(&one, vec![some_access(n)]).await;
+        seen.push(AuditHead { chain: other.chain, seq: other.seq, mac: other.mac });
+        let batch = stage.write(&two, vec![some_access(n)]).await;
+        let before = seen.len().checked_sub(2).map(|at| seen[at]);
+        assert_eq!(pins(&batch), before.into_iter().collect::<Vec<_>>(), "batch {n}");
+    }
+}
+
+#[tokio::test]
+async fn the_database_is_asked_once_in_a_while_where_the_chains_are() {
+    let stage = Stage::new();
+    let chains = stage.writer("a#1/edge");
+    let asked = || stage.rows.1.load(Ordering::SeqCst);
+    for _ in 0..3 {
+        chains.look().await;
+    }
+    assert_eq!(asked(), 1);
+    stage.hand.0.fetch_add(60_000_000, Ordering::SeqCst);
+    for _ in 0..3 {
+        chains.look().await;
+    }
+    assert_eq!(asked(), 2);
 }
 
 #[tokio::test]
@@ -217,7 +256,7 @@ async fn the_chain_ends_with_an_outcome_that_is_not_known() {
     let stage = Stage::new();
     let chains = stage.writer("a#1/edge");
     let first = stage.write(&chains, vec![some_access(1)]).await;
-    let chain = chains.take().await.expect("a chain");
+    let chain = chains.take();
     let lost = chains.seal(&chain, vec![some_access(2)]);
     chains.ended::<()>(chain, &lost, &Err(store::Error::Unknown(String::new())));
     // It comes through after all, or it does not: both are right.
@@ -230,7 +269,7 @@ async fn the_chain_ends_with_an_outcome_that_is_not_known() {
         assert_eq!(stage.report().await.faults, [], "{came_through}");
     }
     // What is known not to have happened is written again in the same place.
-    let chain = chains.take().await.expect("a chain");
+    let chain = chains.take();
     let refused = chains.seal(&chain, vec![some_access(4)]);
     chains.ended::<()>(chain, &refused, &Err(store::Error::Unavailable(String::new())));
     let again = stage.write(&chains, vec![some_access(4)]).await;

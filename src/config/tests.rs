@@ -100,9 +100,11 @@ fn same_store(one: store::Settings, other: store::Settings) {
             lock_timeout_ms,
             migrate_timeout_ms,
             migrate_on_start,
+            fsync_off_allowed,
         } = settings;
         let waits = [connect_timeout_ms, acquire_timeout_ms, statement_timeout_ms, lock_timeout_ms];
-        (url, connections_max, read_connections_max, waits, migrate_timeout_ms, migrate_on_start)
+        let switches = [migrate_on_start, fsync_off_allowed];
+        (url, connections_max, read_connections_max, waits, migrate_timeout_ms, switches)
     };
     assert_eq!(fields(one), fields(other));
 }

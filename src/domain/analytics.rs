@@ -28,11 +28,14 @@ pub struct Counts {
     pub by_event_type: Vec<(EventType, i64)>,
     /// Registrations on each day asked for that had any, oldest first.
     pub registrations: Vec<(Date, i64)>,
-    /// Living patients by date of birth.
-    pub births: Vec<(Date, i64)>,
+    /// Living patients.
+    pub living: i64,
+    /// Living patients who were born on each day asked for or before it, the earliest day first.
+    pub born_by: Vec<(Date, i64)>,
 }
 
-/// The ages that are counted together: the first and last year of age of a band, both included.
+/// The ages that are counted together: the first and last year of age of a band, both included. Each band begins where
+/// the one before it ends, and the first begins with birth.
 pub const AGE_BANDS: [(&str, i32, i32); 6] = [
     ("0-17", 0, 17),
     ("18-34", 18, 34),
@@ -65,7 +68,20 @@ pub fn age_on(birth: Date, today: Date) -> i32 {
     (today.year() - birth.year() - i32::from(!had_birthday)).max(0)
 }
 
-/// The summary of `counts` on `today`.
+/// The last date of birth of those who are at least `age` years old on `today`.
+pub fn latest_birth(age: i32, today: Date) -> Date {
+    let in_year = |day| Date::from_calendar_date(today.year() - age, today.month(), day);
+    // On 29 February those are as old who were born on the 28th of a common year.
+    in_year(today.day()).or_else(|_| in_year(today.day() - 1)).unwrap_or(Date::MIN)
+}
+
+/// The days that `Counts::born_by` is asked for on `today`: for each band of `AGE_BANDS` but the first, the last date
+/// of birth of those who are old enough for it.
+pub fn band_births(today: Date) -> Vec<Date> {
+    AGE_BANDS.iter().skip(1).map(|(_, from, _)| latest_birth(*from, today)).collect()
+}
+
+/// The summary of `counts` on `today`, asked for with the days of `band_births(today)`.
 pub fn summarize(counts: &Counts, today: Date) -> Summary {
     let count_of =
         |event_type| counts.by_event_type.iter().find(|(t, _)| *t == event_type).map_or(0, |(_, n)| *n);
@@ -76,11 +92,18 @@ pub fn summarize(counts: &Counts, today: Date) -> Summary {
             (day, counts.registrations.iter().find(|(d, _)| *d == day).map_or(0, |(_, n)| *n))
         })
         .collect();
+    let old_enough = |from: i32| match from {
+        0 => counts.living,
+        from => {
+            let day = latest_birth(from, today);
+            counts.born_by.iter().find(|(born_by, _)| *born_by == day).map_or(0, |(_, n)| *n)
+        }
+    };
     let age_bands = AGE_BANDS
         .into_iter()
         .map(|(name, from, to)| {
-            let in_band = |birth: Date| (from..=to).contains(&age_on(birth, today));
-            (name, counts.births.iter().filter(|(birth, _)| in_band(*birth)).map(|(_, n)| n).sum())
+            let older = to.checked_add(1).map_or(0, old_enough);
+            (name, old_enough(from) - older)
         })
         .collect();
     Summary {
@@ -107,12 +130,30 @@ mod tests {
     }
 
     #[test]
+    fn the_latest_birth_of_an_age_is_the_last_day_that_gives_it() {
+        let mut today = date!(2023 - 12 - 25);
+        while today < date!(2028 - 03 - 05) {
+            for age in [1, 18, 35, 50, 65, 80, 100] {
+                let birth = latest_birth(age, today);
+                let next = birth.next_day().expect("a day");
+                assert!(
+                    age_on(birth, today) >= age && age_on(next, today) < age,
+                    "{age} on {today}: {birth}"
+                );
+            }
+            today = today.next_day().expect("a day");
+        }
+    }
+
+    #[test]
     fn summary_shows_zeros_and_drops_what_is_too_old() {
         let today = date!(2026 - 03 - 31);
         let counts = Counts {
             by_event_type: vec![(EventType::Created, 5), (EventType::Deleted, 2)],
             registrations: vec![(date!(2026 - 03 - 01), 9), (date!(2026 - 03 - 02), 1), (today, 4)],
-            births: vec![(date!(2008 - 03 - 31), 1), (date!(2008 - 04 - 01), 1), (date!(1940 - 01 - 01), 1)],
+            living: 3,
+            // One is 18 today, one will be tomorrow, and one was born in 1940.
+            born_by: band_births(today).into_iter().zip([2, 1, 1, 1, 1]).collect(),
         };
         let summary = summarize(&counts, today);
         assert_eq!(summary.total_patients, 3);

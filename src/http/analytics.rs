@@ -85,7 +85,7 @@ mod tests {
     use time::macros::date;
 
     use super::*;
-    use crate::domain::analytics::{Counts, summarize};
+    use crate::domain::analytics::{Counts, band_births, summarize};
     use crate::domain::event::EventType;
     use crate::domain::time::Timestamp;
 
@@ -95,7 +95,8 @@ mod tests {
         let counts = Counts {
             by_event_type: vec![(EventType::Created, 3), (EventType::Deleted, 1)],
             registrations: vec![(today, 3)],
-            births: vec![(date!(1940 - 01 - 01), 2)],
+            living: 2,
+            born_by: band_births(today).into_iter().map(|day| (day, 2)).collect(),
         };
         let view = |lag_events| SummaryView {
             summary: summarize(&counts, today),

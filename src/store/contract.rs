@@ -29,10 +29,15 @@ async fn sqlite() -> (tempfile::TempDir, Arc<dyn Store>) {
     (directory, open(&settings, Use::Serve).await.expect("a store"))
 }
 
+/// The settings for a database of a test server, which may run with `fsync = off`.
+pub(super) fn on_test_server(url: &str) -> Settings {
+    Settings { url: url.to_owned(), fsync_off_allowed: true, ..Settings::default() }
+}
+
 /// A store in a database that goes with the test.
 async fn postgres() -> (server::Database, Arc<dyn Store>) {
     let database = server::Postgres::shared_fast().create_database().await;
-    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    let settings = on_test_server(database.url());
     migrate(&settings).await.expect("a schema");
     (database, open(&settings, Use::Serve).await.expect("a store"))
 }

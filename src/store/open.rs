@@ -41,6 +41,9 @@ pub struct Settings {
     pub migrate_timeout_ms: u64,
     /// Whether the server migrates a PostgreSQL database by itself. SQLite always does.
     pub migrate_on_start: bool,
+    /// Whether a PostgreSQL server that runs with `fsync = off` is accepted. It loses acknowledged changes when its
+    /// machine fails: for tests only.
+    pub fsync_off_allowed: bool,
 }
 
 impl Default for Settings {
@@ -55,6 +58,7 @@ impl Default for Settings {
             lock_timeout_ms: 2_000,
             migrate_timeout_ms: 600_000,
             migrate_on_start: false,
+            fsync_off_allowed: false,
         }
     }
 }

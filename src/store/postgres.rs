@@ -13,6 +13,7 @@ mod accounts;
 mod attempts;
 mod audit;
 mod commit;
+mod connect;
 mod fault;
 mod keys;
 mod lanes;
@@ -33,11 +34,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{ConnectOptions, Connection, FromRow, PgPool, Postgres, Row};
+use sqlx::{Connection, FromRow, PgPool, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
+use self::connect::Connector;
 use self::fault::{Failure, Intent};
 use self::lanes::Lanes;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
@@ -87,23 +89,18 @@ impl PostgresStore {
     /// # Errors
     /// As `super::open`.
     pub(super) async fn open(options: &PgConnectOptions, settings: &Settings, by: Use) -> Result<Self> {
+        let connector = Connector::new(options, settings);
         let store = PostgresStore {
-            pool: pool(session(options, settings), settings, shared_connections(settings)),
-            leases: pool(session(options, settings), settings, LEASE_CONNECTIONS),
-            patient_commits: commits(options, settings),
-            account_commits: commits(options, settings),
-            audits: Lanes::new(
-                session(options, settings),
-                AUDIT_CONNECTIONS,
-                ms(settings.acquire_timeout_ms),
-            ),
+            pool: connector.pool(settings, shared_connections(settings)),
+            leases: connector.pool(settings, LEASE_CONNECTIONS),
+            patient_commits: commits(&connector, settings),
+            account_commits: commits(&connector, settings),
+            audits: Lanes::new(connector.clone(), AUDIT_CONNECTIONS, ms(settings.acquire_timeout_ms)),
             // What they leave out of a read is a long list: only a plan made for its values looks a row up in
             // it by hash, and planning costs nothing beside a bulk.
-            followers: pool(
-                session(options, settings).options([("plan_cache_mode", "force_custom_plan")]),
-                settings,
-                FOLLOWER_CONNECTIONS,
-            ),
+            followers: connector
+                .with([("plan_cache_mode", "force_custom_plan")])
+                .pool(settings, FOLLOWER_CONNECTIONS),
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
             trimming: Trimming::new(),
             queues: outbox::Queues::default(),
@@ -112,12 +109,15 @@ impl PostgresStore {
         };
         if by == Use::Tool {
             store.reach(settings).await?;
-            store.check_schema().await?;
+            store.check().await?;
         }
         Ok(store)
     }
 
-    async fn check_schema(&self) -> Result<()> {
+    /// Whether the server keeps what it commits, and has the schema of this program.
+    async fn check(&self) -> Result<()> {
+        let rows = self.read(sqlx::query(connect::SERVER_SETTINGS)).await?;
+        connect::check_server(&rows, &self.settings)?;
         match self.schema().await? {
             Schema::Fits => Ok(()),
             Schema::Behind(n) => {
@@ -209,7 +209,7 @@ impl Store for PostgresStore {
         if self.settings.migrate_on_start {
             migrate(&self.options, &self.settings).await?;
         }
-        self.check_schema().await.map_err(|error| error.at(&self.settings.url_for_logs()))
+        self.check().await.map_err(|error| error.at(&self.settings.url_for_logs()))
     }
 
     fn writers(&self) -> usize {
@@ -254,25 +254,8 @@ fn shared_connections(settings: &Settings) -> u32 {
 }
 
 /// The connections of one journal.
-fn commits(options: &PgConnectOptions, settings: &Settings) -> Lanes {
-    Lanes::new(session(options, settings), writers(settings), ms(settings.acquire_timeout_ms))
-}
-
-/// At most `connections_max` connections, each made when it is needed.
-fn pool(options: PgConnectOptions, settings: &Settings, connections_max: u32) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(connections_max)
-        .acquire_timeout(ms(settings.acquire_timeout_ms))
-        .test_before_acquire(false)
-        .before_acquire(|connection, meta| {
-            Box::pin(async move {
-                if meta.idle_for > TRUSTED_IDLE {
-                    connection.ping().await?;
-                }
-                Ok(true)
-            })
-        })
-        .connect_lazy_with(options)
+fn commits(connector: &Connector, settings: &Settings) -> Lanes {
+    Lanes::new(connector.clone(), writers(settings), ms(settings.acquire_timeout_ms))
 }
 
 async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
@@ -289,11 +272,10 @@ async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
 /// does not fit the database.
 pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> Result<()> {
     let limit = ms(settings.migrate_timeout_ms);
-    let options = session_within(options, settings, settings.migrate_timeout_ms)
-        .options([("lock_timeout", settings.migrate_timeout_ms)]);
+    let connector = Connector::for_migration(options, settings);
     let deadline = Instant::now() + ms(settings.connect_timeout_ms);
     let mut connection = loop {
-        let failure = match timeout(ms(settings.connect_timeout_ms), options.connect()).await {
+        let failure = match timeout(ms(settings.connect_timeout_ms), connector.connect()).await {
             Ok(Ok(connection)) => break connection,
             Ok(Err(error)) => Failure::NotSent(error),
             Err(_) => Failure::Late,
@@ -303,6 +285,9 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
         }
         tokio::time::sleep(CONNECT_PAUSE).await;
     };
+    let rows = within(limit, sqlx::query(connect::SERVER_SETTINGS).fetch_all(&mut connection)).await;
+    let rows = rows.map_err(|failure| failure.into_error(Intent::Read))?;
+    connect::check_server(&rows, settings).map_err(|error| error.at(&settings.url_for_logs()))?;
     let migrator = Migrator { ignore_missing: true, ..clone_of(&MIGRATOR) };
     let outcome = timeout(limit, migrator.run_direct(None, &mut connection, false)).await;
     let outcome = match outcome {
@@ -319,31 +304,6 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
 
 fn clone_of(migrator: &Migrator) -> Migrator {
     Migrator { migrations: migrator.migrations.clone(), ..Migrator::DEFAULT }
-}
-
-/// The connection's options: no wait without a bound, plans made once, no statement in the log.
-fn session(options: &PgConnectOptions, settings: &Settings) -> PgConnectOptions {
-    session_within(options, settings, settings.statement_timeout_ms)
-}
-
-fn session_within(options: &PgConnectOptions, settings: &Settings, statement_ms: u64) -> PgConnectOptions {
-    let limits = [
-        ("statement_timeout", statement_ms),
-        ("lock_timeout", settings.lock_timeout_ms),
-        ("idle_in_transaction_session_timeout", statement_ms),
-        ("tcp_user_timeout", 15_000),
-        ("tcp_keepalives_idle", 10),
-        ("tcp_keepalives_interval", 5),
-        ("tcp_keepalives_count", 3),
-    ];
-    options
-        .clone()
-        .application_name("hygeia")
-        .options(limits)
-        // Planning the commit anew each time would cost more than running it. A plan that is kept must
-        // not come from the statistics of a table that was small once: every statement goes by an index.
-        .options([("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off"), ("jit", "off")])
-        .disable_statement_logging()
 }
 
 /// A connection in use. Unless the call came to a clean end it is closed: what was sent on it may

@@ -50,15 +50,19 @@ pub fn outside_brokers() -> Option<String> {
 /// The variable that names another binary to start than the one built with the tests.
 pub const BINARY_VARIABLE: &str = "HYGEIA_TEST_BINARY";
 
-/// Tests ask as one user, as fast as they can; those about the limits set them.
-const UNLIMITED: [(&str, &str); 2] =
-    [("HYGEIA__HTTP__RATE_LIMIT_PER_S", "0"), ("HYGEIA__GRPC__RATE_LIMIT_PER_S", "0")];
+/// Tests ask as one user, as fast as they can, and most of them at a server that does not wait for its disk; those
+/// about limits and durability set them.
+const FOR_TESTS: [(&str, &str); 3] = [
+    ("HYGEIA__HTTP__RATE_LIMIT_PER_S", "0"),
+    ("HYGEIA__GRPC__RATE_LIMIT_PER_S", "0"),
+    ("HYGEIA__STORE__FSYNC_OFF_ALLOWED", "true"),
+];
 
 /// The binary, in `directory`, with nothing of the environment but the path.
 pub fn command(directory: &Path) -> Command {
     let other = std::env::var_os(BINARY_VARIABLE).filter(|path| !path.is_empty());
     let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_hygeia").into()));
-    command.current_dir(directory).env_clear().envs(UNLIMITED);
+    command.current_dir(directory).env_clear().envs(FOR_TESTS);
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);
     }

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 
 use super::{AnalyticsArgs, SummaryView};
 use crate::actors::entity::Failure;
-use crate::domain::analytics::{REGISTRATION_DAYS, summarize};
+use crate::domain::analytics::{REGISTRATION_DAYS, band_births, summarize};
 use crate::domain::time::MonoTime;
 use crate::kafka::Link;
 use crate::store::ProjectionSource;
@@ -99,7 +99,7 @@ pub(super) async fn read(
     // that the counts have everything that it does not speak of.
     let lag_events = tokio::time::timeout(left / 2, lag.events(args)).await.ok().flatten();
     let left = deadline.since(args.clock.mono());
-    let counts = tokio::time::timeout(left, args.projections.counts(first_day))
+    let counts = tokio::time::timeout(left, args.projections.counts(first_day, &band_births(today)))
         .await
         .map_err(|_| Failure::Expired)?
         .map_err(|_| Failure::Unavailable)?;

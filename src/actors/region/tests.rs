@@ -1,6 +1,7 @@
 //! Region, shards, journal and directory together, over a store in memory that fails on demand.
 
 mod cluster;
+mod hung_commit;
 mod moves;
 mod sum_leases;
 mod tenure;
@@ -180,6 +181,11 @@ struct Rig {
 const SHARDS: u16 = 4;
 
 async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
+    // Longer than any of these tests: no further transaction starts for few changes.
+    rig_with(limits, journal_queue_rows_max, Duration::from_secs(60)).await
+}
+
+async fn rig_with(limits: shard::Limits, journal_queue_rows_max: usize, batch_wait: Duration) -> Rig {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let store = Arc::new(SumStore::default());
     let health = Health::default();
@@ -214,6 +220,7 @@ async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
             queue_rows_max: journal_queue_rows_max,
             batch_rows_max: 8,
             batch_rows_min: 8,
+            batch_wait,
             transactions_max: 2,
         },
         nudges: Vec::new(),

@@ -8,17 +8,18 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sqlx::postgres::{PgConnectOptions, PgRow};
-use sqlx::{ConnectOptions, Connection, PgConnection};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
+use super::connect::Connector;
 use super::fault::Failure;
 use super::{PgQuery, TRUSTED_IDLE, within};
 
 /// See above.
 pub(super) struct Lanes {
-    options: PgConnectOptions,
+    connector: Connector,
     wait: Duration,
     permits: Semaphore,
     free: Mutex<Vec<Lane>>,
@@ -32,8 +33,8 @@ struct Lane {
 impl Lanes {
     /// At most `lanes_max` connections, each made when it is needed. A caller waits for one that is free, and
     /// for one that is made, at most `wait`.
-    pub(super) fn new(options: PgConnectOptions, lanes_max: usize, wait: Duration) -> Self {
-        Lanes { options, wait, permits: Semaphore::new(lanes_max), free: Mutex::default() }
+    pub(super) fn new(connector: Connector, lanes_max: usize, wait: Duration) -> Self {
+        Lanes { connector, wait, permits: Semaphore::new(lanes_max), free: Mutex::default() }
     }
 
     /// Runs one statement, which may take `limit`.
@@ -64,7 +65,7 @@ impl Lanes {
                 return Ok(lane);
             }
         }
-        Ok(Lane { connection: self.options.connect().await?, used_at: Instant::now() })
+        Ok(Lane { connection: self.connector.connect().await?, used_at: Instant::now() })
     }
 
     fn take(&self) -> Option<Lane> {
@@ -92,6 +93,7 @@ mod tests {
     use sqlx::Row;
 
     use super::*;
+    use crate::store::Settings;
     use crate::store::contract::server::Postgres;
 
     const LIMIT: Duration = Duration::from_secs(20);
@@ -103,8 +105,8 @@ mod tests {
     #[tokio::test]
     async fn the_last_used_comes_first_and_there_are_no_more_than_allowed() {
         let database = Postgres::shared_fast().create_database().await;
-        let options: PgConnectOptions = database.url().parse().expect("a URL");
-        let lanes = Lanes::new(options, 2, Duration::from_millis(500));
+        let connector = Connector::new(&database.url().parse().expect("a URL"), &Settings::default());
+        let lanes = Lanes::new(connector, 2, Duration::from_millis(500));
         let alone = backend(&lanes).await.ok().expect("an answer");
         let slow = || lanes.rows(LIMIT, sqlx::query("SELECT pg_sleep(2), pg_backend_pid()"));
         let (one, two, third) = tokio::join!(slow(), slow(), backend(&lanes));

@@ -6,6 +6,7 @@ use time::Date;
 use uuid::Uuid;
 
 use super::commit::{CommitRow, fence};
+use super::fault::Intent;
 use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, column, decode, limit, registration};
 use crate::domain::event::{EventType, RecordedEvent};
@@ -221,8 +222,10 @@ impl PostgresStore {
         )
         .bind(refused.iter().map(key).collect::<Vec<_>>())
         .bind(refused.iter().map(id).collect::<Vec<_>>());
-        let own = self.read(query).await.and_then(|rows| rows.iter().map(|row| column(row, 0)).collect());
-        match own {
+        // Over a connection for commits: all of the batch waits for the answer, and must not wait for lists.
+        let own = self.patient_commits.rows(self.answer_timeout, query).await;
+        let own = own.map_err(|failure| failure.into_error(Intent::Read));
+        match own.and_then(|rows| rows.iter().map(|row| column(row, 0)).collect()) {
             Ok::<Vec<i64>, _>(own) => {
                 for n in own.into_iter().filter_map(|n| usize::try_from(n).ok()) {
                     outcomes[refused[n]] = AppendOutcome::Conflict;

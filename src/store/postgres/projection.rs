@@ -19,6 +19,19 @@ use crate::store::{Applied, PartitionOffset, ProjectionSource, ProjectionStore, 
 /// later statement, and so sees what the last holder committed. The number is "hygeia" in ASCII.
 const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(114849211771233)";
 
+/// The counts, in one statement so that they are of one moment. Who was born by a day is counted from the years before
+/// its own, and from the days of its own year.
+pub(super) const COUNTS: &str = "
+SELECT 0::int2, kind, NULL::date, n FROM projection_event_types
+UNION ALL SELECT 1::int2, NULL, day, n FROM projection_registrations WHERE day >= $1
+UNION ALL SELECT 2::int2, NULL, NULL, coalesce(sum(n), 0)::int8 FROM projection_birth_years
+UNION ALL SELECT 3::int2, NULL, d.day,
+    ((SELECT coalesce(sum(n), 0) FROM projection_birth_years WHERE year < extract(year FROM d.day)::int4)
+     + (SELECT coalesce(sum(n), 0) FROM projection_births
+        WHERE date_of_birth BETWEEN make_date(extract(year FROM d.day)::int4, 1, 1) AND d.day))::int8
+FROM unnest($2::date[]) AS d(day)
+ORDER BY 1, 2, 3";
+
 #[async_trait]
 impl ProjectionStore for PostgresStore {
     async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>> {
@@ -51,23 +64,17 @@ impl ProjectionStore for PostgresStore {
         Ok(delta.applied)
     }
 
-    async fn counts(&self, first_day: Date) -> Result<Counts> {
-        // One statement, so that the counts are of one moment.
-        let query = sqlx::query(
-            "SELECT 0::int2, kind, NULL::date, n FROM projection_event_types
-             UNION ALL SELECT 1::int2, NULL, day, n FROM projection_registrations WHERE day >= $1
-             UNION ALL SELECT 2::int2, NULL, date_of_birth, n FROM projection_births WHERE n <> 0
-             ORDER BY 1, 2, 3",
-        );
+    async fn counts(&self, first_day: Date, born_by: &[Date]) -> Result<Counts> {
         let mut counts = Counts::default();
-        for row in self.follow(query.bind(first_day)).await? {
+        for row in self.follow(sqlx::query(COUNTS).bind(first_day).bind(born_by)).await? {
             let (series, n): (i16, i64) = (column(&row, 0)?, column(&row, 3)?);
             let day: Option<Date> = column(&row, 2)?;
             let kind = column::<Option<i16>>(&row, 1)?.and_then(EventType::from_code);
             match (series, kind, day) {
                 (0, Some(kind), _) => counts.by_event_type.push((kind, n)),
                 (1, _, Some(day)) => counts.registrations.push((day, n)),
-                (2, _, Some(day)) => counts.births.push((day, n)),
+                (2, ..) => counts.living = n,
+                (3, _, Some(day)) => counts.born_by.push((day, n)),
                 // An event type of a newer program: it knows how to show it.
                 _ => {}
             }

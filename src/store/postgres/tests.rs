@@ -1,6 +1,7 @@
 //! What only PostgreSQL can be asked: sessions that wait for each other, a server that is away,
 //! hangs, or has another schema.
 
+mod durable;
 mod plans;
 mod refence;
 mod server;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 use tokio::time::{Instant, sleep};
 
+use crate::store::contract::on_test_server;
 use crate::store::contract::server::{Database, Postgres};
 use crate::store::contract::world::Region;
 use crate::store::{Settings, Store, Use, migrate, open};
@@ -31,7 +33,7 @@ struct Stage {
 impl Stage {
     async fn set(change: impl FnOnce(&mut Settings)) -> Stage {
         let database = Postgres::shared_fast().create_database().await;
-        let mut settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+        let mut settings = on_test_server(database.url());
         settings.lock_timeout_ms = 20_000;
         settings.statement_timeout_ms = 25_000;
         change(&mut settings);

@@ -11,7 +11,7 @@ use crate::domain::analytics::{Counts, Observation};
 use crate::domain::event::EventType;
 use crate::domain::ids::PatientId;
 use crate::store::delta::{Delta, Known, delta};
-use crate::store::{Applied, PartitionOffset, ProjectionSource, ProjectionStore, Result};
+use crate::store::{Applied, Error, PartitionOffset, ProjectionSource, ProjectionStore, Result};
 
 async fn known(
     connection: &mut SqliteConnection,
@@ -87,6 +87,19 @@ async fn write_offsets(
     Ok(())
 }
 
+/// The counts, in one statement so that they are of one moment. Who was born by a day is counted from the years before
+/// its own, and from the days of its own year.
+pub(super) const COUNTS: &str = "
+SELECT 0, kind, NULL, n FROM projection_event_types
+UNION ALL SELECT 1, NULL, day, n FROM projection_registrations WHERE day >= $1
+UNION ALL SELECT 2, NULL, NULL, coalesce(sum(n), 0) FROM projection_birth_years
+UNION ALL SELECT 3, NULL, d.value,
+    (SELECT coalesce(sum(n), 0) FROM projection_birth_years WHERE year < CAST(substr(d.value, 1, 4) AS INTEGER))
+    + (SELECT coalesce(sum(n), 0) FROM projection_births
+       WHERE date_of_birth BETWEEN substr(d.value, 1, 4) || '-01-01' AND d.value)
+FROM json_each($2) AS d
+ORDER BY 1, 2, 3";
+
 #[async_trait]
 impl ProjectionStore for SqliteStore {
     async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>> {
@@ -129,23 +142,19 @@ impl ProjectionStore for SqliteStore {
         Ok(applied)
     }
 
-    async fn counts(&self, first_day: Date) -> Result<Counts> {
-        // One statement, so that the counts are of one moment.
-        let query = sqlx::query(
-            "SELECT 0, kind, NULL, n FROM projection_event_types
-             UNION ALL SELECT 1, NULL, day, n FROM projection_registrations WHERE day >= $1
-             UNION ALL SELECT 2, NULL, date_of_birth, n FROM projection_births WHERE n <> 0
-             ORDER BY 1, 2, 3",
-        );
+    async fn counts(&self, first_day: Date, born_by: &[Date]) -> Result<Counts> {
+        let born_by = serde_json::to_string(&born_by.iter().map(Date::to_string).collect::<Vec<_>>())
+            .map_err(|_| Error::Broken("days cannot be written as JSON".to_owned()))?;
         let mut counts = Counts::default();
-        for row in self.read(query.bind(first_day)).await? {
+        for row in self.read(sqlx::query(COUNTS).bind(first_day).bind(born_by)).await? {
             let (series, n): (i64, i64) = (column(&row, 0)?, column(&row, 3)?);
             let day: Option<Date> = column(&row, 2)?;
             let kind = column::<Option<i16>>(&row, 1)?.and_then(EventType::from_code);
             match (series, kind, day) {
                 (0, Some(kind), _) => counts.by_event_type.push((kind, n)),
                 (1, _, Some(day)) => counts.registrations.push((day, n)),
-                (2, _, Some(day)) => counts.births.push((day, n)),
+                (2, ..) => counts.living = n,
+                (3, _, Some(day)) => counts.born_by.push((day, n)),
                 // An event type of a newer program: it knows how to show it.
                 _ => {}
             }

@@ -275,3 +275,35 @@ async fn a_deep_outbox_is_not_counted_to_its_end() {
     assert_eq!(store.outbox_depth().await.expect("a depth").unpublished_rows, 99_999);
     store.close().await;
 }
+
+/// What the connection that writes does at a commit: its level of `synchronous`, and its journal.
+async fn durability(store: &SqliteStore) -> (i64, String) {
+    let asked = store.writer.write(|connection| {
+        Box::pin(async move {
+            let rows = super::rows(connection, sqlx::query("PRAGMA synchronous")).await?;
+            let level: i64 = super::column(&rows[0], 0)?;
+            let rows = super::rows(connection, sqlx::query("PRAGMA journal_mode")).await?;
+            let journal: String = super::column(&rows[0], 0)?;
+            Ok((level, journal))
+        })
+    });
+    asked.await.expect("an answer")
+}
+
+async fn panicking(_: &mut SqliteConnection) -> Result<()> {
+    panic!("as ordered")
+}
+
+#[tokio::test]
+async fn every_connection_that_writes_waits_for_the_disk() {
+    /// <https://www.sqlite.org/pragma.html#pragma_synchronous>
+    const FULL: i64 = 2;
+    let (_directory, settings) = place();
+    let store = serve(&settings).await;
+    assert_eq!(durability(&store).await, (FULL, "wal".to_owned()));
+    // A transaction that panics loses its connection; the next one connects anew.
+    let panics = store.writer.write(|connection| Box::pin(panicking(connection))).await;
+    assert!(matches!(panics, Err(Error::Unknown(_))), "{panics:?}");
+    assert_eq!(durability(&store).await, (FULL, "wal".to_owned()), "the connection made anew");
+    store.close().await;
+}

@@ -225,6 +225,7 @@ impl Cluster {
                 queue_rows_max: 1_000,
                 batch_rows_max: 8,
                 batch_rows_min: 8,
+                batch_wait: Duration::from_millis(20),
                 transactions_max: 2,
             },
             audit: None,

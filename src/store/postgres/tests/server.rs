@@ -7,18 +7,18 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::PATIENCE;
 use crate::domain::ids::Kind;
+use crate::store::contract::on_test_server;
 use crate::store::contract::server::{Durability, Postgres, Stop};
 use crate::store::contract::world::{LONG, Region, list};
 use crate::store::{Error, Settings, Use, migrate, open};
 
 fn hasty(url: &str) -> Settings {
     Settings {
-        url: url.to_owned(),
         connect_timeout_ms: 300,
         acquire_timeout_ms: 300,
         statement_timeout_ms: 300,
         lock_timeout_ms: 200,
-        ..Settings::default()
+        ..on_test_server(url)
     }
 }
 
@@ -104,7 +104,7 @@ async fn a_server_that_is_away_is_said_in_time_and_without_the_password() {
 #[tokio::test]
 async fn a_database_that_is_not_there_is_said_at_once() {
     let url = Postgres::shared_fast().url("no_such_database");
-    let settings = Settings { url, ..Settings::default() };
+    let settings = on_test_server(&url);
     let began = Instant::now();
     let Err(Error::Broken(said)) = serve(&settings).await else { panic!("must fail") };
     assert!(said.contains("no_such_database"), "{said}");
@@ -114,7 +114,7 @@ async fn a_database_that_is_not_there_is_said_at_once() {
 #[tokio::test]
 async fn a_schema_must_fit() {
     let database = Postgres::shared_fast().create_database().await;
-    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    let settings = on_test_server(database.url());
     for outcome in [serve(&settings).await, open(&settings, Use::Tool).await.map(drop)] {
         let Err(Error::Broken(said)) = outcome else { panic!("must fail") };
         assert!(said.contains("hygeia migrate"), "{said}");
@@ -140,7 +140,7 @@ async fn a_schema_must_fit() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_may_migrate_at_once() {
     let database = Postgres::shared_fast().create_database().await;
-    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    let settings = on_test_server(database.url());
     let tasks: Vec<_> = (0..5)
         .map(|_| {
             let settings = settings.clone();

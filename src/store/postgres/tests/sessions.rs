@@ -6,10 +6,14 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::{PATIENCE, Stage};
+use crate::actors::entity::Entity;
+use crate::actors::patients::Patients;
+use crate::audit::{Chains, Key};
+use crate::clock::SystemClock;
 use crate::domain::event::EventType;
 use crate::domain::ids::Kind;
 use crate::domain::patient::PatientState;
-use crate::store::AppendOutcome::{Committed, Conflict, Fenced};
+use crate::store::AppendOutcome::{Committed, Conflict, EmailTaken, Fenced};
 use crate::store::contract::world::{LONG, id, list, new_command};
 use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, PartitionOffset, ProjectionSource};
 
@@ -85,7 +89,7 @@ async fn new_epochs_wait_for_no_commit_and_are_had_when_it_has_ended() {
 async fn a_flood_of_loads_does_not_keep_leases_waiting() {
     let mut stage = Stage::set(|settings| {
         settings.connections_max = 1;
-        settings.acquire_timeout_ms = 1_000;
+        settings.acquire_timeout_ms = 5_000;
     })
     .await;
     stage.region.registered(1, "one@example.com").await;
@@ -304,4 +308,67 @@ async fn a_deep_outbox_is_not_counted_to_its_end() {
     assert_eq!((depth.unpublished_rows, depth.unbilled_rows), (beyond, beyond));
     stage.other("DELETE FROM outbox WHERE seq > 99999").await;
     assert_eq!(stage.store.outbox_depth().await.expect("a depth").unpublished_rows, 99_999);
+}
+
+#[tokio::test]
+async fn a_commit_that_hangs_holds_up_no_other_of_its_shard() {
+    let mut stage = Stage::set(|_| ()).await;
+    // Another session is about to take the address, so the commit that wants it waits for that session's end.
+    stage.other("BEGIN; INSERT INTO patient_emails VALUES ('one@example.com', gen_random_uuid())").await;
+    let (store, row) = (Arc::clone(&stage.store), stage.region.register(1, "one@example.com"));
+    let hung = tokio::spawn(async move { store.commit_patients(&[row]).await });
+    stage.until_someone_waits().await;
+    for n in 2..=9 {
+        let row = stage.region.register(n, &format!("p{n}@example.com"));
+        let done = timeout(PATIENCE / 10, stage.region.commit(&row)).await;
+        assert_eq!(done, Ok(Committed), "patient {n}");
+    }
+    assert!(!hung.is_finished(), "it hangs still");
+    stage.other("ROLLBACK").await;
+    let done = timeout(PATIENCE, hung).await.expect("in time").expect("no panic");
+    assert_eq!(done, Ok(vec![Committed]));
+}
+
+/// Every connection for loads and lists is taken by a slow select: a change is committed and audited all the same,
+/// by a chain that has pinned nothing yet.
+#[tokio::test]
+async fn a_commit_needs_no_connection_of_those_for_loads_and_lists() {
+    let mut stage = Stage::set(|settings| {
+        settings.connections_max = 4;
+        settings.acquire_timeout_ms = 5_000;
+    })
+    .await;
+    stage.region.registered(1, "one@example.com").await;
+    stage.other("BEGIN; LOCK TABLE users IN ACCESS EXCLUSIVE MODE").await;
+    let selects: Vec<_> = (0..4)
+        .map(|_| {
+            let store = Arc::clone(&stage.store);
+            tokio::spawn(async move { store.list_users(None, 1).await })
+        })
+        .collect();
+    stage.until_someone_waits().await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while let Ok(at) = stage.store.ping().await {
+        assert!(tokio::time::Instant::now() < deadline, "a connection is free still: {at:?}");
+    }
+    let key = Key::of(b"a secret of the tests, of 32 bytes");
+    let store = Arc::clone(&stage.store);
+    let chains = Chains::new(key, "a#1".into(), store as _, Arc::new(SystemClock), LONG);
+    // Of the second the address is taken: whose it is, is asked within the commit.
+    let rows = [stage.region.register(2, "two@example.com"), stage.region.register(3, "one@example.com")];
+    let chain = chains.take();
+    let batch = chains.seal(&chain, rows.iter().filter_map(Patients::access).collect());
+    let began = tokio::time::Instant::now();
+    let done = stage.store.commit_patients_audited(&rows, Some(&batch)).await;
+    assert_eq!(done, Ok(vec![Committed, EmailTaken]));
+    assert!(
+        began.elapsed() < Duration::from_millis(5_000),
+        "it waited for a connection: {:?}",
+        began.elapsed()
+    );
+    stage.other("ROLLBACK").await;
+    for select in selects {
+        // Those that found no connection have said so.
+        drop(select.await.expect("no panic"));
+    }
 }

@@ -1,0 +1,121 @@
+//! How a session with the server is made. Every connection of the store comes from a `Connector`.
+//!
+//! Invariants:
+//! - A commit is on the server's disk before it is answered: a session's `synchronous_commit` is `on` or
+//!   `remote_apply`, whatever the server, the database, the role or the URL say.
+//! - Nothing waits without a bound, and no statement is in the log.
+
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+
+use super::{TRUSTED_IDLE, column};
+use crate::store::open::{Settings, ms};
+use crate::store::{Error, Result};
+
+/// Run once in each new session. The weaker values (`off`, `local`, `remote_write`) become `on`; `remote_apply`,
+/// which waits for more than `on` does, stays. The value is set even where it is `on` already, because a session
+/// that sets none follows a later change of the server's configuration.
+const MAKE_DURABLE: &str = "SELECT set_config('synchronous_commit',
+    CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
+
+/// What `check_server` looks at.
+pub(super) const SERVER_SETTINGS: &str =
+    "SELECT current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on'";
+
+/// The options of a session, and what is done before its first use. Cloning is cheap.
+#[derive(Clone)]
+pub(super) struct Connector {
+    options: PgConnectOptions,
+}
+
+impl Connector {
+    /// For sessions that serve requests.
+    pub(super) fn new(options: &PgConnectOptions, settings: &Settings) -> Self {
+        Self::limited(options, settings.statement_timeout_ms, settings.lock_timeout_ms)
+    }
+
+    /// For the session that migrates.
+    pub(super) fn for_migration(options: &PgConnectOptions, settings: &Settings) -> Self {
+        Self::limited(options, settings.migrate_timeout_ms, settings.migrate_timeout_ms)
+    }
+
+    fn limited(options: &PgConnectOptions, statement_ms: u64, lock_ms: u64) -> Self {
+        let limits = [
+            ("statement_timeout", statement_ms),
+            ("lock_timeout", lock_ms),
+            ("idle_in_transaction_session_timeout", statement_ms),
+            ("tcp_user_timeout", 15_000),
+            ("tcp_keepalives_idle", 10),
+            ("tcp_keepalives_interval", 5),
+            ("tcp_keepalives_count", 3),
+        ];
+        let planning = [
+            // Planning the commit anew each time would cost more than running it. A plan that is kept must not
+            // come from the statistics of a table that was small once: every statement goes by an index.
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+            ("jit", "off"),
+            // Statements read a few rows each. Starting a worker takes longer than all of them do.
+            ("max_parallel_workers_per_gather", "0"),
+        ];
+        let options = options.clone().application_name("hygeia").options(limits).options(planning);
+        Connector { options: options.disable_statement_logging() }
+    }
+
+    /// The same with these settings of the server's besides.
+    pub(super) fn with<const N: usize>(&self, settings: [(&str, &str); N]) -> Self {
+        Connector { options: self.options.clone().options(settings) }
+    }
+
+    /// A new session.
+    pub(super) async fn connect(&self) -> std::result::Result<PgConnection, sqlx::Error> {
+        let mut connection = self.options.connect().await?;
+        make_durable(&mut connection).await?;
+        Ok(connection)
+    }
+
+    /// At most `connections_max` sessions, each made when it is needed.
+    pub(super) fn pool(&self, settings: &Settings, connections_max: u32) -> PgPool {
+        PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(ms(settings.acquire_timeout_ms))
+            .test_before_acquire(false)
+            .after_connect(|connection, _| Box::pin(make_durable(connection)))
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_IDLE {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .connect_lazy_with(self.options.clone())
+    }
+}
+
+async fn make_durable(connection: &mut PgConnection) -> std::result::Result<(), sqlx::Error> {
+    sqlx::raw_sql(MAKE_DURABLE).execute(connection).await.map(drop)
+}
+
+/// Whether the server keeps what it has committed, by its answer to `SERVER_SETTINGS`.
+///
+/// # Errors
+/// `Broken`: it runs with `fsync = off`, and the settings do not allow that.
+pub(super) fn check_server(rows: &[PgRow], settings: &Settings) -> Result<()> {
+    let row = rows.first().ok_or_else(|| Error::Broken("a row is missing in an answer".to_owned()))?;
+    if !column::<bool>(row, 0)? {
+        const LOSES: &str = "the server runs with fsync = off: it may lose what it has acknowledged";
+        if !settings.fsync_off_allowed {
+            let remedy = "set fsync = on in postgresql.conf, or allow it by store.fsync_off_allowed = true";
+            return Err(Error::Broken(format!("{LOSES}; {remedy}")));
+        }
+        tracing::warn!("{LOSES}; store.fsync_off_allowed permits it");
+    }
+    if !column::<bool>(row, 1)? {
+        tracing::warn!(
+            "the server runs with full_page_writes = off: a crash may damage pages, unless its file system writes \
+             each page whole"
+        );
+    }
+    Ok(())
+}
