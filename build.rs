@@ -8,7 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/hygeia/audit/v1/audit.proto",
     ];
     // `Debug` would print the patients.
-    const CARRIES_PATIENTS: [&str; 46] = [
+    const CARRIES_PATIENTS: [&str; 48] = [
         ".hygeia.cluster.v1.Frame",
         ".hygeia.cluster.v1.Id",
         ".hygeia.cluster.v1.Trace",
@@ -54,6 +54,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ".hygeia.audit.v1.Pin",
         ".hygeia.audit.v1.Who",
         ".hygeia.audit.v1.Entry",
+        ".hygeia.audit.v1.ArchiveItem",
+        ".hygeia.audit.v1.ArchiveRow",
         ".hygeia.cluster.v1.SessionsRevoked",
     ];
     println!("cargo::rerun-if-changed=proto");

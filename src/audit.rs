@@ -9,16 +9,21 @@
 //! show by itself, that its end or the whole of it is missing, others show: one of the first batches of each chain, and
 //! from then on one batch in every `pins_every_ms`, pins the newest batch of the chains there are.
 //!
+//! Old rows can be archived: they go into a file, and an anchor stays for each chain, which is sealed too and says
+//! where the chain goes on (`archive`).
+//!
 //! What this does not protect against: whoever has the secret; rows cut from the end of all chains since the last
 //! pins, all at once, which is a restored backup (compare with the heads that `hygeia audit verify` printed
 //! earlier, kept elsewhere); and an entry that was never written. See `docs/SECURITY.md`.
 
+mod archive;
 mod chain;
 mod entry;
 #[cfg(test)]
 mod tests;
 mod verify;
 
-pub use chain::{Chain, Chains, Key, Mac};
+pub use archive::{Archive, ArchiveError, Archiver, read_archive};
+pub use chain::{Chain, Chains, Key, Keys, Mac};
 pub use entry::{Content, Terms, Unreadable, read, term_of_patient};
 pub use verify::{Fault, Report, verify};

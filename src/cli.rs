@@ -128,9 +128,20 @@ fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure
         }
         Command::Audit(audit::Command::Verify(args)) => {
             let config = load(args.settings)?.config;
-            let report = with_tool(&config, backend::verify_audit(&config))?;
+            let (report, archives) =
+                with_tool(&config, backend::verify_audit(&config, &args.older.files, &args.archive))?;
+            for (path, archive) in args.archive.iter().zip(&archives) {
+                audit::tell_archive(archive, path, &mut out)?;
+            }
             audit::tell(&report, args.heads, &mut out)
         }
+        Command::Audit(audit::Command::Archive(args)) => {
+            let config = load(args.settings)?.config;
+            let archiving = backend::archive_audit(&config, &args.older.files, args.before, &args.out);
+            let archive = with_tool(&config, archiving)?;
+            audit::tell_archive(&archive, &args.out, &mut out)
+        }
+        Command::Audit(audit::Command::Show { file }) => audit::show(&file, &mut out),
         Command::Keys(command) => {
             let (settings, action) = command.into_parts();
             let config = load(settings)?.config;

@@ -38,7 +38,9 @@ use crate::domain::patient::PatientState;
 use crate::domain::search::{PatientPage, PatientSearch};
 use crate::domain::time::Timestamp;
 
-pub use audit::{AuditBatch, AuditHead, AuditPosition, AuditSearch, AuditStore};
+pub use audit::{
+    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch, AuditStore,
+};
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
 pub use reading::{OutboxRows, UnreadableRow};
 pub use sessions::{
@@ -459,7 +461,7 @@ pub trait UserStore: Send + Sync {
 /// The whole database, for the composition root.
 #[async_trait]
 pub trait Store:
-    PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + CallerStore + AuditStore
+    PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + CallerStore + AuditArchiveStore
 {
     /// Makes sure that the schema fits, migrating it first where the settings say so. Called once, before
     /// anything else, by who serves; again if it was `Unavailable`.

@@ -37,6 +37,9 @@ pub use self::gathering::Gathering;
 use self::gathering::Waiting;
 pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
 
+/// How often the database is asked to do what commits must not wait for.
+const TEND_EVERY: Duration = Duration::from_secs(10);
+
 /// The least length of the secret.
 const SECRET_MIN_BYTES: usize = 32;
 
@@ -143,6 +146,10 @@ pub enum AuditMessage {
     Gathered,
     /// By the journal's own task: its batch has ended.
     BatchEnded,
+    /// By a timer, every `TEND_EVERY`: what commits must not wait for is due.
+    Tend,
+    /// By the journal's own task: that has ended.
+    Tended,
 }
 
 impl ractor::Message for AuditMessage {}
@@ -171,6 +178,8 @@ pub struct AuditState {
     args: AuditArgs,
     /// Whether a batch is under way.
     writes: bool,
+    /// Whether the database is being tended.
+    tends: bool,
 }
 
 impl Actor for AuditJournal {
@@ -185,7 +194,9 @@ impl Actor for AuditJournal {
     ) -> std::result::Result<AuditState, ActorProcessingErr> {
         // What an earlier incarnation was told of, this one was not.
         myself.send_message(AuditMessage::Gathered)?;
-        Ok(AuditState { args, writes: false })
+        myself.send_message(AuditMessage::Tend)?;
+        myself.send_interval(TEND_EVERY, || AuditMessage::Tend);
+        Ok(AuditState { args, writes: false, tends: false })
     }
 
     async fn handle(
@@ -197,6 +208,8 @@ impl Actor for AuditJournal {
         match message {
             AuditMessage::Gathered => {}
             AuditMessage::BatchEnded => state.writes = false,
+            AuditMessage::Tend => state.tend(&myself),
+            AuditMessage::Tended => state.tends = false,
         }
         state.write_next(&myself);
         Ok(())
@@ -224,7 +237,7 @@ impl AuditState {
             return;
         }
         self.writes = true;
-        let (args, ended) = (self.args.clone(), BatchGuard(myself.clone()));
+        let (args, ended) = (self.args.clone(), Ended(myself.clone(), || AuditMessage::BatchEnded));
         let chains = args.chains.clone();
         tokio::spawn(async move {
             write(args, batch).await;
@@ -232,14 +245,34 @@ impl AuditState {
             chains.look().await;
         });
     }
+
+    /// Has the database tended, unless it still is.
+    fn tend(&mut self, myself: &ActorRef<AuditMessage>) {
+        if self.tends {
+            return;
+        }
+        self.tends = true;
+        let (store, ended) = (Arc::clone(&self.args.store), Ended(myself.clone(), || AuditMessage::Tended));
+        tokio::spawn(async move {
+            match store.tend_audit().await {
+                Ok(Some(months)) => metrics::gauge!("hygeia_audit_months_ahead").set(months),
+                // There is nothing to be made ready, or another node does it.
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "the audit's tables could not be tended; it is tried again")
+                }
+            }
+            drop(ended);
+        });
+    }
 }
 
-/// Says that a batch has ended, even if its task panics.
-struct BatchGuard(ActorRef<AuditMessage>);
+/// Says that a task has ended, even if it panics.
+struct Ended(ActorRef<AuditMessage>, fn() -> AuditMessage);
 
-impl Drop for BatchGuard {
+impl Drop for Ended {
     fn drop(&mut self) {
-        let _ = self.0.send_message(AuditMessage::BatchEnded);
+        let _ = self.0.send_message(self.1());
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::entry::{Content, Terms, write};
 use crate::domain::audit::Access;
-use crate::domain::time::{Clock, MonoTime};
+use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store::{self, AuditBatch, AuditHead, AuditStore};
 
 /// A seal.
@@ -22,7 +22,7 @@ const PINS_MAX: u32 = 256;
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// What stands before the first batch.
-const NOTHING_BEFORE: Mac = [0; 32];
+pub(super) const NOTHING_BEFORE: Mac = [0; 32];
 
 /// The secret that seals.
 #[derive(Clone)]
@@ -45,19 +45,63 @@ impl Key {
         hmac::sign(&self.0, b"hygeia audit secret").as_ref()[..8].to_vec()
     }
 
+    /// The seal of an anchor at `head`.
+    pub(super) fn seal_anchor(&self, head: &AuditHead) -> Mac {
+        let mut sealing = self.sealing();
+        sealing.update(b"hygeia audit anchor 1\0");
+        sealing.update(head.chain.as_bytes());
+        sealing.update(&head.seq.to_be_bytes());
+        sealing.update(&head.mac);
+        ended(&sealing)
+    }
+
+    /// What seals bytes that come one after the other.
+    pub(super) fn sealing(&self) -> hmac::Context {
+        hmac::Context::with_key(&self.0)
+    }
+
     /// The seal of a batch that follows the one sealed by `before`.
     pub(super) fn seal(&self, batch: &AuditBatch, before: &Mac) -> Mac {
-        let mut sealing = hmac::Context::with_key(&self.0);
+        let mut sealing = self.sealing();
         sealing.update(b"hygeia audit batch 1\0");
         sealing.update(batch.chain.as_bytes());
         sealing.update(&batch.seq.to_be_bytes());
         sealing.update(&batch.at.0.to_be_bytes());
         sealing.update(before);
         sealing.update(&batch.body);
-        let mut mac = [0; 32];
-        mac.copy_from_slice(sealing.sign().as_ref());
-        mac
+        ended(&sealing)
     }
+}
+
+/// The secrets that rows may be sealed with: the present one, and those from before it was changed.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    present: Key,
+    older: Vec<Key>,
+}
+
+impl Keys {
+    /// New seals are made with `present`.
+    pub fn new(present: Key, older: Vec<Key>) -> Self {
+        Keys { present, older }
+    }
+
+    /// The secret that new seals are made with.
+    pub fn present(&self) -> &Key {
+        &self.present
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Key> {
+        std::iter::once(&self.present).chain(&self.older)
+    }
+}
+
+/// The seal of all that `sealing` was given.
+pub(super) fn ended(sealing: &hmac::Context) -> Mac {
+    let mut mac = [0; 32];
+    mac.copy_from_slice(sealing.clone().sign().as_ref());
+    mac
 }
 
 /// One chain, in the hands of whoever has a transaction under way.
@@ -65,6 +109,8 @@ pub struct Chain {
     id: Uuid,
     next_seq: i64,
     last: Mac,
+    /// When the last batch was sealed.
+    last_at: Timestamp,
     /// Of which moment its pins are, those in the database or those in its next batch.
     pinned_of: Option<MonoTime>,
     pins: Vec<AuditHead>,
@@ -72,14 +118,27 @@ pub struct Chain {
 
 impl Chain {
     fn new() -> Self {
-        Chain { id: Uuid::now_v7(), next_seq: 0, last: NOTHING_BEFORE, pinned_of: None, pins: Vec::new() }
+        Chain {
+            id: Uuid::now_v7(),
+            next_seq: 0,
+            last: NOTHING_BEFORE,
+            last_at: Timestamp::default(),
+            pinned_of: None,
+            pins: Vec::new(),
+        }
     }
 
     /// The batch that was sealed has become durable.
     fn goes_on_from(&mut self, batch: &AuditBatch) {
         self.next_seq = batch.seq + 1;
         self.last = batch.mac;
+        self.last_at = batch.at;
         self.pins.clear();
+    }
+
+    /// Has the next batch pin `heads` too.
+    pub(super) fn pin(&mut self, heads: &[AuditHead]) {
+        self.pins.extend(heads);
     }
 }
 
@@ -173,8 +232,10 @@ impl Chains {
     /// The next batch of `chain`, which holds `entries`.
     pub fn seal(&self, chain: &Chain, entries: Vec<Access>) -> AuditBatch {
         let Shared { key, writer, clock, .. } = &*self.shared;
-        // No entry is younger than its batch, whatever the clocks of this and another node say.
-        let at = entries.iter().map(|access| access.at).max().unwrap_or_default().max(clock.now());
+        // No entry is younger than its batch, whatever the clocks of this and another node say. And no batch is
+        // younger than the next one of its chain, so that the rows before any moment are the beginning of the chain.
+        let newest = entries.iter().map(|access| access.at).max().unwrap_or_default();
+        let at = newest.max(clock.now()).max(chain.last_at);
         let terms = Terms::of(&entries).0;
         let opening = (chain.next_seq == 0).then(|| (writer.clone(), key.mark()));
         let body = write(&Content { opening, pins: chain.pins.clone(), entries }, at);

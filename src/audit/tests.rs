@@ -1,5 +1,7 @@
 //! Chains over a database in memory, and what is found when somebody changes it.
 
+mod archives;
+
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,10 +14,12 @@ use super::*;
 use crate::domain::audit::{Access, Change};
 use crate::domain::ids::PatientId;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
-use crate::store::{self, AuditBatch, AuditHead, AuditSearch, AuditStore};
+use crate::store::{
+    self, AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditSearch, AuditStore,
+};
 
 #[derive(Default)]
-struct Rows(Mutex<Vec<AuditBatch>>, AtomicI64);
+struct Rows(Mutex<Vec<AuditBatch>>, AtomicI64, Mutex<Vec<AuditAnchor>>);
 
 #[async_trait]
 impl AuditStore for Rows {
@@ -50,12 +54,42 @@ impl AuditStore for Rows {
         Ok(found)
     }
 
-    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<Vec<AuditBatch>> {
-        Ok(Vec::new())
+    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<AuditFound> {
+        Ok(AuditFound::default())
     }
 
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> store::Result<Vec<bool>> {
         Ok(vec![true; changes.len()])
+    }
+}
+
+/// Takes rows away two at a time.
+#[async_trait]
+impl AuditArchiveStore for Rows {
+    async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> store::Result<Vec<AuditAnchor>> {
+        let mut anchors = self.2.lock().unwrap().clone();
+        anchors.retain(|anchor| after.is_none_or(|after| anchor.head.chain > after));
+        anchors.sort_unstable_by_key(|anchor| anchor.head.chain);
+        anchors.truncate(limit_rows as usize);
+        Ok(anchors)
+    }
+
+    async fn audit_can_end_at(&self, before: Timestamp) -> store::Result<Option<Timestamp>> {
+        Ok(Some(before))
+    }
+
+    fn audit_removal_rows_max(&self) -> Option<u32> {
+        Some(2)
+    }
+
+    async fn remove_audit(&self, _end: Timestamp, anchors: &[AuditAnchor]) -> store::Result<()> {
+        let (mut rows, mut kept) = (self.0.lock().unwrap(), self.2.lock().unwrap());
+        for AuditAnchor { head, .. } in anchors {
+            kept.retain(|anchor| anchor.head.chain != head.chain);
+            rows.retain(|row| row.chain != head.chain || row.seq > head.seq);
+        }
+        kept.extend(anchors);
+        Ok(())
     }
 }
 
@@ -83,6 +117,10 @@ impl Stage {
         Stage { rows: Arc::default(), hand: Arc::default(), key: Key::of(&[7; 32]) }
     }
 
+    fn keys(&self) -> Keys {
+        Keys::new(self.key.clone(), Vec::new())
+    }
+
     fn writer(&self, name: &str) -> Chains {
         let (rows, hand) = (Arc::clone(&self.rows), Arc::clone(&self.hand));
         Chains::new(self.key.clone(), name.to_owned(), rows, hand, Duration::from_secs(60))
@@ -98,7 +136,7 @@ impl Stage {
     }
 
     async fn report(&self) -> Report {
-        verify(&*self.rows, &self.key).await.expect("read")
+        verify(&*self.rows, &self.keys(), &[]).await.expect("read")
     }
 
     fn change(&self, change: impl FnOnce(&mut Vec<AuditBatch>)) {
@@ -281,7 +319,7 @@ async fn the_chain_ends_with_an_outcome_that_is_not_known() {
 async fn another_secret_is_told_as_such() {
     let stage = Stage::new();
     stage.write(&stage.writer("a#1/edge"), vec![some_access(1)]).await;
-    let report = verify(&*stage.rows, &Key::of(&[8; 32])).await.expect("read");
+    let report = verify(&*stage.rows, &Keys::new(Key::of(&[8; 32]), vec![]), &[]).await.expect("read");
     assert_eq!(report.faults[0].what, "it is sealed by another secret");
     assert!(format!("{:?}", stage.key) == "Key(..)");
 }

@@ -1,18 +1,19 @@
 //! Looks at every batch there is, and at what they say of each other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use uuid::Uuid;
 
-use super::chain::{Key, Mac};
+use super::archive::{Archive, Run};
+use super::chain::{Keys, Mac, NOTHING_BEFORE};
 use super::entry::{Terms, read};
-use crate::store::{self, AuditBatch, AuditHead, AuditStore};
+use crate::store::{self, AuditAnchor, AuditArchiveStore, AuditBatch, AuditHead};
 
 /// Chains asked for at once.
-const CHAINS_PAGE: u32 = 256;
+pub(super) const CHAINS_PAGE: u32 = 256;
 /// Batches asked for at once.
-const BATCHES_PAGE: u32 = 64;
+pub(super) const BATCHES_PAGE: u32 = 64;
 
 /// What is wrong, and where: the first of it in each chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,97 +39,220 @@ pub struct Report {
     pub batches: u64,
     /// Entries in them.
     pub entries: u64,
-    /// Where each chain ends: to be kept elsewhere, and compared later.
+    /// Anchors: chains of which rows were archived.
+    pub anchors: u64,
+    /// Chains in the given archives that go on in another archive, which was not given.
+    pub open_runs: u64,
+    /// Where each chain with rows ends: to be kept elsewhere, and compared later.
     pub heads: Vec<AuditHead>,
     /// What is wrong; empty if nothing is.
     pub faults: Vec<Fault>,
 }
 
-/// Checks every chain in `store` under `key`.
+/// Whether `anchor` was made with one of the secrets.
+pub(super) fn anchored(keys: &Keys, anchor: &AuditAnchor) -> bool {
+    keys.iter().any(|key| key.seal_anchor(&anchor.head) == anchor.seal)
+}
+
+/// All anchors, by their chains.
+pub(super) async fn anchors_of<S: AuditArchiveStore + ?Sized>(
+    store: &S,
+) -> store::Result<HashMap<Uuid, AuditAnchor>> {
+    let mut anchors = HashMap::new();
+    let mut after = None;
+    loop {
+        let page = store.audit_anchors(after, CHAINS_PAGE).await?;
+        let Some(last) = page.last() else { return Ok(anchors) };
+        after = Some(last.head.chain);
+        anchors.extend(page.into_iter().map(|anchor| (anchor.head.chain, anchor)));
+    }
+}
+
+/// Checks every chain in `store` under `keys`, and that `archives` join them. The archives have been checked in
+/// themselves, by `read_archive`.
 ///
 /// # Errors
 /// The database cannot be read.
-pub async fn verify(store: &dyn AuditStore, key: &Key) -> store::Result<Report> {
-    let mut report = Report::default();
-    let mut pins: HashMap<Uuid, AuditHead> = HashMap::new();
+pub async fn verify<S: AuditArchiveStore + ?Sized>(
+    store: &S,
+    keys: &Keys,
+    archives: &[Archive],
+) -> store::Result<Report> {
+    let mut verifier = Verifier {
+        store,
+        keys,
+        anchors: anchors_of(store).await?,
+        report: Report::default(),
+        pins: HashMap::new(),
+        chains: HashSet::new(),
+    };
+    verifier.verify_anchors();
     let mut before = None;
     loop {
         let heads = store.audit_heads(before, CHAINS_PAGE).await?;
         let Some(last) = heads.last() else { break };
         before = Some(last.chain);
         for head in heads {
-            verify_chain(store, key, head.chain, &mut report, &mut pins).await?;
+            verifier.verify_chain(head.chain).await?;
         }
     }
-    let mut pins: Vec<AuditHead> = pins.into_values().collect();
-    pins.sort_unstable_by_key(|pin| pin.chain);
-    for AuditHead { chain, seq, mac } in pins {
-        let there = store.audit_batches(chain, seq, 1).await?;
-        let what = match there.first().filter(|batch| batch.seq == seq) {
-            Some(batch) if batch.mac == mac => continue,
-            Some(_) => "another chain saw a row with another seal there",
-            None => "the row is missing: another chain saw it",
-        };
-        report.faults.push(Fault { chain, seq, what });
-    }
-    Ok(report)
+    verifier.verify_pins().await?;
+    verifier.verify_joints(archives).await?;
+    Ok(verifier.report)
 }
 
-async fn verify_chain(
-    store: &dyn AuditStore,
-    key: &Key,
-    chain: Uuid,
-    report: &mut Report,
-    pins: &mut HashMap<Uuid, AuditHead>,
-) -> store::Result<()> {
-    let (mut seq, mut last): (i64, Mac) = (0, [0; 32]);
-    loop {
-        let page = store.audit_batches(chain, seq, BATCHES_PAGE).await?;
-        if page.is_empty() {
-            report.heads.push(AuditHead { chain, seq: seq - 1, mac: last });
-            return Ok(());
+struct Verifier<'a, S: ?Sized> {
+    store: &'a S,
+    keys: &'a Keys,
+    anchors: HashMap<Uuid, AuditAnchor>,
+    report: Report,
+    /// The newest pin of each chain.
+    pins: HashMap<Uuid, AuditHead>,
+    /// The chains with rows.
+    chains: HashSet<Uuid>,
+}
+
+impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
+    /// Leaves out the anchors that nobody with the secret has made: their chains have none.
+    fn verify_anchors(&mut self) {
+        let forged = self.anchors.values().filter(|anchor| !anchored(self.keys, anchor));
+        let mut forged: Vec<AuditHead> = forged.map(|anchor| anchor.head).collect();
+        forged.sort_unstable_by_key(|head| head.chain);
+        for AuditHead { chain, seq, .. } in forged {
+            self.anchors.remove(&chain);
+            let what = "its anchor was changed, put in, or sealed with another secret";
+            self.report.faults.push(Fault { chain, seq, what });
         }
-        for batch in page {
-            report.batches += 1;
-            match check(key, &batch, seq, &last) {
-                Ok((entries, pinned)) => {
-                    report.entries += entries;
-                    for pin in pinned {
-                        let newest = pins.entry(pin.chain).or_insert(pin);
-                        if newest.seq < pin.seq {
-                            *newest = pin;
-                        }
+        self.report.anchors = self.anchors.len() as u64;
+    }
+
+    async fn verify_chain(&mut self, chain: Uuid) -> store::Result<()> {
+        self.chains.insert(chain);
+        let begins = self.anchors.get(&chain).map(|anchor| (anchor.head.seq + 1, anchor.head.mac));
+        let (mut seq, mut last): (i64, Mac) = begins.unwrap_or((0, NOTHING_BEFORE));
+        // From the first row on, so that none before the anchor goes unseen; then from the last row again, so that
+        // no second row at its place does.
+        let mut from = 0;
+        loop {
+            let mut page = self.store.audit_batches(chain, from, BATCHES_PAGE).await?;
+            if page.first().is_some_and(|first| from > 0 && first.mac == last) {
+                page.remove(0);
+            }
+            if page.is_empty() {
+                self.report.heads.push(AuditHead { chain, seq: seq - 1, mac: last });
+                return Ok(());
+            }
+            for batch in page {
+                self.report.batches += 1;
+                match check(self.keys, &batch, seq, &last) {
+                    Ok((entries, pinned)) => {
+                        self.report.entries += entries;
+                        self.note_pins(pinned);
+                    }
+                    Err(what) => {
+                        // What follows hangs on this one: one fault a chain says where to look.
+                        self.report.faults.push(Fault { chain, seq, what });
+                        return Ok(());
                     }
                 }
-                Err(what) => {
-                    // What follows hangs on this one: one fault a chain says where to look.
-                    report.faults.push(Fault { chain, seq, what });
-                    return Ok(());
-                }
+                (seq, last, from) = (batch.seq + 1, batch.mac, batch.seq);
             }
-            (seq, last) = (batch.seq + 1, batch.mac);
         }
     }
+
+    fn note_pins(&mut self, pinned: Vec<AuditHead>) {
+        for pin in pinned {
+            let newest = self.pins.entry(pin.chain).or_insert(pin);
+            if newest.seq < pin.seq {
+                *newest = pin;
+            }
+        }
+    }
+
+    async fn verify_pins(&mut self) -> store::Result<()> {
+        let mut pins: Vec<AuditHead> = self.pins.drain().map(|(_, pin)| pin).collect();
+        pins.sort_unstable_by_key(|pin| pin.chain);
+        for pin in pins {
+            let what = match self.seal_at(pin).await? {
+                Place::Seal(mac) if mac == pin.mac => continue,
+                Place::Archived => continue,
+                Place::Seal(_) => "another chain saw a row with another seal there",
+                Place::Missing => "the row is missing: another chain saw it",
+            };
+            self.report.faults.push(Fault { chain: pin.chain, seq: pin.seq, what });
+        }
+        Ok(())
+    }
+
+    /// What is at the place of `head`.
+    async fn seal_at(&self, head: AuditHead) -> store::Result<Place> {
+        if let Some(anchor) = self.anchors.get(&head.chain).filter(|anchor| anchor.head.seq >= head.seq) {
+            let at_end = anchor.head.seq == head.seq;
+            return Ok(if at_end { Place::Seal(anchor.head.mac) } else { Place::Archived });
+        }
+        let there = self.store.audit_batches(head.chain, head.seq, 1).await?;
+        let there = there.first().filter(|batch| batch.seq == head.seq);
+        Ok(there.map_or(Place::Missing, |batch| Place::Seal(batch.mac)))
+    }
+
+    /// An archive joins where the database goes on after the last row of each of its chains: with the anchor at that
+    /// row, with the row itself if the archiving was cut short, or with the archive that was made next.
+    async fn verify_joints(&mut self, archives: &[Archive]) -> store::Result<()> {
+        let runs = archives.iter().flat_map(|archive| &archive.runs);
+        let next: HashMap<(Uuid, i64), Mac> =
+            runs.clone().map(|run| ((run.last.chain, run.first_seq), run.before)).collect();
+        for Run { last: head, .. } in runs {
+            let AuditHead { chain, seq, mac } = *head;
+            let what = match (self.seal_at(*head).await?, next.get(&(chain, seq + 1))) {
+                (Place::Seal(there), _) if there == mac => continue,
+                (Place::Archived, Some(before)) if *before == mac => continue,
+                (Place::Archived, None) => {
+                    self.report.open_runs += 1;
+                    continue;
+                }
+                (Place::Archived, Some(_)) => "the archive made next goes on from another row",
+                (Place::Seal(_), _) => "the archive ends with another row than the database goes on from",
+                (Place::Missing, _) => {
+                    "the archive joins nothing: neither its last row nor an anchor is there"
+                }
+            };
+            self.report.faults.push(Fault { chain, seq, what });
+        }
+        Ok(())
+    }
+}
+
+/// What is found at a place of a chain.
+enum Place {
+    /// A row or an anchor with this seal.
+    Seal(Mac),
+    /// It was archived, and so were rows after it.
+    Archived,
+    /// Nothing.
+    Missing,
 }
 
 /// How many entries `batch` has, and what it pins, if it is what belongs at `seq`.
-fn check(
-    key: &Key,
+pub(super) fn check(
+    keys: &Keys,
     batch: &AuditBatch,
     seq: i64,
     before: &Mac,
 ) -> Result<(u64, Vec<AuditHead>), &'static str> {
-    if batch.seq != seq {
+    if batch.seq < seq {
+        return Err("another row stands at a place that is taken, or before the anchor");
+    }
+    if batch.seq > seq {
         return Err("the row is missing");
     }
     let content = read(&batch.body, batch.at);
     if let Ok(content) = &content
         && let Some((_, mark)) = &content.opening
-        && *mark != key.mark()
+        && keys.iter().all(|key| *mark != key.mark())
     {
         return Err("it is sealed by another secret");
     }
-    if key.seal(batch, before) != batch.mac {
+    if keys.iter().all(|key| key.seal(batch, before) != batch.mac) {
         return Err("the seal does not fit: it was changed, or put in");
     }
     let content = content.map_err(|_| "its content cannot be read by this version")?;

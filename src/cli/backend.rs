@@ -1,17 +1,21 @@
 //! What commands need of the other rooms: the one place where they are called.
 
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use super::failure::{Exit, Failure};
 use crate::actors::status::ClusterStatus;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::domain::access::Role;
-use crate::domain::time::Clock;
-use crate::{auth, http, kafka, store};
+use crate::domain::time::{Clock, Timestamp};
+use crate::{audit, auth, http, kafka, store};
 
 /// How long the database may take to say how the cluster is.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
@@ -86,16 +90,70 @@ pub(super) async fn open_keys(config: &Config) -> Result<Box<dyn Keys>, Failure>
     Ok(Box::new(keys.map_err(|error| Failure::new(Exit::Config, error.to_string()))?))
 }
 
-/// Checks the access audit.
-pub(super) async fn verify_audit(config: &Config) -> Result<crate::audit::Report, Failure> {
+/// The secrets of the access audit: the present one, and those in the files `older`.
+fn audit_keys(config: &Config, older: &[PathBuf]) -> Result<audit::Keys, Failure> {
     let mut config = config.clone();
     config.ensure_secrets()?;
     let no_secret = || Failure::new(Exit::Config, "audit.secret: not set; set HYGEIA__AUDIT__SECRET");
-    let key = config.audit.key().ok_or_else(no_secret)?;
+    let present = config.audit.key().ok_or_else(no_secret)?;
+    let read = |path: &PathBuf| match std::fs::read_to_string(path) {
+        // As the present one is read from its file.
+        Ok(secret) => Ok(audit::Key::of(secret.trim_end_matches(['\r', '\n']).as_bytes())),
+        Err(error) => Err(Failure::new(Exit::Failed, format!("{}: {error}", path.display()))),
+    };
+    Ok(audit::Keys::new(present, older.iter().map(read).collect::<Result<_, _>>()?))
+}
+
+/// Checks the access audit, and the archives at `paths`. Answers with what was found, and what each archive holds.
+pub(super) async fn verify_audit(
+    config: &Config,
+    older_secrets: &[PathBuf],
+    paths: &[PathBuf],
+) -> Result<(audit::Report, Vec<audit::Archive>), Failure> {
+    let keys = audit_keys(config, older_secrets)?;
+    let read = |path: &PathBuf| {
+        let file = File::open(path).map_err(audit::ArchiveError::from);
+        let read =
+            file.and_then(|file| audit::read_archive(BufReader::new(file), Some(&keys), |_, _| Ok(())));
+        read.map_err(|error| failure_of(&error, path))
+    };
+    let archives = paths.iter().map(read).collect::<Result<Vec<_>, _>>()?;
     let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
-    let report = crate::audit::verify(&*store, &key).await?;
+    let report = audit::verify(&*store, &keys, &archives).await?;
     store.close().await;
-    Ok(report)
+    Ok((report, archives))
+}
+
+/// Moves the rows of the access audit before `before` into a new file at `path`.
+pub(super) async fn archive_audit(
+    config: &Config,
+    older_secrets: &[PathBuf],
+    before: Timestamp,
+    path: &Path,
+) -> Result<audit::Archive, Failure> {
+    let keys = audit_keys(config, older_secrets)?;
+    let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let writer = format!("{}#{}/archive", config.node.name, Uuid::now_v7());
+    let chains = audit::Chains::new(
+        keys.present().clone(),
+        writer,
+        Arc::clone(&store) as _,
+        Arc::clone(&clock),
+        config.audit.pins_every(),
+    );
+    let archiver = audit::Archiver { store: Arc::clone(&store), keys, clock, chains };
+    let archived = archiver.archive(before, path).await;
+    store.close().await;
+    archived.map_err(|error| failure_of(&error, path))
+}
+
+fn failure_of(error: &audit::ArchiveError, path: &Path) -> Failure {
+    match error {
+        audit::ArchiveError::Store(error) => error.clone().into(),
+        audit::ArchiveError::Refused(text) => Failure::new(Exit::Failed, text.clone()),
+        error => Failure::new(Exit::Failed, format!("{}: {error}", path.display())),
+    }
 }
 
 /// Brings the tables up to date, and makes the first administrator, if one is named and there is no user at all.

@@ -108,6 +108,8 @@ pub enum Action {
     OwnSessions,
     /// See how a record came to be what it is.
     PatientHistory,
+    /// Move old rows of the audit into a file. A command of the program, and not a request: no role may.
+    AuditArchive,
 }
 
 /// What is said of an action.
@@ -125,7 +127,7 @@ struct Row {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Action; 18] = [
+    pub const ALL: [Action; 19] = [
         Action::PatientList,
         Action::PatientRead,
         Action::PatientRegister,
@@ -144,6 +146,7 @@ impl Action {
         Action::AuditRead,
         Action::OwnSessions,
         Action::PatientHistory,
+        Action::AuditArchive,
     ];
 
     /// The table.
@@ -171,6 +174,7 @@ impl Action {
             Action::AuditRead => row("AUDIT_READ", 16, &[Auditor], true),
             Action::OwnSessions => row("OWN_SESSIONS", 17, Role::ALL, false),
             Action::PatientHistory => row("PATIENT_HISTORY", 18, &[Admin, Clinician, FrontDesk], true),
+            Action::AuditArchive => row("AUDIT_ARCHIVE", 19, &[], true),
         }
     }
 
@@ -293,7 +297,8 @@ mod tests {
             OWN_TOKEN        yes   yes       yes        yes     yes     yes
             AUDIT_READ       no    no        no         no      no      yes
             OWN_SESSIONS     yes   yes       yes        yes     yes     yes
-            PATIENT_HISTORY  yes   yes       yes        no      no      no";
+            PATIENT_HISTORY  yes   yes       yes        no      no      no
+            AUDIT_ARCHIVE    no    no        no         no      no      no";
         let mut lines = agreed.trim().lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
         let roles: Vec<Role> = lines.next().expect("a head")[1..]
             .iter()

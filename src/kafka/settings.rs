@@ -351,6 +351,13 @@ mod tests {
         }
     }
 
+    /// A reader whose place the log no longer has goes on with what is left, and skips nothing of it.
+    #[test]
+    fn a_reader_whose_place_is_gone_begins_with_the_oldest_message() {
+        let config = Settings::default().consumer_config("127.0.0.1:1").expect("a configuration");
+        assert_eq!(config.get("auto.offset.reset"), Some("earliest"));
+    }
+
     #[test]
     fn the_bound_of_what_is_unread_stays_below_what_the_embedded_broker_holds() {
         let with = |embedded_unread_max_bytes| Settings { embedded_unread_max_bytes, ..Settings::default() };

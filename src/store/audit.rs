@@ -49,6 +49,15 @@ pub struct AuditHead {
     pub mac: [u8; 32],
 }
 
+/// Where the rows of a chain begin in the database, after those before were archived: the last row that was taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditAnchor {
+    /// The last row taken away.
+    pub head: AuditHead,
+    /// The seal of the anchor itself.
+    pub seal: [u8; 32],
+}
+
 /// A place in the order of lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditPosition {
@@ -58,6 +67,12 @@ pub struct AuditPosition {
     pub chain: Uuid,
     /// `AuditBatch::seq`
     pub seq: i64,
+}
+
+impl From<&AuditBatch> for AuditPosition {
+    fn from(batch: &AuditBatch) -> Self {
+        AuditPosition { at: batch.at, chain: batch.chain, seq: batch.seq }
+    }
 }
 
 /// Which batches are asked for.
@@ -73,7 +88,16 @@ pub struct AuditSearch {
     pub limit_rows: u32,
 }
 
-/// The access audit. Rows are only ever added.
+/// What a search found in one call. A call looks at a bounded number of rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditFound {
+    /// Batches that may hold what is looked for, the newest first.
+    pub batches: Vec<AuditBatch>,
+    /// The oldest place looked at. None if there is nothing older that could match.
+    pub looked_to: Option<AuditPosition>,
+}
+
+/// The access audit. Rows are only ever added, but for those that are archived.
 #[async_trait]
 pub trait AuditStore: Send + Sync {
     /// Adds a batch, durably.
@@ -85,9 +109,38 @@ pub trait AuditStore: Send + Sync {
     /// Batches of `chain` from the place `seq` on, in order.
     async fn audit_batches(&self, chain: Uuid, seq: i64, limit_rows: u32) -> Result<Vec<AuditBatch>>;
 
-    /// Batches that may hold what is looked for, the newest first.
-    async fn search_audit(&self, search: &AuditSearch) -> Result<Vec<AuditBatch>>;
+    /// Batches that may hold what is looked for.
+    async fn search_audit(&self, search: &AuditSearch) -> Result<AuditFound>;
 
     /// Of each change, whether it was made.
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> Result<Vec<bool>>;
+
+    /// Does what commits must not wait for: makes room for the months to come and sorts new rows into the index of
+    /// terms. Answers for how many whole months after this one there is room: None where none is needed, or where
+    /// another node is doing it.
+    async fn tend_audit(&self) -> Result<Option<u32>> {
+        Ok(None)
+    }
+}
+
+/// The access audit as `hygeia audit` sees it: with its anchors, and with what can be taken away.
+#[async_trait]
+pub trait AuditArchiveStore: AuditStore {
+    /// Anchors in the order of their chains, of those after `after`.
+    async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditAnchor>>;
+
+    /// The latest moment, at most `before`, such that all rows sealed before it can be taken away.
+    /// None if there is none.
+    async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>>;
+
+    /// How many rows `remove_audit` takes away at most, so that other transactions do not wait for long. None if
+    /// it takes away everything before a moment at once.
+    fn audit_removal_rows_max(&self) -> Option<u32>;
+
+    /// Leaves `anchors`, each in the place of an older one of its chain, and takes away all rows at and before them,
+    /// in one transaction. Where everything is taken away at once, these are all rows sealed before `end`.
+    ///
+    /// # Errors
+    /// `Broken`: a row sealed before `end` is behind no anchor; nothing was taken away.
+    async fn remove_audit(&self, end: Timestamp, anchors: &[AuditAnchor]) -> Result<()>;
 }

@@ -134,6 +134,10 @@ contract! {
         batches_come_back_in_order,
         a_place_is_taken_once,
         batches_are_found_by_terms_and_time,
+        a_rare_term_is_found_by_bounded_steps,
+        what_was_archived_is_taken_away_behind_its_anchors,
+        a_row_behind_no_anchor_is_not_taken_away,
+        the_audit_is_tended,
         what_is_committed_is_audited_with_it,
     }
     sessions {

@@ -291,8 +291,8 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
     let migrator = Migrator { ignore_missing: true, ..clone_of(&MIGRATOR) };
     let outcome = timeout(limit, migrator.run_direct(None, &mut connection, false)).await;
     let outcome = match outcome {
-        Ok(Ok(())) => match timeout(limit, search::fill_keys(&mut connection)).await {
-            Ok(filled) => filled,
+        Ok(Ok(())) => match timeout(limit, after_migrations(&mut connection)).await {
+            Ok(done) => done,
             Err(_) => Err(Error::Unavailable("filling the keys took too long: call it again".to_owned())),
         },
         Ok(Err(error)) => Err(fault::of_migration(error)),
@@ -300,6 +300,12 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
     };
     connection.close().await.ok();
     outcome
+}
+
+/// What a migration leaves to be done, and may be broken off and done again.
+async fn after_migrations(connection: &mut sqlx::PgConnection) -> Result<()> {
+    audit::make_months(connection).await?;
+    search::fill_keys(connection).await
 }
 
 fn clone_of(migrator: &Migrator) -> Migrator {

@@ -76,6 +76,11 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_audit_batch_seconds", Histogram, "How long a batch of accesses took to be durable"),
     ("hygeia_audit_failures_total", Counter, "Batches of accesses that could not be written"),
     (
+        "hygeia_audit_months_ahead",
+        Gauge,
+        "Whole months after this one that the audit has tables for; from PostgreSQL alone",
+    ),
+    (
         "hygeia_audit_rejected_total",
         Counter,
         "Accesses that found no room to wait in: their requests got 503",

@@ -1,5 +1,6 @@
 //! Who may what, and what the access audit keeps of it, against nodes as they are run.
 
+mod archive;
 mod restricted;
 mod table;
 

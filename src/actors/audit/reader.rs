@@ -112,9 +112,8 @@ impl AuditReader {
                 until: position,
                 limit_rows: BATCHES_PAGE,
             };
-            let batches = self.store.search_audit(&search).await.map_err(|error| failed(&error))?;
-            let ended = batches.len() < BATCHES_PAGE as usize;
-            for batch in &batches {
+            let found = self.store.search_audit(&search).await.map_err(|error| failed(&error))?;
+            for batch in &found.batches {
                 for (place, access) in self.found(query, batch).await? {
                     if after.is_some_and(|after| !is_after(place, after)) {
                         continue;
@@ -126,13 +125,13 @@ impl AuditReader {
                     page.entries.push((place, access));
                 }
             }
-            let Some(last) = batches.last().filter(|_| !ended) else {
+            let Some(AuditPosition { at, chain, seq }) = found.looked_to else {
                 page.next = None;
                 return Ok(page);
             };
-            // This batch has been looked at: whatever follows is older.
-            page.next = Some(AuditPlace { sealed_at: last.at, chain: last.chain, seq: last.seq, index: 0 });
-            position = before(last);
+            // All of this place has been looked at: whatever follows is older.
+            page.next = Some(AuditPlace { sealed_at: at, chain, seq, index: 0 });
+            position = AuditPosition { at, chain, seq: seq - 1 };
         }
         Ok(page)
     }
@@ -176,11 +175,6 @@ impl AuditReader {
 fn is_after(place: AuditPlace, other: AuditPlace) -> bool {
     let key = |place: AuditPlace| (place.sealed_at, place.chain, place.seq, place.index);
     key(place) < key(other)
-}
-
-/// The position right behind `batch`.
-fn before(batch: &AuditBatch) -> AuditPosition {
-    AuditPosition { at: batch.at, chain: batch.chain, seq: batch.seq - 1 }
 }
 
 fn failed(error: &store::Error) -> Error {

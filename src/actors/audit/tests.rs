@@ -16,7 +16,7 @@ use crate::domain::access::{Action, Caller};
 use crate::domain::audit::{Change, Outcome};
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
-use crate::store::{AuditBatch, AuditHead, AuditSearch};
+use crate::store::{AuditBatch, AuditFound, AuditHead, AuditSearch};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -29,6 +29,8 @@ struct Gate {
     there_most: AtomicUsize,
     refuses: AtomicUsize,
     rows: Mutex<Vec<AuditBatch>>,
+    /// How often it was tended. Every second time fails.
+    tended: AtomicUsize,
 }
 
 #[async_trait]
@@ -56,12 +58,19 @@ impl AuditStore for Gate {
         Ok(Vec::new())
     }
 
-    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<Vec<AuditBatch>> {
-        Ok(Vec::new())
+    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<AuditFound> {
+        Ok(AuditFound::default())
     }
 
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> store::Result<Vec<bool>> {
         Ok(vec![true; changes.len()])
+    }
+
+    async fn tend_audit(&self) -> store::Result<Option<u32>> {
+        match self.tended.fetch_add(1, Ordering::SeqCst) % 2 {
+            0 => Ok(Some(3)),
+            _ => Err(store::Error::Unavailable("as ordered".into())),
+        }
     }
 }
 
@@ -97,6 +106,7 @@ impl Stage {
             there_most: AtomicUsize::new(0),
             refuses: AtomicUsize::new(0),
             rows: Mutex::default(),
+            tended: AtomicUsize::new(0),
         });
         let (store, clock): (Arc<dyn AuditStore>, Arc<dyn Clock>) =
             (Arc::clone(&gate) as _, Arc::new(SystemClock));
@@ -236,4 +246,23 @@ async fn what_has_gathered_when_a_journal_ends_is_written_by_the_next_one() {
     let after = stage.record(4).await;
     stage.gate.permits.add_permits(1);
     assert_eq!(told(after).await, Ok(()));
+}
+
+/// At the start and whenever the timer says so; also while a batch is under way, and though it fails at times.
+#[tokio::test]
+async fn the_database_is_tended_again_and_again() {
+    let stage = Stage::set(100, 100).await;
+    let writing = stage.record(1).await;
+    stage.gate.visited().await;
+    for times in 1..=4 {
+        let tended = async {
+            while stage.gate.tended.load(Ordering::SeqCst) < times {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                stage.journal.send_message(AuditMessage::Tend).expect("it lives");
+            }
+        };
+        tokio::time::timeout(PATIENCE, tended).await.expect("in time");
+    }
+    stage.gate.permits.add_permits(1);
+    assert_eq!(told(writing).await, Ok(()));
 }

@@ -85,6 +85,23 @@ async fn a_lone_request_goes_at_once_and_many_share_frames() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_the_callers_time_is_the_deadline_at_the_other_node() {
+    const BUDGET: Duration = Duration::from_secs(7);
+    let (served, held) = holding().await;
+    let net = net(0, vec![spec("front", FRONT, Served::default()), spec("p1", PATIENT, served)]);
+    let sent = SystemClock.mono();
+    let (ask, _answered) = ask(Uuid::from_u128(1), Op::Read, BUDGET);
+    Courier::<Patients>::ask(net.links("front"), "p1#1", None, ask);
+    until("it has come", || held.lock().unwrap().len() == 1).await;
+    let Some(RegionMessage::Ask(ask)) = held.lock().unwrap().pop() else { panic!("no question") };
+    // It travels in whole milliseconds or finer, and is counted from its arrival.
+    let latest = SystemClock.mono().plus(BUDGET);
+    let earliest = sent.plus(BUDGET - Duration::from_millis(2));
+    assert!(ask.deadline <= latest, "{:?} is later than {latest:?}", ask.deadline);
+    assert!(ask.deadline >= earliest, "{:?} is earlier than {earliest:?}", ask.deadline);
+}
+
+#[tokio::test]
 async fn a_frame_holds_no_more_than_its_bounds() {
     let mut front = spec("front", FRONT, Served::default());
     front.settings.frame_items_max = 5;

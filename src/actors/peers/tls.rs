@@ -169,6 +169,7 @@ mod tests {
     };
     use time::{Duration, OffsetDateTime};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::rustls::HandshakeKind;
 
     use super::*;
 
@@ -262,6 +263,50 @@ mod tests {
             assert_eq!(meet(bad, &good, "a").await, [None; 2]);
             assert_eq!(meet(&good, bad, "a").await, [None; 2]);
         }
+    }
+
+    /// The kinds of two handshakes, one after the other, as the dialler sees them.
+    async fn handshakes(connector: &TlsConnector, acceptor: &TlsAcceptor) -> [Option<HandshakeKind>; 2] {
+        let mut kinds = [None; 2];
+        for kind in &mut kinds {
+            let (left, right) = tokio::io::duplex(65_536);
+            let dial = async {
+                let nobody = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
+                let mut stream = connector.connect(nobody, left).await.unwrap();
+                // What comes with the answer: the tickets, if there are any.
+                assert_eq!(stream.read_u8().await.unwrap(), 1);
+                stream.write_u8(1).await.unwrap();
+                stream.flush().await.unwrap();
+                stream.get_ref().1.handshake_kind()
+            };
+            let accept = async {
+                let mut stream = acceptor.accept(right).await.unwrap();
+                stream.write_u8(1).await.unwrap();
+                stream.flush().await.unwrap();
+                assert_eq!(stream.read_u8().await.unwrap(), 1);
+            };
+            (*kind, ()) = tokio::join!(dial, accept);
+        }
+        kinds
+    }
+
+    /// A resumed session would show no certificate anew. Each side sees to it that there is none, whatever the
+    /// other one allows.
+    #[tokio::test]
+    async fn no_session_is_resumed_though_the_other_side_would() {
+        let authority = Authority::new();
+        let a = authority.node(&authority, "a", Duration::days(1));
+        let mut resuming = rustls::ClientConfig::clone(a.connector.config());
+        resuming.resumption = Resumption::in_memory_sessions(8);
+        let resuming = TlsConnector::from(Arc::new(resuming));
+        let mut ticketing = rustls::ServerConfig::clone(a.acceptor.config());
+        ticketing.send_tls13_tickets = 2;
+        let ticketing = TlsAcceptor::from(Arc::new(ticketing));
+        let full = [Some(HandshakeKind::Full); 2];
+        assert_eq!(handshakes(&a.connector, &ticketing).await, full, "as who dials");
+        assert_eq!(handshakes(&resuming, &a.acceptor).await, full, "as who accepts");
+        let resumed = handshakes(&resuming, &ticketing).await;
+        assert_eq!(resumed[1], Some(HandshakeKind::Resumed), "where both allow it there is one");
     }
 
     #[test]

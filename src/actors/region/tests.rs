@@ -2,6 +2,7 @@
 
 mod cluster;
 mod hung_commit;
+mod limits;
 mod moves;
 mod sum_leases;
 mod tenure;
@@ -69,6 +70,9 @@ pub(super) struct SumStore {
     /// No lease can be taken.
     refuse_leases: AtomicBool,
     leases_refused: AtomicU32,
+    /// The next statement that takes or renews leases is never answered.
+    hang_taking: AtomicBool,
+    hang_renewal: AtomicBool,
 }
 
 impl Entity for Sum {
@@ -146,6 +150,10 @@ impl Entity for Sum {
     }
 
     async fn query(store: &SumStore, (): &()) -> store::Result<usize> {
+        if store.hold.load(Ordering::SeqCst) {
+            store.held.fetch_add(1, Ordering::SeqCst);
+            store.go.notified().await;
+        }
         Ok(store.sums.lock().unwrap().len())
     }
 }

@@ -160,6 +160,26 @@ async fn a_disabled_user_cannot_refresh() {
 }
 
 #[tokio::test]
+async fn after_a_change_of_the_password_no_older_refresh_token_is_good() {
+    let world = World::new();
+    let node = world.node();
+    let (one, two) = (login(&node).await, login(&node).await);
+    world.clock.step(Duration::from_secs(1));
+    let admin = Users::new(&world.settings, Arc::clone(&world.users) as _, Arc::clone(&world.clock) as _);
+    admin.set_password(EMAIL, "another password").await.expect("set");
+    // What this node remembers of the user has run out then.
+    world.clock.step(Duration::from_secs(2));
+    for given in [one, two] {
+        let error = node.refresh(&given.refresh_token).await.expect_err("it is of before");
+        assert_eq!(error.code, ErrorCode::Unauthenticated);
+        refused(&node, &given.token.text).await;
+    }
+    let new = node.login(EMAIL, "another password", None).await.expect("logged in");
+    let new = node.refresh(&new.refresh_token).await.expect("one of after is good");
+    node.authenticate(&new.token.text).await.expect("holds");
+}
+
+#[tokio::test]
 async fn a_logout_ends_one_session_here_at_once_and_elsewhere_with_the_word_or_the_reading() {
     let world = World::new();
     let (here, told, reads) = (world.node(), world.node(), world.node());

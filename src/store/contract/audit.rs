@@ -8,7 +8,9 @@ use super::world::Region;
 use crate::domain::audit::Change;
 use crate::domain::ids::EventId;
 use crate::domain::time::Timestamp;
-use crate::store::{AppendOutcome, AuditBatch, AuditPosition, AuditSearch, Error, Store};
+use crate::store::{
+    AppendOutcome, AuditAnchor, AuditBatch, AuditHead, AuditPosition, AuditSearch, Error, Store,
+};
 
 fn batch(chain: u128, seq: i64, terms: &[i32]) -> AuditBatch {
     AuditBatch {
@@ -41,8 +43,12 @@ pub(super) async fn batches_come_back_in_order(store: Arc<dyn Store>) {
 
 pub(super) async fn a_place_is_taken_once(store: Arc<dyn Store>) {
     store.append_audit(&batch(1, 0, &[1])).await.expect("added");
-    let again = store.append_audit(&AuditBatch { body: b"other".to_vec(), ..batch(1, 0, &[1]) }).await;
-    assert!(matches!(again, Err(Error::Broken(_) | Error::Unavailable(_))), "{again:?}");
+    let other = AuditBatch { body: b"other".to_vec(), ..batch(1, 0, &[1]) };
+    let later = AuditBatch { at: Timestamp(2_000), ..other.clone() };
+    for again in [other, later] {
+        let again = store.append_audit(&again).await;
+        assert!(matches!(again, Err(Error::Broken(_) | Error::Unavailable(_))), "{again:?}");
+    }
     assert_eq!(store.audit_batches(Uuid::from_u128(1), 0, 9).await.expect("an answer"), [batch(1, 0, &[1])]);
 }
 
@@ -51,11 +57,11 @@ pub(super) async fn batches_are_found_by_terms_and_time(store: Arc<dyn Store>) {
         let terms: &[i32] = if seq % 2 == 0 { &[-5, 1, 2] } else { &[1, 3] };
         store.append_audit(&batch(1, seq, terms)).await.expect("added");
     }
-    let youngest = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
+    let youngest = YOUNGEST;
     let search = async |terms: &[i32], from: i64, until: AuditPosition, limit_rows: u32| {
         let search = AuditSearch { terms: terms.to_vec(), from: Timestamp(from), until, limit_rows };
         let found = store.search_audit(&search).await.expect("an answer");
-        found.into_iter().map(|batch| batch.seq).collect::<Vec<_>>()
+        found.batches.into_iter().map(|batch| batch.seq).collect::<Vec<_>>()
     };
     assert_eq!(search(&[], 0, youngest, 100).await, [5, 4, 3, 2, 1, 0]);
     assert_eq!(search(&[1], 0, youngest, 4).await, [5, 4, 3, 2]);
@@ -66,6 +72,131 @@ pub(super) async fn batches_are_found_by_terms_and_time(store: Arc<dyn Store>) {
     let until = AuditPosition { at: Timestamp(1_031), chain: Uuid::from_u128(1), seq: 3 };
     assert_eq!(search(&[1], 0, until, 100).await, [3, 2, 1, 0]);
     assert_eq!(search(&[1], 0, AuditPosition { seq: 2, ..until }, 100).await, [2, 1, 0]);
+}
+
+const YOUNGEST: AuditPosition = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
+
+/// Of many rows one is found, by calls that each look at a bounded number of rows; and all of a common term in order.
+pub(super) async fn a_rare_term_is_found_by_bounded_steps(store: Arc<dyn Store>) {
+    const ROWS: i64 = 2_600;
+    // Three months, so that a search goes from one to the next.
+    let at = |seq: i64| Timestamp(1_700_000_000_000_000 + seq * 3_000_000_000);
+    for seq in 0..ROWS {
+        let terms: &[i32] = if seq == 7 { &[1, 99] } else { &[1] };
+        let row = AuditBatch { chain: Uuid::from_u128(1), at: at(seq), mac: [0; 32], ..batch(1, 0, terms) };
+        store.append_audit(&AuditBatch { seq, ..row }).await.expect("added");
+    }
+    let all = async |terms: &[i32]| {
+        let (mut until, mut found, mut calls) = (YOUNGEST, Vec::new(), 0);
+        loop {
+            let search = AuditSearch { terms: terms.to_vec(), from: Timestamp(0), until, limit_rows: 64 };
+            let page = store.search_audit(&search).await.expect("an answer");
+            assert!(page.batches.len() <= 64);
+            found.extend(page.batches.into_iter().map(|batch| batch.seq));
+            calls += 1;
+            let Some(looked_to) = page.looked_to else { return (found, calls) };
+            assert!((looked_to.at, looked_to.seq) < (until.at, until.seq), "{looked_to:?} is no progress");
+            until = AuditPosition { seq: looked_to.seq - 1, ..looked_to };
+        }
+    };
+    let (rare, calls) = all(&[99]).await;
+    assert_eq!(rare, [7]);
+    assert!(calls <= 8, "{calls} calls");
+    let (none, calls) = all(&[98]).await;
+    assert!(none.is_empty() && calls <= 8, "{calls} calls");
+    assert_eq!(all(&[1, 99]).await.0, [7]);
+    let expected: Vec<i64> = (0..ROWS).rev().collect();
+    assert_eq!(all(&[1]).await.0, expected);
+    assert_eq!(all(&[]).await.0, expected);
+}
+
+fn anchor(chain: u128, seq: i64) -> AuditAnchor {
+    let chain = Uuid::from_u128(chain);
+    AuditAnchor {
+        head: AuditHead { chain, seq, mac: [u8::try_from(seq).expect("small"); 32] },
+        seal: [7; 32],
+    }
+}
+
+/// Three chains: two with rows before and after the moment that this answers with, one with rows before it alone.
+async fn two_months(store: &Arc<dyn Store>) -> Timestamp {
+    let now = store.ping().await.expect("a clock");
+    let month_ahead = Timestamp(now.0 + 32 * 86_400_000_000);
+    let end = store.audit_can_end_at(month_ahead).await.expect("an answer").expect("a moment");
+    assert!(end <= month_ahead);
+    for chain in [1, 2, 3] {
+        for seq in 0..5 {
+            let at = Timestamp(end.0 - 3 + if chain == 3 { 0 } else { seq });
+            store.append_audit(&AuditBatch { at, ..batch(chain, seq, &[1]) }).await.expect("added");
+        }
+    }
+    end
+}
+
+async fn rows_left(store: &Arc<dyn Store>) -> Vec<(u128, i64)> {
+    let mut left = Vec::new();
+    for chain in [1, 2, 3] {
+        let rows = store.audit_batches(Uuid::from_u128(chain), 0, 100).await.expect("an answer");
+        left.extend(rows.iter().map(|row| (row.chain.as_u128(), row.seq)));
+    }
+    left
+}
+
+pub(super) async fn what_was_archived_is_taken_away_behind_its_anchors(store: Arc<dyn Store>) {
+    let end = two_months(&store).await;
+    assert_eq!(store.audit_anchors(None, 10).await.expect("an answer"), []);
+    let anchors = [anchor(1, 2), anchor(2, 2), anchor(3, 4)];
+    for _ in 0..2 {
+        store.remove_audit(end, &anchors).await.expect("taken away; the second time there is nothing");
+        assert_eq!(rows_left(&store).await, [(1, 3), (1, 4), (2, 3), (2, 4)]);
+    }
+    assert_eq!(store.audit_anchors(None, 2).await.expect("an answer"), anchors[..2]);
+    let after = Some(anchors[1].head.chain);
+    assert_eq!(store.audit_anchors(after, 2).await.expect("an answer"), anchors[2..]);
+    let search = AuditSearch { terms: vec![1], from: Timestamp(0), until: YOUNGEST, limit_rows: 100 };
+    assert_eq!(store.search_audit(&search).await.expect("an answer").batches.len(), 4);
+    // An older anchor does not take the place of a newer one.
+    store.remove_audit(end, &[anchor(1, 1)]).await.expect("nothing to do");
+    assert_eq!(store.audit_anchors(None, 1).await.expect("an answer"), anchors[..1]);
+    // Rows are added as before, also such as belong to a month that is gone.
+    for at in [end.0 - 1, end.0 + 9] {
+        let row = AuditBatch { at: Timestamp(at), ..batch(3, at - end.0 + 6, &[1]) };
+        store.append_audit(&row).await.expect("added");
+    }
+    assert_eq!(store.search_audit(&search).await.expect("an answer").batches.len(), 6);
+    // And are archived in their turn.
+    let all = [anchor(1, 2), anchor(2, 2), anchor(3, 5)];
+    store.remove_audit(end, &all).await.expect("taken away");
+    assert_eq!(rows_left(&store).await, [(1, 3), (1, 4), (2, 3), (2, 4), (3, 15)]);
+}
+
+/// Where everything before a moment goes at once, nothing goes if a row would be lost.
+pub(super) async fn a_row_behind_no_anchor_is_not_taken_away(store: Arc<dyn Store>) {
+    let end = two_months(&store).await;
+    let before = rows_left(&store).await;
+    let whole = store.audit_removal_rows_max().is_none();
+    for short in [vec![anchor(1, 2), anchor(2, 1), anchor(3, 4)], vec![anchor(1, 2), anchor(3, 4)]] {
+        if whole {
+            let refused = store.remove_audit(end, &short).await;
+            assert!(
+                matches!(&refused, Err(Error::Broken(said)) if said.contains("not archived")),
+                "{refused:?}"
+            );
+            assert_eq!(rows_left(&store).await, before);
+            assert_eq!(store.audit_anchors(None, 10).await.expect("an answer"), []);
+        } else {
+            store.remove_audit(end, &short).await.expect("only what is behind an anchor");
+            assert_eq!(store.audit_batches(Uuid::from_u128(2), 0, 1).await.expect("an answer")[0].seq, 2);
+        }
+    }
+}
+
+pub(super) async fn the_audit_is_tended(store: Arc<dyn Store>) {
+    let whole = store.audit_removal_rows_max().is_none();
+    for _ in 0..2 {
+        let ahead = store.tend_audit().await.expect("tended");
+        assert_eq!(ahead, whole.then_some(3));
+    }
 }
 
 pub(super) async fn what_is_committed_is_audited_with_it(store: Arc<dyn Store>) {

@@ -1,4 +1,7 @@
-//! The access audit.
+//! The access audit. It is partitioned by the month of `at`: `migrations/postgres/0008_audit_months.sql`.
+
+mod months;
+pub(super) mod search;
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
@@ -10,7 +13,9 @@ use crate::domain::audit::Change;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
 use crate::store::Result;
-use crate::store::audit::{AuditBatch, AuditHead, AuditSearch, AuditStore};
+use crate::store::audit::{AuditBatch, AuditFound, AuditHead, AuditSearch, AuditStore};
+
+pub(super) use self::months::make_months;
 
 fn batch(row: &PgRow) -> Result<AuditBatch> {
     Ok(AuditBatch {
@@ -26,19 +31,6 @@ fn batch(row: &PgRow) -> Result<AuditBatch> {
 /// A seal of another length fits nothing, as none does.
 fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
-}
-
-/// Batches that have all the terms asked for; the condition is left out if none is, so that the plan does not
-/// go through the index of terms.
-macro_rules! search {
-    ($condition:literal) => {
-        concat!(
-            "SELECT chain, seq, at, mac, terms, body FROM audit_batches
-             WHERE at >= $1 AND (at, chain, seq) <= ($2, $3, $4) AND ",
-            $condition,
-            " ORDER BY at DESC, chain DESC, seq DESC LIMIT $6"
-        )
-    };
 }
 
 #[async_trait]
@@ -86,19 +78,12 @@ impl AuditStore for PostgresStore {
         rows.iter().map(batch).collect()
     }
 
-    async fn search_audit(&self, search: &AuditSearch) -> Result<Vec<AuditBatch>> {
-        let sql = match search.terms.is_empty() {
-            true => search!("$5::int4[] IS NOT NULL"),
-            false => search!("terms @> $5::int4[]"),
-        };
-        let query = sqlx::query(sql)
-            .bind(search.from.0)
-            .bind(search.until.at.0)
-            .bind(search.until.chain)
-            .bind(search.until.seq)
-            .bind(&search.terms)
-            .bind(limit(search.limit_rows));
-        self.read(query).await?.iter().map(batch).collect()
+    async fn search_audit(&self, search: &AuditSearch) -> Result<AuditFound> {
+        search::search(self, search).await
+    }
+
+    async fn tend_audit(&self) -> Result<Option<u32>> {
+        months::tend(self).await
     }
 
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> Result<Vec<bool>> {

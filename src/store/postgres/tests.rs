@@ -1,6 +1,7 @@
 //! What only PostgreSQL can be asked: sessions that wait for each other, a server that is away,
 //! hangs, or has another schema.
 
+mod audit;
 mod durable;
 mod plans;
 mod refence;

@@ -10,7 +10,9 @@ use crate::domain::audit::Change;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
 use crate::store::Result;
-use crate::store::audit::{AuditBatch, AuditHead, AuditSearch, AuditStore};
+use crate::store::audit::{
+    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch, AuditStore,
+};
 
 /// Adds `batch` within a transaction.
 pub(super) async fn append(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<()> {
@@ -51,19 +53,44 @@ fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
-/// The search: along the index by time, which has the terms too, so that only rows that fit are looked at.
-pub(super) fn search_query(search: &AuditSearch) -> QueryBuilder<Sqlite> {
-    let mut query =
-        QueryBuilder::new("SELECT chain, seq, at, mac, terms, body FROM audit_batches WHERE at >= ");
-    query.push_bind(search.from.0).push(" AND (at, chain, seq) <= (").push_bind(search.until.at.0);
+/// The most batches that one call of a search looks at.
+const WALK_ROWS_MAX: u32 = 20_000;
+
+/// Adds the rows of a search, the newest first, whatever their terms.
+fn push_walk(query: &mut QueryBuilder<Sqlite>, columns: &str, search: &AuditSearch, rows_max: u32) {
+    query.push("SELECT ").push(columns).push(" FROM audit_batches WHERE at >= ").push_bind(search.from.0);
+    query.push(" AND (at, chain, seq) <= (").push_bind(search.until.at.0);
     query.push(", ").push_bind(search.until.chain).push(", ").push_bind(search.until.seq).push(")");
+    query.push(" ORDER BY at DESC, chain DESC, seq DESC LIMIT ").push_bind(rows_max);
+}
+
+/// The search: a walk along the index by time, which has the terms too, so that only rows that fit are read. The
+/// walk is the outer loop of the join, so the rows come in its order, and it ends when there are enough.
+pub(super) fn search_query(search: &AuditSearch) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT b.chain, b.seq, b.at, b.mac, b.terms, b.body FROM (");
+    push_walk(&mut query, "id, terms", search, WALK_ROWS_MAX);
+    query.push(") walked CROSS JOIN audit_batches b ON b.id = walked.id WHERE true");
     for term in &search.terms {
         // A term is four bytes, and `instr` may find them where one ends and the next begins: a batch that is
         // looked at in vain.
-        query.push(" AND instr(terms, ").push_bind(bytes_of(&[*term])).push(") > 0");
+        query.push(" AND instr(walked.terms, ").push_bind(bytes_of(&[*term])).push(") > 0");
     }
-    query.push(" ORDER BY at DESC, chain DESC, seq DESC LIMIT ").push_bind(search.limit_rows);
+    query.push(" LIMIT ").push_bind(search.limit_rows);
     query
+}
+
+impl SqliteStore {
+    /// Where the walk of `search` ends, if older rows are left.
+    async fn walk_end(&self, search: &AuditSearch) -> Result<Option<AuditPosition>> {
+        let mut query = QueryBuilder::new("");
+        push_walk(&mut query, "at, chain, seq", search, 1);
+        query.push(" OFFSET ").push_bind(WALK_ROWS_MAX - 1);
+        let rows = self.read(query.build()).await?;
+        let place = |row: &SqliteRow| {
+            Ok(AuditPosition { at: Timestamp(column(row, 0)?), chain: column(row, 1)?, seq: column(row, 2)? })
+        };
+        rows.first().map(place).transpose()
+    }
 }
 
 #[async_trait]
@@ -102,10 +129,15 @@ impl AuditStore for SqliteStore {
         rows.iter().map(batch).collect()
     }
 
-    async fn search_audit(&self, search: &AuditSearch) -> Result<Vec<AuditBatch>> {
+    async fn search_audit(&self, search: &AuditSearch) -> Result<AuditFound> {
         let mut query = search_query(search);
         let rows = self.read(query.build()).await?;
-        rows.iter().map(batch).collect()
+        let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
+        let looked_to = match batches.last() {
+            Some(last) if batches.len() >= search.limit_rows as usize => Some(last.into()),
+            _ => self.walk_end(search).await?,
+        };
+        Ok(AuditFound { batches, looked_to })
     }
 
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> Result<Vec<bool>> {
@@ -117,5 +149,59 @@ impl AuditStore for SqliteStore {
             made.push(!self.read(query.bind(patient.0).bind(version).bind(event.0)).await?.is_empty());
         }
         Ok(made)
+    }
+}
+
+/// Leaves `anchor` and takes away the rows at and before it, within a transaction.
+async fn remove_behind(connection: &mut SqliteConnection, anchor: &AuditAnchor) -> Result<()> {
+    let AuditAnchor { head, seal } = anchor;
+    let leave = sqlx::query(
+        "INSERT INTO audit_anchors (chain, seq, mac, seal) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (chain) DO UPDATE SET seq = excluded.seq, mac = excluded.mac, seal = excluded.seal
+         WHERE audit_anchors.seq < excluded.seq",
+    );
+    let leave = leave.bind(head.chain).bind(head.seq).bind(head.mac.to_vec()).bind(seal.to_vec());
+    change(connection, leave).await?;
+    let remove = sqlx::query("DELETE FROM audit_batches WHERE chain = $1 AND seq <= $2");
+    change(connection, remove.bind(head.chain).bind(head.seq)).await.map(drop)
+}
+
+/// Rows that one transaction takes away: the server must not wait for its turn to write.
+const REMOVAL_ROWS_MAX: u32 = 256;
+
+#[async_trait]
+impl AuditArchiveStore for SqliteStore {
+    async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditAnchor>> {
+        let query = sqlx::query(
+            "SELECT chain, seq, mac, seal FROM audit_anchors WHERE $1 IS NULL OR chain > $1 ORDER BY chain LIMIT $2",
+        );
+        let rows = self.read(query.bind(after).bind(limit_rows)).await?;
+        let anchor = |row: &SqliteRow| {
+            let bytes = |at: usize| column::<Vec<u8>>(row, at).map(|bytes| mac(&bytes));
+            let head = AuditHead { chain: column(row, 0)?, seq: column(row, 1)?, mac: bytes(2)? };
+            Ok(AuditAnchor { head, seal: bytes(3)? })
+        };
+        rows.iter().map(anchor).collect()
+    }
+
+    async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>> {
+        Ok(Some(before))
+    }
+
+    fn audit_removal_rows_max(&self) -> Option<u32> {
+        Some(REMOVAL_ROWS_MAX)
+    }
+
+    async fn remove_audit(&self, _end: Timestamp, anchors: &[AuditAnchor]) -> Result<()> {
+        let anchors = anchors.to_vec();
+        let removal = self.writer.write(move |connection| {
+            Box::pin(async move {
+                for anchor in &anchors {
+                    remove_behind(connection, anchor).await?;
+                }
+                Ok(())
+            })
+        });
+        removal.await
     }
 }

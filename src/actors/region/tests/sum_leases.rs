@@ -16,6 +16,9 @@ impl LeaseStore for SumStore {
     }
 
     async fn take(&self, _kind: Kind, wanted: &[Wanted], owner: &str, ttl: Duration) -> store::Result<Taken> {
+        if self.hang_taking.swap(false, Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         if self.refuse_leases.load(Ordering::SeqCst) {
             self.leases_refused.fetch_add(1, Ordering::SeqCst);
             return Err(store::Error::Unavailable("as asked".into()));
@@ -61,6 +64,9 @@ impl LeaseStore for SumStore {
         owner: &str,
         _ttl: Duration,
     ) -> store::Result<Vec<ShardNo>> {
+        if self.hang_renewal.swap(false, Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         let epochs = self.epochs.lock().unwrap();
         let is_held = |lease: &&TakenLease| {
             epochs.get(&lease.shard).is_some_and(|(epoch, by)| *epoch == lease.epoch.0 && by == owner)

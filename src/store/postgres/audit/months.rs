@@ -1,0 +1,172 @@
+//! The months of the audit: making those to come, and dropping those that were archived.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::AssertSqlSafe;
+use sqlx::postgres::{PgConnection, PgRow};
+use uuid::Uuid;
+
+use super::super::fault::{Failure, Intent};
+use super::super::{PostgresStore, Transaction, column, limit};
+use super::mac;
+use crate::domain::time::Timestamp;
+use crate::store::audit::{AuditAnchor, AuditArchiveStore, AuditHead};
+use crate::store::{Error, Result};
+
+/// For how many months after this one there is room.
+const MONTHS_AHEAD: i32 = 3;
+
+/// Sorts what waits in the pending lists of the index of terms into it. One session at a time does, since a second
+/// one would only wait for it. The number is "terms" in ASCII.
+const TIDY: &str = "
+WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(499918204275) AS mine)
+SELECT gin_clean_pending_list(i.indexrelid)
+FROM alone JOIN pg_inherits p ON alone.mine AND p.inhparent = 'audit_batches'::regclass
+JOIN pg_index i ON i.indrelid = p.inhrelid
+JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam AND a.amname = 'gin'";
+
+/// The parts that end at $1 or earlier, and those ends. The rest has none.
+const PARTS: &str = "
+SELECT format('%I.%I', n.nspname, c.relname), upper FROM pg_inherits p
+JOIN pg_class c ON c.oid = p.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+CROSS JOIN LATERAL (SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \\(''(-?\\d+)''\\)')::bigint) e (upper)
+WHERE p.inhparent = 'audit_batches'::regclass AND upper <= $1 ORDER BY upper";
+
+/// Begins the transaction that takes rows away. Its first locks are on months that are over, and on tables that only
+/// such transactions change.
+const BEGIN_REMOVAL: &str = "BEGIN; SET LOCAL lock_timeout = 5000; SET LOCAL statement_timeout = 60000;
+    LOCK TABLE audit_anchors IN SHARE ROW EXCLUSIVE MODE";
+/// How long a removal may take.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(120);
+/// The lock that dropping a month needs: all commits wait while it is waited for. So that is not long.
+const LOCK_ALL: &str = "SET LOCAL lock_timeout = 250; LOCK TABLE audit_batches IN ACCESS EXCLUSIVE MODE";
+/// How often a removal is tried that did not get its locks.
+const REMOVAL_TRIES_MAX: u32 = 5;
+/// The pause between two tries.
+const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
+/// Anchors written by one statement.
+const ANCHORS_AT_ONCE: usize = 5_000;
+
+const LEAVE_ANCHORS: &str = "
+INSERT INTO audit_anchors (chain, seq, mac, seal) SELECT * FROM unnest($1::uuid[], $2::int8[], $3::bytea[], $4::bytea[])
+ON CONFLICT (chain) DO UPDATE SET seq = excluded.seq, mac = excluded.mac, seal = excluded.seal
+WHERE audit_anchors.seq < excluded.seq";
+
+/// The rows of months without a part that are behind an anchor.
+const EMPTY_REST: &str = "
+DELETE FROM audit_batches_rest b USING audit_anchors a WHERE b.at < $1 AND a.chain = b.chain AND b.seq <= a.seq";
+
+/// See `AuditStore::tend_audit`. Neither of the two waits for the other to succeed.
+pub(super) async fn tend(store: &PostgresStore) -> Result<Option<u32>> {
+    let made = store.follow_up(sqlx::query("SELECT audit_make_months($1)").bind(MONTHS_AHEAD)).await;
+    store.follow_up(sqlx::query(TIDY)).await?;
+    let ahead: Option<i32> = made?.first().map(|row| column(row, 0)).transpose()?.flatten();
+    Ok(ahead.map(|months| u32::try_from(months).unwrap_or_default()))
+}
+
+/// Makes the months to come.
+///
+/// # Errors
+/// `Unavailable`: not done; it may be called again.
+pub(in super::super) async fn make_months(connection: &mut PgConnection) -> Result<()> {
+    let query = sqlx::query("SELECT audit_make_months($1)").bind(MONTHS_AHEAD);
+    let made = query.execute(connection).await;
+    made.map(drop).map_err(|error| Failure::Failed(error).into_error(Intent::Read))
+}
+
+fn anchor(row: &PgRow) -> Result<AuditAnchor> {
+    let head = AuditHead { chain: column(row, 0)?, seq: column(row, 1)?, mac: mac(column(row, 2)?) };
+    Ok(AuditAnchor { head, seal: mac(column(row, 3)?) })
+}
+
+#[async_trait]
+impl AuditArchiveStore for PostgresStore {
+    async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditAnchor>> {
+        let query = sqlx::query(
+            "SELECT chain, seq, mac, seal FROM audit_anchors WHERE $1::uuid IS NULL OR chain > $1 ORDER BY chain LIMIT $2",
+        );
+        self.read(query.bind(after).bind(limit(limit_rows))).await?.iter().map(anchor).collect()
+    }
+
+    async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>> {
+        let parts = self.read(sqlx::query(PARTS).bind(before.0)).await?;
+        parts.last().map(|part| column(part, 1).map(Timestamp)).transpose()
+    }
+
+    fn audit_removal_rows_max(&self) -> Option<u32> {
+        None
+    }
+
+    async fn remove_audit(&self, end: Timestamp, anchors: &[AuditAnchor]) -> Result<()> {
+        let mut tries = 1;
+        loop {
+            match self.try_to_remove(end, anchors).await {
+                Err(Error::Unavailable(_)) if tries < REMOVAL_TRIES_MAX => tries += 1,
+                done => return done,
+            }
+            tokio::time::sleep(REMOVAL_PAUSE).await;
+        }
+    }
+}
+
+impl PostgresStore {
+    async fn try_to_remove(&self, end: Timestamp, anchors: &[AuditAnchor]) -> Result<()> {
+        let mut transaction = self.begin(BEGIN_REMOVAL, REMOVAL_LIMIT).await?;
+        for anchors in anchors.chunks(ANCHORS_AT_ONCE) {
+            let query = sqlx::query(LEAVE_ANCHORS)
+                .bind(anchors.iter().map(|anchor| anchor.head.chain).collect::<Vec<_>>())
+                .bind(anchors.iter().map(|anchor| anchor.head.seq).collect::<Vec<_>>())
+                .bind(anchors.iter().map(|anchor| &anchor.head.mac[..]).collect::<Vec<_>>())
+                .bind(anchors.iter().map(|anchor| &anchor.seal[..]).collect::<Vec<_>>());
+            transaction.rows(query).await?;
+        }
+        transaction.rows(sqlx::query(EMPTY_REST).bind(end.0)).await?;
+        let parts = transaction.rows(sqlx::query(PARTS).bind(end.0)).await?;
+        let parts = parts.iter().map(|part| column(part, 0)).collect::<Result<Vec<String>>>()?;
+        for part in &parts {
+            // Nobody writes into it any more; searches go on.
+            transaction.run(format!("LOCK TABLE {part} IN SHARE MODE")).await?;
+            transaction.refuse_unanchored(part, "true").await?;
+        }
+        transaction.refuse_unanchored("audit_batches_rest", &format!("at < {}", end.0)).await?;
+        if !parts.is_empty() {
+            transaction.batch(LOCK_ALL).await.map_err(|failure| failure.into_error(Intent::Read))?;
+            transaction.run(format!("DROP TABLE {}", parts.join(", "))).await?;
+        }
+        transaction.commit().await
+    }
+}
+
+impl Transaction {
+    /// Runs a statement whose names come from the catalogue.
+    async fn run(&mut self, sql: String) -> Result<Vec<PgRow>> {
+        self.rows(sqlx::query(AssertSqlSafe(sql)).persistent(false)).await
+    }
+
+    /// Fails if the newest row of any chain in `part`, of those that fit `condition`, is behind no anchor.
+    async fn refuse_unanchored(&mut self, part: &str, condition: &str) -> Result<()> {
+        // From chain to chain by the key, whatever each of them is long.
+        let sql = format!(
+            "WITH RECURSIVE heads AS (
+                 (SELECT chain, seq FROM {part} WHERE {condition} ORDER BY chain DESC, seq DESC LIMIT 1)
+                 UNION ALL
+                 SELECT older.* FROM heads CROSS JOIN LATERAL
+                     (SELECT b.chain, b.seq FROM {part} b WHERE b.chain < heads.chain AND {condition}
+                      ORDER BY b.chain DESC, b.seq DESC LIMIT 1) older
+             )
+             SELECT heads.chain FROM heads LEFT JOIN audit_anchors a USING (chain)
+             WHERE a.seq IS NULL OR a.seq < heads.seq LIMIT 1"
+        );
+        let left = self.run(sql).await?;
+        match left.first() {
+            None => Ok(()),
+            Some(row) => {
+                let chain: Uuid = column(row, 0)?;
+                Err(Error::Broken(format!(
+                    "chain {chain} has rows that were not archived, so nothing was taken away"
+                )))
+            }
+        }
+    }
+}

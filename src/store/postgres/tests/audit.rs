@@ -1,0 +1,200 @@
+//! The months of the audit: how they come and go beside commits, and by which index a search goes.
+
+use std::sync::Arc;
+
+use sqlx::migrate::Migrator;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use super::super::audit::search::{BY_TERMS, WALK};
+use super::super::{MIGRATOR, session};
+use super::Stage;
+use crate::domain::time::Timestamp;
+use crate::store::contract::server::Postgres;
+use crate::store::{
+    AuditAnchor, AuditBatch, AuditHead, AuditPosition, AuditSearch, Error, Settings, Use, migrate, open,
+};
+
+/// The migration that makes the months.
+const MONTHS_MIGRATION: i64 = 8;
+
+fn batch(n: u128, at: Timestamp) -> AuditBatch {
+    let (chain, mac) = (Uuid::from_u128(n), [1; 32]);
+    AuditBatch { chain, seq: 0, at, mac, body: b"body".to_vec(), terms: vec![7] }
+}
+
+/// Drops the months that begin after this one, which have no rows.
+const DROP_MONTHS: &str = "
+DO $$ DECLARE part regclass; BEGIN
+    FOR part IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'audit_batches'::regclass
+        AND inhrelid::regclass::text LIKE 'audit_batches_20%' LOOP
+        EXECUTE format('DROP TABLE %s', part);
+    END LOOP;
+END $$";
+
+const MONTHS: &str = "
+SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_batches'::regclass
+AND inhrelid::regclass::text LIKE 'audit_batches_20%'";
+
+/// The first moment of the month after next.
+async fn month_after_next(stage: &mut Stage) -> Timestamp {
+    let sql = "SELECT audit_month((extract(epoch FROM now()) * 1000000)::bigint, 2)";
+    Timestamp(stage.number(sql).await)
+}
+
+#[tokio::test]
+async fn rows_from_before_the_months_are_all_there() {
+    let database = Postgres::shared_fast().create_database().await;
+    let settings = Settings { url: database.url().to_owned(), ..Settings::default() };
+    let mut other = PgConnection::connect(database.url()).await.expect("a session");
+    let older: Vec<_> = MIGRATOR.iter().filter(|step| step.version < MONTHS_MIGRATION).cloned().collect();
+    let older = Migrator { migrations: older.into(), ..Migrator::DEFAULT };
+    older.run_direct(None, &mut other, false).await.expect("the older schema");
+    let rows = "INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
+        SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(n % 16), 2, '0'))::uuid, n / 16,
+            1700000000000000 + n * 3000000000, decode(repeat('01', 32), 'hex'), 'body', ARRAY[n % 100]
+        FROM generate_series(0, 1599) n";
+    other.execute(rows).await.expect("rows");
+    migrate(&settings).await.expect("the newer schema");
+    let store = open(&settings, Use::Serve).await.expect("a store");
+    for chain in 0..16 {
+        let found = store.audit_batches(Uuid::from_u128(chain), 0, 1000).await.expect("rows");
+        assert_eq!(found.iter().map(|row| row.seq).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    }
+    // What writes by the old name goes on, and keeps its keys.
+    store.append_audit(&batch(3, store.ping().await.expect("a clock"))).await.expect_err("it is taken");
+    let now = store.ping().await.expect("a clock");
+    store.append_audit(&AuditBatch { seq: 100, ..batch(3, now) }).await.expect("added");
+    let until = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
+    let search = AuditSearch { terms: vec![42], from: Timestamp(0), until, limit_rows: 100 };
+    assert_eq!(store.search_audit(&search).await.expect("an answer").batches.len(), 16);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_nodes_make_the_months_at_once() {
+    let mut stage = Stage::set(|_| ()).await;
+    assert_eq!(stage.number(MONTHS).await, 3);
+    for _ in 0..5 {
+        stage.other(DROP_MONTHS).await;
+        let mut nodes = JoinSet::new();
+        for _ in 0..8 {
+            let store = Arc::clone(&stage.store);
+            nodes.spawn(async move { store.tend_audit().await });
+        }
+        for ahead in nodes.join_all().await {
+            assert!(matches!(ahead, Ok(None | Some(3))), "{ahead:?}");
+        }
+        assert_eq!(stage.number(MONTHS).await, 3);
+    }
+    stage.store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_under_way_and_the_making_of_months_do_not_wait_for_each_other() {
+    let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 1_000).await;
+    stage.other(DROP_MONTHS).await;
+    let insert = "BEGIN; INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
+        VALUES (gen_random_uuid(), 0, (extract(epoch FROM now()) * 1000000)::bigint, '', '', '{1}')";
+    stage.other(insert).await;
+    assert_eq!(stage.store.tend_audit().await, Ok(Some(3)));
+    let now = stage.store.ping().await.expect("a clock");
+    stage.store.append_audit(&batch(1, now)).await.expect("added");
+    stage.other("COMMIT").await;
+    stage.store.close().await;
+}
+
+#[tokio::test]
+async fn a_month_without_a_table_keeps_its_rows_all_the_same() {
+    let mut stage = Stage::set(|_| ()).await;
+    stage.other(DROP_MONTHS).await;
+    let later = month_after_next(&mut stage).await;
+    stage.store.append_audit(&batch(1, later)).await.expect("added");
+    assert_eq!(stage.store.tend_audit().await, Ok(Some(2)), "that month stays where its row is");
+    assert_eq!(stage.number(MONTHS).await, 2);
+    stage.store.append_audit(&batch(2, later)).await.expect("added");
+    let found = stage.store.audit_batches(Uuid::from_u128(1), 0, 9).await.expect("rows");
+    assert_eq!(found, [batch(1, later)]);
+    stage.store.close().await;
+}
+
+/// A session that looks at the audit for long, such as a backup, holds up the removal, and not the commits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_that_cannot_get_its_lock_gives_up() {
+    let mut stage = Stage::set(|_| ()).await;
+    let end = month_after_next(&mut stage).await;
+    let row = batch(1, Timestamp(end.0 - 1));
+    stage.store.append_audit(&row).await.expect("added");
+    stage.other("BEGIN; SELECT count(*) FROM audit_batches").await;
+    let anchor = AuditAnchor { head: AuditHead { chain: row.chain, seq: 0, mac: row.mac }, seal: [1; 32] };
+    let store = Arc::clone(&stage.store);
+    let removal = tokio::spawn(async move { store.remove_audit(end, &[anchor]).await });
+    let now = stage.store.ping().await.expect("a clock");
+    let mut added = 0;
+    while !removal.is_finished() {
+        added += 1;
+        stage.store.append_audit(&batch(1_000 + added, now)).await.expect("added meanwhile");
+    }
+    let refused = removal.await.expect("no panic");
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    assert!(added > 5, "{added} rows were added meanwhile");
+    assert_eq!(stage.store.audit_anchors(None, 9).await, Ok(vec![]));
+    assert_eq!(stage.store.audit_batches(row.chain, 0, 9).await, Ok(vec![row.clone()]));
+    stage.other("COMMIT").await;
+    stage.store.remove_audit(end, &[anchor]).await.expect("now it can");
+    assert_eq!(stage.store.audit_batches(row.chain, 0, 9).await, Ok(vec![]));
+    stage.store.close().await;
+}
+
+const FILL: &str = "
+INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
+SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(n % 16), 2, '0'))::uuid, n / 16,
+    (extract(epoch FROM now()) * 1000000)::bigint + n * 200000000::bigint, '', '',
+    ARRAY(SELECT hashint4(n * 7 + t) FROM generate_series(1, 8) t) || ARRAY[1, 2]
+FROM generate_series(0, 39999) n;
+ANALYZE;";
+
+async fn plan(session: &mut PgConnection, types: &str, sql: &str, values: &str) -> String {
+    session.execute(AssertSqlSafe(format!("PREPARE asked ({types}) AS {sql}"))).await.expect("prepared");
+    let explained = sqlx::query(AssertSqlSafe(format!("EXPLAIN EXECUTE asked ({values})")));
+    let rows = explained.fetch_all(&mut *session).await.expect("a plan");
+    session.execute("DEALLOCATE asked").await.expect("gone");
+    rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
+    let database = Postgres::shared_fast().create_database().await;
+    // Filling the tables may take its time on a busy machine.
+    let settings =
+        Settings { url: database.url().to_owned(), statement_timeout_ms: 120_000, ..Settings::default() };
+    migrate(&settings).await.expect("a schema");
+    let options = session(&settings.url.parse().expect("a URL"), &settings);
+    let mut connection: PgConnection = options.connect().await.expect("a session");
+    connection.execute(FILL).await.expect("filled");
+    // Rows that wait for their place in the index of terms are read one by one.
+    let store = open(&settings, Use::Serve).await.expect("a store");
+    store.tend_audit().await.expect("sorted in");
+    store.close().await;
+    let any = "0, 9000000000000000, gen_random_uuid(), 0";
+    let walk = plan(
+        &mut connection,
+        "int8, int8, uuid, int8, int8, int4[], int8",
+        WALK,
+        &format!("{any}, 2000, ARRAY[1], 16"),
+    )
+    .await;
+    assert!(walk.contains("_at on ") && !walk.contains("Sort ") && !walk.contains("Bitmap"), "{walk}");
+    // A rare term in one month, as the connections of those who follow plan it: for the values at hand.
+    let options = options.options([("plan_cache_mode", "force_custom_plan")]);
+    let mut connection: PgConnection = options.connect().await.expect("a session");
+    let month = "audit_month((extract(epoch FROM now()) * 1000000)::bigint, 1)";
+    let low: i64 =
+        connection.fetch_one(AssertSqlSafe(format!("SELECT {month}"))).await.expect("a number").get(0);
+    let span = format!("{low}, {}, gen_random_uuid(), 0", low + 27 * 86_400_000_000);
+    let types = "int8, int8, uuid, int8, int4[], int8";
+    let rare = plan(&mut connection, types, BY_TERMS, &format!("{span}, ARRAY[hashint4(100000)], 16")).await;
+    assert!(rare.contains("Bitmap Index Scan on audit_batches_20"), "{rare}");
+    assert!(rare.contains("_terms") && !rare.contains("audit_batches_before"), "one month alone:\n{rare}");
+}
