@@ -16,7 +16,8 @@ use hygeia::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use hygeia::domain::patient::{Patient, PatientDetails, PatientEvent};
 use hygeia::domain::time::Timestamp;
 use hygeia::store::{
-    AppendOutcome, PartitionOffset, PatientAppend, ProjectionSource, Settings, Store, Use, migrate, open,
+    AppendOutcome, NextLog, PartitionOffset, PatientAppend, ProjectionSource, Replay, Settings, Store, Use,
+    migrate, open,
 };
 use time::macros::date;
 use uuid::Uuid;
@@ -66,6 +67,7 @@ async fn measure(url: &str, rows: usize) {
         .await;
     report("commit_patients, batches of 32, 4 in flight", rows, start.elapsed());
 
+    let log_no = begin_log(&store).await;
     let (mut observations, mut seen, mut reading, mut marking) =
         (Vec::new(), 0, Duration::ZERO, Duration::ZERO);
     loop {
@@ -77,7 +79,7 @@ async fn measure(url: &str, rows: usize) {
         }
         let seqs: Vec<i64> = events.iter().map(|e| e.seq).collect();
         let start = Instant::now();
-        store.mark_published(&seqs, "a broker with a name of usual length").await.expect("marked");
+        assert!(store.mark_published(&seqs, log_no, &[]).await.expect("marked"));
         marking += start.elapsed();
         seen += events.len();
         observations.extend(events.iter().map(|e| observation(&e.recorded)));
@@ -104,6 +106,18 @@ async fn measure(url: &str, rows: usize) {
     }
     println!("  republish_forgotten, 2000 a call: {put_back} rows in {:?}", start.elapsed());
     store.close().await;
+}
+
+async fn begin_log(store: &Arc<dyn Store>) -> i64 {
+    let next = NextLog {
+        after: 0,
+        cluster: "a broker with a name of usual length".into(),
+        topic: "t".into(),
+        at: Timestamp(0),
+        reason: "the first".into(),
+        replay: Replay::Uncounted,
+    };
+    store.begin_log(&next).await.expect("a log").no
 }
 
 async fn one_by_one(store: &Arc<dyn Store>, epochs: &[Epoch]) {

@@ -14,7 +14,6 @@ pub mod directory;
 pub mod entity;
 #[cfg(test)]
 mod fake_store;
-mod held;
 pub mod journal;
 pub mod kafka_bridge;
 mod lease_watch;

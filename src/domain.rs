@@ -15,4 +15,5 @@ pub mod patient;
 pub mod search;
 pub mod text;
 pub mod time;
+pub mod topic_log;
 pub mod validate;

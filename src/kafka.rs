@@ -14,6 +14,7 @@ mod client;
 mod connect;
 mod consumer;
 mod gate;
+mod look;
 mod producer;
 mod settings;
 pub mod wire;
@@ -24,8 +25,11 @@ pub(crate) mod testing;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+
+use crate::domain::topic_log::{LogAnchor, PartitionSight};
 
 pub use self::connect::Kafka;
 pub use self::settings::{EMBEDDED, Properties, Secret, SecurityProtocol, Settings};
@@ -78,13 +82,25 @@ impl std::fmt::Debug for Outgoing {
     }
 }
 
+/// The place of a message in its topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+}
+
 /// What became of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is in the log.
-    Delivered,
+    /// It is in the log, at this place unless the broker only said that it has it already.
+    Delivered(Option<Place>),
     /// It failed, for this reason, and may be published again.
     Failed(String),
+    /// The broker does not take this message, for this reason: publishing it again will not help unless the
+    /// broker's settings change.
+    Refused(String),
     /// The producer could not go on and has been replaced; the message may be published again.
     ProducerLost(String),
 }
@@ -92,7 +108,7 @@ pub enum Delivery {
 impl Delivery {
     /// Whether the message is in the log for certain.
     pub fn is_delivered(&self) -> bool {
-        *self == Delivery::Delivered
+        matches!(self, Delivery::Delivered(_))
     }
 }
 
@@ -182,17 +198,6 @@ pub trait Consumer: Send + Sync {
     fn applied(&self, positions: &[Position]);
 }
 
-/// What a partition holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Watermarks {
-    /// The partition.
-    pub partition: i32,
-    /// The oldest offset it still holds.
-    pub low: i64,
-    /// The offset that the next message will get.
-    pub high: i64,
-}
-
 /// The names used at the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
@@ -207,12 +212,29 @@ pub struct Names {
 /// The broker as a whole.
 #[async_trait]
 pub trait Broker: Send + Sync {
-    /// Which log this is: another one for each start of an embedded broker, which forgets at exit; the
-    /// cluster's id for a real one. Once known it does not change.
+    /// The id of the broker's cluster; for the embedded broker another one for each start, as it forgets at exit.
+    /// Once known it does not change. Makes the topics that are missing at a real broker, if the settings say so.
     ///
     /// # Errors
     /// `Away`: ask again.
-    async fn incarnation(&self) -> Result<String>;
+    async fn cluster_id(&self) -> Result<String>;
+
+    /// Why the topic has another log than the one that the anchors are of; `None` if nothing says so. Makes a
+    /// topic that is missing, if the settings say so.
+    ///
+    /// # Errors
+    /// `Away`: ask again.
+    async fn departure(&self, anchors: &[LogAnchor]) -> Result<Option<String>>;
+
+    /// How long the topic keeps messages; `None` if for ever.
+    ///
+    /// # Errors
+    /// `Away`: the broker did not say.
+    async fn retention(&self) -> Result<Option<Duration>>;
+
+    /// Gives up the producer: what it has not sent yet fails, and the next batch makes a new one, which knows
+    /// nothing of an earlier log.
+    fn renew_publisher(&self);
 
     /// The producer, shared by all who ask.
     fn publisher(&self) -> Arc<dyn Publisher>;
@@ -227,7 +249,7 @@ pub trait Broker: Send + Sync {
     ///
     /// # Errors
     /// `Away`
-    async fn watermarks(&self) -> Result<Vec<Watermarks>>;
+    async fn watermarks(&self) -> Result<Vec<PartitionSight>>;
 
     /// Whether the broker can be reached, as last heard.
     fn link(&self) -> Link;

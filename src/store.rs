@@ -21,6 +21,7 @@ mod reading;
 mod searching;
 mod sessions;
 mod sqlite;
+mod topic_log;
 mod trimming;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo, Version};
 use crate::domain::patient::PatientState;
 use crate::domain::search::{PatientPage, PatientSearch};
 use crate::domain::time::Timestamp;
+use crate::domain::topic_log::LogAnchor;
 
 pub use audit::{
     AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch, AuditStore,
@@ -47,6 +49,7 @@ pub use sessions::{
     AttemptStore, Attempts, CallerStore, Hash, KeyStore, NewSession, Revocation, RevokedSession, Rotation,
     SessionStore, SharedSecret, SigningKeyRow, USED_TOKENS_KEPT,
 };
+pub use topic_log::{NextLog, ParkRow, Queue, Replay, Replayed, TopicLog, TopicLogStore};
 
 /// Why the database did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -293,41 +296,53 @@ pub trait OutboxStore: Send + Sync {
     /// Events not yet published, in the order of `seq`, at most `limit_rows`: for each patient a
     /// prefix of what is unpublished.
     async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
-        self.unpublished_besides(&[], &[], limit_rows).await.map(|rows| rows.events)
+        let read = OutboxRead { known: &[], now: Timestamp(i64::MAX), replay_of: None, limit_rows };
+        self.read_unpublished(read).await.map(|rows| rows.events)
     }
 
-    /// As `unpublished`, without the rows `known` and without any of the patients `held`: what a reader
-    /// asks that is still busy with the ones and holds back the others. For each patient who is not held,
-    /// `known` and the answer together are a prefix of what is unpublished. Rows that cannot be read are
-    /// told as such and are no reason to fail.
-    async fn unpublished_besides(
-        &self,
-        known: &[i64],
-        held: &[PatientId],
-        limit_rows: u32,
-    ) -> Result<OutboxRows>;
+    /// As `unpublished`, for a reader that is still busy with the rows `known`, without the patients parked now.
+    /// For each other patient, `known` and the answer together are a prefix of what is unpublished. Rows that
+    /// cannot be read are told as such and are no reason to fail.
+    async fn read_unpublished(&self, read: OutboxRead<'_>) -> Result<OutboxRows>;
 
-    /// Notes that the broker incarnation `broker` took the events.
-    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()>;
+    /// Notes that the log `log_no` took the events, and what it holds at the `anchors`. False if another log has
+    /// taken its place: then nothing is noted.
+    async fn mark_published(&self, seqs: &[i64], log_no: i64, anchors: &[LogAnchor]) -> Result<bool>;
 
-    /// Puts back what other incarnations than `broker` took and analytics has not applied, since
-    /// those brokers may have forgotten it. One call looks at no more than `rows_max` rows, those after
+    /// Parks these rows of `queue`.
+    async fn park(&self, queue: Queue, rows: &[ParkRow]) -> Result<()>;
+
+    /// Puts back what logs of other names than `broker` took and analytics has not applied, since
+    /// it may have been lost with them. One call looks at no more than `rows_max` rows, those after
     /// the number `after`, so that no call takes long: call again until there is no `next`.
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack>;
 
-    /// Whether some event that another incarnation than `broker` took is neither counted by analytics nor
-    /// put back yet. Once false for the incarnation in use, it stays so.
+    /// Whether some event that a log of another name than `broker` took is neither counted by analytics nor
+    /// put back yet. Once false for the log in use, it stays so.
     async fn any_forgotten(&self, broker: &str) -> Result<bool>;
 
     /// How many events wait, and since when the oldest does.
     async fn outbox_depth(&self) -> Result<OutboxDepth>;
 
     /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`, without those
-    /// of the patients `held`. Rows that cannot be read are told as such and are no reason to fail.
-    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows>;
+    /// parked at `now`. Rows that cannot be read are told as such and are no reason to fail.
+    async fn unbilled(&self, now: Timestamp, limit_rows: u32) -> Result<OutboxRows>;
 
     /// Notes that the patients of these events have their accounts.
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;
+}
+
+/// What to read of the outbox.
+#[derive(Clone, Copy, Debug)]
+pub struct OutboxRead<'a> {
+    /// Rows to be left out.
+    pub known: &'a [i64],
+    /// Patients parked at this moment are left out.
+    pub now: Timestamp,
+    /// While this log is replayed: patients whose turn has not come are left out.
+    pub replay_of: Option<i64>,
+    /// Rows at most.
+    pub limit_rows: u32,
 }
 
 /// What a call of `OutboxStore::republish_forgotten` did.
@@ -352,6 +367,10 @@ pub struct OutboxDepth {
     pub oldest_at: Option<Timestamp>,
     /// Registrations that wait for an account.
     pub unbilled_rows: u64,
+    /// Events that are parked, each with all that follows it for its patient.
+    pub parked_events: u64,
+    /// Registrations that are parked.
+    pub parked_registrations: u64,
 }
 
 /// Where a consumer group goes on reading one partition.
@@ -368,7 +387,7 @@ pub struct PartitionOffset {
 pub struct ProjectionSource {
     /// Consumer group.
     pub group: String,
-    /// The broker's incarnation (`kafka::Incarnation`).
+    /// The name of the log (`TopicLog::name`).
     pub broker: String,
     /// Topic.
     pub topic: String,
@@ -461,7 +480,14 @@ pub trait UserStore: Send + Sync {
 /// The whole database, for the composition root.
 #[async_trait]
 pub trait Store:
-    PatientStore + LeaseStore + OutboxStore + ProjectionStore + AccountStore + CallerStore + AuditArchiveStore
+    PatientStore
+    + LeaseStore
+    + OutboxStore
+    + TopicLogStore
+    + ProjectionStore
+    + AccountStore
+    + CallerStore
+    + AuditArchiveStore
 {
     /// Makes sure that the schema fits, migrating it first where the settings say so. Called once, before
     /// anything else, by who serves; again if it was `Unavailable`.

@@ -9,6 +9,8 @@
 //!   message counts once, whatever is repeated: by the broker, the group, a retry, or a restart.
 //! - A message that cannot be read is in the dead letter topic before its offset is passed.
 //! - No message is ever skipped: while the database or the dead letter topic is away, its batch is held.
+//! - Offsets of another log are no place to begin at. The bridge says which log the topic has; while the topic does
+//!   not look like it, nothing is read. A log that is new is read from its beginning.
 //! - `handle` never awaits. At most `summaries_max` summaries are being answered.
 
 mod reader;
@@ -37,7 +39,7 @@ use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
 use crate::health::{Health, Status};
 use crate::kafka::Broker;
-use crate::store::{OutboxStore, ProjectionStore};
+use crate::store::{OutboxStore, ProjectionStore, TopicLogStore};
 
 /// The actor's name in logs and health.
 pub const NAME: &str = "analytics";
@@ -47,7 +49,8 @@ pub const NAME: &str = "analytics";
 pub struct SummaryView {
     /// The counts.
     pub summary: Summary,
-    /// Events that were decided and are not counted yet, in the outbox or in Kafka; `None` if the
+    /// Events that were decided and are not counted yet, in the outbox or in Kafka, and those that a new log of the
+    /// topic is told again; `None` if the
     /// broker cannot be asked. Exact while at most `store::OUTBOX_DEPTH_ROWS_MAX` wait in the outbox; of
     /// more than that, one more is told.
     pub lag_events: Option<u64>,
@@ -261,6 +264,8 @@ pub struct AnalyticsArgs {
     pub projections: Arc<dyn ProjectionStore>,
     /// Where events wait that are not published yet: a part of the lag.
     pub outbox: Arc<dyn OutboxStore>,
+    /// Where it stands which log the topic has.
+    pub logs: Arc<dyn TopicLogStore>,
     /// Where events come from.
     pub broker: Arc<dyn Broker>,
     /// Where analytics says how it is, as the part `analytics`.

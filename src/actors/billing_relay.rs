@@ -9,9 +9,10 @@
 //!   id, so a row that comes twice has no second effect.
 //! - One round at a time, as a task that reports back; `handle` never waits. A round that dies is
 //!   noticed and counts as a failure. A round dies with its actor.
-//! - A row that cannot be read is held back and concerns nobody else: see `held`.
+//! - A row that cannot be read is parked for a while and concerns nobody else.
 //! - A row that fails waits by itself (`row_backoff_*`) and does not keep others from their accounts;
-//!   when nothing works, the whole relay pauses (`pause_*`).
+//!   when nothing works, the whole relay pauses (`pause_*`). One that fails again and again is parked (`park_*`):
+//!   the store does not give it out for a while, so that any number of them leaves room for others.
 //! - The lease spares double work. Nothing relies on it: two relays open the same account once.
 //! - Messages are hints: with every nudge lost, the poll still finds each row.
 
@@ -29,8 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::backlog::Backlog;
 use self::round::Report;
-use super::background::{Look, Pace, Tasks};
-use super::held::Held;
+use super::background::{Backoff, Look, Pace, Tasks};
 use super::members::{Members, ReleasedHook};
 use super::open_accounts::OpenAccounts;
 use super::slice_lease::{Answer, RELAY_SLICE, SliceArgs, SliceLease, Standing};
@@ -69,8 +69,14 @@ pub struct Settings {
     pub row_backoff_min_ms: u64,
     /// The longest such wait, in milliseconds.
     pub row_backoff_max_ms: u64,
-    /// How many failing rows are remembered at most; rows beyond that are tried every round.
+    /// How many failing rows are remembered at most; further ones are parked at their first failure.
     pub failing_rows_max: usize,
+    /// How often a row fails before it is parked, while others get through.
+    pub park_after_failures: u32,
+    /// How long a row is parked for the first time, in milliseconds; it doubles with each further time.
+    pub park_min_ms: u64,
+    /// The longest such time, in milliseconds.
+    pub park_max_ms: u64,
 }
 
 impl Default for Settings {
@@ -88,6 +94,9 @@ impl Default for Settings {
             row_backoff_min_ms: 500,
             row_backoff_max_ms: 15_000,
             failing_rows_max: 4_096,
+            park_after_failures: 5,
+            park_min_ms: 30_000,
+            park_max_ms: 600_000,
         }
     }
 }
@@ -109,6 +118,9 @@ impl Settings {
             ("batch_rows_max", self.batch_rows_max >= 1, "at least 1"),
             ("concurrency_max", self.concurrency_max >= 1, "at least 1"),
             ("failing_rows_max", self.failing_rows_max >= 1, "at least 1"),
+            ("park_after_failures", self.park_after_failures >= 1, "at least 1"),
+            ("park_min_ms", (1..=DAY_MS).contains(&self.park_min_ms), "1 to 86400000"),
+            ("park_max_ms", (1..=DAY_MS).contains(&self.park_max_ms), "1 to 86400000"),
         ];
         let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
         broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
@@ -118,6 +130,10 @@ impl Settings {
 impl Settings {
     fn lease_tick(&self) -> Duration {
         Duration::from_millis(self.poll_ms.min(self.lease_ttl_ms / 3).max(1))
+    }
+
+    fn parking(&self) -> Backoff {
+        Backoff { min: Duration::from_millis(self.park_min_ms), max: Duration::from_millis(self.park_max_ms) }
     }
 }
 
@@ -180,7 +196,8 @@ pub struct BillingRelay;
 pub struct State {
     args: Args,
     backlog: Backlog,
-    held: Held,
+    /// Rows that this actor has parked and not seen billed since.
+    parked: usize,
     /// Watches the round in flight, which ends with it.
     round: Option<AbortOnDropHandle<()>>,
     /// A nudge came during the round: the outbox may hold what the round has not read.
@@ -201,6 +218,8 @@ impl Actor for BillingRelay {
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         args.health.report(NAME, Status::Explained("the outbox has not been read yet".into()));
+        // There from the start, so that a rate sees the first one.
+        let _ = metrics::counter!("hygeia_outbox_unreadable_total", "reader" => NAME);
         // The timers end with the actor.
         myself.send_interval(args.settings.lease_tick(), || BillingRelayMessage::LeaseTick);
         myself
@@ -220,7 +239,7 @@ impl Actor for BillingRelay {
             pace: Pace::new(Duration::from_millis(args.settings.gather_ms)),
             args,
             backlog: Backlog::default(),
-            held: Held::new(NAME),
+            parked: 0,
             round: None,
             nudged: false,
             lease,
@@ -300,8 +319,7 @@ impl State {
         }
         self.nudged = false;
         let myself = myself.clone();
-        let round =
-            AbortOnDropHandle::new(tokio::spawn(round::run(self.args.clone(), plan, self.held.patients())));
+        let round = AbortOnDropHandle::new(tokio::spawn(round::run(self.args.clone(), plan)));
         self.round = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let report = round.await.ok();
             // Without the actor nobody is left to tell.
@@ -314,10 +332,12 @@ impl State {
         let now = self.args.clock.mono();
         let failing_before = self.backlog.failing_rows();
         self.backlog.round_ended(&self.args.settings, report, now);
-        let holds_more = report.is_some_and(|r| self.held.note(&r.unreadable));
+        let parks = report.map_or(0, |r| r.parked.len());
+        let newly = report.map_or(0, |r| r.parked_first);
+        self.parked = (self.parked + newly).saturating_sub(report.map_or(0, |r| r.unparked));
         self.tell(report);
         // A full window may hide more rows. Without progress the next tick is soon enough.
-        let further = holds_more || self.backlog.failing_rows() > failing_before;
+        let further = parks > 0 || self.backlog.failing_rows() > failing_before;
         let more = report.is_some_and(|r| r.full && (further || !r.billed.is_empty()));
         if more {
             self.pace.hurry();
@@ -391,7 +411,11 @@ impl State {
             Some(_) if self.backlog.failing_rows() > 0 => Some("some accounts could not be opened yet"),
             Some(_) => None,
         };
-        let status = status.map(str::to_owned).or_else(|| self.held.explanation());
+        let parked = || {
+            let rows = self.parked;
+            (rows > 0).then(|| format!("{rows} patients are parked: their accounts could not be opened"))
+        };
+        let status = status.map(str::to_owned).or_else(parked);
         let status = status.map_or(Status::Ready, Status::Explained);
         self.args.health.report(NAME, status);
         let Some(report) = report else { return };

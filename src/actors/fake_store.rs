@@ -1,6 +1,8 @@
 //! A database in memory for tests of the actors that move events: outbox, lease and projection, with
 //! faults on order.
 
+mod topic_log;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -15,10 +17,12 @@ use crate::domain::event::{EventType, OutboxEvent, RecordedEvent};
 use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
 use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::{Clock, Timestamp};
+use crate::domain::topic_log::LogAnchor;
+use crate::kafka::Broker;
 use crate::store::{
-    Applied, Error, LeaseMark, LeaseRow, LeaseStore, OthersLease, OutboxDepth, OutboxRows, OutboxStore,
-    PartitionOffset, ProjectionSource, ProjectionStore, PutBack, Refenced, Result, Taken, TakenLease,
-    UnreadableRow, Wanted,
+    Applied, Error, LeaseMark, LeaseRow, LeaseStore, OthersLease, OutboxDepth, OutboxRead, OutboxRows,
+    OutboxStore, ParkRow, PartitionOffset, ProjectionSource, ProjectionStore, PutBack, Queue, Refenced, Result,
+    Taken, TakenLease, TopicLog, UnreadableRow, Wanted,
 };
 
 /// How a call ends instead of as it should.
@@ -56,6 +60,41 @@ struct State {
     faults: HashMap<&'static str, VecDeque<Fault>>,
     put_back_takes: Duration,
     spoiled: HashSet<i64>,
+    parked: HashMap<PatientId, ParkRow>,
+    log: Option<TopicLog>,
+    anchors: BTreeMap<i32, LogAnchor>,
+    /// How far the replay has come, since when events are due, and whose turn came before.
+    replay: Option<(PatientId, i64)>,
+    replay_since: i64,
+    replayed: HashSet<PatientId>,
+}
+
+impl State {
+    fn name(&self) -> &str {
+        self.log.as_ref().map_or("", |log| &log.name)
+    }
+
+    fn place(&self) -> (PatientId, i64) {
+        self.replay.unwrap_or((PatientId(Uuid::nil()), 0))
+    }
+
+    fn replays(&self, log_no: i64) -> bool {
+        self.log.as_ref().is_some_and(|log| log.no == log_no && !log.replay_done)
+    }
+
+    /// Puts an event back, unless it waits already or is not due.
+    fn put_back(&mut self, seq: i64) -> u64 {
+        let since = self.replay_since;
+        let Some((event, published)) = self.events.get_mut(&seq) else { return 0 };
+        if published.is_none() || event.recorded.at.0 < since {
+            return 0;
+        }
+        (*published, event.replay) = (None, true);
+        if let Some(log) = &mut self.log {
+            log.replayed_rows += 1;
+        }
+        1
+    }
 }
 
 /// See above.
@@ -111,7 +150,7 @@ impl FakeStore {
 
     /// Commits an event at `seq`.
     pub(super) fn commit(&self, seq: i64, recorded: RecordedEvent) {
-        let event = OutboxEvent { seq, shard: 0, recorded };
+        let event = OutboxEvent { seq, shard: 0, recorded, replay: false, parks: 0 };
         assert!(self.lock().events.insert(seq, (event, None)).is_none(), "seq {seq} is taken");
     }
 
@@ -120,8 +159,45 @@ impl FakeStore {
         let mut state = self.lock();
         let first = state.events.keys().next_back().map_or(1, |last| last + 1);
         for (seq, recorded) in (first..).zip(events) {
-            state.events.insert(seq, (OutboxEvent { seq, shard: 0, recorded }, None));
+            state
+                .events
+                .insert(seq, (OutboxEvent { seq, shard: 0, recorded, replay: false, parks: 0 }, None));
         }
+    }
+
+    /// Another log of this cluster takes the place of the one in use, and needs no replay.
+    pub(super) fn begin(&self, cluster: &str) {
+        let mut state = self.lock();
+        let no = state.log.as_ref().map_or(0, |log| log.no) + 1;
+        state.log =
+            Some(TopicLog { no, name: cluster.into(), cluster: cluster.into(), ..topic_log::unknown() });
+        state.anchors.clear();
+    }
+
+    /// The log of `kafka` is in use, if none was.
+    pub(super) async fn know(&self, kafka: &dyn Broker) {
+        let cluster = kafka.cluster_id().await.expect("a cluster");
+        let topic = kafka.names().topic.to_string();
+        let mut state = self.lock();
+        if state.log.is_none() {
+            state.log =
+                Some(TopicLog { no: 1, name: cluster.clone(), cluster, topic, ..topic_log::unknown() });
+        }
+    }
+
+    /// The log in use.
+    pub(super) fn log(&self) -> Option<TopicLog> {
+        self.lock().log.clone()
+    }
+
+    /// How many rows are parked.
+    pub(super) fn parked(&self) -> usize {
+        self.lock().parked.len()
+    }
+
+    /// Every event can be read.
+    pub(super) fn mend(&self) {
+        self.lock().spoiled.clear();
     }
 
     /// Events not marked as published.
@@ -147,33 +223,52 @@ impl FakeStore {
 
 #[async_trait]
 impl OutboxStore for FakeStore {
-    async fn unpublished_besides(
-        &self,
-        known: &[i64],
-        held: &[PatientId],
-        limit_rows: u32,
-    ) -> Result<OutboxRows> {
+    async fn read_unpublished(&self, read: OutboxRead<'_>) -> Result<OutboxRows> {
         self.attempt("unpublished", |state| {
+            let replays = read.replay_of.is_some_and(|no| state.replays(no));
+            let free = |event: &&OutboxEvent| {
+                let patient = event.recorded.patient_id();
+                let parked = state.parked.get(&patient).is_some_and(|row| row.retry_at > read.now);
+                let turn = !replays || patient < state.place().0 || state.replayed.contains(&patient);
+                !parked && turn && !read.known.contains(&event.seq)
+            };
             let waiting =
                 state.events.values().filter(|(_, broker)| broker.is_none()).map(|(event, _)| event);
-            let waiting = waiting.filter(|event| !known.contains(&event.seq));
-            let waiting = waiting.filter(|event| !held.contains(&event.recorded.patient_id()));
-            let rows = waiting.take(limit_rows as usize).map(|event| {
+            let rows = waiting.filter(free).take(read.limit_rows as usize).map(|event| {
                 let (patient_id, version) = (event.recorded.patient_id(), event.recorded.version());
+                let parks = state.parked.get(&patient_id).filter(|row| row.seq == event.seq);
+                let parks = parks.map_or(0, |row| row.parks);
                 let spoiled = state.spoiled.contains(&event.seq);
-                let read = if spoiled { Err(Error::Broken("spoiled".into())) } else { Ok(event.clone()) };
-                Ok((UnreadableRow { seq: event.seq, patient_id, version }, read))
+                let event = OutboxEvent { parks, ..event.clone() };
+                let place = UnreadableRow { seq: event.seq, patient_id, version, parks };
+                Ok((place, if spoiled { Err(Error::Broken("spoiled".into())) } else { Ok(event) }))
             });
-            OutboxRows::gather(rows, limit_rows)
+            OutboxRows::gather(rows, read.limit_rows)
         })?
     }
 
-    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
+    async fn mark_published(&self, seqs: &[i64], log_no: i64, anchors: &[LogAnchor]) -> Result<bool> {
         self.attempt("mark_published", |state| {
-            for seq in seqs {
-                state.events.get_mut(seq).expect("a row").1 = Some(broker.to_owned());
+            if state.log.as_ref().is_none_or(|log| log.no != log_no) {
+                return false;
             }
+            let name = state.name().to_owned();
+            for seq in seqs {
+                state.events.get_mut(seq).expect("a row").1 = Some(name.clone());
+            }
+            state.parked.retain(|_, row| !seqs.contains(&row.seq));
+            for anchor in anchors {
+                let last = state.anchors.entry(anchor.partition).or_insert(*anchor);
+                if last.offset < anchor.offset {
+                    *last = *anchor;
+                }
+            }
+            true
         })
+    }
+
+    async fn park(&self, _queue: Queue, rows: &[ParkRow]) -> Result<()> {
+        self.attempt("park", |state| state.parked.extend(rows.iter().map(|row| (row.patient_id, *row))))
     }
 
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
@@ -190,9 +285,12 @@ impl OutboxStore for FakeStore {
                 let counted = state.versions.get(&event.recorded.patient_id()).map_or(0, |v| v.0);
                 let elsewhere = published.as_deref().is_some_and(|p| p != broker);
                 if elsewhere && event.recorded.version() > counted {
-                    *published = None;
+                    (*published, event.replay) = (None, true);
                     rows += 1;
                 }
+            }
+            if let Some(log) = &mut state.log {
+                log.replayed_rows += rows;
             }
             PutBack { rows, next: last.filter(|_| seen == rows_max) }
         })
@@ -212,11 +310,12 @@ impl OutboxStore for FakeStore {
             let mut waiting = state.events.values().filter(|(_, broker)| broker.is_none());
             let oldest_at = waiting.clone().map(|(event, _)| event.recorded.at).min();
             let unpublished_rows = waiting.by_ref().count() as u64;
-            OutboxDepth { unpublished_rows, oldest_at, unbilled_rows: 0 }
+            let parked_events = state.parked.len() as u64;
+            OutboxDepth { unpublished_rows, oldest_at, parked_events, ..OutboxDepth::default() }
         })
     }
 
-    async fn unbilled(&self, _held: &[PatientId], _limit_rows: u32) -> Result<OutboxRows> {
+    async fn unbilled(&self, _now: Timestamp, _limit_rows: u32) -> Result<OutboxRows> {
         Ok(OutboxRows::default())
     }
 

@@ -13,13 +13,18 @@
 //! **Speed.** Reading, publishing and marking overlap, over different patients: see `window`.
 //!
 //! Other invariants:
-//! - Nothing is published before the log's incarnation is known and what earlier ones forgot is put back.
-//! - A row is marked only after its event was acknowledged.
-//! - A row that cannot be read holds back its own patient's later rows and nobody else's: see `held`.
+//! - Nothing is published before it is known which log the topic has, and before what earlier logs had and
+//!   analytics has not counted is put back. A new log is filled by a replay: see `log` and `store::TopicLogStore`.
+//! - Whether the topic has another log is looked at every `log_check_ms`, after the broker was away, and when an
+//!   event gets an offset that the log had before. Then nothing is published until it is known.
+//! - A row is marked only after its event was acknowledged, and only under the log that it was published to.
+//! - A row that cannot be read, or fails again and again, is parked for a while. It holds back its own patient's
+//!   later rows and nobody else's.
 //! - `handle` never awaits: every call of the store or the broker is a task that reports back, or that is
 //!   noticed when it dies. Failed calls are made again at the next tick.
 //! - Messages are hints: with every nudge lost, the tick still finds each row.
 
+mod log;
 mod state;
 mod task;
 mod window;
@@ -27,21 +32,24 @@ mod window;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, SupervisionEvent};
 use ractor_cluster::RactorMessage;
 
+use self::log::Identified;
 pub use self::state::BridgeState;
-use self::window::Limits;
+use self::task::Found;
+use self::window::{Limits, Sent};
 use super::background::Backoff;
 use super::members::{Members, ReleasedHook};
 use super::slice_lease::Answer;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::kafka::Broker;
-use crate::store::{self, LeaseStore, OutboxRows, OutboxStore};
+use crate::store::{self, LeaseStore, OutboxDepth, OutboxStore, TopicLogStore};
 
 /// The actor's name in logs.
 pub const NAME: &str = "kafka-bridge";
@@ -79,6 +87,28 @@ pub struct Settings {
     pub retry_max_ms: u64,
     /// How long a graceful stop waits for what is in flight, in milliseconds.
     pub drain_timeout_ms: u64,
+    /// How often it is checked that the topic still has the log that is known, in milliseconds.
+    pub log_check_ms: u64,
+    /// What is published again to a new log. At the embedded broker always `uncounted`.
+    pub replay: ReplayOf,
+    /// How often a row fails before it is parked, while others get through.
+    pub park_after_failures: u32,
+    /// How long a row is parked for the first time, in milliseconds; it doubles with each further time.
+    pub park_min_ms: u64,
+    /// The longest such time, in milliseconds.
+    pub park_max_ms: u64,
+}
+
+/// What is published again to a new log of the topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplayOf {
+    /// All events.
+    Everything,
+    /// The events within the topic's retention, which is what the lost log would hold.
+    Retention,
+    /// Only what analytics has not counted.
+    Uncounted,
 }
 
 impl Default for Settings {
@@ -97,6 +127,11 @@ impl Default for Settings {
             retry_min_ms: 100,
             retry_max_ms: 5_000,
             drain_timeout_ms: 5_000,
+            log_check_ms: 10_000,
+            replay: ReplayOf::Retention,
+            park_after_failures: 5,
+            park_min_ms: 30_000,
+            park_max_ms: 600_000,
         }
     }
 }
@@ -114,6 +149,10 @@ impl Settings {
             ("retry_min_ms", (1..=DAY_MS).contains(&self.retry_min_ms), "1 to 86400000"),
             ("retry_max_ms", (1..=DAY_MS).contains(&self.retry_max_ms), "1 to 86400000"),
             ("drain_timeout_ms", (1..=DAY_MS).contains(&self.drain_timeout_ms), "1 to 86400000"),
+            ("log_check_ms", (1..=DAY_MS).contains(&self.log_check_ms), "1 to 86400000"),
+            ("park_after_failures", self.park_after_failures >= 1, "at least 1"),
+            ("park_min_ms", (1..=DAY_MS).contains(&self.park_min_ms), "1 to 86400000"),
+            ("park_max_ms", (1..=DAY_MS).contains(&self.park_max_ms), "1 to 86400000"),
             ("window_rows_max", self.window_rows_max >= 1, "at least 1"),
             ("read_rows_max", self.read_rows_max >= 1, "at least 1"),
             ("batch_rows_max", self.batch_rows_max >= 1, "at least 1"),
@@ -133,6 +172,7 @@ impl Settings {
             batch_rows: self.batch_rows_max.max(1),
             batches: self.batches_max.max(1),
             mark_rows: self.mark_rows_max.max(1),
+            park_after: self.park_after_failures.max(1),
         }
     }
 
@@ -142,6 +182,10 @@ impl Settings {
 
     fn store_timeout(&self) -> Duration {
         Duration::from_millis(self.store_timeout_ms)
+    }
+
+    fn parking(&self) -> Backoff {
+        Backoff { min: Duration::from_millis(self.park_min_ms), max: Duration::from_millis(self.park_max_ms) }
     }
 
     fn backoff(&self) -> Backoff {
@@ -176,22 +220,37 @@ pub struct Report(Outcome);
 enum Outcome {
     Lease(Answer),
     LeaseDue,
-    Prepared(Result<Arc<str>, String>),
-    Read(store::Result<OutboxRows>),
-    Published { batch: u64, delivered: Vec<bool> },
+    Prepared(Result<Box<Identified>, String>),
+    /// What a look at the log brought: why it seems to be another one, if it does.
+    Checked(Result<Option<String>, String>),
+    /// For the log of this number.
+    Read(i64, store::Result<Found>),
+    Published {
+        batch: u64,
+        floor: Arc<Tops>,
+        sent: Vec<Sent>,
+    },
     Rested(u64),
-    Marked(store::Result<()>),
-    Measured,
+    /// For the log of this number: whether it is still in use.
+    Marked(i64, store::Result<bool>),
+    /// For the log of this number.
+    Parked(i64, store::Result<()>),
+    Measured(Option<OutboxDepth>),
     Probed,
     Released,
     DrainTimeout,
 }
+
+/// The highest offset known of each partition.
+type Tops = HashMap<i32, i64>;
 
 /// What the bridge needs.
 #[derive(Clone)]
 pub struct KafkaBridgeArgs {
     /// Where the events are.
     pub outbox: Arc<dyn OutboxStore>,
+    /// Where it stands which log the topic has.
+    pub logs: Arc<dyn TopicLogStore>,
     /// Where the lease is.
     pub leases: Arc<dyn LeaseStore>,
     /// Where the events go.

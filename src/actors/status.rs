@@ -107,6 +107,29 @@ pub struct OutboxStatus {
     pub oldest_ms: Option<u64>,
     /// Registrations that wait for an account.
     pub unbilled_rows: u64,
+    /// Events that are parked, each with all that follows it for its patient: they cannot be read, or failed again
+    /// and again.
+    pub parked_events: u64,
+    /// Registrations that are parked.
+    pub parked_registrations: u64,
+}
+
+/// The log of the topic that events are published to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct TopicLogStatus {
+    /// Its number: 1 for the first, and one more for each that took the place of another.
+    pub no: i64,
+    /// The topic.
+    pub topic: String,
+    /// How long it has been in use.
+    pub age_ms: u64,
+    /// Why it took the place of the one before.
+    pub reason: String,
+    /// Events of earlier logs are being put back into the outbox for it.
+    pub replaying: bool,
+    /// How many were.
+    pub replayed_rows: u64,
 }
 
 /// The cluster, as seen from one place.
@@ -126,6 +149,9 @@ pub struct ClusterStatus {
     /// What waits in the outbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outbox: Option<OutboxStatus>,
+    /// Where it is published to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic_log: Option<TopicLogStatus>,
     /// What could not be found out, and why.
     pub unknown: Vec<String>,
 }
@@ -143,9 +169,10 @@ impl ClusterStatus {
     /// Adds what the database knows, asking it for at most `limit`.
     pub async fn ask_database(&mut self, store: &dyn Store, now: Timestamp, limit: Duration) {
         match tokio::time::timeout(limit, facts(store, now)).await {
-            Ok(Ok((leases, outbox))) => {
+            Ok(Ok((leases, outbox, topic_log))) => {
                 self.leases = leases;
                 self.outbox = Some(outbox);
+                self.topic_log = topic_log;
             }
             // The reason names hosts and users, and is for the log.
             Ok(Err(error)) => {
@@ -161,7 +188,9 @@ impl ClusterStatus {
     }
 }
 
-async fn facts(store: &dyn Store, now: Timestamp) -> store::Result<(Vec<LeaseStatus>, OutboxStatus)> {
+type Facts = (Vec<LeaseStatus>, OutboxStatus, Option<TopicLogStatus>);
+
+async fn facts(store: &dyn Store, now: Timestamp) -> store::Result<Facts> {
     let mut leases = Vec::new();
     for kind in KINDS {
         let mut rows = store.leases(kind).await?;
@@ -180,8 +209,18 @@ async fn facts(store: &dyn Store, now: Timestamp) -> store::Result<(Vec<LeaseSta
         unpublished_rows: depth.unpublished_rows,
         oldest_ms: depth.oldest_at.map(waited),
         unbilled_rows: depth.unbilled_rows,
+        parked_events: depth.parked_events,
+        parked_registrations: depth.parked_registrations,
     };
-    Ok((leases, outbox))
+    let topic_log = store.topic_log().await?.map(|log| TopicLogStatus {
+        no: log.no,
+        topic: log.topic,
+        age_ms: waited(log.began_at),
+        reason: log.reason,
+        replaying: !log.replay_done,
+        replayed_rows: log.replayed_rows,
+    });
+    Ok((leases, outbox, topic_log))
 }
 
 #[cfg(test)]

@@ -66,6 +66,10 @@ pub struct OutboxEvent {
     pub shard: ShardNo,
     /// The event.
     pub recorded: RecordedEvent,
+    /// An earlier log had the event already; it is published again.
+    pub replay: bool,
+    /// How often it was parked: it failed, and others went on without it.
+    pub parks: u32,
 }
 
 /// The type of an event, as published.
@@ -162,7 +166,7 @@ mod tests {
             traceparent: "00-trace".into(),
             fingerprint: None,
         };
-        let shown = format!("{:?}", OutboxEvent { seq: 42, shard: 0, recorded });
+        let shown = format!("{:?}", OutboxEvent { seq: 42, shard: 0, recorded, replay: false, parks: 0 });
         assert!(shown.contains("42") && shown.contains("00-trace"), "{shown}");
         assert!(!shown.contains("canary") && !shown.contains("1985"), "{shown}");
     }

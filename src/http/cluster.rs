@@ -24,7 +24,9 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
                 "sessions": [{"peer": "patient-1", "roundTripUs": 210, "inFlight": 0}]}],
             "leases": [{"kind": "patient", "shard": 0, "owner": "patient-1#01a20381-e2a2-75a5-bd0a-42bb0c312e43",
                 "epoch": 3, "expired": false}],
-            "outbox": {"unpublishedRows": 0, "unbilledRows": 0},
+            "outbox": {"unpublishedRows": 0, "unbilledRows": 0, "parkedEvents": 0, "parkedRegistrations": 0},
+            "topicLog": {"no": 1, "topic": "patient", "ageMs": 60000, "reason": "no log was known",
+                "replaying": false, "replayedRows": 0},
             "unknown": []
         }))))]
 pub(super) async fn status(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {

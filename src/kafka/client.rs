@@ -1,6 +1,7 @@
 //! What every client of librdkafka tells us: its log lines, and whether the broker is there.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -86,5 +87,26 @@ pub(super) fn making(error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, _, name, _) => Error::Settings(format!("librdkafka refuses {name}")),
         other => Error::Settings(other.to_string()),
+    }
+}
+
+/// When a question has to be answered.
+#[derive(Clone, Copy)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    /// After `limit` from now.
+    pub(super) fn after(limit: Duration) -> Self {
+        Deadline(Instant::now() + limit)
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_over(self) -> bool {
+        Instant::now() >= self.0
+    }
+
+    /// What is left: never zero, which librdkafka takes for "do not even try".
+    pub(super) fn left(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
     }
 }

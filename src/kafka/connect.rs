@@ -5,21 +5,23 @@
 //! same broker.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
-use super::client::{ClientEvents, LinkState, making};
+use super::client::{ClientEvents, Deadline, LinkState, making};
 use super::consumer::KafkaConsumer;
 use super::gate::Gate;
+use super::look;
 use super::producer::{KafkaPublisher, ProducerEvents};
-use super::{Broker, Consumer, Error, Link, Names, Publisher, Result, Settings, Watermarks};
+use super::{Broker, Consumer, Error, Link, Names, Publisher, Result, Settings};
+use crate::domain::topic_log::{self, LogAnchor, MessageSight, PartitionSight};
 
 /// How long the control client looks for log lines and errors that have gathered.
 const DRAIN: Duration = Duration::from_millis(1);
@@ -39,7 +41,7 @@ struct Inner {
     link: LinkState,
     gate: Option<Arc<Gate>>,
     publisher: Arc<KafkaPublisher>,
-    incarnation: OnceCell<String>,
+    cluster_id: OnceCell<String>,
     /// A token for each member of the group that this process is.
     members: TaskTracker,
     /// Asks about the cluster, one question at a time. It holds the embedded broker, so it is the last field.
@@ -77,15 +79,14 @@ impl Kafka {
         let publisher = Arc::new(KafkaPublisher::new(settings, producer_config, link.clone(), watched)?);
         // A consumer is made later; what librdkafka refuses of its settings is said now.
         settings.consumer_config(&bootstrap)?.create_native_config().map_err(|e| making(&e))?;
-        let incarnation = OnceCell::new();
+        let cluster_id = OnceCell::new();
         if settings.is_embedded() {
-            incarnation.set(format!("embedded-{}", uuid::Uuid::now_v7())).unwrap_or_default();
+            cluster_id.set(format!("embedded-{}", uuid::Uuid::now_v7())).unwrap_or_default();
         }
         let settings = settings.clone();
         let control = Arc::new(Mutex::new(control));
         let members = TaskTracker::new();
-        let inner =
-            Inner { settings, names, bootstrap, link, gate, publisher, incarnation, members, control };
+        let inner = Inner { settings, names, bootstrap, link, gate, publisher, cluster_id, members, control };
         Ok(Kafka { inner: Arc::new(inner) })
     }
 
@@ -152,19 +153,26 @@ impl Kafka {
     /// Asks for the topics. Who refused, and why; that one is there already is no refusal.
     async fn create_topics(&self) -> Result<Vec<(String, RDKafkaErrorCode)>> {
         let settings = &self.inner.settings;
-        let admin: AdminClient<ClientEvents> = settings
-            .control_config(&self.inner.bootstrap)?
-            .create_with_context(ClientEvents::new("admin", self.inner.link.clone()))
-            .map_err(|e| making(&e))?;
+        let admin = self.admin()?;
         let topics = [&settings.topic, &settings.dead_letter_topic]
             .map(|t| NewTopic::new(t, settings.partitions, TopicReplication::Fixed(-1)));
-        let limit = Duration::from_millis(settings.metadata_timeout_ms);
-        let options = AdminOptions::new().request_timeout(Some(limit));
-        let results = admin.create_topics(&topics, &options).await;
+        let results = admin.create_topics(&topics, &self.admin_options()).await;
         // Its end waits for a thread.
         tokio::task::spawn_blocking(move || drop(admin));
         let refused = results.map_err(|e| away(&e))?.into_iter().filter_map(std::result::Result::err);
         Ok(refused.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect())
+    }
+
+    fn admin(&self) -> Result<AdminClient<ClientEvents>> {
+        let config = self.inner.settings.control_config(&self.inner.bootstrap)?;
+        config
+            .create_with_context(ClientEvents::new("admin", self.inner.link.clone()))
+            .map_err(|e| making(&e))
+    }
+
+    fn admin_options(&self) -> AdminOptions {
+        let limit = Duration::from_millis(self.inner.settings.metadata_timeout_ms);
+        AdminOptions::new().request_timeout(Some(limit))
     }
 
     /// Makes the topics that are missing. A broker that does not let us, or cannot, may have them made by someone
@@ -180,7 +188,7 @@ impl Kafka {
         }
     }
 
-    async fn cluster_id(&self) -> Result<String> {
+    async fn ask_cluster_id(&self) -> Result<String> {
         let id = self.ask(|control, deadline| {
             let id = control.client().fetch_cluster_id(deadline.left());
             id.filter(|id| !id.is_empty())
@@ -191,6 +199,36 @@ impl Kafka {
             self.make_topics().await;
         }
         Ok(id)
+    }
+
+    /// What each partition of the topic holds; none if there is no topic.
+    async fn sights(&self) -> Result<Vec<PartitionSight>> {
+        let topic = Arc::clone(&self.inner.names.topic);
+        self.ask(move |control, deadline| {
+            let client = control.client();
+            let metadata = client.fetch_metadata(Some(&topic), deadline.left()).map_err(|e| away(&e))?;
+            let partitions = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id());
+            partitions
+                .map(|partition| {
+                    let (low, high) =
+                        client.fetch_watermarks(&topic, partition, deadline.left()).map_err(|e| away(&e))?;
+                    Ok(PartitionSight { partition, low, high })
+                })
+                .collect()
+        })
+        .await
+    }
+
+    /// The messages at these anchors.
+    async fn look_at(&self, anchors: Vec<LogAnchor>) -> Result<Vec<MessageSight>> {
+        let inner = &self.inner;
+        let config = inner.settings.look_config(&inner.bootstrap)?;
+        let events = ClientEvents::new("looker", inner.link.clone());
+        let topic = Arc::clone(&inner.names.topic);
+        let deadline = Deadline::after(Duration::from_millis(inner.settings.metadata_timeout_ms));
+        let looked =
+            tokio::task::spawn_blocking(move || look::at(&config, events, &topic, &anchors, deadline));
+        looked.await.unwrap_or_else(|_| Err(Error::Away("the messages were not looked at".into())))
     }
 
     /// The embedded broker's control client, for faults in tests.
@@ -211,8 +249,44 @@ fn control(settings: &Settings, link: &LinkState) -> Result<Control> {
 
 #[async_trait]
 impl Broker for Kafka {
-    async fn incarnation(&self) -> Result<String> {
-        self.inner.incarnation.get_or_try_init(|| self.cluster_id()).await.cloned()
+    async fn cluster_id(&self) -> Result<String> {
+        self.inner.cluster_id.get_or_try_init(|| self.ask_cluster_id()).await.cloned()
+    }
+
+    async fn departure(&self, anchors: &[LogAnchor]) -> Result<Option<String>> {
+        if self.inner.settings.is_embedded() {
+            // Its log lives as long as this process.
+            return Ok(None);
+        }
+        let sights = self.sights().await?;
+        if sights.is_empty() {
+            if self.inner.settings.create_topics {
+                self.make_topics().await;
+            }
+            return Err(Error::Away(format!("the topic {} is not there", self.inner.names.topic)));
+        }
+        let wanted = topic_log::worth_reading(anchors, &sights);
+        let messages = if wanted.is_empty() { Vec::new() } else { self.look_at(wanted).await? };
+        Ok(topic_log::departure(anchors, &sights, &messages))
+    }
+
+    async fn retention(&self) -> Result<Option<Duration>> {
+        let admin = self.admin()?;
+        let topic = ResourceSpecifier::Topic(&self.inner.names.topic);
+        let told = admin.describe_configs([&topic], &self.admin_options()).await;
+        tokio::task::spawn_blocking(move || drop(admin));
+        let refused = |code| Error::Away(format!("the topic's retention is not told: {code}"));
+        let config = told.map_err(|e| away(&e))?.into_iter().next();
+        let config = config.ok_or_else(|| Error::Away("the topic's retention is not told".into()))?;
+        let config = config.map_err(refused)?;
+        let told = config.get("retention.ms").and_then(|entry| entry.value.as_deref());
+        let ms = told.and_then(|value| value.parse::<i64>().ok());
+        let ms = ms.ok_or_else(|| Error::Away("the topic's retention is not told".into()))?;
+        Ok(u64::try_from(ms).ok().map(Duration::from_millis))
+    }
+
+    fn renew_publisher(&self) {
+        self.inner.publisher.renew();
     }
 
     fn publisher(&self) -> Arc<dyn Publisher> {
@@ -227,21 +301,8 @@ impl Broker for Kafka {
         Ok(Box::new(consumer))
     }
 
-    async fn watermarks(&self) -> Result<Vec<Watermarks>> {
-        let topic = Arc::clone(&self.inner.names.topic);
-        self.ask(move |control, deadline| {
-            let client = control.client();
-            let metadata = client.fetch_metadata(Some(&topic), deadline.left()).map_err(|e| away(&e))?;
-            let partitions = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id());
-            partitions
-                .map(|partition| {
-                    let (low, high) =
-                        client.fetch_watermarks(&topic, partition, deadline.left()).map_err(|e| away(&e))?;
-                    Ok(Watermarks { partition, low, high })
-                })
-                .collect()
-        })
-        .await
+    async fn watermarks(&self) -> Result<Vec<PartitionSight>> {
+        self.sights().await
     }
 
     fn link(&self) -> Link {
@@ -267,19 +328,4 @@ impl Broker for Kafka {
 
 fn away(error: &KafkaError) -> Error {
     Error::Away(error.to_string())
-}
-
-/// When a question has to be answered.
-#[derive(Clone, Copy)]
-struct Deadline(Instant);
-
-impl Deadline {
-    fn after(limit: Duration) -> Self {
-        Deadline(Instant::now() + limit)
-    }
-
-    /// What is left: never zero, which librdkafka takes for "do not even try".
-    fn left(self) -> Duration {
-        self.0.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
-    }
 }

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::client::{ClientEvents, LinkState, making};
 use super::gate::{Gate, Reservation};
-use super::{Delivery, Outgoing, Publisher, Result, Settings};
+use super::{Delivery, Outgoing, Place, Publisher, Result, Settings};
 
 /// How long to wait before asking a full queue again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
@@ -59,6 +59,22 @@ pub(super) struct Ticket {
     batch: Arc<BatchReport>,
     index: usize,
     bytes: u64,
+}
+
+/// Whether an error tells of the message, and not of the broker or the way to it.
+fn is_of_the_message(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{InvalidMessage, InvalidMessageSize, InvalidRecord, InvalidTimestamp};
+    use RDKafkaErrorCode::{MessageSizeTooLarge, PolicyViolation, UnsupportedForMessageFormat};
+    matches!(
+        code,
+        InvalidMessage
+            | InvalidMessageSize
+            | InvalidRecord
+            | InvalidTimestamp
+            | MessageSizeTooLarge
+            | PolicyViolation
+            | UnsupportedForMessageFormat
+    )
 }
 
 /// What is known of a batch so far. It lives until each message was reported, even if nobody waits for
@@ -141,11 +157,16 @@ impl BatchReport {
 
 impl Ticket {
     fn delivered(self, partition: i32, offset: i64) {
-        self.batch.report(self.index, Delivery::Delivered, Some((partition, offset, self.bytes)));
+        // The broker gives no offset for what it has already.
+        let place = (offset >= 0).then_some(Place { partition, offset });
+        self.batch.report(self.index, Delivery::Delivered(place), Some((partition, offset, self.bytes)));
     }
 
     fn failed(self, error: &KafkaError) {
-        self.batch.report(self.index, Delivery::Failed(error.to_string()), None);
+        let reason = error.to_string();
+        let refused = error.rdkafka_error_code().is_some_and(is_of_the_message);
+        let delivery = if refused { Delivery::Refused(reason) } else { Delivery::Failed(reason) };
+        self.batch.report(self.index, delivery, None);
     }
 }
 
@@ -207,6 +228,14 @@ impl KafkaPublisher {
             producer.purge(PurgeConfig::default().queue().inflight());
         }
         true
+    }
+
+    /// Puts the producer out of use. What it holds fails.
+    pub(super) fn renew(&self) {
+        if let Some(producer) = self.lock().take() {
+            producer.purge(PurgeConfig::default().queue().inflight());
+            release(producer);
+        }
     }
 
     /// Hands the batch to librdkafka, which waits for room in the queue as long as it takes.

@@ -295,6 +295,22 @@ impl Settings {
         Ok(config)
     }
 
+    /// What a consumer is told that looks at single messages and joins no group.
+    pub(super) fn look_config(&self, bootstrap: &str) -> Result<ClientConfig> {
+        let mut config = self.common_config(bootstrap)?;
+        config
+            .set("group.id", &self.group)
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "20")
+            .set("queued.min.messages", "1")
+            .set("queued.max.messages.kbytes", "1024");
+        self.own_properties(&mut config);
+        Ok(config)
+    }
+
     fn secure(&self, config: &mut ClientConfig) -> Result<()> {
         config.set("security.protocol", self.security_protocol.as_str());
         let password = match (&self.sasl_password, &self.sasl_password_file) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::testing::{PATIENCE, Refusal, embedded, read_topic, settings};
 use super::*;
+use crate::domain::ids::EventId;
 
 fn message(topic: &str, key: usize, n: usize) -> Outgoing {
     Outgoing {
@@ -54,8 +55,8 @@ fn next_offsets(read: &[Incoming]) -> Vec<Position> {
 async fn what_is_published_is_read_in_order_from_where_the_reader_says() {
     let settings = settings("roundtrip");
     let kafka = Kafka::connect(&settings).expect("connect");
-    let incarnation = kafka.incarnation().await.expect("incarnation");
-    assert_eq!(kafka.incarnation().await.expect("again"), incarnation);
+    let incarnation = kafka.cluster_id().await.expect("incarnation");
+    assert_eq!(kafka.cluster_id().await.expect("again"), incarnation);
     let publisher = kafka.publisher();
     let sent = messages(&settings.topic, 500, 7);
     assert!(publisher.publish(&sent).await.iter().all(Delivery::is_delivered));
@@ -81,7 +82,7 @@ async fn what_is_published_is_read_in_order_from_where_the_reader_says() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_can_wait_until_its_consumer_has_left() {
     let kafka = Kafka::connect(&settings("leaving")).expect("connect");
-    kafka.incarnation().await.expect("incarnation");
+    kafka.cluster_id().await.expect("incarnation");
     let mut consumer = kafka.consumer().await.expect("consumer");
     let ConsumerEvent::Assigned(all) = patiently("assigned", consumer.next()).await.expect("next") else {
         panic!("the first event is the assignment")
@@ -97,7 +98,7 @@ async fn a_node_can_wait_until_its_consumer_has_left() {
 async fn going_back_drops_what_was_read_ahead() {
     let settings = Settings { batch_max_messages: 10, ..settings("goback") };
     let kafka = Kafka::connect(&settings).expect("connect");
-    kafka.incarnation().await.expect("incarnation");
+    kafka.cluster_id().await.expect("incarnation");
     let sent = messages(&settings.topic, 100, 1);
     assert!(kafka.publisher().publish(&sent).await.iter().all(Delivery::is_delivered));
     let mut consumer = kafka.consumer().await.expect("consumer");
@@ -122,7 +123,7 @@ async fn going_back_drops_what_was_read_ahead() {
 async fn an_idle_reader_gets_a_message_soon() {
     let settings = settings("latency");
     let kafka = Kafka::connect(&settings).expect("connect");
-    kafka.incarnation().await.expect("incarnation");
+    kafka.cluster_id().await.expect("incarnation");
     let publisher = kafka.publisher();
     let mut consumer = kafka.consumer().await.expect("consumer");
     assert!(publisher.publish(&messages(&settings.topic, 1, 1)).await[0].is_delivered());
@@ -144,7 +145,7 @@ async fn an_idle_reader_gets_a_message_soon() {
 async fn a_full_queue_is_backpressure() {
     let settings = Settings { queue_max_messages: 10, ..settings("queue") };
     let kafka = Kafka::connect(&settings).expect("connect");
-    kafka.incarnation().await.expect("incarnation");
+    kafka.cluster_id().await.expect("incarnation");
     let sent = messages(&settings.topic, 300, 5);
     let deliveries = patiently("publish", kafka.publisher().publish(&sent)).await;
     assert!(deliveries.iter().all(Delivery::is_delivered), "{deliveries:?}");
@@ -248,7 +249,7 @@ async fn each_start_of_the_embedded_broker_is_another_incarnation() {
     let settings = embedded("incarnation");
     let one = Kafka::connect(&settings).expect("connect");
     let two = Kafka::connect(&settings).expect("connect");
-    assert_ne!(one.incarnation().await, two.incarnation().await);
+    assert_ne!(one.cluster_id().await, two.cluster_id().await);
     assert_ne!(one.bootstrap_servers(), two.bootstrap_servers());
 }
 
@@ -259,8 +260,8 @@ async fn a_broker_that_is_away_at_the_start_is_asked_again_later() {
     let settings =
         Settings { brokers: format!("127.0.0.1:{port}"), metadata_timeout_ms: 200, ..embedded("start") };
     let kafka = Kafka::connect(&settings).expect("connect");
-    assert!(matches!(kafka.incarnation().await, Err(Error::Away(_))));
-    assert!(matches!(kafka.incarnation().await, Err(Error::Away(_))));
+    assert!(matches!(kafka.cluster_id().await, Err(Error::Away(_))));
+    assert!(matches!(kafka.cluster_id().await, Err(Error::Away(_))));
 }
 
 #[tokio::test]
@@ -271,5 +272,39 @@ async fn what_librdkafka_refuses_is_said_at_once_and_without_its_value() {
     assert!(
         matches!(&error, Error::Settings(what) if what.contains("acks") && !what.contains("canary")),
         "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_without_the_last_known_message_has_another_log() {
+    let settings = embedded("departure");
+    let broker = Kafka::connect(&settings).expect("connect");
+    let brokers = broker.bootstrap_servers().to_owned();
+    let kafka =
+        Kafka::connect(&Settings { brokers, create_topics: false, ..settings.clone() }).expect("connect");
+    let id = uuid::Uuid::now_v7();
+    let mut first = message(&settings.topic, 1, 1);
+    first.headers.push((wire::EVENT_ID, id.to_string()));
+    let publisher = kafka.publisher();
+    let deliveries = publisher.publish(&[first]).await;
+    let [Delivery::Delivered(Some(place))] = deliveries.as_slice() else { panic!("{deliveries:?}") };
+    // A renewed producer goes on in the same log.
+    kafka.renew_publisher();
+    assert!(publisher.publish(&messages(&settings.topic, 20, 1)).await.iter().all(Delivery::is_delivered));
+    let departure = async |offset, event_id: Option<uuid::Uuid>| {
+        let anchor = LogAnchor { partition: place.partition, offset, event_id: event_id.map(EventId) };
+        kafka.departure(&[anchor]).await.expect("an answer")
+    };
+    assert_eq!(departure(place.offset, Some(id)).await, None);
+    assert_eq!(departure(place.offset, None).await, None);
+    let other = departure(place.offset, Some(uuid::Uuid::nil())).await.expect("another event");
+    assert!(other.contains("another message"), "{other}");
+    let shorter = departure(1_000, None).await.expect("a shorter log");
+    assert!(shorter.contains("ends before"), "{shorter}");
+    let anchor = LogAnchor { partition: 0, offset: 1_000, event_id: None };
+    assert_eq!(
+        broker.departure(&[anchor]).await,
+        Ok(None),
+        "the embedded broker keeps its log as long as it lives"
     );
 }

@@ -33,6 +33,19 @@ pub const DEAD_LETTER_REASON: &str = "hygeia_dlq_reason";
 /// The header of a dead letter that says where it was: `topic/partition/offset`.
 pub const DEAD_LETTER_SOURCE: &str = "hygeia_dlq_source";
 
+/// The header of an event that an earlier log of the topic had already: the number of the log that it is published
+/// to again.
+pub const REPLAY: &str = "hygeia_replay";
+/// CloudEvents `id`: the event's.
+pub(super) const EVENT_ID: &str = "ce_id";
+
+/// As `encode`, for an event that is published again to the log `log_no`.
+pub fn encode_replay(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext, log_no: i64) -> Outgoing {
+    let mut message = encode(topic, event, hop);
+    message.headers.push((REPLAY, log_no.to_string()));
+    message
+}
+
 /// The message that tells `topic` of `event`; `hop` is the trace's hop that publishes it.
 pub fn encode(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext) -> Outgoing {
     let patient_id = event.patient_id().to_string();
@@ -40,7 +53,7 @@ pub fn encode(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext) -> Ou
     let event_type = event.event_type();
     let headers = vec![
         ("ce_specversion", "1.0".to_owned()),
-        ("ce_id", event_id.clone()),
+        (EVENT_ID, event_id.clone()),
         ("ce_source", SOURCE.to_owned()),
         ("ce_type", event_type.as_str().to_owned()),
         ("ce_subject", patient_id.clone()),

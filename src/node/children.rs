@@ -22,7 +22,7 @@ use crate::actors::audit::{AuditArgs, AuditHandle, AuditJournal, AuditMessage, G
 use crate::actors::billing::Accounts;
 use crate::actors::billing_relay::{self, BillingRelay, BillingRelayMessage};
 use crate::actors::journal::Nudge;
-use crate::actors::kafka_bridge::{BridgeMessage, KafkaBridge, KafkaBridgeArgs};
+use crate::actors::kafka_bridge::{BridgeMessage, KafkaBridge, KafkaBridgeArgs, ReplayOf};
 use crate::actors::link::Links;
 use crate::actors::patients::Patients;
 use crate::actors::peers::Peers;
@@ -177,8 +177,14 @@ fn relay(config: &Config, parts: &Parts, actors: &Actors) -> ChildSpec {
 }
 
 fn bridge(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> ChildSpec {
+    let mut settings = config.bridge.clone();
+    if config.kafka.is_embedded() {
+        // It forgets at each exit, and has room for little more than what analytics has not read.
+        settings.replay = ReplayOf::Uncounted;
+    }
     let args = KafkaBridgeArgs {
         outbox: Arc::clone(&parts.store) as _,
+        logs: Arc::clone(&parts.store) as _,
         leases: Arc::clone(&parts.store) as _,
         broker: Arc::new(kafka.clone()),
         health: parts.health.clone(),
@@ -186,7 +192,7 @@ fn bridge(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> Chi
         owner: Arc::clone(&parts.owner),
         members: parts.members.clone(),
         released: Arc::clone(&parts.released),
-        settings: config.bridge.clone(),
+        settings,
     };
     ChildSpec::new("kafka-bridge", || KafkaBridge, args, actors.bridge.clone())
 }
@@ -205,6 +211,7 @@ fn analytics(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> 
     let args = AnalyticsArgs {
         projections: Arc::clone(&parts.store) as _,
         outbox: Arc::clone(&parts.store) as _,
+        logs: Arc::clone(&parts.store) as _,
         broker: Arc::new(kafka.clone()),
         health: parts.health.clone(),
         clock: Arc::clone(&parts.clock),

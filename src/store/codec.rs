@@ -109,6 +109,11 @@ impl EventRow {
 pub(super) struct OutboxRow {
     seq: i64,
     shard: i32,
+    /// Only who publishes asks for it.
+    #[sqlx(default)]
+    replay: bool,
+    #[sqlx(default)]
+    parks: i32,
     #[sqlx(flatten)]
     event: EventRow,
 }
@@ -118,7 +123,9 @@ impl OutboxRow {
     /// As `EventRow::into_event`.
     pub(super) fn into_event(self) -> Result<OutboxEvent> {
         let shard = shard_of_column(self.shard)?;
-        Ok(OutboxEvent { seq: self.seq, shard, recorded: self.event.into_event()? })
+        let parks = u32::try_from(self.parks).unwrap_or_default();
+        let recorded = self.event.into_event()?;
+        Ok(OutboxEvent { seq: self.seq, shard, recorded, replay: self.replay, parks })
     }
 }
 

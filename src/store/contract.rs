@@ -12,6 +12,7 @@ mod projection;
 mod races;
 mod search;
 mod sessions;
+mod topic_log;
 pub(super) mod world;
 
 use std::sync::Arc;
@@ -116,6 +117,14 @@ contract! {
         a_call_that_puts_back_is_bounded,
         registrations_wait_for_an_account,
         depth_tells_the_oldest,
+    }
+    topic_log {
+        a_log_is_begun_once_and_marks_for_an_earlier_one_have_no_effect,
+        what_was_known_before_logs_had_numbers_needs_no_replay,
+        anchors_rise_and_belong_to_their_log,
+        a_replay_goes_on_where_it_was_and_new_events_do_not_wait_for_it,
+        a_replay_leaves_out_what_is_too_old,
+        a_parked_row_holds_back_its_patient_until_its_time,
     }
     projection {
         counts_add_up,

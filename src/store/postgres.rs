@@ -26,6 +26,7 @@ mod search;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod topic_log;
 mod users;
 
 use std::future::Future;

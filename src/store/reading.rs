@@ -30,6 +30,8 @@ pub struct UnreadableRow {
     pub patient_id: PatientId,
     /// The version that the patient has after it.
     pub version: Version,
+    /// How often it was parked before.
+    pub parks: u32,
 }
 
 impl OutboxRows {

@@ -19,6 +19,7 @@ mod search;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod topic_log;
 mod users;
 mod writer;
 

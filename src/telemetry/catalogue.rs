@@ -117,6 +117,13 @@ pub(super) const METRICS: &[Metric] = &[
         LabelledCounter,
         "Events that cannot be read; each holds its patient back",
     ),
+    (
+        "hygeia_outbox_parked_rows",
+        Gauge,
+        "Rows that cannot be read or fail again and again, by queue; each holds its patient back",
+    ),
+    ("hygeia_kafka_logs_begun_total", Counter, "Times that the topic was found to have another log"),
+    ("hygeia_bridge_replayed_total", Counter, "Events published again that an earlier log had"),
     ("hygeia_bridge_window_rows", Gauge, "Events in hand: waiting, at the producer, or not yet marked"),
     ("hygeia_bridge_published_total", Counter, "Events that the broker took"),
     ("hygeia_bridge_failed_total", Counter, "Events that the broker did not take; they are tried again"),
@@ -130,6 +137,11 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_analytics_lag_events", Gauge, "Events decided and not counted yet"),
     ("hygeia_analytics_counted_total", Counter, "Events counted"),
     ("hygeia_analytics_repeated_total", Counter, "Events seen again, without effect"),
+    (
+        "hygeia_analytics_offsets_beyond_total",
+        Counter,
+        "Stored offsets found behind the end of the topic, at which reading does not begin",
+    ),
     ("hygeia_analytics_missed_total", Counter, "Messages that the broker dropped before they were read"),
     (
         "hygeia_analytics_dead_letters_total",

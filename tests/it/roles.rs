@@ -114,7 +114,12 @@ async fn a_front_without_others_says_what_is_missing() {
     assert_eq!((&status["seenFrom"], &status["leases"]), (&json!("front"), &json!([])));
     assert_eq!(status["nodes"][0]["roles"], json!(["front"]));
     assert_eq!((&status["nodes"][0]["answers"], &status["nodes"][0]["inFlight"]), (&json!(true), &json!(1)));
-    assert_eq!(status["outbox"], json!({"unpublishedRows": 0, "unbilledRows": 0}));
+    assert_eq!(
+        status["outbox"],
+        json!({
+            "unpublishedRows": 0, "unbilledRows": 0, "parkedEvents": 0, "parkedRegistrations": 0
+        })
+    );
     stops_well(node).await;
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{AnalyticsArgs, NAME, summary};
-use crate::actors::background::Backoff;
+use crate::actors::background::{Backoff, within};
 use crate::context::{Hop, TraceContext};
 use crate::domain::analytics::Observation;
 use crate::domain::time::MonoTime;
@@ -18,26 +18,53 @@ use crate::kafka::{
 };
 use crate::store::{self, PartitionOffset, ProjectionSource};
 
-/// Reads until the consumer ends; answers why.
+/// Reads until the consumer ends, or the topic has another log; answers why.
 pub(super) async fn run(args: AnalyticsArgs) -> String {
-    let source = match summary::source(&args).await {
-        Ok(source) => source,
-        Err(error) => return error.to_string(),
-    };
+    let (log_no, source) = log_in_use(&args).await;
     let consumer = match args.broker.consumer().await {
         Ok(consumer) => consumer,
         Err(error) => return error.to_string(),
     };
     let backoff = args.settings.backoff();
-    let mut reader = Reader { args, source, consumer, backoff, assignment: None, expected: BTreeMap::new() };
+    let log_seen_at = args.clock.mono();
+    let expected = BTreeMap::new();
+    let mut reader =
+        Reader { args, log_no, log_seen_at, source, consumer, backoff, assignment: None, expected };
     match reader.read().await {
         Ok(never) => match never {},
         Err(error) => error.to_string(),
     }
 }
 
+/// The log in use, once the topic looks like it.
+async fn log_in_use(args: &AnalyticsArgs) -> (i64, ProjectionSource) {
+    let pause = Duration::from_millis(args.settings.idle_ms / 5).max(Duration::from_millis(1));
+    loop {
+        match looked_at(args).await {
+            Ok(known) => return known,
+            Err(reason) => args.health.report(NAME, Status::Explained(reason)),
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn looked_at(args: &AnalyticsArgs) -> Result<(i64, ProjectionSource), String> {
+    let (log_no, source) = summary::source(args).await?;
+    let limit = Duration::from_millis(args.settings.store_timeout_ms);
+    let anchors = within(limit, args.logs.log_anchors(log_no)).await.map_err(|e| e.to_string())?;
+    match args.broker.departure(&anchors).await.map_err(|e| e.to_string())? {
+        None => Ok((log_no, source)),
+        Some(reason) => {
+            Err(format!("the topic seems to have another log, which the bridge has to begin: {reason}"))
+        }
+    }
+}
+
 struct Reader {
     args: AnalyticsArgs,
+    /// The log that is read, and when it was last known to be in use.
+    log_no: i64,
+    log_seen_at: MonoTime,
     source: ProjectionSource,
     consumer: Box<dyn Consumer>,
     backoff: Backoff,
@@ -51,6 +78,7 @@ impl Reader {
         let idle = Duration::from_millis(self.args.settings.idle_ms.max(1));
         loop {
             self.tell_health(None);
+            self.look_at_log(idle).await?;
             match tokio::time::timeout(idle, self.consumer.next()).await {
                 Err(_) => self.look_at_link().await,
                 Ok(event) => match event? {
@@ -75,6 +103,22 @@ impl Reader {
         self.args.health.report(NAME, status);
     }
 
+    /// Ends the reader if the bridge has begun another log; asks at most once per `every`.
+    async fn look_at_log(&mut self, every: Duration) -> kafka::Result<()> {
+        let now = self.args.clock.mono();
+        if now.since(self.log_seen_at) < every {
+            return Ok(());
+        }
+        self.log_seen_at = now;
+        match self.within(self.args.logs.topic_log()).await {
+            Ok(Some(log)) if log.no != self.log_no => {
+                Err(kafka::Error::Ended(format!("the topic has a new log, number {}", log.no)))
+            }
+            // While the database does not answer nothing is counted anyway.
+            _ => Ok(()),
+        }
+    }
+
     async fn look_at_link(&self) {
         if matches!(self.args.broker.link(), Link::Away(_)) {
             // What comes of it stands in the link.
@@ -91,6 +135,7 @@ impl Reader {
             .filter(|o| assignment.partitions.contains(&o.partition))
             .map(|o| Position { partition: o.partition, next_offset: o.next_offset })
             .collect();
+        self.refuse_beyond(&positions).await?;
         if self.consumer.start(assignment.id, &positions).await? {
             self.expected = positions.iter().map(|p| (p.partition, p.next_offset)).collect();
             tracing::info!(partitions = assignment.partitions.len(), "analytics reads its partitions");
@@ -99,6 +144,33 @@ impl Reader {
             self.assignment = None;
         }
         Ok(())
+    }
+
+    /// Positions behind the end of the topic are an alarm, and no place to begin at: the topic has lost its end, or
+    /// has another log.
+    async fn refuse_beyond(&self, positions: &[Position]) -> kafka::Result<()> {
+        let mut failures = 0;
+        let sights = loop {
+            match self.args.broker.watermarks().await {
+                Ok(sights) => break sights,
+                Err(error) => self.wait(&mut failures, &error.to_string()).await,
+            }
+        };
+        let end = |partition| sights.iter().find(|s| s.partition == partition).map_or(0, |s| s.high);
+        let beyond: Vec<_> = positions.iter().filter(|p| p.next_offset > end(p.partition)).collect();
+        let Some(first) = beyond.first() else { return Ok(()) };
+        metrics::counter!("hygeia_analytics_offsets_beyond_total").increment(beyond.len() as u64);
+        let (partition, next_offset, end) = (first.partition, first.next_offset, end(first.partition));
+        tracing::warn!(
+            partitions = beyond.len(),
+            partition,
+            next_offset,
+            end,
+            "stored offsets lie behind the end of the topic; nothing is read until the bridge has looked at the log"
+        );
+        Err(kafka::Error::Ended(format!(
+            "the stored offset {next_offset} of partition {partition} lies behind the end of the topic, {end}"
+        )))
     }
 
     async fn offsets(&self) -> Vec<PartitionOffset> {
@@ -113,7 +185,7 @@ impl Reader {
 
     async fn count(&mut self, messages: Vec<Incoming>) -> kafka::Result<()> {
         let taken_at = self.args.clock.mono();
-        self.note_gaps(&messages);
+        self.note_gaps(&messages)?;
         let mut observations = Vec::with_capacity(messages.len());
         let mut dead_letters = Vec::new();
         let mut outcomes = Vec::with_capacity(messages.len());
@@ -151,8 +223,8 @@ impl Reader {
             let mut reason = None;
             let mut outcome = deliveries.into_iter();
             letters.retain(|_| match outcome.next() {
-                Some(Delivery::Delivered) => false,
-                Some(Delivery::Failed(r) | Delivery::ProducerLost(r)) => {
+                Some(Delivery::Delivered(_)) => false,
+                Some(Delivery::Failed(r) | Delivery::Refused(r) | Delivery::ProducerLost(r)) => {
                     reason = Some(r);
                     true
                 }
@@ -216,9 +288,15 @@ impl Reader {
         }
     }
 
-    /// Says if the broker has dropped messages before they were read: that breaks the count.
-    fn note_gaps(&mut self, messages: &[Incoming]) {
+    /// Says if the broker has dropped messages before they were read: that breaks the count. Ends the reader if a
+    /// partition goes back, as only another log does.
+    fn note_gaps(&mut self, messages: &[Incoming]) -> kafka::Result<()> {
         for message in messages {
+            let Incoming { partition, offset, .. } = *message;
+            if let Some(next) = self.expected.get(&partition).filter(|next| offset < **next) {
+                let reason = format!("partition {partition} gives offset {offset}, and {next} was next");
+                return Err(kafka::Error::Ended(format!("the topic seems to have another log: {reason}")));
+            }
             let next = self.expected.insert(message.partition, message.offset + 1);
             let missed = next.map_or(0, |next| message.offset - next);
             if missed > 0 {
@@ -231,6 +309,7 @@ impl Reader {
                 );
             }
         }
+        Ok(())
     }
 
     /// Waits after a failure, and tells it.
@@ -241,10 +320,6 @@ impl Reader {
     }
 
     async fn within<T>(&self, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
-        let limit = Duration::from_millis(self.args.settings.store_timeout_ms);
-        match tokio::time::timeout(limit, call).await {
-            Ok(result) => result,
-            Err(_) => Err(store::Error::Unknown("no answer in time".into())),
-        }
+        within(Duration::from_millis(self.args.settings.store_timeout_ms), call).await
     }
 }

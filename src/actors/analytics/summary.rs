@@ -1,12 +1,13 @@
 //! Reading a summary: the counts, and how many events are still on their way to them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use time::Duration as Days;
 use tokio::sync::Mutex;
 
 use super::{AnalyticsArgs, SummaryView};
+use crate::actors::background::within;
 use crate::actors::entity::Failure;
 use crate::domain::analytics::{REGISTRATION_DAYS, band_births, summarize};
 use crate::domain::time::MonoTime;
@@ -18,8 +19,8 @@ use crate::store::ProjectionSource;
 pub(super) struct Lag {
     last: Mutex<Option<(MonoTime, u64)>>,
     limit: Duration,
-    /// Nothing that an earlier incarnation of the broker took waits to be put back any more.
-    put_back: AtomicBool,
+    /// Of this log, nothing that an earlier one took waits to be put back any more.
+    put_back: AtomicI64,
 }
 
 impl Lag {
@@ -27,7 +28,7 @@ impl Lag {
         Lag {
             last: Mutex::new(None),
             limit: Duration::from_millis(args.settings.lag_timeout_ms),
-            put_back: AtomicBool::new(false),
+            put_back: AtomicI64::new(0),
         }
     }
 
@@ -51,18 +52,18 @@ impl Lag {
     }
 
     /// What waits in the outbox and what lies in the topic behind the offsets. Asked in the order in which
-    /// events pass, so that one on its way may be seen twice but is not missed. What an earlier incarnation
-    /// of the broker may have forgotten is on no way until it is put back: until then nothing is known.
+    /// events pass, so that one on its way may be seen twice but is not missed. What was lost with an
+    /// earlier log is on no way until it is put back: until then nothing is known.
     async fn ask(&self, args: &AnalyticsArgs) -> Option<u64> {
         if matches!(args.broker.link(), Link::Away(_)) {
             return None;
         }
-        let source = source(args).await.ok()?;
-        if !self.put_back.load(Ordering::Relaxed) {
+        let (log_no, source) = source(args).await.ok()?;
+        if self.put_back.load(Ordering::Relaxed) != log_no {
             if args.outbox.any_forgotten(&source.broker).await.ok()? {
                 return None;
             }
-            self.put_back.store(true, Ordering::Relaxed);
+            self.put_back.store(log_no, Ordering::Relaxed);
         }
         let unpublished = args.outbox.outbox_depth().await.ok()?.unpublished_rows;
         let watermarks = args.broker.watermarks().await.ok()?;
@@ -75,11 +76,19 @@ impl Lag {
     }
 }
 
-/// The log whose offsets count.
-pub(super) async fn source(args: &AnalyticsArgs) -> crate::kafka::Result<ProjectionSource> {
-    let broker = args.broker.incarnation().await?;
+/// The log whose offsets count, and its number.
+///
+/// # Errors
+/// Why it is not known: the broker or the database is away, or the bridge has not said which log this broker has.
+pub(super) async fn source(args: &AnalyticsArgs) -> Result<(i64, ProjectionSource), String> {
+    let cluster = args.broker.cluster_id().await.map_err(|e| e.to_string())?;
     let names = args.broker.names();
-    Ok(ProjectionSource { group: names.group.to_string(), broker, topic: names.topic.to_string() })
+    let limit = Duration::from_millis(args.settings.store_timeout_ms);
+    let log = within(limit, args.logs.topic_log()).await.map_err(|e| e.to_string())?;
+    let log = log.filter(|log| log.cluster == cluster && *log.topic == *names.topic);
+    let log = log.ok_or("the bridge has not said yet which log of this broker it publishes to")?;
+    let (group, topic) = (names.group.to_string(), names.topic.to_string());
+    Ok((log.no, ProjectionSource { group, broker: log.name, topic }))
 }
 
 /// The summary, by `deadline`.

@@ -10,9 +10,10 @@ use crate::context::TraceContext;
 use crate::domain::access::Caller;
 use crate::domain::cluster::NodeRole;
 use crate::domain::event::{EventType, RecordedEvent};
+use crate::domain::time::Timestamp;
 use crate::kafka::testing::{PATIENCE, Refusal, embedded, read_topic, settings};
 use crate::kafka::{self, Kafka, Outgoing, wire};
-use crate::store::LeaseStore;
+use crate::store::{LeaseStore, NextLog, PartitionOffset, ProjectionSource, Replay};
 
 fn quick() -> Settings {
     Settings { retry_min_ms: 5, retry_max_ms: 100, idle_ms: 50, ..Settings::default() }
@@ -26,12 +27,14 @@ struct Running {
 
 impl Running {
     async fn start(store: &Arc<FakeStore>, kafka: &Kafka, settings: Settings) -> Self {
+        store.know(kafka).await;
         let (health, address) = (Health::default(), Address::default());
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let handle = AnalyticsHandle::new(address.clone(), Arc::clone(&clock));
         let args = AnalyticsArgs {
             projections: Arc::clone(store) as Arc<dyn ProjectionStore>,
             outbox: Arc::clone(store) as Arc<dyn OutboxStore>,
+            logs: Arc::clone(store) as Arc<dyn TopicLogStore>,
             broker: Arc::new(kafka.clone()),
             health: health.clone(),
             clock,
@@ -85,7 +88,7 @@ async fn publish(kafka: &Kafka, messages: &[Outgoing]) {
 
 /// What a life of `versions` of each patient looks like on the wire, repeats and nonsense included.
 async fn publish_lives(kafka: &Kafka, patients: usize, versions: i64) {
-    kafka.incarnation().await.expect("topics");
+    kafka.cluster_id().await.expect("topics");
     for version in 1..=versions {
         let fresh: Vec<_> = (0..patients).map(|n| message(kafka, &event(n, version))).collect();
         publish(kafka, &fresh).await;
@@ -251,6 +254,7 @@ async fn an_event_is_counted_soon_after_its_commit() {
     let store = Arc::new(FakeStore::default());
     let args = KafkaBridgeArgs {
         outbox: Arc::clone(&store) as Arc<dyn OutboxStore>,
+        logs: Arc::clone(&store) as Arc<dyn TopicLogStore>,
         leases: Arc::clone(&store) as Arc<dyn LeaseStore>,
         broker: Arc::new(kafka.clone()),
         health: Health::default(),
@@ -274,4 +278,70 @@ async fn an_event_is_counted_soon_after_its_commit() {
     times.sort();
     println!("from commit to count: {times:?}");
     assert!(times[5] < Duration::from_millis(500), "{times:?}");
+}
+
+/// A log of `kafka` takes the place of the one in use.
+async fn begin(store: &FakeStore, kafka: &Kafka) {
+    let next = NextLog {
+        after: store.log().map_or(0, |log| log.no),
+        cluster: kafka.cluster_id().await.expect("a cluster"),
+        topic: kafka.names().topic.to_string(),
+        at: Timestamp(0),
+        reason: "as the test wants".into(),
+        replay: Replay::Uncounted,
+    };
+    store.begin_log(&next).await.expect("a log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_log_is_read_from_its_beginning_and_counts_nothing_twice() {
+    let settings = embedded("again");
+    let kafka = Kafka::connect(&settings).expect("connect");
+    publish_lives(&kafka, 20, 2).await;
+    let store = Arc::new(FakeStore::default());
+    let first = Running::start(&store, &kafka, quick()).await;
+    until("counted", || store.counted() == 40).await;
+    first.kill().await;
+    // The next log has more than the one before, and everything in it lies elsewhere.
+    let next = Kafka::connect(&settings).expect("connect");
+    for version in 1..=3 {
+        publish_lives_of(&next, 40, version).await;
+    }
+    let analytics = Running::start(&store, &next, quick()).await;
+    let waits = |status| matches!(status, Status::Explained(r) if r.contains("the bridge has not said"));
+    until("waits for the bridge", || waits(analytics.status())).await;
+    assert_eq!(store.counted(), 40, "offsets of another log are no place to begin at");
+    begin(&store, &next).await;
+    until("all counted", || store.counted() == 120).await;
+    analytics.ready().await;
+    // Another one begins while it is read.
+    begin(&store, &next).await;
+    publish_lives_of(&next, 40, 4).await;
+    until("all counted", || store.counted() == 160).await;
+    analytics.ready().await;
+    assert_eq!(store.counted_of(EventType::Created), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stored_offsets_behind_the_end_are_an_alarm_and_no_place_to_begin_at() {
+    let kafka = Kafka::connect(&embedded("beyond")).expect("connect");
+    publish_lives_of(&kafka, 20, 1).await;
+    let store = Arc::new(FakeStore::default());
+    begin(&store, &kafka).await;
+    let names = kafka.names();
+    let source = ProjectionSource {
+        group: names.group.to_string(),
+        broker: store.log().expect("a log").name,
+        topic: names.topic.to_string(),
+    };
+    let beyond = (0..4).map(|partition| PartitionOffset { partition, next_offset: 1_000 });
+    store.apply(&source, &beyond.collect::<Vec<_>>(), &[]).await.expect("applied");
+    let analytics = Running::start(&store, &kafka, quick()).await;
+    let told =
+        |status| matches!(status, Status::Explained(r) if r.contains("lies behind the end of the topic"));
+    until("told", || told(analytics.status())).await;
+    assert_eq!(store.counted(), 0);
+    begin(&store, &kafka).await;
+    until("all counted", || store.counted() == 20).await;
+    analytics.ready().await;
 }

@@ -4,8 +4,9 @@
 //! Invariants:
 //! - A failing row never keeps others out: the window read from the outbox is wider by the rows that
 //!   are remembered, and what was never tried comes first.
-//! - A row is forgotten when it leaves the window: someone billed it.
-//! - At most `failing_rows_max` rows are remembered. A row beyond that counts as never tried.
+//! - A row is forgotten when it leaves the window: someone billed it, or it is parked.
+//! - At most `failing_rows_max` rows are remembered. A row beyond that is parked at its first failure, or it would
+//!   be tried before the others in every round.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -22,6 +23,10 @@ pub(super) struct Plan {
     pub(super) due: HashSet<i64>,
     /// Rows among them that failed and are not due yet.
     pub(super) not_due: HashSet<i64>,
+    /// Due rows that are parked if they fail once more, unless nothing works.
+    pub(super) last_try: HashSet<i64>,
+    /// How many further failing rows can be remembered.
+    pub(super) memory_rows: usize,
 }
 
 /// How often something failed in a row, and when to try it again.
@@ -57,7 +62,14 @@ impl Backlog {
         let (due, not_due): (HashSet<i64>, HashSet<i64>) =
             self.rows.keys().partition(|seq| self.rows[*seq].due <= now);
         let wider = u32::try_from(self.rows.len()).unwrap_or(u32::MAX);
-        Some(Plan { limit_rows: settings.batch_rows_max.max(1).saturating_add(wider), due, not_due })
+        let last_try = due.iter().filter(|seq| self.rows[*seq].tries + 1 >= settings.park_after_failures);
+        Some(Plan {
+            limit_rows: settings.batch_rows_max.max(1).saturating_add(wider),
+            last_try: last_try.copied().collect(),
+            due,
+            not_due,
+            memory_rows: settings.failing_rows_max.saturating_sub(self.rows.len()),
+        })
     }
 
     /// How long the relay still pauses, if it does.
@@ -81,10 +93,10 @@ impl Backlog {
         if let Some(window) = &report.window {
             self.rows.retain(|seq, _| window.contains(seq));
         }
-        for seq in &report.billed {
+        for seq in report.billed.iter().chain(&report.parked) {
             self.rows.remove(seq);
         }
-        for (seq, _) in &report.failed {
+        for (seq, _) in report.failed.iter().filter(|(seq, _)| !report.parked.contains(seq)) {
             if self.rows.contains_key(seq) || self.rows.len() < settings.failing_rows_max {
                 let retry = Retry::after(self.rows.get(seq), now, row_ms);
                 self.rows.insert(*seq, retry);

@@ -4,7 +4,7 @@
 //! A crash anywhere leaves rows unmarked: they come again, and opening an account twice is opening it
 //! once. That is the whole of the delivery guarantee.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use crate::context::{Hop, RequestContext, TraceContext};
 use crate::domain::access::Caller;
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::{CommandId, PatientId};
+use crate::domain::time::Timestamp;
 use crate::error::ErrorCode;
-use crate::store::{self, UnreadableRow};
+use crate::store::{self, ParkRow, Queue, UnreadableRow};
 
 /// How long past its own deadline an open may take to say so.
 const OPEN_GRACE: Duration = Duration::from_millis(250);
@@ -29,8 +30,12 @@ const OPEN_GRACE: Duration = Duration::from_millis(250);
 pub struct Report {
     /// The rows that were read; `None` if the store did not answer.
     pub(super) window: Option<HashSet<i64>>,
-    /// Rows that were found and cannot be read.
-    pub(super) unreadable: Vec<UnreadableRow>,
+    /// Rows that are parked now: they cannot be read, or failed again and again.
+    pub(super) parked: HashSet<i64>,
+    /// How many of those were parked for the first time.
+    pub(super) parked_first: usize,
+    /// How many rows are billed that were parked before.
+    pub(super) unparked: usize,
     /// Whether as many rows were found as were asked for: there may be more.
     pub(super) full: bool,
     /// Rows whose account is open and that are marked so.
@@ -60,17 +65,19 @@ fn is_outage(code: ErrorCode) -> bool {
     )
 }
 
-/// Runs one round, without the rows of the patients `held`.
-pub(super) async fn run(args: Args, plan: Plan, held: Vec<PatientId>) -> Report {
+/// Runs one round.
+pub(super) async fn run(args: Args, plan: Plan) -> Report {
     let mut report = Report::default();
-    let window = match bounded(&args, args.store.unbilled(&held, plan.limit_rows)).await {
-        Ok(rows) => {
-            (report.full, report.unreadable) = (rows.full, rows.unreadable);
-            rows.events
-        }
+    let found = match bounded(&args, args.store.unbilled(args.clock.now(), plan.limit_rows)).await {
+        Ok(rows) => rows,
         Err(error) => return Report { store_failure: Some(error), ..report },
     };
+    let window = found.events;
+    report.full = found.full;
     report.window = Some(window.iter().map(|event| event.seq).collect());
+    if let Err(error) = park(&args, &mut report, unreadable(&found.unreadable)).await {
+        return Report { store_failure: Some(error), ..report };
+    }
     // What failed before comes last and has its own share, so that neither kind starves the other.
     let batch = args.settings.batch_rows_max.max(1) as usize;
     let (known, fresh): (Vec<_>, Vec<_>) = window
@@ -87,7 +94,69 @@ pub(super) async fn run(args: Args, plan: Plan, held: Vec<PatientId>) -> Report 
             Err(error) => return Report { store_failure: Some(error), ..report },
         }
     }
-    report
+    let billed: HashSet<i64> = report.billed.iter().copied().collect();
+    report.unparked = window.iter().filter(|event| event.parks > 0 && billed.contains(&event.seq)).count();
+    let hopeless = hopeless(&plan, &report, &window);
+    match park(&args, &mut report, hopeless).await {
+        Ok(()) => report,
+        Err(error) => Report { store_failure: Some(error), ..report },
+    }
+}
+
+/// A row to be parked: which, whose, how often it was parked before, and why.
+type Parking = (i64, PatientId, u32, &'static str);
+
+fn unreadable(rows: &[UnreadableRow]) -> Vec<Parking> {
+    for row in rows.iter().filter(|row| row.parks == 0) {
+        metrics::counter!("hygeia_outbox_unreadable_total", "reader" => NAME).increment(1);
+        tracing::error!(
+            actor = NAME, seq = row.seq, patient = %row.patient_id,
+            "a registration in the outbox cannot be read and is parked"
+        );
+    }
+    rows.iter().map(|row| (row.seq, row.patient_id, row.parks, "unreadable")).collect()
+}
+
+/// The rows that failed too often, unless it is because nothing works; and those that cannot be remembered.
+fn hopeless(plan: &Plan, report: &Report, window: &[OutboxEvent]) -> Vec<Parking> {
+    let outage = report.nothing_works();
+    let failed: HashMap<i64, ErrorCode> = report.failed.iter().copied().collect();
+    let mut memory_rows = plan.memory_rows;
+    let mut rows = Vec::new();
+    for event in window {
+        let Some(code) = failed.get(&event.seq) else { continue };
+        let last_try = plan.last_try.contains(&event.seq) || event.parks > 0;
+        let remembered = plan.due.contains(&event.seq) || memory_rows > 0;
+        if (last_try && !outage) || !remembered {
+            rows.push((event.seq, event.recorded.patient_id(), event.parks, code.as_str()));
+        } else if !plan.due.contains(&event.seq) {
+            memory_rows -= 1;
+        }
+    }
+    rows
+}
+
+/// Parks these rows.
+async fn park(args: &Args, report: &mut Report, rows: Vec<Parking>) -> store::Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let now = args.clock.now();
+    let parked: Vec<_> = rows
+        .iter()
+        .map(|(seq, patient_id, parks, reason)| {
+            let parks = parks.saturating_add(1);
+            let pause_us = args.settings.parking().pause(parks).as_micros();
+            let retry_at = Timestamp(now.0.saturating_add(i64::try_from(pause_us).unwrap_or(i64::MAX)));
+            ParkRow { seq: *seq, patient_id: *patient_id, parks, retry_at, reason }
+        })
+        .collect();
+    bounded(args, args.store.park(Queue::Billing, &parked)).await?;
+    for row in parked {
+        report.parked.insert(row.seq);
+        report.parked_first += usize::from(row.parks == 1);
+    }
+    Ok(())
 }
 
 /// Opens the accounts of `rows`, at most `concurrency_max` at a time. When as many as that failed as by

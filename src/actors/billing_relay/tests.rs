@@ -1,5 +1,7 @@
 //! The relay over fakes that fail, hang and count what they are asked.
 
+mod parked;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,8 +19,9 @@ use crate::domain::event::{OutboxEvent, RecordedEvent};
 use crate::domain::ids::{AccountId, CommandId, EventId, PatientId};
 use crate::domain::patient::{Patient, PatientDetails, PatientEvent};
 use crate::domain::time::{MonoTime, Timestamp};
+use crate::domain::topic_log::LogAnchor;
 use crate::error::{Error, ErrorCode};
-use crate::store::{self, OutboxDepth, OutboxRows, PutBack, UnreadableRow};
+use crate::store::{self, OutboxDepth, OutboxRead, OutboxRows, ParkRow, PutBack, Queue, UnreadableRow};
 
 /// How long a condition is awaited before a test fails. Generous: machines are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,7 +55,7 @@ fn registration(seq: i64) -> OutboxEvent {
         traceparent: format!("00-{TRACE:032x}-{SPAN:016x}-01").into(),
         fingerprint: None,
     };
-    OutboxEvent { seq, shard: 0, recorded }
+    OutboxEvent { seq, shard: 0, recorded, replay: false, parks: 0 }
 }
 
 /// An outbox in memory, with switches for what may go wrong.
@@ -60,6 +63,7 @@ fn registration(seq: i64) -> OutboxEvent {
 struct FakeStore {
     rows: Mutex<BTreeMap<i64, OutboxEvent>>,
     spoiled: Mutex<Vec<i64>>,
+    parked: Mutex<BTreeMap<i64, ParkRow>>,
     marked: Mutex<Vec<i64>>,
     reads: AtomicUsize,
     widest: AtomicUsize,
@@ -90,12 +94,18 @@ impl FakeStore {
 
 #[async_trait]
 impl OutboxStore for FakeStore {
-    async fn unpublished_besides(&self, _: &[i64], _: &[PatientId], _: u32) -> store::Result<OutboxRows> {
+    async fn read_unpublished(&self, _: OutboxRead<'_>) -> store::Result<OutboxRows> {
         unreachable!("not the relay's")
     }
 
-    async fn mark_published(&self, _: &[i64], _: &str) -> store::Result<()> {
+    async fn mark_published(&self, _: &[i64], _: i64, _: &[LogAnchor]) -> store::Result<bool> {
         unreachable!("not the relay's")
+    }
+
+    async fn park(&self, queue: Queue, rows: &[ParkRow]) -> store::Result<()> {
+        assert_eq!(queue, Queue::Billing);
+        self.parked.lock().unwrap().extend(rows.iter().map(|row| (row.seq, *row)));
+        Ok(())
     }
 
     async fn republish_forgotten(&self, _: &str, _: Option<i64>, _: u32) -> store::Result<PutBack> {
@@ -110,21 +120,23 @@ impl OutboxStore for FakeStore {
         unreachable!("not the relay's")
     }
 
-    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> store::Result<OutboxRows> {
+    async fn unbilled(&self, now: Timestamp, limit_rows: u32) -> store::Result<OutboxRows> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.widest.fetch_max(limit_rows as usize, Ordering::SeqCst);
         assert!(!self.reads_panic.swap(false, Ordering::SeqCst), "a panic on purpose");
         if self.reads_fail.load(Ordering::SeqCst) {
             return Err(store::Error::Unavailable("away on purpose".into()));
         }
-        let rows = self.rows.lock().unwrap();
-        let rows = rows.values().filter(|event| !held.contains(&event.recorded.patient_id()));
+        let (rows, parked) = (self.rows.lock().unwrap(), self.parked.lock().unwrap());
+        let rows = rows.values().filter(|event| parked.get(&event.seq).is_none_or(|row| row.retry_at <= now));
         let spoiled = self.spoiled.lock().unwrap();
         let read = rows.take(limit_rows as usize).map(|event| {
             let (seq, patient_id) = (event.seq, event.recorded.patient_id());
             let broken = || store::Error::Broken("spoiled".into());
-            let read = if spoiled.contains(&seq) { Err(broken()) } else { Ok(event.clone()) };
-            Ok((UnreadableRow { seq, patient_id, version: 1 }, read))
+            let parks = parked.get(&seq).map_or(0, |row| row.parks);
+            let event = OutboxEvent { parks, ..event.clone() };
+            let read = if spoiled.contains(&seq) { Err(broken()) } else { Ok(event) };
+            Ok((UnreadableRow { seq, patient_id, version: 1, parks }, read))
         });
         OutboxRows::gather(read, limit_rows)
     }
@@ -217,6 +229,8 @@ fn quick() -> Settings {
         pause_max_ms: 20,
         row_backoff_min_ms: 2,
         row_backoff_max_ms: 20,
+        park_min_ms: 5,
+        park_max_ms: 40,
         ..Settings::default()
     }
 }
@@ -470,21 +484,4 @@ fn waits_double_up_to_their_bound_and_memory_has_one() {
     // Rows that left the window are forgotten.
     backlog.round_ended(&settings, Some(&Report { window: Some([1].into()), ..Report::default() }), now);
     assert_eq!(backlog.failing_rows(), 1);
-}
-
-#[tokio::test]
-async fn registrations_that_cannot_be_read_keep_nobody_from_an_account() {
-    let (store, accounts) = (FakeStore::with(1..=20), Arc::new(FakeAccounts::default()));
-    store.spoiled.lock().unwrap().extend(1..=12);
-    // One tick: what is found behind the unreadable rows is found without another.
-    let args = args(&store, &accounts, Settings { batch_rows_max: 5, poll_ms: 60_000, ..quick() });
-    let relay = start(&args).await;
-    until("the others have accounts", || store.marked() == (13..=20).collect::<Vec<_>>()).await;
-    until("told", || {
-        matches!(health_of(&args), Status::Explained(reason) if reason.starts_with("12 rows of the outbox"))
-    })
-    .await;
-    let reads = store.reads.load(Ordering::SeqCst);
-    assert!(reads < 10, "{reads} reads: what cannot be read is no reason to read again and again");
-    relay.stop(None);
 }

@@ -1,5 +1,8 @@
 //! What one incarnation of the bridge knows, and what it starts and learns. Nothing here waits.
 
+mod rows;
+mod topic;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,16 +10,14 @@ use ractor::{ActorRef, RpcReplyPort};
 
 use super::task;
 use super::window::Window;
-use super::{BridgeMessage, KafkaBridgeArgs, NAME, Outcome, PART, Report};
-use crate::actors::background::{Look, Pace, Tasks, within};
-use crate::actors::held::Held;
+use super::{BridgeMessage, KafkaBridgeArgs, NAME, Outcome, PART, Report, Tops};
+use crate::actors::background::{Pace, Tasks};
 use crate::actors::slice_lease::{Answer, BRIDGE_SLICE, SliceArgs, SliceLease, Standing};
 use crate::domain::cluster::NodeRole;
-use crate::domain::event::OutboxEvent;
 use crate::domain::time::MonoTime;
 use crate::health::Status;
 use crate::kafka::Link;
-use crate::store::{self, OutboxRows};
+use crate::store::{self, TopicLog};
 
 /// For how many ticks the embedded broker may be full before health says so.
 const FULL_TICKS: u32 = 3;
@@ -35,11 +36,16 @@ enum Role {
 /// The state of one incarnation.
 pub struct BridgeState {
     args: KafkaBridgeArgs,
-    topic: Arc<str>,
-    /// The log that delivered events are in. Known before the first is published.
-    incarnation: Option<Arc<str>>,
+    /// The log that events are published to. Known before the first is.
+    log: Option<TopicLog>,
+    /// What it is known to hold.
+    tops: Arc<Tops>,
+    checking: bool,
+    checked_at: Option<MonoTime>,
+    /// The last read took all there was.
+    caught_up: bool,
     window: Window,
-    held: Held,
+    parked_events: u64,
     role: Role,
     lease: SliceLease,
     tasks: Tasks,
@@ -49,8 +55,9 @@ pub struct BridgeState {
     /// There may be rows that were not read yet.
     unread: bool,
     pace: Pace,
-    /// Marking failed: not again before the next tick.
+    /// Marking, or parking, failed: not again before the next tick.
     mark_paused: bool,
+    park_paused: bool,
     releasing: bool,
     /// What the store last refused to do, if it did.
     store_error: Option<String>,
@@ -59,11 +66,16 @@ pub struct BridgeState {
 
 impl BridgeState {
     pub(super) fn new(args: KafkaBridgeArgs) -> Self {
+        // There from the start, so that a rate sees the first one.
+        let _ = metrics::counter!("hygeia_outbox_unreadable_total", "reader" => NAME);
         BridgeState {
-            topic: args.broker.names().topic,
-            incarnation: None,
+            log: None,
+            tops: Arc::default(),
+            checking: false,
+            checked_at: None,
+            caught_up: false,
             window: Window::new(args.settings.limits()),
-            held: Held::new(NAME),
+            parked_events: 0,
             role: Role::Standby(None),
             lease: SliceLease::new(SliceArgs {
                 slice: BRIDGE_SLICE,
@@ -83,6 +95,7 @@ impl BridgeState {
             unread: true,
             pace: Pace::new(Duration::from_millis(args.settings.gather_ms)),
             mark_paused: false,
+            park_paused: false,
             releasing: false,
             store_error: None,
             full_ticks: 0,
@@ -113,14 +126,15 @@ impl BridgeState {
             Outcome::Lease(answer) => self.leased(myself, answer),
             Outcome::LeaseDue => self.ask_for_lease(myself),
             Outcome::Prepared(result) => self.prepared(result),
-            Outcome::Read(rows) => self.end_read(rows),
-            Outcome::Published { batch, delivered } => self.published(myself, batch, &delivered),
+            Outcome::Checked(result) => self.checked(myself, result),
+            Outcome::Read(log_no, found) => self.end_read(log_no, found),
+            Outcome::Published { batch, floor, sent } => self.published(myself, batch, &floor, &sent),
             Outcome::Rested(rest) => self.window.wake(rest),
-            Outcome::Marked(result) => {
-                self.mark_paused = self.heed(result).is_none();
-                self.window.end_mark(!self.mark_paused);
+            Outcome::Marked(log_no, result) => self.marked(myself, log_no, result),
+            Outcome::Parked(log_no, result) => self.parked(log_no, result),
+            Outcome::Measured(depth) => {
+                self.parked_events = depth.map_or(self.parked_events, |depth| depth.parked_events);
             }
-            Outcome::Measured => {}
             Outcome::Probed => {
                 self.probing = false;
                 self.tell_health();
@@ -130,20 +144,6 @@ impl BridgeState {
                 self.drained(true);
             }
             Outcome::DrainTimeout => self.drained(false),
-        }
-    }
-
-    fn end_read(&mut self, rows: store::Result<OutboxRows>) {
-        let rows = self.heed(rows).unwrap_or_default();
-        let holds_more = self.held.note(&rows.unreadable);
-        // Without either, the next read would find the same.
-        if rows.full && (holds_more || !rows.events.is_empty()) {
-            self.unread = true;
-            self.pace.hurry();
-        }
-        self.window.end_read(rows.events);
-        if holds_more {
-            self.tell_health();
         }
     }
 
@@ -164,10 +164,12 @@ impl BridgeState {
     pub(super) fn tick(&mut self, myself: &ActorRef<BridgeMessage>) {
         self.unread = true;
         self.mark_paused = false;
+        self.park_paused = false;
         self.ask_for_lease(myself);
         if matches!(self.role, Role::Preparing(_)) {
             self.prepare(myself);
         }
+        self.check(myself);
         self.measure(myself);
         self.look_at_link(myself);
         self.tell_health();
@@ -211,38 +213,10 @@ impl BridgeState {
         self.tell_health();
     }
 
-    fn prepare(&mut self, myself: &ActorRef<BridgeMessage>) {
-        if self.preparing {
-            return;
-        }
-        self.preparing = true;
-        let (broker, outbox) = (Arc::clone(&self.args.broker), Arc::clone(&self.args.outbox));
-        let limit = self.args.settings.store_timeout();
-        self.run(myself, Outcome::Prepared(Err("the preparation was lost".into())), async move {
-            Outcome::Prepared(task::prepare(broker, outbox, limit).await)
-        });
-    }
-
-    fn prepared(&mut self, result: Result<Arc<str>, String>) {
-        self.preparing = false;
-        // In another role by now: when the lease comes back, it is prepared for anew.
-        if !matches!(self.role, Role::Preparing(_)) {
-            return;
-        }
-        match result {
-            Ok(incarnation) => {
-                self.incarnation = Some(incarnation);
-                self.role = Role::Active;
-                self.unread = true;
-            }
-            Err(reason) => self.role = Role::Preparing(Some(reason)),
-        }
-        self.tell_health();
-    }
-
     /// Starts whatever can be started.
     pub(super) fn pump(&mut self, myself: &ActorRef<BridgeMessage>) {
         self.mark(myself);
+        self.park(myself);
         if matches!(self.role, Role::Active) && self.lease.is_believed() {
             while let Some((batch, rows)) = self.window.take() {
                 self.publish(myself, batch, rows);
@@ -255,60 +229,6 @@ impl BridgeState {
         }
     }
 
-    fn read(&mut self, myself: &ActorRef<BridgeMessage>) {
-        if !self.unread || !self.window.may_read() {
-            return;
-        }
-        match self.pace.look(self.args.clock.mono()) {
-            Look::Now => {}
-            Look::In(left) => {
-                myself.send_after(left, || BridgeMessage::Gathered);
-                return;
-            }
-            Look::Later => return,
-        }
-        let Some(read) = self.window.begin_read() else { return };
-        self.unread = false;
-        let (outbox, limit) = (Arc::clone(&self.args.outbox), self.args.settings.store_timeout());
-        let held = self.held.patients();
-        let lost = Err(store::Error::Unavailable("the read was lost".into()));
-        self.run(myself, Outcome::Read(lost), async move {
-            let rows_max = u32::try_from(read.rows_max).unwrap_or(u32::MAX);
-            Outcome::Read(within(limit, outbox.unpublished_besides(&read.known, &held, rows_max)).await)
-        });
-    }
-
-    fn publish(&mut self, myself: &ActorRef<BridgeMessage>, batch: u64, rows: Arc<Vec<OutboxEvent>>) {
-        let (broker, clock) = (Arc::clone(&self.args.broker), Arc::clone(&self.args.clock));
-        let topic = Arc::clone(&self.topic);
-        self.run(myself, Outcome::Published { batch, delivered: Vec::new() }, async move {
-            Outcome::Published { batch, delivered: task::publish(broker, clock, topic, rows).await }
-        });
-    }
-
-    fn published(&mut self, myself: &ActorRef<BridgeMessage>, batch: u64, delivered: &[bool]) {
-        let Some(rest) = self.window.settle(batch, delivered) else { return };
-        if !matches!(self.role, Role::Active) {
-            return self.window.forget();
-        }
-        let pause = self.args.settings.backoff().pause(rest.failures);
-        // A rest that is lost is over.
-        self.run(myself, Outcome::Rested(rest.id), async move {
-            tokio::time::sleep(pause).await;
-            Outcome::Rested(rest.id)
-        });
-    }
-
-    fn mark(&mut self, myself: &ActorRef<BridgeMessage>) {
-        let Some(incarnation) = self.incarnation.clone().filter(|_| !self.mark_paused) else { return };
-        let Some(rows) = self.window.begin_mark() else { return };
-        let (outbox, limit) = (Arc::clone(&self.args.outbox), self.args.settings.store_timeout());
-        let lost = Err(store::Error::Unknown("the marking was lost".into()));
-        self.run(myself, Outcome::Marked(lost), async move {
-            Outcome::Marked(within(limit, outbox.mark_published(&rows, &incarnation)).await)
-        });
-    }
-
     fn measure(&mut self, myself: &ActorRef<BridgeMessage>) {
         metrics::gauge!("hygeia_bridge_window_rows").set(self.window.len() as f64);
         let now = self.args.clock.mono();
@@ -319,9 +239,8 @@ impl BridgeState {
         self.measured_at = Some(now);
         let (outbox, clock) = (Arc::clone(&self.args.outbox), Arc::clone(&self.args.clock));
         let limit = self.args.settings.store_timeout();
-        self.run(myself, Outcome::Measured, async move {
-            task::depth(outbox, clock, limit).await;
-            Outcome::Measured
+        self.run(myself, Outcome::Measured(None), async move {
+            Outcome::Measured(task::depth(outbox, clock, limit).await)
         });
     }
 
@@ -391,8 +310,22 @@ impl BridgeState {
             (Role::Active, Link::Full) if self.full_ticks >= FULL_TICKS => {
                 explained("the embedded broker is full of what analytics has not read".into())
             }
-            (Role::Active, _) => self.held.explanation().map_or(Status::Ready, explained),
+            (Role::Active, _) => self.burden().map_or(Status::Ready, explained),
         };
         self.args.health.report(PART, status);
+    }
+
+    /// What an operator should know of although events are published.
+    fn burden(&self) -> Option<String> {
+        let TopicLog { no, replay_done, .. } = self.log.as_ref()?;
+        if !replay_done {
+            return Some(format!(
+                "the topic has a new log, number {no}: events of earlier ones are published again"
+            ));
+        }
+        let rows = self.parked_events;
+        (rows > 0).then(|| {
+            format!("{rows} events of the outbox are parked and hold back what follows for their patients")
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! The bridge between a database in memory and a broker that speaks the real protocol.
 
+mod new_log;
+
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Instant;
@@ -11,8 +13,9 @@ use crate::actors::fake_store::{FakeStore, Fault, event, patient, until};
 use crate::actors::members;
 use crate::clock::SystemClock;
 use crate::domain::cluster::NodeRole;
+use crate::domain::topic_log::{LogAnchor, PartitionSight};
 use crate::kafka::testing::{PATIENCE, Refusal, embedded, read_topic, settings};
-use crate::kafka::{self, Consumer, Delivery, Incoming, Kafka, Names, Outgoing, Publisher, Watermarks, wire};
+use crate::kafka::{self, Consumer, Delivery, Incoming, Kafka, Names, Outgoing, Publisher, wire};
 
 fn quick() -> Settings {
     Settings {
@@ -24,6 +27,10 @@ fn quick() -> Settings {
         store_timeout_ms: 1_000,
         drain_timeout_ms: 500,
         batch_rows_max: 16,
+        log_check_ms: 200,
+        replay: ReplayOf::Everything,
+        park_min_ms: 20,
+        park_max_ms: 200,
         ..Settings::default()
     }
 }
@@ -50,6 +57,7 @@ impl Bridge {
         let health = Health::default();
         let args = KafkaBridgeArgs {
             outbox: Arc::clone(store) as Arc<dyn OutboxStore>,
+            logs: Arc::clone(store) as Arc<dyn TopicLogStore>,
             leases: Arc::clone(store) as Arc<dyn LeaseStore>,
             broker,
             health: health.clone(),
@@ -207,15 +215,28 @@ impl Publisher for Unruly {
         let sent: Vec<_> = batch.iter().zip(&fate).filter(|(_, f)| **f > 1).map(|(m, _)| m.clone()).collect();
         assert!(self.kafka.publisher().publish(&sent).await.iter().all(Delivery::is_delivered));
         // 0 and 1 were not sent, 2 was and is said not to be.
-        let tell = |f: &u8| if *f > 2 { Delivery::Delivered } else { Delivery::Failed("as ordered".into()) };
+        let failed = || Delivery::Failed("as ordered".into());
+        let tell = |f: &u8| if *f > 2 { Delivery::Delivered(None) } else { failed() };
         fate.iter().map(tell).collect()
     }
 }
 
 #[async_trait]
 impl Broker for Arc<Unruly> {
-    async fn incarnation(&self) -> kafka::Result<String> {
-        self.kafka.incarnation().await
+    async fn cluster_id(&self) -> kafka::Result<String> {
+        self.kafka.cluster_id().await
+    }
+
+    async fn departure(&self, anchors: &[LogAnchor]) -> kafka::Result<Option<String>> {
+        self.kafka.departure(anchors).await
+    }
+
+    async fn retention(&self) -> kafka::Result<Option<Duration>> {
+        Ok(None)
+    }
+
+    fn renew_publisher(&self) {
+        self.kafka.renew_publisher();
     }
 
     fn publisher(&self) -> Arc<dyn Publisher> {
@@ -226,7 +247,7 @@ impl Broker for Arc<Unruly> {
         self.kafka.consumer().await
     }
 
-    async fn watermarks(&self) -> kafka::Result<Vec<Watermarks>> {
+    async fn watermarks(&self) -> kafka::Result<Vec<PartitionSight>> {
         self.kafka.watermarks().await
     }
 
@@ -418,11 +439,13 @@ async fn rows_that_cannot_be_read_hold_back_their_patients_alone() {
     store.commit_all(workload(20, 1));
     (1..=19).for_each(|seq| store.spoil(seq));
     store.commit_all((2..=3).flat_map(|version| (0..30).map(move |n| event(n, version))));
-    let narrow = Settings { window_rows_max: 8, read_rows_max: 4, ..quick() };
+    let hour = 3_600_000;
+    let narrow =
+        Settings { window_rows_max: 8, read_rows_max: 4, park_min_ms: hour, park_max_ms: hour, ..quick() };
     let bridge = Bridge::start(&store, Arc::new(kafka.clone()), "a", narrow).await;
     // What waits: 19 patients with three rows each.
     until("the others are published", || store.unpublished_count() == 57).await;
-    until("told", || bridge.explains("19 rows of the outbox cannot be read")).await;
+    until("told", || bridge.explains("19 events of the outbox are parked")).await;
     assert!(bridge.health.snapshot().0, "the node serves on");
     let log = read_topic(&kafka, &kafka.names().topic, |log| log.len() >= 23).await;
     let seen = first_appearances(&log);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::actors::status::{ClusterStatus, LeaseStatus, NodeStatus, SessionStatus};
+use crate::actors::status::{ClusterStatus, LeaseStatus, NodeStatus, SessionStatus, TopicLogStatus};
 
 /// What stands where nothing is known.
 const UNKNOWN: &str = "-";
@@ -30,11 +30,29 @@ pub(super) fn render(status: &ClusterStatus) -> String {
             oldest.unwrap_or_default(),
             outbox.unbilled_rows
         );
+        if outbox.parked_events > 0 || outbox.parked_registrations > 0 {
+            let (events, registrations) = (outbox.parked_events, outbox.parked_registrations);
+            let _ = writeln!(text, "parked: {events} events for Kafka, {registrations} registrations");
+        }
+    }
+    if let Some(log) = &status.topic_log {
+        text.push_str(&topic_log(log));
     }
     for unknown in &status.unknown {
         let _ = writeln!(text, "not known: {unknown}");
     }
     text
+}
+
+fn topic_log(log: &TopicLogStatus) -> String {
+    let TopicLogStatus { no, topic, reason, replayed_rows, .. } = log;
+    let age = short(Duration::from_millis(log.age_ms));
+    let replay = match (log.replaying, replayed_rows) {
+        (true, rows) => format!("; {rows} events of earlier logs put back so far, and more to come"),
+        (false, 0) => String::new(),
+        (false, rows) => format!("; {rows} events of earlier logs put back"),
+    };
+    format!("topic {topic}: log {no} for {age} ({reason}){replay}\n")
 }
 
 /// A row for each node in sight, and for each that only leases tell of.
@@ -200,7 +218,21 @@ mod tests {
             seen_from: Some("front".into()),
             nodes: vec![node("front", NodeRole::Front), silent],
             leases,
-            outbox: Some(OutboxStatus { unpublished_rows: 7, oldest_ms: Some(1_500), unbilled_rows: 0 }),
+            outbox: Some(OutboxStatus {
+                unpublished_rows: 7,
+                oldest_ms: Some(1_500),
+                unbilled_rows: 0,
+                parked_events: 2,
+                parked_registrations: 1,
+            }),
+            topic_log: Some(TopicLogStatus {
+                no: 2,
+                topic: "patient".into(),
+                age_ms: 61_000,
+                reason: "partition 0 is gone".into(),
+                replaying: true,
+                replayed_rows: 300,
+            }),
             unknown: vec!["patient-1: the node does not answer".into()],
         };
         let wanted = "\
@@ -217,6 +249,8 @@ outbox   (nobody)     0@5
 patient  patient-1#1  0-3@2 4@3
 
 outbox: 7 events wait for Kafka, the oldest for 1 s; 0 patients wait for an account
+parked: 2 events for Kafka, 1 registrations
+topic patient: log 2 for 1 min 1 s (partition 0 is gone); 300 events of earlier logs put back so far, and more to come
 not known: patient-1: the node does not answer
 ";
         assert_eq!(render(&status), wanted);

@@ -148,3 +148,12 @@ fn what_is_carried_is_not_printed() {
     let printed = format!("{message:?} {read:?}");
     assert!(!printed.contains("Canary") && !printed.contains("90, 111"), "{printed}");
 }
+
+#[test]
+fn an_event_that_is_published_again_says_so_and_is_the_same_otherwise() {
+    let event = event(EventType::Created, 1);
+    let hop = TraceContext::parse(HOP).expect("a traceparent");
+    let mut again = encode_replay(&"patient".into(), &event, &hop, 3);
+    assert_eq!(again.headers.pop(), Some((REPLAY, "3".to_owned())));
+    assert!(again == encoded(&event));
+}

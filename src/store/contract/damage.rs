@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 
-use super::world::{Region, id};
+use super::world::Region;
 use crate::domain::event::OutboxEvent;
-use crate::store::{Store, UnreadableRow};
+use crate::domain::time::Timestamp;
+use crate::store::{OutboxRead, OutboxRows, ParkRow, Queue, Store, UnreadableRow};
 
 /// A session of the database beside the store.
 enum Beside {
@@ -41,6 +42,25 @@ fn names(events: &[OutboxEvent]) -> Vec<(u128, i64)> {
     events.iter().map(|e| (e.recorded.patient_id().0.as_u128(), e.recorded.version())).collect()
 }
 
+const NOW: i64 = 1_000;
+
+async fn read(store: &Arc<dyn Store>, known: &[i64], limit_rows: u32) -> OutboxRows {
+    let read = OutboxRead { known, now: Timestamp(NOW), replay_of: None, limit_rows };
+    store.read_unpublished(read).await.expect("rows")
+}
+
+/// These rows, parked for longer than the test takes.
+fn parked(rows: &[UnreadableRow]) -> Vec<ParkRow> {
+    let park = |row: &UnreadableRow| ParkRow {
+        seq: row.seq,
+        patient_id: row.patient_id,
+        parks: row.parks + 1,
+        retry_at: Timestamp(NOW + 1),
+        reason: "unreadable",
+    };
+    rows.iter().map(park).collect()
+}
+
 fn unreadable(rows: &[UnreadableRow]) -> Vec<(u128, i64)> {
     rows.iter().map(|row| (row.patient_id.0.as_u128(), row.version)).collect()
 }
@@ -59,28 +79,32 @@ async fn an_unreadable_event_holds_back_its_patient_alone(store: Arc<dyn Store>,
                    (SELECT max(seq) FROM patient_events WHERE version = 1))";
     beside.run(damage).await;
 
-    let read = store.unpublished_besides(&[], &[], 10).await.expect("the others");
+    let read = read(&store, &[], 10).await;
     assert_eq!(names(&read.events), [(1, 1), (3, 1)], "version 3 of patient 1 waits for version 2");
     assert_eq!(unreadable(&read.unreadable), [(1, 2), (2, 1)]);
     assert!(!read.full);
     // What cannot be read does not hide what can.
     let first = read.events[0].seq;
-    let narrow = store.unpublished_besides(&[first], &[], 2).await.expect("rows");
+    let narrow = self::read(&store, &[first], 2).await;
     assert!(narrow.events.is_empty() && narrow.full);
-    let narrow = store.unpublished_besides(&[first], &[id(1), id(2)], 2).await.expect("rows");
+    store.park(Queue::Kafka, &parked(&read.unreadable)).await.expect("parked");
+    let narrow = self::read(&store, &[first], 2).await;
     assert_eq!(names(&narrow.events), [(3, 1)]);
     assert!(narrow.unreadable.is_empty() && !narrow.full);
 
-    let owed = store.unbilled(&[], 2).await.expect("rows");
+    let owed = store.unbilled(Timestamp(NOW), 2).await.expect("rows");
     assert_eq!((names(&owed.events), unreadable(&owed.unreadable)), (vec![(1, 1)], vec![(2, 1)]));
     assert!(owed.full);
-    let owed = store.unbilled(&[id(2)], 2).await.expect("rows");
+    store.park(Queue::Billing, &parked(&owed.unreadable)).await.expect("parked");
+    let owed = store.unbilled(Timestamp(NOW), 2).await.expect("rows");
     assert_eq!((names(&owed.events), owed.unreadable.len()), (vec![(1, 1), (3, 1)], 0));
 
-    // Once it can be read it comes in its place.
+    // Once its time has come and it can be read it comes in its place.
     beside.run("UPDATE patient_events SET kind = 2 WHERE kind = 99").await;
-    let read = store.unpublished_besides(&[], &[id(2)], 10).await.expect("rows");
+    beside.run("UPDATE outbox_parked SET retry_at = 5 WHERE seq < 3").await;
+    let read = self::read(&store, &[], 10).await;
     assert_eq!(names(&read.events), [(1, 1), (1, 2), (1, 3), (3, 1)]);
+    assert_eq!(read.events.iter().map(|e| e.parks).collect::<Vec<_>>(), [0, 1, 0, 0]);
     store.close().await;
 }
 

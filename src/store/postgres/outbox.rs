@@ -1,5 +1,5 @@
 //! The outbox: which events wait for Kafka, which a broker has taken, which registrations wait for an
-//! account. Three narrow tables beside the events, which are never changed.
+//! account, and which of both are parked. Narrow tables beside the events, which are never changed.
 //!
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
@@ -7,61 +7,112 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use uuid::Uuid;
 
 use super::{PostgresStore, checkout, column, decode, limit, within};
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
+use crate::domain::topic_log::LogAnchor;
 use crate::store::codec::OutboxRow;
 use crate::store::trimming::{TRIM_CHUNK_ROWS, next_after};
 use crate::store::{
-    OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxRows, OutboxStore, PutBack, Result, UnreadableRow,
+    OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxRead, OutboxRows, OutboxStore, ParkRow, PutBack, Queue, Result,
+    UnreadableRow,
 };
 
 fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
 }
 
-fn uuids(patients: &[PatientId]) -> Vec<Uuid> {
-    patients.iter().map(|id| id.0).collect()
-}
-
-/// A row of columns `seq`, `shard`, `patient_id`, `version` and so on: whose it is, and what it says.
+/// A row of columns `seq`, `shard`, `patient_id`, `version`, `parks` and so on: whose it is, and what it says.
 fn place_and_event(row: &PgRow) -> Result<(UnreadableRow, Result<OutboxEvent>)> {
     let patient_id = PatientId(column(row, 2)?);
-    let place = UnreadableRow { seq: column(row, 0)?, patient_id, version: column(row, 3)? };
+    let parks = count(i64::from(column::<i32>(row, 4)?));
+    let parks = u32::try_from(parks).unwrap_or(u32::MAX);
+    let place = UnreadableRow { seq: column(row, 0)?, patient_id, version: column(row, 3)?, parks };
     Ok((place, decode::<OutboxRow>(row).and_then(OutboxRow::into_event)))
 }
 
 #[async_trait]
 impl OutboxStore for PostgresStore {
-    async fn unpublished_besides(
-        &self,
-        known: &[i64],
-        held: &[PatientId],
-        limit_rows: u32,
-    ) -> Result<OutboxRows> {
+    async fn read_unpublished(&self, read: OutboxRead<'_>) -> Result<OutboxRows> {
         let query = sqlx::query(
-            "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
-                 e.subject, e.traceparent, e.body
-             FROM (SELECT seq, patient_id, version FROM outbox
-                   WHERE seq <> ALL ($2) AND patient_id <> ALL ($3) ORDER BY seq LIMIT $1) o
-             JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
+            "SELECT o.seq, e.shard, e.patient_id, e.version, coalesce(p.parks, 0) AS parks, o.replay,
+                 e.event_id, e.command_id, e.kind, e.at, e.subject, e.traceparent, e.body
+             FROM (SELECT seq, patient_id, version, replay FROM outbox w
+                   WHERE seq <> ALL ($2)
+                   AND NOT EXISTS (SELECT 1 FROM outbox_parked p WHERE p.queue = 'kafka'
+                       AND p.patient_id = w.patient_id AND p.retry_at > $3)
+                   AND ($4::int8 IS NULL
+                       OR w.patient_id < (SELECT replay_patient FROM kafka_log WHERE no = $4)
+                       OR (SELECT replay_done FROM kafka_log WHERE no = $4)
+                       OR EXISTS (SELECT 1 FROM kafka_replayed r
+                           WHERE r.log_no = $4 AND r.patient_id = w.patient_id))
+                   ORDER BY seq LIMIT $1) o
+             JOIN patient_events e USING (patient_id, version)
+             LEFT JOIN outbox_parked p ON p.queue = 'kafka' AND p.seq = o.seq ORDER BY o.seq",
         );
-        let rows = self.follow(query.bind(limit(limit_rows)).bind(known).bind(uuids(held))).await?;
-        OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
+        let query = query.bind(limit(read.limit_rows)).bind(read.known).bind(read.now.0).bind(read.replay_of);
+        let rows = self.follow(query).await?;
+        OutboxRows::gather(rows.iter().map(place_and_event), read.limit_rows)
     }
 
-    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
+    async fn mark_published(&self, seqs: &[i64], log_no: i64, anchors: &[LogAnchor]) -> Result<bool> {
+        // The lock on the log's row lets no other log take its place before this has ended. A replayed event that
+        // analytics has counted is not kept: nobody would need to publish it again for its sake.
         let query = sqlx::query(
-            "WITH taken AS (DELETE FROM outbox WHERE seq = ANY ($1) RETURNING seq, patient_id, version)
-             INSERT INTO outbox_sent (seq, patient_id, version, broker)
-             SELECT seq, patient_id, version, $2 FROM taken",
+            "WITH log AS MATERIALIZED (SELECT name FROM kafka_log WHERE no = $2 FOR SHARE),
+             taken AS (
+                 DELETE FROM outbox WHERE seq = ANY ($1) AND EXISTS (SELECT 1 FROM log)
+                 RETURNING seq, patient_id, version, replay
+             ), sent AS (
+                 INSERT INTO outbox_sent (seq, patient_id, version, broker)
+                 SELECT t.seq, t.patient_id, t.version, (SELECT name FROM log) FROM taken t
+                 WHERE NOT t.replay OR t.version > coalesce((
+                     SELECT p.version FROM projection_patients p WHERE p.patient_id = t.patient_id), 0)
+                 ON CONFLICT (seq) DO UPDATE SET broker = excluded.broker
+             ), freed AS (
+                 DELETE FROM outbox_parked WHERE queue = 'kafka' AND seq IN (SELECT seq FROM taken)
+             ), noted AS (
+                 INSERT INTO kafka_anchors AS a (log_no, partition_no, at_offset, event_id)
+                 SELECT $2, n.p, n.o, n.e FROM unnest($3::int4[], $4::int8[], $5::uuid[]) AS n(p, o, e)
+                 WHERE EXISTS (SELECT 1 FROM log) ORDER BY n.p
+                 ON CONFLICT (log_no, partition_no) DO UPDATE SET
+                     at_offset = excluded.at_offset, event_id = excluded.event_id
+                     WHERE a.at_offset < excluded.at_offset
+             )
+             SELECT (SELECT count(*) FROM log), (SELECT count(*) FROM taken)",
         );
-        let taken = self.change_over(&self.followers, query.bind(seqs).bind(broker)).await?;
-        self.tidy(&self.queues.outbox, "VACUUM (SKIP_LOCKED, TRUNCATE off) outbox", taken).await;
-        Ok(())
+        let known: Vec<_> = anchors.iter().filter_map(|a| Some((a, a.event_id?.0))).collect();
+        let query = query
+            .bind(seqs)
+            .bind(log_no)
+            .bind(known.iter().map(|(a, _)| a.partition).collect::<Vec<_>>())
+            .bind(known.iter().map(|(a, _)| a.offset).collect::<Vec<_>>())
+            .bind(known.iter().map(|(_, event)| *event).collect::<Vec<_>>());
+        let rows = self.follow_up(query).await?;
+        let Some(row) = rows.first() else { return Ok(false) };
+        let (logs, taken): (i64, i64) = (column(row, 0)?, column(row, 1)?);
+        self.tidy(&self.queues.outbox, "VACUUM (SKIP_LOCKED, TRUNCATE off) outbox", count(taken)).await;
+        Ok(logs > 0)
+    }
+
+    async fn park(&self, queue: Queue, rows: &[ParkRow]) -> Result<()> {
+        let query = sqlx::query(
+            "INSERT INTO outbox_parked (queue, seq, patient_id, retry_at, parks, reason)
+             SELECT $1, * FROM unnest($2::int8[], $3::uuid[], $4::int8[], $5::int4[], $6::text[])
+             ON CONFLICT (queue, seq) DO UPDATE SET
+                 retry_at = excluded.retry_at, parks = excluded.parks, reason = excluded.reason",
+        );
+        let parks = |row: &ParkRow| i32::try_from(row.parks).unwrap_or(i32::MAX);
+        let query = query
+            .bind(queue.as_str())
+            .bind(rows.iter().map(|row| row.seq).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.patient_id.0).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.retry_at.0).collect::<Vec<_>>())
+            .bind(rows.iter().map(parks).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.reason).collect::<Vec<_>>());
+        self.change_over(&self.followers, query).await.map(drop)
     }
 
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
@@ -76,10 +127,13 @@ impl OutboxStore for PostgresStore {
                      SELECT p.version FROM projection_patients p WHERE p.patient_id = s.patient_id))
                  RETURNING s.seq, s.patient_id, s.version
              ), back AS (
-                 INSERT INTO outbox (seq, patient_id, version)
-                 SELECT g.seq, g.patient_id, g.version FROM gone g WHERE g.version > coalesce((
+                 INSERT INTO outbox (seq, patient_id, version, replay)
+                 SELECT g.seq, g.patient_id, g.version, true FROM gone g WHERE g.version > coalesce((
                      SELECT p.version FROM projection_patients p WHERE p.patient_id = g.patient_id), 0)
-                 RETURNING seq
+                 ON CONFLICT (seq) DO NOTHING RETURNING seq
+             ), counted AS (
+                 UPDATE kafka_log SET replayed_rows = replayed_rows + (SELECT count(*) FROM back)
+                 WHERE name = $3 AND EXISTS (SELECT 1 FROM back)
              )
              SELECT (SELECT count(*) FROM back), count(*), max(seq) FROM seen",
         );
@@ -105,7 +159,9 @@ impl OutboxStore for PostgresStore {
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT $1) o),
                  (SELECT count(*) FROM (SELECT 1 FROM unbilled LIMIT $1) u),
                  (SELECT e.at FROM (SELECT patient_id, version FROM outbox ORDER BY seq LIMIT 1) o
-                  JOIN patient_events e USING (patient_id, version))",
+                  JOIN patient_events e USING (patient_id, version)),
+                 (SELECT count(*) FROM (SELECT 1 FROM outbox_parked WHERE queue = 'kafka' LIMIT $1) p),
+                 (SELECT count(*) FROM (SELECT 1 FROM outbox_parked WHERE queue = 'billing' LIMIT $1) p)",
         );
         let rows = self.follow(query.bind(limit(OUTBOX_DEPTH_ROWS_MAX + 1))).await?;
         let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
@@ -113,24 +169,32 @@ impl OutboxStore for PostgresStore {
             unpublished_rows: count(column(row, 0)?),
             unbilled_rows: count(column(row, 1)?),
             oldest_at: column::<Option<i64>>(row, 2)?.map(Timestamp),
+            parked_events: count(column(row, 3)?),
+            parked_registrations: count(column(row, 4)?),
         })
     }
 
-    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows> {
+    async fn unbilled(&self, now: Timestamp, limit_rows: u32) -> Result<OutboxRows> {
         let query = sqlx::query(
-            "SELECT o.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
-                 e.subject, e.traceparent, e.body
-             FROM (SELECT seq, patient_id, version FROM unbilled
-                   WHERE patient_id <> ALL ($2) ORDER BY seq LIMIT $1) o
-             JOIN patient_events e USING (patient_id, version) ORDER BY o.seq",
+            "SELECT o.seq, e.shard, e.patient_id, e.version, coalesce(p.parks, 0) AS parks,
+                 e.event_id, e.command_id, e.kind, e.at, e.subject, e.traceparent, e.body
+             FROM (SELECT seq, patient_id, version FROM unbilled w
+                   WHERE NOT EXISTS (SELECT 1 FROM outbox_parked p WHERE p.queue = 'billing'
+                       AND p.patient_id = w.patient_id AND p.retry_at > $2)
+                   ORDER BY seq LIMIT $1) o
+             JOIN patient_events e USING (patient_id, version)
+             LEFT JOIN outbox_parked p ON p.queue = 'billing' AND p.seq = o.seq ORDER BY o.seq",
         );
-        let rows = self.follow(query.bind(limit(limit_rows)).bind(uuids(held))).await?;
+        let rows = self.follow(query.bind(limit(limit_rows)).bind(now.0)).await?;
         OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()> {
-        let query = sqlx::query("DELETE FROM unbilled WHERE seq = ANY ($1)").bind(seqs);
-        let taken = self.change_over(&self.followers, query).await?;
+        let query = sqlx::query(
+            "WITH freed AS (DELETE FROM outbox_parked WHERE queue = 'billing' AND seq = ANY ($1))
+             DELETE FROM unbilled WHERE seq = ANY ($1)",
+        );
+        let taken = self.change_over(&self.followers, query.bind(seqs)).await?;
         self.tidy(&self.queues.unbilled, "VACUUM (SKIP_LOCKED, TRUNCATE off) unbilled", taken).await;
         Ok(())
     }

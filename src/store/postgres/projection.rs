@@ -58,7 +58,7 @@ impl ProjectionStore for PostgresStore {
         write(&mut transaction, &delta, source, offsets).await?;
         transaction.commit().await?;
         // The tidying of the outbox is not a part of the result.
-        if let Some(rows_max) = self.trimming.due(delta.applied.counted) {
+        if let Some(rows_max) = self.trimming.due(delta.applied.counted + delta.applied.repeated) {
             self.trim_sent(rows_max).await.ok();
         }
         Ok(delta.applied)

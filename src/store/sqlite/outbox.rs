@@ -10,10 +10,12 @@ use super::{SqliteStore, change, column, decode, rows};
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
+use crate::domain::topic_log::LogAnchor;
 use crate::store::codec::OutboxRow;
 use crate::store::trimming::{TRIM_CHUNK_ROWS, next_after};
 use crate::store::{
-    Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxRows, OutboxStore, PutBack, Result, UnreadableRow,
+    Error, OUTBOX_DEPTH_ROWS_MAX, OutboxDepth, OutboxRead, OutboxRows, OutboxStore, ParkRow, PutBack, Queue,
+    Result, UnreadableRow,
 };
 
 fn count(value: i64) -> u64 {
@@ -21,56 +23,80 @@ fn count(value: i64) -> u64 {
 }
 
 /// The numbers as a JSON array: SQLite has no array parameters, but reads this as a table.
-fn json(seqs: &[i64]) -> Result<String> {
+pub(super) fn json(seqs: &[i64]) -> Result<String> {
     serde_json::to_string(seqs).map_err(|_| Error::Broken("numbers cannot be written as JSON".to_owned()))
 }
 
-/// The ids as a JSON array of what `unhex` reads.
-fn json_of_ids(patients: &[PatientId]) -> Result<String> {
-    let ids: Vec<String> = patients.iter().map(|id| id.0.simple().to_string()).collect();
-    serde_json::to_string(&ids).map_err(|_| Error::Broken("ids cannot be written as JSON".to_owned()))
-}
-
-/// A row of columns `seq`, `shard`, `patient_id`, `version` and so on: whose it is, and what it says.
+/// A row of columns `seq`, `shard`, `patient_id`, `version`, `parks` and so on: whose it is, and what it says.
 fn place_and_event(row: &SqliteRow) -> Result<(UnreadableRow, Result<OutboxEvent>)> {
     let patient_id = PatientId(column(row, 2)?);
-    let place = UnreadableRow { seq: column(row, 0)?, patient_id, version: column(row, 3)? };
+    let parks = u32::try_from(column::<i64>(row, 4)?).unwrap_or_default();
+    let place = UnreadableRow { seq: column(row, 0)?, patient_id, version: column(row, 3)?, parks };
     Ok((place, decode::<OutboxRow>(row).and_then(OutboxRow::into_event)))
 }
 
 #[async_trait]
 impl OutboxStore for SqliteStore {
-    async fn unpublished_besides(
-        &self,
-        known: &[i64],
-        held: &[PatientId],
-        limit_rows: u32,
-    ) -> Result<OutboxRows> {
+    async fn read_unpublished(&self, read: OutboxRead<'_>) -> Result<OutboxRows> {
         let query = sqlx::query(
-            "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
-                 e.subject, e.traceparent, e.body
+            "SELECT e.seq, e.shard, e.patient_id, e.version, coalesce(p.parks, 0) AS parks, o.replay,
+                 e.event_id, e.command_id, e.kind, e.at, e.subject, e.traceparent, e.body
              FROM outbox o JOIN patient_events e ON e.seq = o.seq
+             LEFT JOIN outbox_parked p ON p.queue = 'kafka' AND p.seq = o.seq
              WHERE o.seq NOT IN (SELECT value FROM json_each($2))
-             AND o.patient_id NOT IN (SELECT unhex(value) FROM json_each($3)) ORDER BY o.seq LIMIT $1",
+             AND NOT EXISTS (SELECT 1 FROM outbox_parked p WHERE p.queue = 'kafka'
+                 AND p.patient_id = o.patient_id AND p.retry_at > $3)
+             AND ($4 IS NULL
+                 OR o.patient_id < (SELECT replay_patient FROM kafka_log WHERE no = $4)
+                 OR (SELECT replay_done FROM kafka_log WHERE no = $4)
+                 OR EXISTS (SELECT 1 FROM kafka_replayed r
+                     WHERE r.log_no = $4 AND r.patient_id = o.patient_id))
+             ORDER BY o.seq LIMIT $1",
         );
-        let rows = self.read(query.bind(limit_rows).bind(json(known)?).bind(json_of_ids(held)?)).await?;
-        OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
+        let query = query.bind(read.limit_rows).bind(json(read.known)?).bind(read.now.0).bind(read.replay_of);
+        let rows = self.read(query).await?;
+        OutboxRows::gather(rows.iter().map(place_and_event), read.limit_rows)
     }
 
-    async fn mark_published(&self, seqs: &[i64], broker: &str) -> Result<()> {
-        let (seqs, broker) = (json(seqs)?, broker.to_owned());
+    async fn mark_published(&self, seqs: &[i64], log_no: i64, anchors: &[LogAnchor]) -> Result<bool> {
+        let (seqs, anchors) = (json(seqs)?, anchors.to_vec());
         self.writer
             .write(move |connection| {
                 Box::pin(async move {
-                    let copy = sqlx::query(
-                        "INSERT INTO outbox_sent (seq, patient_id, version, broker)
-                         SELECT seq, patient_id, version, $2 FROM outbox
-                         WHERE seq IN (SELECT value FROM json_each($1))",
-                    );
-                    change(connection, copy.bind(seqs.clone()).bind(broker)).await?;
-                    let take =
-                        sqlx::query("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each($1))");
-                    change(connection, take.bind(seqs)).await.map(drop)
+                    let name = sqlx::query("SELECT name FROM kafka_log WHERE no = $1").bind(log_no);
+                    let Some(row) = rows(connection, name).await?.pop() else { return Ok(false) };
+                    take(connection, &seqs, column(&row, 0)?).await?;
+                    for anchor in anchors {
+                        note(connection, log_no, anchor).await?;
+                    }
+                    Ok(true)
+                })
+            })
+            .await
+    }
+
+    async fn park(&self, queue: Queue, rows: &[ParkRow]) -> Result<()> {
+        let rows = rows.to_vec();
+        self.writer
+            .write(move |connection| {
+                Box::pin(async move {
+                    for row in rows {
+                        let query = sqlx::query(
+                            "INSERT INTO outbox_parked (queue, seq, patient_id, retry_at, parks, reason)
+                             VALUES ($1, $2, $3, $4, $5, $6)
+                             ON CONFLICT (queue, seq) DO UPDATE SET retry_at = excluded.retry_at,
+                                 parks = excluded.parks, reason = excluded.reason",
+                        );
+                        let query = query
+                            .bind(queue.as_str())
+                            .bind(row.seq)
+                            .bind(row.patient_id.0)
+                            .bind(row.retry_at.0)
+                            .bind(row.parks)
+                            .bind(row.reason);
+                        change(connection, query).await?;
+                    }
+                    Ok(())
                 })
             })
             .await
@@ -83,12 +109,18 @@ impl OutboxStore for SqliteStore {
                 Box::pin(async move {
                     let (seen, last) = forget_applied(connection, after, rows_max).await?;
                     let put_back = sqlx::query(
-                        "INSERT INTO outbox (seq, patient_id, version)
-                         SELECT seq, patient_id, version FROM outbox_sent
-                         WHERE seq > $1 AND seq <= $2 AND broker <> $3",
+                        "INSERT INTO outbox (seq, patient_id, version, replay)
+                         SELECT seq, patient_id, version, 1 FROM outbox_sent
+                         WHERE seq > $1 AND seq <= $2 AND broker <> $3
+                         ON CONFLICT (seq) DO NOTHING",
                     );
                     let put_back = put_back.bind(after).bind(last).bind(broker.clone());
                     let rows = change(connection, put_back).await?;
+                    let counted = sqlx::query(
+                        "UPDATE kafka_log SET replayed_rows = replayed_rows + $1 WHERE name = $2",
+                    );
+                    let counted = counted.bind(i64::try_from(rows).unwrap_or(i64::MAX));
+                    change(connection, counted.bind(broker.clone())).await?;
                     let forget =
                         sqlx::query("DELETE FROM outbox_sent WHERE seq > $1 AND seq <= $2 AND broker <> $3");
                     change(connection, forget.bind(after).bind(last).bind(broker)).await?;
@@ -112,7 +144,9 @@ impl OutboxStore for SqliteStore {
         let query = sqlx::query(
             "SELECT (SELECT count(*) FROM (SELECT 1 FROM outbox LIMIT $1) o),
                  (SELECT count(*) FROM (SELECT 1 FROM unbilled LIMIT $1) u),
-                 (SELECT e.at FROM outbox o JOIN patient_events e ON e.seq = o.seq ORDER BY o.seq LIMIT 1)",
+                 (SELECT e.at FROM outbox o JOIN patient_events e ON e.seq = o.seq ORDER BY o.seq LIMIT 1),
+                 (SELECT count(*) FROM (SELECT 1 FROM outbox_parked WHERE queue = 'kafka' LIMIT $1) p),
+                 (SELECT count(*) FROM (SELECT 1 FROM outbox_parked WHERE queue = 'billing' LIMIT $1) p)",
         );
         let rows = self.read(query.bind(OUTBOX_DEPTH_ROWS_MAX + 1)).await?;
         let Some(row) = rows.first() else { return Ok(OutboxDepth::default()) };
@@ -120,17 +154,22 @@ impl OutboxStore for SqliteStore {
             unpublished_rows: count(column(row, 0)?),
             unbilled_rows: count(column(row, 1)?),
             oldest_at: column::<Option<i64>>(row, 2)?.map(Timestamp),
+            parked_events: count(column(row, 3)?),
+            parked_registrations: count(column(row, 4)?),
         })
     }
 
-    async fn unbilled(&self, held: &[PatientId], limit_rows: u32) -> Result<OutboxRows> {
+    async fn unbilled(&self, now: Timestamp, limit_rows: u32) -> Result<OutboxRows> {
         let query = sqlx::query(
-            "SELECT e.seq, e.shard, e.patient_id, e.version, e.event_id, e.command_id, e.kind, e.at,
-                 e.subject, e.traceparent, e.body
+            "SELECT e.seq, e.shard, e.patient_id, e.version, coalesce(p.parks, 0) AS parks,
+                 e.event_id, e.command_id, e.kind, e.at, e.subject, e.traceparent, e.body
              FROM unbilled u JOIN patient_events e ON e.seq = u.seq
-             WHERE u.patient_id NOT IN (SELECT unhex(value) FROM json_each($2)) ORDER BY u.seq LIMIT $1",
+             LEFT JOIN outbox_parked p ON p.queue = 'billing' AND p.seq = u.seq
+             WHERE NOT EXISTS (SELECT 1 FROM outbox_parked p WHERE p.queue = 'billing'
+                 AND p.patient_id = u.patient_id AND p.retry_at > $2)
+             ORDER BY u.seq LIMIT $1",
         );
-        let rows = self.read(query.bind(limit_rows).bind(json_of_ids(held)?)).await?;
+        let rows = self.read(query.bind(limit_rows).bind(now.0)).await?;
         OutboxRows::gather(rows.iter().map(place_and_event), limit_rows)
     }
 
@@ -139,6 +178,11 @@ impl OutboxStore for SqliteStore {
         self.writer
             .write(move |connection| {
                 Box::pin(async move {
+                    let free = sqlx::query(
+                        "DELETE FROM outbox_parked
+                         WHERE queue = 'billing' AND seq IN (SELECT value FROM json_each($1))",
+                    );
+                    change(connection, free.bind(seqs.clone())).await?;
                     let query =
                         sqlx::query("DELETE FROM unbilled WHERE seq IN (SELECT value FROM json_each($1))");
                     change(connection, query.bind(seqs)).await.map(drop)
@@ -146,6 +190,38 @@ impl OutboxStore for SqliteStore {
             })
             .await
     }
+}
+
+/// Takes the rows `seqs` (JSON) out of the outbox, as sent to the log `name`. A replayed event that analytics has
+/// counted is not kept: nobody would need to publish it again for its sake.
+async fn take(connection: &mut SqliteConnection, seqs: &str, name: String) -> Result<()> {
+    let copy = sqlx::query(
+        "INSERT INTO outbox_sent (seq, patient_id, version, broker)
+         SELECT seq, patient_id, version, $2 FROM outbox
+         WHERE seq IN (SELECT value FROM json_each($1)) AND (NOT replay OR version > coalesce((
+             SELECT p.version FROM projection_patients p WHERE p.patient_id = outbox.patient_id), 0))
+         ON CONFLICT (seq) DO UPDATE SET broker = excluded.broker",
+    );
+    change(connection, copy.bind(seqs.to_owned()).bind(name)).await?;
+    let free = sqlx::query(
+        "DELETE FROM outbox_parked WHERE queue = 'kafka' AND seq IN (SELECT value FROM json_each($1))",
+    );
+    change(connection, free.bind(seqs.to_owned())).await?;
+    let take = sqlx::query("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each($1))");
+    change(connection, take.bind(seqs.to_owned())).await.map(drop)
+}
+
+/// Notes what the log holds, unless something further behind is known.
+async fn note(connection: &mut SqliteConnection, log_no: i64, anchor: LogAnchor) -> Result<()> {
+    let Some(event_id) = anchor.event_id else { return Ok(()) };
+    let query = sqlx::query(
+        "INSERT INTO kafka_anchors AS a (log_no, partition_no, at_offset, event_id) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (log_no, partition_no) DO UPDATE SET
+             at_offset = excluded.at_offset, event_id = excluded.event_id
+             WHERE a.at_offset < excluded.at_offset",
+    );
+    let query = query.bind(log_no).bind(anchor.partition).bind(anchor.offset).bind(event_id.0);
+    change(connection, query).await.map(drop)
 }
 
 impl SqliteStore {

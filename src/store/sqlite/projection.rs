@@ -136,7 +136,7 @@ impl ProjectionStore for SqliteStore {
             })
             .await?;
         // The tidying of the outbox is not a part of the result.
-        if let Some(rows_max) = self.trimming.due(applied.counted) {
+        if let Some(rows_max) = self.trimming.due(applied.counted + applied.repeated) {
             self.trim_sent(rows_max).await.ok();
         }
         Ok(applied)

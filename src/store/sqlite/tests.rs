@@ -266,7 +266,8 @@ async fn a_deep_outbox_is_not_counted_to_its_end() {
     let store = serve(&settings).await;
     let mut other = other_process(&settings).await;
     let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 100010)
-                INSERT INTO outbox SELECT n, x'00', 1 FROM n; INSERT INTO unbilled SELECT * FROM outbox";
+                INSERT INTO outbox (seq, patient_id, version) SELECT n, x'00', 1 FROM n;
+                INSERT INTO unbilled SELECT seq, patient_id, version FROM outbox";
     other.execute(fill).await.expect("rows");
     let beyond = u64::from(OUTBOX_DEPTH_ROWS_MAX) + 1;
     let depth = store.outbox_depth().await.expect("a depth");

@@ -227,7 +227,12 @@ async fn the_whole_way_through_the_five_nodes_of_the_file() {
             leases.filter(|lease| lease["kind"] == kind && lease["expired"] == false).count()
         };
         assert_eq!((held("patient"), held("billing"), held("outbox")), (64, 64, 2), "{status}");
-        assert_eq!(status["outbox"], json!({"unpublishedRows": 0, "unbilledRows": 0}));
+        assert_eq!(
+            status["outbox"],
+            json!({
+                "unpublishedRows": 0, "unbilledRows": 0, "parkedEvents": 0, "parkedRegistrations": 0
+            })
+        );
         assert_eq!(status["unknown"], json!([]));
     }
     let table = site.command(&["cluster", "status"]).env("HYGEIA_TOKEN", &token).output().unwrap();

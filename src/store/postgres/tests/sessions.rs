@@ -13,9 +13,10 @@ use crate::clock::SystemClock;
 use crate::domain::event::EventType;
 use crate::domain::ids::Kind;
 use crate::domain::patient::PatientState;
+use crate::domain::time::Timestamp;
 use crate::store::AppendOutcome::{Committed, Conflict, EmailTaken, Fenced};
 use crate::store::contract::world::{LONG, id, list, new_command};
-use crate::store::{Error, OUTBOX_DEPTH_ROWS_MAX, PartitionOffset, ProjectionSource};
+use crate::store::{Error, NextLog, OUTBOX_DEPTH_ROWS_MAX, PartitionOffset, ProjectionSource, Replay};
 
 /// A commit of this shard, stopped between its lock of the lease and its end.
 const COMMIT_IN_FLIGHT: &str = "BEGIN; SELECT FROM leases WHERE kind = 'patient' AND shard = 0 FOR KEY SHARE";
@@ -253,7 +254,16 @@ async fn what_analytics_has_applied_is_forgotten_by_the_outbox() {
     }
     let events = stage.store.unpublished(9000).await.expect("events");
     let seqs: Vec<i64> = events.iter().map(|e| e.seq).collect();
-    stage.store.mark_published(&seqs, "b1").await.expect("marked");
+    let next = NextLog {
+        after: 0,
+        cluster: "b1".into(),
+        topic: "t".into(),
+        at: Timestamp(0),
+        reason: "the first".into(),
+        replay: Replay::Uncounted,
+    };
+    let log = stage.store.begin_log(&next).await.expect("a log");
+    stage.store.mark_published(&seqs, log.no, &[]).await.expect("marked");
     assert_eq!(stage.number("SELECT count(*) FROM outbox_sent").await, 5000);
     let source = ProjectionSource { group: "g".into(), broker: "b1".into(), topic: "t".into() };
     // Applied from the newest on, so that the trimming has to come round.
@@ -299,8 +309,8 @@ async fn a_deep_outbox_is_not_counted_to_its_end() {
     let mut stage = Stage::set(|_| ()).await;
     stage
         .other(
-            "INSERT INTO outbox SELECT n, 1, gen_random_uuid() FROM generate_series(1, 100010) n;
-             INSERT INTO unbilled SELECT * FROM outbox",
+            "INSERT INTO outbox (seq, version, patient_id) SELECT n, 1, gen_random_uuid() FROM generate_series(1, 100010) n;
+             INSERT INTO unbilled SELECT seq, version, patient_id FROM outbox",
         )
         .await;
     let beyond = u64::from(OUTBOX_DEPTH_ROWS_MAX) + 1;
