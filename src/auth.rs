@@ -266,7 +266,9 @@ impl Auth {
             self.inner.tokens.verify(bearer_token).await?;
         self.inner.sessions.check(session).await?;
         match self.inner.callers.standing(&subject).await? {
-            Some((role, not_before)) if given_at >= not_before => Ok(Caller { subject, role, from: None }),
+            Some((role, not_before)) if given_at >= not_before => {
+                Ok(Caller { subject, role, from: None, break_glass: None })
+            }
             _ => Err(token::refused()),
         }
     }

@@ -13,6 +13,7 @@ pub mod event;
 pub mod ids;
 pub mod patient;
 pub mod search;
+pub mod sight;
 pub mod text;
 pub mod time;
 pub mod topic_log;

@@ -23,6 +23,7 @@ mod analytics;
 mod audit;
 mod billing;
 mod body;
+mod break_glass;
 mod client_address;
 mod cluster;
 mod compress;
@@ -48,6 +49,7 @@ mod routes;
 mod search;
 mod seats;
 mod security;
+mod shown;
 mod stage;
 #[cfg(test)]
 mod tests;

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 pub(super) use self::asker::no_node;
 pub use self::asker::{AskSettings, Asker};
+pub(super) use self::refusal::restricted;
 use self::routes::{Routes, Target};
 use super::address::Address;
 use super::entity::{Entity, Failure};

@@ -54,6 +54,12 @@ pub trait Entity: Sized + Send + Sync + 'static {
     /// The state and the answer once `append` is durable.
     fn committed(append: &Self::Append) -> (Self::State, Self::Answer);
 
+    /// Whether an answer to a change holds whatever becomes of an earlier try of it that may still be under way. It does
+    /// where the command is known to have been carried out, and not where it was found to change nothing.
+    fn is_settled(_answer: &Self::Answer) -> bool {
+        true
+    }
+
     /// Whether a state is worth a place in memory. The absence of an entity is not: anyone could fill
     /// the memory with absences.
     fn worth_keeping(state: &Self::State) -> bool;
@@ -168,7 +174,7 @@ pub enum Refused {
     IdTaken,
     /// The e-mail address is taken.
     EmailTaken,
-    /// It is restricted, and the caller may not change it.
+    /// It is restricted, and the caller may not see it.
     Restricted,
     /// The entity has another version than the caller expects.
     OtherVersion,
@@ -176,6 +182,14 @@ pub enum Refused {
     KeyReused,
     /// A request was carried out under the same key, too long ago to be answered again.
     KeyExpired,
+}
+
+impl Refused {
+    /// Whether it holds whatever becomes of an earlier try of the same command that may still be under way. It does where
+    /// the id or the command id is taken: what still arrives is refused for that too.
+    pub const fn is_settled(self) -> bool {
+        matches!(self, Refused::IdTaken | Refused::KeyReused | Refused::KeyExpired)
+    }
 }
 
 /// Why a request has no answer.

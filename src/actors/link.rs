@@ -10,6 +10,8 @@
 //! - Every request that goes out ends once: by the answer, or as dropped when the session ends. Whoever
 //!   waits watches the deadline; it travels as what is left of it, since clocks differ.
 //! - A request is passed on by at most one node.
+//! - What a frame asks is begun only while the session that brought it lasts, as far as this side knows. The peer may
+//!   have ended it sooner: to whoever asked, what was lost with a session may still be done (`directory::asker`).
 //! - What waits is bounded on both sides, in count and bytes. No request costs a task.
 //! - What a frame holds is patient data: it is never logged.
 
@@ -348,9 +350,20 @@ impl Inner {
         self.links.load().get(owner).cloned()
     }
 
+    /// The link of the session that `wire` belongs to. A peer that is not in the view yet is answered all the same.
+    fn link_of(&self, owner: &Arc<str>, wire: &Wire) -> Arc<Link> {
+        let known = || self.links.load().get(owner).filter(|link| link.wire.is(wire)).cloned();
+        known()
+            .or_else(|| {
+                self.keep_in_step();
+                known()
+            })
+            .unwrap_or_else(|| self.new_link(owner, wire))
+    }
+
     fn new_link(&self, owner: &Arc<str>, wire: &Wire) -> Arc<Link> {
         let (ids, clock) = (Arc::clone(&self.ids), Arc::clone(&self.clock));
-        Link::new(Arc::clone(owner), Arc::clone(wire), self.limits, ids, clock, self.runtime.clone())
+        Link::new(Arc::clone(owner), wire.clone(), self.limits, ids, clock, self.runtime.clone())
     }
 
     /// A frame could not be read, so what it answered will not be answered, and what it asked cannot be: both
@@ -379,7 +392,7 @@ impl Inner {
             let mut links = HashMap::new();
             for member in view.members() {
                 let Some(wire) = &member.wire else { continue };
-                let known = before.get(&member.owner).filter(|link| Arc::ptr_eq(&link.wire, wire));
+                let known = before.get(&member.owner).filter(|link| link.wire.is(wire));
                 let link = known.map_or_else(|| self.new_link(&member.owner, wire), Arc::clone);
                 links.insert(Arc::clone(&member.owner), link);
             }

@@ -5,13 +5,48 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::domain::cluster::{NodeRole, placed_on};
 use crate::domain::ids::{Kind, ShardNo};
 
-/// Hands a frame to the session with one incarnation of a peer. False if that session is gone; a frame
-/// that was taken may still be lost. What is on its way is unbounded here: who sends, bounds it.
-pub type Wire = Arc<dyn Fn(Vec<u8>) -> bool + Send + Sync>;
+/// The way to one incarnation of a peer, over one session. Cloning is cheap and names the same session.
+#[derive(Clone)]
+pub struct Wire(Arc<Line>);
+
+struct Line {
+    take: Box<dyn Fn(Vec<u8>) -> bool + Send + Sync>,
+    ended: CancellationToken,
+}
+
+impl Wire {
+    /// The wire of a session that lasts until `ended` is cancelled. `take` says whether it took the frame.
+    pub fn new(ended: CancellationToken, take: impl Fn(Vec<u8>) -> bool + Send + Sync + 'static) -> Self {
+        Wire(Arc::new(Line { take: Box::new(take), ended }))
+    }
+
+    /// Hands a frame to the session. False if the session has ended; a frame that was taken may still be lost. What is
+    /// on its way is unbounded here: the sender bounds it.
+    pub fn send(&self, frame: Vec<u8>) -> bool {
+        !self.has_ended() && (self.0.take)(frame)
+    }
+
+    /// Whether the session has ended on this side. The peer may not know it yet.
+    pub fn has_ended(&self) -> bool {
+        self.0.ended.is_cancelled()
+    }
+
+    /// Whether both belong to the same session.
+    pub fn is(&self, other: &Wire) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The wire of a session that never ends and takes every frame.
+    #[cfg(test)]
+    pub(crate) fn nowhere() -> Self {
+        Wire::new(CancellationToken::new(), |_| true)
+    }
+}
 
 /// Called with each frame that a peer sent: its owner name (`node-name#boot-id`), the wire back to it, and the frame.
 /// Of one session one after another, of several at the same time.
@@ -113,13 +148,12 @@ mod tests {
     use super::*;
 
     fn member(name: &str, role: NodeRole, draining: bool) -> Member {
-        let wire: Wire = Arc::new(|_| true);
         Member {
             name: name.into(),
             owner: format!("{name}#1").into(),
             roles: [role].into(),
             draining,
-            wire: Some(wire),
+            wire: Some(Wire::nowhere()),
         }
     }
 

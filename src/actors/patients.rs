@@ -4,19 +4,20 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::directory::Asker;
+use super::directory::{Asker, restricted};
 use super::entity::{Applied, Decision, Entity, Loaded, Refused, Stamp, Write};
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Action;
 use crate::domain::audit::{Access, Change, Outcome};
 use crate::domain::conditions::Conditions;
 use crate::domain::event::{EventType, RecordedEvent};
-use crate::domain::ids::{CommandId, Kind, PatientId, Version};
+use crate::domain::ids::{CommandId, Fingerprint, Kind, PatientId, Version};
 use crate::domain::patient::{
-    self, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientPatch, PatientState,
-    Refusal,
+    self, Decided, Patient, PatientChange, PatientCommand, PatientDetails, PatientEvent, PatientPatch,
+    PatientState, Refusal,
 };
 use crate::domain::search::{HistoryEntry, PatientPage, PatientSearch};
+use crate::domain::sight::Seen;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AppendOutcome, AuditBatch, PatientAppend, PatientStore};
 
@@ -36,32 +37,32 @@ impl PatientHandle {
     ///
     /// # Errors
     /// `AlreadyExists`: the id or the e-mail address is taken. Else as every change: `KeyReused`, `KeyExpired`: the
-    /// command id stands for another request, or for one of long ago. `Overloaded`, `Unavailable` and
-    /// `DeadlineExceeded`: nothing was done. `OutcomeUnknown`: repeat under the same command id.
+    /// command id stands for another request, or for one of long ago. `Forbidden`: the record is restricted, and the
+    /// caller may not see it. `Overloaded`, `Unavailable` and `DeadlineExceeded`: nothing was done.
+    /// `OutcomeUnknown`: repeat under the same command id.
     pub async fn register(
         &self,
         ctx: &RequestContext,
         id: PatientId,
         details: PatientDetails,
         conditions: Conditions,
-    ) -> Result<PatientReply> {
-        self.asker.write_if(ctx, id.0, PatientCommand::Register(details), conditions).await
+    ) -> Result<Changed<Seen<Arc<Patient>>>> {
+        self.change(ctx, id, PatientCommand::Register(details), conditions).await
     }
 
     /// Replaces the details.
     ///
     /// # Errors
-    /// `NotFound`; `Forbidden`: it is restricted; `PreconditionFailed`: the record has none of the expected
-    /// versions; `AlreadyExists`: the e-mail address is taken; else as `register`.
+    /// `NotFound`; `PreconditionFailed`: the record has none of the expected versions; `AlreadyExists`: the e-mail
+    /// address is taken; else as `register`.
     pub async fn update(
         &self,
         ctx: &RequestContext,
         id: PatientId,
         change: PatientChange,
         conditions: Conditions,
-    ) -> Result<Arc<Patient>> {
-        let reply = self.asker.write_if(ctx, id.0, PatientCommand::Update(change), conditions).await?;
-        Ok(reply.patient)
+    ) -> Result<Changed<Seen<Arc<Patient>>>> {
+        self.change(ctx, id, PatientCommand::Update(change), conditions).await
     }
 
     /// Replaces some of the details.
@@ -74,51 +75,131 @@ impl PatientHandle {
         id: PatientId,
         patch: PatientPatch,
         conditions: Conditions,
-    ) -> Result<PatientReply> {
-        self.asker.write_if(ctx, id.0, PatientCommand::Patch(patch), conditions).await
+    ) -> Result<Changed<Seen<Arc<Patient>>>> {
+        self.change(ctx, id, PatientCommand::Patch(patch), conditions).await
     }
 
-    /// Marks the record restricted, or no longer so.
+    /// Marks the record restricted, or no longer so. It is not shown.
     ///
     /// # Errors
     /// `NotFound`; else as `register`.
-    pub async fn restrict(&self, ctx: &RequestContext, id: PatientId, restricted: bool) -> Result<()> {
-        self.asker.write(ctx, id.0, PatientCommand::Restrict(restricted)).await.map(drop)
+    pub async fn restrict(
+        &self,
+        ctx: &RequestContext,
+        id: PatientId,
+        restricted: bool,
+    ) -> Result<Changed<()>> {
+        let reply = self.asker.write(ctx, id.0, PatientCommand::Restrict(restricted)).await?;
+        Ok(Changed { what: (), recorded: reply.made.is_recorded(None) })
     }
 
-    /// Ends the record.
+    /// Ends the record. It is not shown.
     ///
     /// # Errors
     /// As `update`, without `AlreadyExists`.
-    pub async fn delete(&self, ctx: &RequestContext, id: PatientId, conditions: Conditions) -> Result<()> {
-        self.asker.write_if(ctx, id.0, PatientCommand::Delete, conditions).await.map(drop)
+    pub async fn delete(
+        &self,
+        ctx: &RequestContext,
+        id: PatientId,
+        conditions: Conditions,
+    ) -> Result<Changed<()>> {
+        let keyed = conditions.fingerprint;
+        let reply = self.asker.write_if(ctx, id.0, PatientCommand::Delete, conditions).await?;
+        Ok(Changed { what: (), recorded: reply.made.is_recorded(keyed) })
+    }
+
+    /// Carries `command` out and shows what it left behind. The shard has judged whether the caller may see the record
+    /// before it changed anything. What an earlier request made under the same key is judged by the record as it is now.
+    async fn change(
+        &self,
+        ctx: &RequestContext,
+        id: PatientId,
+        command: PatientCommand,
+        conditions: Conditions,
+    ) -> Result<Changed<Seen<Arc<Patient>>>> {
+        let keyed = conditions.fingerprint;
+        let PatientReply { patient, made } = self.asker.write_if(ctx, id.0, command, conditions).await?;
+        let what = match made {
+            Made::Before if keyed.is_some() => {
+                self.as_newest(ctx, id, patient).await.map_err(made_but_not_shown)?
+            }
+            Made::Before | Made::Now | Made::Nothing => {
+                Seen::now(patient, &ctx.caller).map_err(|_| restricted())?
+            }
+        };
+        Ok(Changed { what, recorded: made.is_recorded(keyed) })
     }
 
     /// The record as of now: never older than any answer given before this call.
     ///
     /// # Errors
-    /// `NotFound`; else as `register`, without `OutcomeUnknown`.
-    pub async fn get(&self, ctx: &RequestContext, id: PatientId) -> Result<Arc<Patient>> {
-        self.asker.read(ctx, id.0).await.map(|reply| reply.patient)
+    /// `NotFound`; `Forbidden`: it is restricted, and the caller may not see it; else as `register`, without
+    /// `OutcomeUnknown`.
+    pub async fn get(&self, ctx: &RequestContext, id: PatientId) -> Result<Seen<Arc<Patient>>> {
+        let patient = self.asker.read(ctx, id.0).await?.patient;
+        Seen::now(patient, &ctx.caller).map_err(|_| restricted())
     }
 
-    /// A page of living patients.
+    /// A page of living patients, none of them restricted.
     ///
     /// # Errors
-    /// As `get`, without `NotFound`.
-    pub async fn search(&self, ctx: &RequestContext, search: &PatientSearch) -> Result<PatientPage> {
+    /// As `get`, without `NotFound` and `Forbidden`.
+    pub async fn search(
+        &self,
+        ctx: &RequestContext,
+        search: &PatientSearch,
+    ) -> Result<PatientPage<Seen<Patient>>> {
         match self.asker.query(ctx, || PatientQuery::Search(search.clone())).await? {
-            PatientAnswer::Page(page) => Ok(page),
+            PatientAnswer::Page(PatientPage { patients, resume }) => {
+                let patients = patients.into_iter().filter_map(Seen::listed).collect();
+                Ok(PatientPage { patients, resume })
+            }
             PatientAnswer::History(_) => Err(another_answer()),
         }
     }
 
-    /// The versions of `id` after `after`, the oldest first, whether the record has ended or not; empty if there
-    /// is none.
+    /// The versions of `id` after `after`, the oldest first, whether the record has ended or not.
     ///
     /// # Errors
-    /// As `get`, without `NotFound`.
+    /// As `get`; `NotFound`: there never was such a record. A record without such versions has an empty page.
     pub async fn history(
+        &self,
+        ctx: &RequestContext,
+        id: PatientId,
+        after: Version,
+        limit_rows: u32,
+    ) -> Result<Seen<Vec<HistoryEntry>>> {
+        let entries = self.versions(ctx, id, after, limit_rows).await?;
+        self.as_newest(ctx, id, entries).await
+    }
+
+    /// `what` of the record `id`, judged by its newest version. That is asked for after `what` was read, so that a mark
+    /// that was acknowledged before the request holds.
+    async fn as_newest<T>(&self, ctx: &RequestContext, id: PatientId, what: T) -> Result<Seen<T>> {
+        let newest = match self.asker.read(ctx, id.0).await {
+            Ok(reply) => reply.patient,
+            Err(error) if error.code == ErrorCode::NotFound => match self.end_of(ctx, id).await? {
+                Some(end) => Arc::clone(end.event.patient()),
+                None => return Err(error),
+            },
+            Err(error) => return Err(error),
+        };
+        Seen::of_record(&newest, what, &ctx.caller).map_err(|_| restricted())
+    }
+
+    /// The end of an ended record. Few have more than a page of versions; the deadline of the request bounds it.
+    async fn end_of(&self, ctx: &RequestContext, id: PatientId) -> Result<Option<HistoryEntry>> {
+        let mut last: Option<HistoryEntry> = None;
+        loop {
+            let after = last.as_ref().map_or(0, HistoryEntry::version);
+            match self.versions(ctx, id, after, VERSIONS_MAX).await?.pop() {
+                Some(entry) => last = Some(entry),
+                None => return Ok(last),
+            }
+        }
+    }
+
+    async fn versions(
         &self,
         ctx: &RequestContext,
         id: PatientId,
@@ -132,22 +213,68 @@ impl PatientHandle {
     }
 }
 
+/// Versions read at a time while the end of a record is looked for.
+const VERSIONS_MAX: u32 = 200;
+
+/// The change was made: to say that nothing was done would be wrong.
+fn made_but_not_shown(error: Error) -> Error {
+    match error.code {
+        ErrorCode::Forbidden => error,
+        _ => Error::new(
+            ErrorCode::OutcomeUnknown,
+            "The change was made before, but it cannot be told now whether its record may be shown",
+        ),
+    }
+}
+
 fn another_answer() -> Error {
     Error::new(ErrorCode::Internal, "The answer is one to another question")
 }
 
-/// The answer to a read or a change of one patient.
+/// What a change came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed<T> {
+    /// What it left behind.
+    pub what: T,
+    /// A transaction of this request has recorded the access. If none has, the edge records it.
+    pub recorded: bool,
+}
+
+/// When a change was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// By this request, or nothing was asked to be changed.
+    Now,
+    /// Before, under the same command id.
+    Before,
+    /// Never: the record was as the change wants it.
+    Nothing,
+}
+
+impl Made {
+    /// Whether a transaction of this request has recorded the access. What was made before under a key may have been
+    /// made by an earlier request; without one it was made by an earlier try of this request.
+    const fn is_recorded(self, keyed: Option<Fingerprint>) -> bool {
+        match self {
+            Made::Now => true,
+            Made::Before => keyed.is_none(),
+            Made::Nothing => false,
+        }
+    }
+}
+
+/// The answer of a shard to a read or a change of one patient. It stays within the actors: an edge gets `Seen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatientReply {
     /// The record as it is, or as the change left it.
-    pub patient: Arc<Patient>,
-    /// The change had been made before, under the same command id: nothing was changed now.
-    pub again: bool,
+    pub(in crate::actors) patient: Arc<Patient>,
+    /// Of a change: when it was made.
+    pub(in crate::actors) made: Made,
 }
 
 impl From<Arc<Patient>> for PatientReply {
     fn from(patient: Arc<Patient>) -> Self {
-        PatientReply { patient, again: false }
+        PatientReply { patient, made: Made::Now }
     }
 }
 
@@ -223,9 +350,12 @@ impl Entity for Patients {
             PatientCommand::Restrict(_) => Action::PatientRestrict,
             PatientCommand::Delete => Action::PatientDelete,
         };
-        let by = write.caller.role;
+        let by = &write.caller;
         match patient::decide(PatientId(id), state, &write.command, by, &write.conditions, stamp.now) {
-            Ok(event) => Decision::Append(PatientAppend {
+            Ok(Decided::Unchanged(patient)) => {
+                Decision::Answer(PatientReply { patient, made: Made::Nothing })
+            }
+            Ok(Decided::Event(event)) => Decision::Append(PatientAppend {
                 shard: stamp.shard,
                 epoch: stamp.epoch,
                 caller: write.caller.clone(),
@@ -257,6 +387,10 @@ impl Entity for Patients {
         (patient::evolve(event), Arc::clone(event.patient()).into())
     }
 
+    fn is_settled(answer: &PatientReply) -> bool {
+        answer.made != Made::Nothing
+    }
+
     fn worth_keeping(state: &PatientState) -> bool {
         matches!(state, PatientState::Active(_))
     }
@@ -268,7 +402,7 @@ impl Entity for Patients {
     ) -> store::Result<Loaded<Self>> {
         let loaded = store.load_patient(PatientId(id), command).await?;
         let applied = loaded.applied.map(|recorded| Applied {
-            answer: PatientReply { patient: Arc::clone(recorded.event.patient()), again: true },
+            answer: PatientReply { patient: Arc::clone(recorded.event.patient()), made: Made::Before },
             fingerprint: recorded.fingerprint,
             at: recorded.at,
         });
@@ -289,7 +423,7 @@ impl Entity for Patients {
             caller: append.caller.clone(),
             patients: vec![recorded.patient_id()],
             trace_id: trace.map_or(0, |trace| trace.trace_id),
-            reason: None,
+            reason: reason(append),
             change: Some(Change { event: recorded.event_id, version: recorded.version() }),
         })
     }
@@ -314,6 +448,12 @@ impl Entity for Patients {
             }
         }
     }
+}
+
+/// Why the glass was broken for `append`, if it was. The mark itself is set and taken off without.
+fn reason(append: &PatientAppend) -> Option<Box<str>> {
+    let needed = append.action != Action::PatientRestrict && append.recorded.event.patient().restricted;
+    append.caller.break_glass.as_deref().filter(|_| needed).map(Into::into)
 }
 
 /// The unique form of the address that `event` frees, if it frees one.

@@ -36,7 +36,8 @@ pub(super) fn write(content: &Content, at: Timestamp) -> Vec<u8> {
     let mut places: HashMap<(&str, Role, Option<IpAddr>), u32> = HashMap::new();
     let mut entries = Vec::with_capacity(content.entries.len());
     for access in &content.entries {
-        let Caller { subject, role, from } = &access.caller;
+        // Why the glass was broken is the access's, and only if it was needed.
+        let Caller { subject, role, from, break_glass: _ } = &access.caller;
         let next = u32::try_from(callers.len()).unwrap_or(u32::MAX);
         let who = *places.entry((subject, *role, *from)).or_insert_with(|| {
             callers.push(pb::Who {
@@ -99,7 +100,7 @@ fn caller(who: pb::Who) -> Option<Caller> {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(who.from).ok()?)),
         _ => Some(IpAddr::from(<[u8; 16]>::try_from(who.from).ok()?)),
     };
-    Some(Caller { subject: who.subject.into(), role: Role::parse(&who.role)?, from })
+    Some(Caller { subject: who.subject.into(), role: Role::parse(&who.role)?, from, break_glass: None })
 }
 
 fn access(entry: pb::Entry, at: Timestamp, callers: &[Caller]) -> Option<Access> {
@@ -195,6 +196,7 @@ pub(super) mod tests {
                 subject: format!("user-{}@example.com", n % 3).into(),
                 role: Role::Clinician,
                 from: Some(IpAddr::from([192, 0, 2, 1])),
+                break_glass: None,
             },
             patients: vec![PatientId(Uuid::from_u128(n))],
             trace_id: n,

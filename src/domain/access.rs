@@ -203,14 +203,6 @@ impl Action {
         self.row().roles.contains(&role)
     }
 
-    /// Whether a success is recorded by the transaction of the change, and not by the edge.
-    pub const fn is_recorded_with_its_change(self) -> bool {
-        matches!(
-            self,
-            Action::PatientRegister | Action::PatientUpdate | Action::PatientDelete | Action::PatientRestrict
-        )
-    }
-
     /// Whether each time is audited; a denial is in any case.
     pub const fn is_audited(self) -> bool {
         self.row().audited
@@ -226,9 +218,12 @@ pub struct Caller {
     pub role: Role,
     /// From which address the request came, as the edge saw it. None for a part of the system.
     pub from: Option<std::net::IpAddr>,
+    /// Why the caller needs to see a restricted record, in the caller's words, 1 to 500 characters. It opens nothing
+    /// for a role that does not break the glass: see `sees_restricted`.
+    pub break_glass: Option<Arc<str>>,
 }
 
-/// Never prints the subject, nor where it is.
+/// Never prints the subject, nor where it is, nor why.
 impl std::fmt::Debug for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Caller").field("role", &self.role).finish_non_exhaustive()
@@ -238,7 +233,12 @@ impl std::fmt::Debug for Caller {
 impl Caller {
     /// A part of the system that acts by itself, such as a relay.
     pub fn system(part: &str) -> Self {
-        Caller { subject: format!("system:{part}").into(), role: Role::Admin, from: None }
+        Caller { subject: format!("system:{part}").into(), role: Role::Admin, from: None, break_glass: None }
+    }
+
+    /// Whether this caller sees and changes restricted records: the role may break the glass, and a reason is given.
+    pub const fn sees_restricted(&self) -> bool {
+        self.role.breaks_glass() && self.break_glass.is_some()
     }
 }
 
@@ -254,9 +254,20 @@ mod tests {
             subject: "canary@example.com".into(),
             role: Role::Admin,
             from: Some(std::net::IpAddr::from([203, 0, 113, 7])),
+            break_glass: Some("a canary is ill".into()),
         };
         let shown = format!("{caller:?}");
         assert!(shown.contains("Admin") && !shown.contains("canary") && !shown.contains("203"), "{shown}");
+    }
+
+    #[test]
+    fn a_clinician_with_a_reason_sees_restricted_records_and_nobody_else() {
+        for role in Role::ALL {
+            let with = |break_glass| Caller { role: *role, break_glass, ..Caller::system("test") };
+            assert!(!with(None).sees_restricted(), "{role:?} without a reason");
+            let sees = with(Some("unconscious".into())).sees_restricted();
+            assert_eq!(sees, *role == Role::Clinician, "{role:?} with a reason");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ::time::Date;
 
-use super::access::{Action, Role};
+use super::access::Caller;
 use super::conditions::Conditions;
 use super::ids::{PatientId, Version};
 use super::time::Timestamp;
@@ -18,7 +18,7 @@ pub struct Patient {
     pub version: Version,
     /// When the record was made: the order of lists.
     pub created_at: Timestamp,
-    /// Whether it is marked restricted: shown to those who break the glass, changed by those who may mark it.
+    /// Whether it is marked restricted: shown to and changed by those who break the glass.
     pub restricted: bool,
     /// What the clinic knows.
     pub details: PatientDetails,
@@ -110,6 +110,13 @@ pub enum PatientCommand {
     Delete,
 }
 
+impl PatientCommand {
+    /// Whether only those who may see a record may do this to it.
+    pub const fn needs_sight(&self) -> bool {
+        matches!(self, PatientCommand::Update(_) | PatientCommand::Patch(_) | PatientCommand::Delete)
+    }
+}
+
 /// What happened. Each event carries the record as it is after it (for a deletion: as it was before),
 /// so that any version can be shown without replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,15 +161,25 @@ pub enum Refusal {
     NotFound,
     /// The id is taken, by a living or an ended record.
     AlreadyExists,
-    /// The record is restricted, and the caller is none of those who may change it then.
+    /// The record is restricted, and the caller may not see it.
     Restricted,
     /// The record has another version than the caller expects.
     OtherVersion,
 }
 
-/// What `command` of a caller of the role `by` does to `state` at `now` under `conditions`, or why it may not.
-/// Whether there is a record comes first, then whether the caller may change it, and last whether it is as expected
-/// (RFC 9110, section 13.2.1): a refusal says nothing of a record that the caller may not see. That
+/// What the rules make of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decided {
+    /// This happens.
+    Event(PatientEvent),
+    /// The record is as the command wants it already: nothing happens, and no version is made.
+    Unchanged(Arc<Patient>),
+}
+
+/// What `command` of the caller `by` does to `state` at `now` under `conditions`, or why it may not.
+/// Whether there is a record comes first, then whether the caller may see it, and last whether it is as expected
+/// (RFC 9110, section 13.2.1): a refusal says nothing of a record that the caller may not see. Only the mark itself
+/// may be set and taken off unseen. Conditions are judged whether or not the command would change anything. That
 /// the e-mail address is free is decided by the store at commit, since it concerns all patients.
 ///
 /// # Errors
@@ -171,51 +188,40 @@ pub fn decide(
     id: PatientId,
     state: &PatientState,
     command: &PatientCommand,
-    by: Role,
+    by: &Caller,
     conditions: &Conditions,
     now: Timestamp,
-) -> Result<PatientEvent, Refusal> {
-    let restricted = matches!(state, PatientState::Active(patient) if patient.restricted);
-    let changes =
-        matches!(command, PatientCommand::Update(_) | PatientCommand::Patch(_) | PatientCommand::Delete);
-    if restricted && changes && !Action::PatientRestrict.permits(by) {
+) -> Result<Decided, Refusal> {
+    let patient = match (command, state) {
+        (PatientCommand::Register(details), PatientState::Absent) => {
+            let details = details.clone();
+            let made = Patient { id, version: 1, created_at: now, restricted: false, details };
+            return Ok(Decided::Event(PatientEvent::Registered(Arc::new(made))));
+        }
+        (PatientCommand::Register(_), _) => return Err(Refusal::AlreadyExists),
+        (_, PatientState::Absent | PatientState::Deleted(_)) => return Err(Refusal::NotFound),
+        (_, PatientState::Active(patient)) => patient,
+    };
+    if patient.restricted && command.needs_sight() && !by.sees_restricted() {
         return Err(Refusal::Restricted);
     }
-    match (command, state) {
-        (PatientCommand::Register(details), PatientState::Absent) => {
-            Ok(PatientEvent::Registered(Arc::new(Patient {
-                id,
-                version: 1,
-                created_at: now,
-                restricted: false,
-                details: details.clone(),
-            })))
-        }
-        (PatientCommand::Register(_), _) => Err(Refusal::AlreadyExists),
-        (_, PatientState::Absent | PatientState::Deleted(_)) => Err(Refusal::NotFound),
-        (_, PatientState::Active(patient)) if !conditions.meet(patient.version) => Err(Refusal::OtherVersion),
-        (PatientCommand::Update(change), PatientState::Active(patient)) => {
-            Ok(PatientEvent::Updated(next(patient, changed(&patient.details, change))))
-        }
-        (PatientCommand::Patch(patch), PatientState::Active(patient)) => {
-            Ok(PatientEvent::Updated(next(patient, patched(&patient.details, patch))))
-        }
-        (PatientCommand::Restrict(restricted), PatientState::Active(patient)) => {
-            Ok(PatientEvent::Updated(Arc::new(Patient {
-                version: patient.version + 1,
-                restricted: *restricted,
-                details: patient.details.clone(),
-                ..**patient
-            })))
-        }
-        (PatientCommand::Delete, PatientState::Active(patient)) => {
-            Ok(PatientEvent::Deleted(next(patient, patient.details.clone())))
-        }
+    if !conditions.meet(patient.version) {
+        return Err(Refusal::OtherVersion);
     }
-}
-
-fn next(patient: &Patient, details: PatientDetails) -> Arc<Patient> {
-    Arc::new(Patient { version: patient.version + 1, details, ..*patient })
+    let (restricted, details) = match command {
+        PatientCommand::Update(change) => (patient.restricted, changed(&patient.details, change)),
+        PatientCommand::Patch(patch) => (patient.restricted, patched(&patient.details, patch)),
+        PatientCommand::Restrict(restricted) => (*restricted, patient.details.clone()),
+        PatientCommand::Register(_) | PatientCommand::Delete => (patient.restricted, patient.details.clone()),
+    };
+    let next = Patient { version: patient.version + 1, restricted, details, ..**patient };
+    Ok(if matches!(command, PatientCommand::Delete) {
+        Decided::Event(PatientEvent::Deleted(Arc::new(next)))
+    } else if next.restricted == patient.restricted && next.details == patient.details {
+        Decided::Unchanged(Arc::clone(patient))
+    } else {
+        Decided::Event(PatientEvent::Updated(Arc::new(next)))
+    })
 }
 
 fn changed(old: &PatientDetails, change: &PatientChange) -> PatientDetails {
@@ -249,14 +255,16 @@ pub fn evolve(event: &PatientEvent) -> PatientState {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use ::time::macros::date;
     use uuid::Uuid;
 
     use super::*;
+    use crate::domain::access::Role;
 
-    fn record(restricted: bool) -> PatientState {
-        PatientState::Active(Arc::new(Patient {
+    /// A record of version 3.
+    pub(crate) fn record(restricted: bool) -> Arc<Patient> {
+        Arc::new(Patient {
             id: PatientId(Uuid::nil()),
             version: 3,
             created_at: Timestamp(0),
@@ -268,12 +276,12 @@ mod tests {
                 date_of_birth: date!(1915 - 12 - 10),
                 registered_date: date!(2026 - 01 - 02),
             },
-        }))
+        })
     }
 
-    fn update() -> PatientCommand {
+    fn update(name: &str) -> PatientCommand {
         PatientCommand::Update(PatientChange {
-            name: "Ada King".into(),
+            name: name.into(),
             email: "ada@example.com".into(),
             address: "London".into(),
             date_of_birth: date!(1915 - 12 - 10),
@@ -281,28 +289,103 @@ mod tests {
         })
     }
 
+    fn patch(patch: PatientPatch) -> PatientCommand {
+        PatientCommand::Patch(patch)
+    }
+
+    fn caller(role: Role, reason: Option<&str>) -> Caller {
+        Caller { role, break_glass: reason.map(Into::into), ..Caller::system("test") }
+    }
+
+    fn decided(
+        by: &Caller,
+        command: &PatientCommand,
+        state: &PatientState,
+        conditions: &Conditions,
+    ) -> Result<Decided, Refusal> {
+        decide(PatientId(Uuid::nil()), state, command, by, conditions, Timestamp(0))
+    }
+
     #[test]
-    fn a_restricted_record_is_changed_by_those_who_may_mark_it() {
-        let by = |role, command: &PatientCommand, state: &PatientState| {
-            decide(PatientId(Uuid::nil()), state, command, role, &Conditions::default(), Timestamp(0))
+    fn a_restricted_record_is_changed_by_those_who_may_see_it() {
+        let any = Conditions::default();
+        let by = |caller: &Caller, command: &PatientCommand, restricted| {
+            decided(caller, command, &PatientState::Active(record(restricted)), &any)
         };
-        for command in [update(), PatientCommand::Delete] {
+        let nothing = patch(PatientPatch::default());
+        for command in [update("Ada King"), nothing, PatientCommand::Delete] {
             for role in Role::ALL {
-                let may = matches!(role, Role::Admin | Role::Clinician);
-                let decided = by(*role, &command, &record(true));
-                assert_eq!(decided.as_ref().err(), (!may).then_some(&Refusal::Restricted), "{role:?}");
-                assert!(by(*role, &command, &record(false)).is_ok(), "{role:?}");
+                for reason in [None, Some("unconscious")] {
+                    let caller = caller(*role, reason);
+                    let may = *role == Role::Clinician && reason.is_some();
+                    let refusal = by(&caller, &command, true).err();
+                    assert_eq!(refusal, (!may).then_some(Refusal::Restricted), "{role:?} {reason:?}");
+                    assert!(by(&caller, &command, false).is_ok(), "{role:?}");
+                }
             }
         }
+        // Who may not see it is not told whether its version is as expected either.
+        let stale = Conditions { expected: Some([1].into()), ..Conditions::default() };
+        let state = PatientState::Active(record(true));
+        let told = |reason| decided(&caller(Role::Clinician, reason), &update("x"), &state, &stale);
+        assert_eq!(told(None), Err(Refusal::Restricted));
+        assert_eq!(told(Some("unconscious")), Err(Refusal::OtherVersion));
         // A change keeps the mark, and the mark changes nothing else.
-        let changed = by(Role::Clinician, &update(), &record(true)).expect("changed");
+        let changed = by(&caller(Role::Clinician, Some("unconscious")), &update("Ada King"), true);
+        let Ok(Decided::Event(changed)) = changed else { panic!("{changed:?}") };
         assert!(changed.patient().restricted && changed.version() == 4);
         for mark in [true, false] {
-            let marked = by(Role::Admin, &PatientCommand::Restrict(mark), &record(!mark)).expect("marked");
-            let PatientState::Active(before) = record(mark) else { unreachable!() };
-            assert_eq!(**marked.patient(), Patient { version: 4, ..Patient::clone(&before) });
+            let marked = by(&caller(Role::Admin, None), &PatientCommand::Restrict(mark), !mark);
+            let Ok(Decided::Event(marked)) = marked else { panic!("{marked:?}") };
+            assert_eq!(**marked.patient(), Patient { version: 4, ..Patient::clone(&record(mark)) });
         }
-        let absent = by(Role::Admin, &PatientCommand::Restrict(true), &PatientState::Absent);
+        let mark = PatientCommand::Restrict(true);
+        let absent = decided(&caller(Role::Admin, None), &mark, &PatientState::Absent, &any);
         assert_eq!(absent, Err(Refusal::NotFound));
+    }
+
+    #[test]
+    fn what_changes_nothing_makes_no_version() {
+        let same = record(false).details.clone();
+        let all = PatientPatch {
+            name: Some(same.name.clone()),
+            email: Some(same.email.clone()),
+            address: Some(same.address.clone()),
+            date_of_birth: Some(same.date_of_birth),
+            registered_date: Some(same.registered_date),
+        };
+        let admin = caller(Role::Admin, None);
+        let expecting = |version| Conditions { expected: Some([version].into()), ..Conditions::default() };
+        for (command, restricted) in [
+            (update("Ada"), false),
+            (patch(PatientPatch::default()), false),
+            (patch(all), false),
+            (PatientCommand::Restrict(true), true),
+            (PatientCommand::Restrict(false), false),
+        ] {
+            let state = PatientState::Active(record(restricted));
+            for conditions in [Conditions::default(), expecting(3)] {
+                let unchanged = decided(&admin, &command, &state, &conditions);
+                assert_eq!(unchanged, Ok(Decided::Unchanged(record(restricted))), "{command:?}");
+            }
+            let stale = decided(&admin, &command, &state, &expecting(2));
+            assert_eq!(stale, Err(Refusal::OtherVersion), "{command:?}: conditions are judged all the same");
+            let ended = decided(&admin, &command, &PatientState::Deleted(4), &Conditions::default());
+            assert_eq!(ended, Err(Refusal::NotFound), "{command:?}");
+        }
+        // One letter is a change, and so is its case.
+        let state = PatientState::Active(record(false));
+        for patch in [
+            PatientPatch { name: Some("ada".into()), ..PatientPatch::default() },
+            PatientPatch { email: Some("Ada@example.com".into()), ..PatientPatch::default() },
+            PatientPatch { address: Some("Londo".into()), ..PatientPatch::default() },
+            PatientPatch { date_of_birth: Some(date!(1915 - 12 - 11)), ..PatientPatch::default() },
+            PatientPatch { registered_date: Some(date!(2026 - 01 - 01)), ..PatientPatch::default() },
+        ] {
+            let changed = decided(&admin, &PatientCommand::Patch(patch), &state, &Conditions::default());
+            assert!(matches!(changed, Ok(Decided::Event(event)) if event.version() == 4));
+        }
+        let ended = decided(&admin, &PatientCommand::Delete, &state, &Conditions::default());
+        assert!(matches!(ended, Ok(Decided::Event(PatientEvent::Deleted(_)))));
     }
 }

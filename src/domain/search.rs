@@ -108,9 +108,9 @@ pub struct PatientSearch {
 
 /// A page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PatientPage {
+pub struct PatientPage<P = Patient> {
     /// In order, as many as there are up to the limit, unless `resume` says that there may be more.
-    pub patients: Vec<Patient>,
+    pub patients: Vec<P>,
     /// The search was ended before the page was full: it goes on after this place.
     pub resume: Option<Place>,
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | the role is not permitted (403) | always, whatever the route is about |
 //! | shown or done | where the action is audited; by the edge, or with the change, in the transaction of the change |
-//! | done before, and answered again under its key | where the action is audited, by the edge: nothing is changed |
+//! | done before under the same key, or a change that changes nothing | where the action is audited, by the edge: no transaction has |
 //! | not there, taken, not as expected (404, 409, 412, 422) | where the action is audited: it tells something of a patient |
 //! | not known (504), a fault of ours (500) | where the action is audited |
 //! | no valid request, nobody known, no room, no time (400, 401, 408, 413, 415, 429, 503, 504) | no: nothing was seen or done |
@@ -32,8 +32,8 @@ use super::problem::Failure;
 #[derive(Default)]
 pub(super) struct Accessed {
     patients: OnceLock<Vec<PatientId>>,
-    reason: OnceLock<Box<str>>,
-    repeated: OnceLock<()>,
+    breaks_glass: OnceLock<()>,
+    recorded: OnceLock<()>,
 }
 
 impl Accessed {
@@ -43,14 +43,15 @@ impl Accessed {
         let _ = self.patients.set(patients);
     }
 
-    /// The change was made before, and is answered again: no commit keeps this access.
-    pub(super) fn repeats(&self) {
-        let _ = self.repeated.set(());
+    /// The transaction of the change has recorded the access. Unless a handler says so the edge records it: what is
+    /// forgotten here is recorded twice, and not left out.
+    pub(super) fn is_recorded(&self) {
+        let _ = self.recorded.set(());
     }
 
-    /// Why the caller breaks the glass.
-    pub(super) fn because(&self, reason: &str) {
-        let _ = self.reason.set(reason.into());
+    /// A restricted record is shown: the caller's reason is kept.
+    pub(super) fn breaks_glass(&self) {
+        let _ = self.breaks_glass.set(());
     }
 }
 
@@ -72,12 +73,13 @@ pub(super) async fn recorded(
     asked: Asked<'_>,
     outcome: Result<Response, Failure>,
 ) -> Result<Response, Failure> {
-    let with_change = asked.action.is_recorded_with_its_change() && asked.accessed.repeated.get().is_none();
+    let with_change = asked.accessed.recorded.get().is_some();
     let Some(came_of_it) = kept(asked.action, with_change, &outcome) else { return outcome };
     if !journal.is_on() {
         return outcome;
     }
     let noted = asked.accessed.patients.get().cloned();
+    let reason = asked.caller.break_glass.as_deref().filter(|_| asked.accessed.breaks_glass.get().is_some());
     let access = Access {
         at: now,
         action: asked.action,
@@ -85,7 +87,7 @@ pub(super) async fn recorded(
         caller: asked.caller.clone(),
         patients: noted.unwrap_or_else(|| asked.patient.into_iter().collect()),
         trace_id: asked.trace.trace_id,
-        reason: asked.accessed.reason.get().cloned(),
+        reason: reason.map(Into::into),
         change: None,
     };
     match (journal.record(access).await, &outcome, asked.effect) {
@@ -138,13 +140,14 @@ mod tests {
                 None => Ok(Response::default()),
                 Some(code) => Err(Failure::new(code, "no")),
             };
-            kept(action, action.is_recorded_with_its_change(), &outcome)
+            kept(action, false, &outcome)
         };
         for action in Action::ALL {
             assert_eq!(said(action, Some(ErrorCode::Forbidden)), Some(Outcome::Denied), "{action:?}");
-            let with_change = action.is_recorded_with_its_change();
-            let done = (action.is_audited() && !with_change).then_some(Outcome::Done);
+            let done = action.is_audited().then_some(Outcome::Done);
             assert_eq!(said(action, None), done, "{action:?}");
+            let with_change = kept(action, true, &Ok(Response::default()));
+            assert_eq!(with_change, None, "{action:?}: its transaction has kept it");
             let unknown = action.is_audited().then_some(Outcome::Unknown);
             assert_eq!(said(action, Some(ErrorCode::OutcomeUnknown)), unknown, "{action:?}");
             for nothing in [
@@ -158,8 +161,6 @@ mod tests {
                 assert_eq!(said(action, Some(nothing)), None, "{action:?} {nothing:?}");
             }
         }
-        let again = kept(Action::PatientUpdate, false, &Ok(Response::default()));
-        assert_eq!(again, Some(Outcome::Done), "answered again: there is no commit to keep it");
         assert_eq!(said(Action::PatientRead, Some(ErrorCode::NotFound)), Some(Outcome::Refused));
         for refused in [
             ErrorCode::AlreadyExists,

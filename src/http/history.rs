@@ -73,8 +73,7 @@ pub(super) async fn history(app: Arc<AppState>, call: Call) -> Result<Response, 
     let id = patients::id_of(&call, "id")?;
     let (after, limit) = page_of(&call)?;
     // The one before tells what the first of the page changed, the one behind whether there is more.
-    let mut entries = app.patients.history(&call.ctx, id, (after - 1).max(0), limit + 2).await?;
-    may_see_now(&app, &call, id).await?;
+    let mut entries = call.open(app.patients.history(&call.ctx, id, (after - 1).max(0), limit + 2).await?);
     if entries.is_empty() {
         return Err(Failure::new(
             ErrorCode::NotFound,
@@ -121,65 +120,19 @@ fn page_of(call: &Call) -> Result<(Version, u32), Failure> {
 /// The record as of `version`, whatever became of it since.
 ///
 /// # Errors
-/// `NotFound`: it has no such version, or ended with it. Those of `may_see_now`.
+/// `NotFound`: it has no such version, or ended with it. `Forbidden`: it is restricted now, or was when it ended.
 pub(super) async fn as_of(
     app: &AppState,
     call: &Call,
     id: PatientId,
     version: Version,
 ) -> Result<Arc<Patient>, Failure> {
-    let entries = app.patients.history(&call.ctx, id, version - 1, 1).await?;
-    may_see_now(app, call, id).await?;
+    let entries = call.open(app.patients.history(&call.ctx, id, version - 1, 1).await?);
     match entries.into_iter().next() {
         Some(entry) if entry.version() == version && entry.event_type() != EventType::Deleted => {
             Ok(Arc::clone(entry.event.patient()))
         }
         _ => Err(Failure::new(ErrorCode::NotFound, "There is no record with this id and version")),
-    }
-}
-
-/// Lets `call` see versions of a record as it may see the newest: whoever may not see a restricted record sees
-/// none that was made before it was marked. Asked after the versions were read, so that a mark that was
-/// acknowledged before the request holds.
-///
-/// # Errors
-/// `NotFound`: there never was such a record; `Forbidden`: it is restricted, or was when it ended.
-async fn may_see_now(app: &AppState, call: &Call, id: PatientId) -> Result<(), Failure> {
-    let newest = newest(app, call, id).await?;
-    patients::may_see(call, &newest)
-}
-
-/// Whether the record is restricted now, or was when it ended.
-///
-/// # Errors
-/// As `newest`.
-pub(super) async fn is_restricted(app: &AppState, call: &Call, id: PatientId) -> Result<bool, Failure> {
-    Ok(newest(app, call, id).await?.restricted)
-}
-
-/// The newest version of a record, be it that of its end.
-///
-/// # Errors
-/// `NotFound`: there never was such a record.
-async fn newest(app: &AppState, call: &Call, id: PatientId) -> Result<Arc<Patient>, Failure> {
-    match app.patients.get(&call.ctx, id).await {
-        Err(error) if error.code == ErrorCode::NotFound => match last_of_ended(app, call, id).await? {
-            Some(last) => Ok(Arc::clone(last.event.patient())),
-            None => Err(error.into()),
-        },
-        known => Ok(known?),
-    }
-}
-
-/// The end of an ended record. Few have more than a page of versions; the deadline of the request bounds it.
-async fn last_of_ended(app: &AppState, call: &Call, id: PatientId) -> Result<Option<HistoryEntry>, Failure> {
-    let mut last: Option<HistoryEntry> = None;
-    loop {
-        let after = last.as_ref().map_or(0, HistoryEntry::version);
-        match app.patients.history(&call.ctx, id, after, LIMIT_MAX).await?.pop() {
-            Some(entry) => last = Some(entry),
-            None => return Ok(last),
-        }
     }
 }
 

@@ -5,107 +5,20 @@ use std::sync::Arc;
 use axum::response::Response;
 use http::header::{ETAG, LOCATION};
 use http::{HeaderValue, StatusCode};
-use serde::Serialize;
-use time::Date;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::actors::patients::PatientReply;
-use crate::domain::access::{Action, View};
 use crate::domain::conditions::Conditions;
 use crate::domain::ids::{PatientId, Version};
 use crate::domain::patient::Patient;
 use crate::domain::validate::{FieldErrors, PatientInput, change, registration};
-use crate::error::ErrorCode;
 
 use super::fields::Fields;
 use super::idempotency::{Keyed, Turn};
 use super::pipeline::{Call, tail};
 use super::problem::Failure;
+use super::shown::{PatientBody, Shown};
 use super::{AppState, conditional, history, reply};
-
-/// A patient's record.
-#[derive(Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(as = Patient, example = json!({
-    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe", "email": "john.doe@example.com",
-    "address": "123 Main St, Springfield", "dateOfBirth": "1985-06-15", "registeredDate": "2024-01-10",
-    "version": 1
-}))]
-pub(super) struct PatientBody<'a> {
-    /// Given by the server.
-    #[schema(value_type = String, format = Uuid)]
-    id: Uuid,
-    name: &'a str,
-    /// Unique over living patients, without regard to case.
-    #[schema(format = "email")]
-    email: &'a str,
-    address: &'a str,
-    #[serde(serialize_with = "reply::day")]
-    #[schema(value_type = String, format = Date)]
-    date_of_birth: Date,
-    #[serde(serialize_with = "reply::day")]
-    #[schema(value_type = String, format = Date)]
-    registered_date: Date,
-    /// 1 after registration, one more after each change.
-    version: i64,
-    /// There, and true, if the record is restricted.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    #[schema(required = false)]
-    restricted: bool,
-}
-
-impl<'a> From<&'a Patient> for PatientBody<'a> {
-    fn from(patient: &'a Patient) -> Self {
-        let details = &patient.details;
-        PatientBody {
-            id: patient.id.0,
-            name: &details.name,
-            email: &details.email,
-            address: &details.address,
-            date_of_birth: details.date_of_birth,
-            registered_date: details.registered_date,
-            version: patient.version,
-            restricted: patient.restricted,
-        }
-    }
-}
-
-/// What a role that is shown names alone gets of a record.
-#[derive(Serialize, ToSchema)]
-// Described as having nothing else: a whole record would be one of these too, and an answer has to be one of the two.
-#[serde(deny_unknown_fields)]
-#[schema(as = PatientName, example = json!({
-    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
-}))]
-pub(super) struct NameBody<'a> {
-    #[schema(value_type = String, format = Uuid)]
-    id: Uuid,
-    name: &'a str,
-}
-
-/// A record as far as a role is shown it.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[schema(as = PatientShown, example = json!({
-    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
-}))]
-pub(super) enum Shown<'a> {
-    /// To all roles but BILLING.
-    Whole(PatientBody<'a>),
-    /// To BILLING.
-    Name(NameBody<'a>),
-}
-
-impl<'a> Shown<'a> {
-    /// What `call`'s caller is shown of `patient`.
-    pub(super) fn to(call: &Call, patient: &'a Patient) -> Self {
-        match call.ctx.caller.role.sees() {
-            View::Whole => Shown::Whole(PatientBody::from(patient)),
-            View::NameOnly => Shown::Name(NameBody { id: patient.id.0, name: &patient.details.name }),
-        }
-    }
-}
 
 /// What a caller sends to register or change a patient. No other fields may be there.
 #[derive(ToSchema)]
@@ -180,31 +93,6 @@ fn patient_id(text: &str) -> Option<PatientId> {
     id.map(PatientId)
 }
 
-/// What a caller says who needs to see a restricted record: why.
-const BREAK_GLASS: &str = "x-break-glass";
-const REASON_MAX_CHARS: usize = 500;
-
-/// Lets `call` see `patient`, unless the record is restricted and its caller does not break the glass.
-pub(super) fn may_see(call: &Call, patient: &Patient) -> Result<(), Failure> {
-    if !patient.restricted {
-        return Ok(());
-    }
-    let refused = |said| Err(Failure::new(ErrorCode::Forbidden, said));
-    if !call.ctx.caller.role.breaks_glass() {
-        return Err(restricted());
-    }
-    let given = call.parts.headers.get(BREAK_GLASS).map(HeaderValue::as_bytes).map(std::str::from_utf8);
-    match given.and_then(Result::ok).map(str::trim) {
-        Some(reason) if (1..=REASON_MAX_CHARS).contains(&reason.chars().count()) => {
-            call.accessed.because(reason);
-            Ok(())
-        }
-        _ => refused(
-            "The record is restricted: the header X-Break-Glass has to say why it is needed, in 1 to 500 characters",
-        ),
-    }
-}
-
 /// The record with its entity tag.
 fn record(status: StatusCode, patient: &Patient) -> Result<Response, Failure> {
     let mut response = reply::json(status, &PatientBody::from(patient))?;
@@ -242,32 +130,13 @@ pub(super) async fn register(app: Arc<AppState>, call: Call) -> Result<Response,
         let app = &app;
         async move { app.patients.register(&turn.ctx, turn.id, details, conditions).await }
     };
-    let reply = keyed.carry_out(&call.ctx, None, register).await?;
-    let patient = told(&app, &call, reply).await?;
+    let changed = keyed.carry_out(&call.ctx, None, register).await?;
+    let patient = call.open(call.done(changed));
     let mut response = record(StatusCode::CREATED, &patient)?;
     if let Ok(location) = HeaderValue::try_from(format!("/api/patients/{}", patient.id)) {
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
-}
-
-/// What a change left behind. If it was made before, the answer is no part of it: the audit is told, and whoever may
-/// not change a record that was marked since is not shown it again.
-async fn told(app: &AppState, call: &Call, reply: PatientReply) -> Result<Arc<Patient>, Failure> {
-    if reply.again {
-        call.accessed.repeats();
-        let role = call.ctx.caller.role;
-        if !Action::PatientRestrict.permits(role)
-            && history::is_restricted(app, call, reply.patient.id).await?
-        {
-            return Err(restricted());
-        }
-    }
-    Ok(reply.patient)
-}
-
-fn restricted() -> Failure {
-    Failure::new(ErrorCode::Forbidden, "The record is restricted")
 }
 
 fn unconditional(keyed: &Keyed) -> Conditions {
@@ -297,11 +166,7 @@ fn unconditional(keyed: &Keyed) -> Conditions {
 pub(super) async fn get(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
     let patient = match version_of(&call)? {
-        None => {
-            let patient = app.patients.get(&call.ctx, id).await?;
-            may_see(&call, &patient)?;
-            patient
-        }
+        None => call.open(app.patients.get(&call.ctx, id).await?),
         Some(version) => Box::pin(history::as_of(&app, &call, id, version)).await?,
     };
     let tag = conditional::etag(patient.version).map(|tag| (ETAG, tag));
@@ -326,11 +191,15 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
 }
 
 /// Replaces the details of a patient.
+///
+/// What changes nothing is answered with the record as it is, and makes no version. A restricted record is changed
+/// by a CLINICIAN alone, who says why in `X-Break-Glass`.
 #[utoipa::path(put, path = "/api/patients/{id}", operation_id = "updatePatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
             record's: else 412, and nothing is changed."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
     ),
     request_body = PatientForm,
     responses((status = 200, description = "The record as it is now.", body = PatientBody,
@@ -341,19 +210,23 @@ pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, F
     let expected = conditional::expected(&call.parts.headers)?;
     let changed = ruled(&call.body, |input| change(input, today))?;
     let conditions = Conditions { expected, fingerprint: None };
-    let patient = app.patients.update(&call.ctx, id, changed, conditions).await?;
+    let changed = app.patients.update(&call.ctx, id, changed, conditions).await?;
+    let patient = call.open(call.done(changed));
     record(StatusCode::OK, &patient)
 }
 
 /// Replaces some of the details of a patient.
 ///
 /// A JSON Merge Patch (RFC 7396): fields that are not given stay as they are. No field can be taken away, so null
-/// is refused. Under an `Idempotency-Key` it may be sent again, as a registration may.
+/// is refused. Under an `Idempotency-Key` it may be sent again, as a registration may. A patch that changes nothing is
+/// answered with the record as it is, and makes no version. It is not remembered either: sent again under its key, it is
+/// judged anew. A restricted record is changed by a CLINICIAN alone, who says why in `X-Break-Glass`.
 #[utoipa::path(patch, path = "/api/patients/{id}", operation_id = "patchPatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
             record's: else 412, and nothing is changed."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat: a \
             text that no other request has, such as `\"8e03978e-40d5-43dd-bc93-6894a57f9324\"`.", max_length = 257),
     ),
@@ -371,15 +244,15 @@ pub(super) async fn patch(app: Arc<AppState>, call: Call) -> Result<Response, Fa
         let (patch, conditions, app) = (patch.clone(), conditions.clone(), &app);
         async move { app.patients.patch(&turn.ctx, id, patch, conditions).await }
     };
-    let reply = keyed.carry_out(&call.ctx, Some(id), change).await?;
-    let patient = told(&app, &call, reply).await?;
+    let changed = keyed.carry_out(&call.ctx, Some(id), change).await?;
+    let patient = call.open(call.done(changed));
     record(StatusCode::OK, &patient)
 }
 
 /// Marks a patient's record restricted.
 ///
-/// It is left out of lists from then on. Only a CLINICIAN may read it, by saying why in `X-Break-Glass`; only an ADMIN
-/// or a CLINICIAN may change it.
+/// It is left out of lists from then on. Only a CLINICIAN may read, change or end it, by saying why in
+/// `X-Break-Glass`.
 #[utoipa::path(put, path = "/api/patients/{id}/restriction", operation_id = "restrictPatient", tag = "patients",
     params(("id" = Uuid, Path, description = "The patient's id.")),
     responses((status = 204, description = "It is restricted.")))]
@@ -398,24 +271,27 @@ pub(super) async fn unrestrict(app: Arc<AppState>, call: Call) -> Result<Respons
 async fn set_restricted(app: &AppState, call: &Call, restricted: bool) -> Result<Response, Failure> {
     let path = tail(&call.parts, call.path).trim_end_matches("/restriction");
     let id = patient_id(path).ok_or_else(|| Failure::field("id", "Should be a UUID"))?;
-    app.patients.restrict(&call.ctx, id, restricted).await?;
+    call.done(app.patients.restrict(&call.ctx, id, restricted).await?);
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
 /// Ends the record of a patient.
 ///
-/// The id is never used again; the e-mail address is free again.
+/// The id is never used again; the e-mail address is free again. A restricted record is ended by a CLINICIAN alone, who
+/// says why in `X-Break-Glass`.
 #[utoipa::path(delete, path = "/api/patients/{id}", operation_id = "deletePatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
             record's: else 412, and nothing is changed."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
     ),
     responses((status = 204, description = "Ended.")))]
 pub(super) async fn delete(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
     let expected = conditional::expected(&call.parts.headers)?;
-    app.patients.delete(&call.ctx, id, Conditions { expected, fingerprint: None }).await?;
+    let conditions = Conditions { expected, fingerprint: None };
+    call.done(app.patients.delete(&call.ctx, id, conditions).await?);
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
@@ -425,39 +301,8 @@ mod tests {
     use time::macros::date;
 
     use super::*;
-    use crate::domain::patient::PatientDetails;
-    use crate::domain::time::Timestamp;
 
-    const TODAY: Date = date!(2026 - 03 - 31);
-
-    #[test]
-    fn a_record_reads_as_documented() {
-        let patient = Patient {
-            restricted: false,
-            id: PatientId(Uuid::from_u128(0x123e4567_e89b_12d3_a456_426614174000)),
-            version: 3,
-            created_at: Timestamp(0),
-            details: PatientDetails {
-                name: "Ada \"Countess\" Lovelace".into(),
-                email: "Ada@Example.com".into(),
-                address: "12 St James's Square\nLondon".into(),
-                date_of_birth: date!(1915 - 12 - 01),
-                registered_date: date!(2026 - 01 - 02),
-            },
-        };
-        assert_eq!(
-            serde_json::to_value(PatientBody::from(&patient)).expect("JSON"),
-            json!({
-                "id": "123e4567-e89b-12d3-a456-426614174000",
-                "name": "Ada \"Countess\" Lovelace",
-                "email": "Ada@Example.com",
-                "address": "12 St James's Square\nLondon",
-                "dateOfBirth": "1915-12-01",
-                "registeredDate": "2026-01-02",
-                "version": 3
-            })
-        );
-    }
+    const TODAY: time::Date = date!(2026 - 03 - 31);
 
     #[test]
     fn a_form_is_read_by_the_rules() {

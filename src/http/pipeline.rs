@@ -40,7 +40,7 @@ use super::observe::Meter;
 use super::patch::MERGE_PATCH_JSON;
 use super::problem::Failure;
 use super::stage::{Registers, Stage};
-use super::{Settings, body, reply};
+use super::{Settings, body, break_glass, reply};
 
 pub(super) use router::{router, router_of_part};
 
@@ -305,7 +305,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
             Handler::Open(_) => None,
             Handler::Named(action, _) => {
                 let from = self.proxies.client_of(request);
-                let caller = Caller { from, ..self.caller(&request.headers).await? };
+                let break_glass = break_glass::reason(&request.headers);
+                let caller = Caller { from, break_glass, ..self.caller(&request.headers).await? };
                 // Known from here on, also for the audit of a denial.
                 let caller = stage.caller.get_or_init(|| caller).clone();
                 if !action.permits(caller.role) {

@@ -17,9 +17,9 @@ use crate::domain::text::search_key;
 use crate::domain::validate::{EMAIL_MAX_CHARS, FieldErrors, parse_date};
 use crate::error::{Error, ErrorCode};
 
-use super::patients::Shown;
 use super::pipeline::Call;
 use super::problem::Failure;
+use super::shown::Shown;
 use super::{AppState, cursor, reply};
 
 /// Records on one page if the caller does not say how many.
@@ -73,13 +73,14 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     // One more than asked for tells whether there is more.
     let limit = search.limit_rows;
     let wanted = PatientSearch { limit_rows: limit + 1, ..search };
-    let mut page = app.patients.search(&call.ctx, &wanted).await?;
-    let more = page.patients.len() > limit as usize;
-    page.patients.truncate(limit as usize);
-    call.accessed.shows(page.patients.iter().map(|patient| patient.id).collect());
-    let shown: Vec<Shown<'_>> = page.patients.iter().map(|patient| Shown::to(&call, patient)).collect();
+    let page = app.patients.search(&call.ctx, &wanted).await?;
+    let mut patients: Vec<_> = page.patients.into_iter().map(|seen| call.open(seen)).collect();
+    let more = patients.len() > limit as usize;
+    patients.truncate(limit as usize);
+    call.accessed.shows(patients.iter().map(|patient| patient.id).collect());
+    let shown: Vec<Shown<'_>> = patients.iter().map(|patient| Shown::to(&call, patient)).collect();
     let mut response = reply::json(StatusCode::OK, &shown)?;
-    let last = page.patients.last().filter(|_| more).map(|last| wanted.place_of(last));
+    let last = patients.last().filter(|_| more).map(|last| wanted.place_of(last));
     if let Some(place) = last.or(page.resume) {
         let link = link_to(&list, limit, &cursor::give_out(&app.auth, &list, &place).unwrap_or_default());
         response.headers_mut().extend(HeaderValue::try_from(link).ok().map(|link| (LINK, link)));

@@ -159,6 +159,7 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_link_items_total", Counter, "Requests, replies and hints in these frames"),
     ("hygeia_link_refused_total", Counter, "Requests not sent, as too much was unanswered"),
     ("hygeia_link_dropped_total", Counter, "Requests whose answer was lost with the session"),
+    ("hygeia_link_frames_late_total", Counter, "Frames of sessions that had ended; they were dropped"),
     ("hygeia_link_frames_unreadable_total", Counter, "Frames of other nodes that could not be read"),
     ("hygeia_link_requests_unsupported_total", Counter, "Requests of other nodes of a version unknown here"),
     ("hygeia_link_passed_on_total", Counter, "Requests passed on to the node that serves the shard"),

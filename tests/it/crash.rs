@@ -1,102 +1,169 @@
 //! `kill -9` at any moment: what was acknowledged is there, and every effect of it happens once.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Node, Site, eventually, patient};
 use crate::postgres::Postgres;
 
 const WRITERS: usize = 8;
+/// What each round has acknowledged before its fault, at least.
+const FLOOR: Counts = Counts { registered: 60, changed: 20, deleted: 8 };
+
+/// Acknowledged requests, by kind.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    registered: usize,
+    changed: usize,
+    deleted: usize,
+}
+
+impl Counts {
+    fn reaches_floor_after(&self, before: &Counts) -> bool {
+        self.registered >= before.registered + FLOOR.registered
+            && self.changed >= before.changed + FLOOR.changed
+            && self.deleted >= before.deleted + FLOOR.deleted
+    }
+}
 
 /// What the clients were told, over all rounds.
 #[derive(Default)]
 struct Told {
     /// Acknowledged registrations by id, with the highest version acknowledged.
     acknowledged: BTreeMap<String, i64>,
-    /// Registrations that got no answer.
-    unanswered: usize,
     deleted: Vec<String>,
+    counts: Counts,
+    /// Requests that a dying node has left without an answer.
+    cut_off: usize,
 }
 
-/// One client: registers, changes and now and then deletes, until the node is gone.
-async fn write_until_it_dies(
+/// One client: registers, changes and now and then deletes, until the node is gone or `enough`.
+struct Writer {
     base: String,
     client: reqwest::Client,
     token: String,
     name: String,
     told: Arc<Mutex<Told>>,
-) {
-    for n in 0.. {
-        let body = patient(format!("{name}-{n}"));
-        let sent = client.post(format!("{base}/api/patients")).bearer_auth(&token).json(&body).send().await;
-        let Ok(response) = sent else {
-            told.lock().expect("sane").unanswered += 1;
-            return;
-        };
-        if response.status() != StatusCode::CREATED {
-            told.lock().expect("sane").unanswered += 1;
-            continue;
-        }
-        let Ok(created) = response.json::<Value>().await else { return };
-        let id = created["id"].as_str().expect("an id").to_owned();
-        told.lock().expect("sane").acknowledged.insert(id.clone(), 1);
-        let url = format!("{base}/api/patients/{id}");
-        if n % 3 == 0 {
-            let Ok(response) = client.put(&url).bearer_auth(&token).json(&body).send().await else { return };
-            if response.status() == StatusCode::OK {
-                told.lock().expect("sane").acknowledged.insert(id.clone(), 2);
+    enough: CancellationToken,
+}
+
+/// The node is gone.
+struct Gone;
+
+impl Writer {
+    async fn run(self) {
+        for n in 0.. {
+            if self.enough.is_cancelled() {
+                return;
             }
-        }
-        if n % 7 == 0 {
-            // From the moment it is sent the record may be gone.
-            told.lock().expect("sane").acknowledged.remove(&id);
-            let Ok(response) = client.delete(&url).bearer_auth(&token).send().await else { return };
-            if response.status() == StatusCode::NO_CONTENT {
-                told.lock().expect("sane").deleted.push(id);
+            if self.one(n).await.is_err() {
+                self.told().cut_off += 1;
+                return;
             }
         }
     }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().expect("sane")
+    }
+
+    async fn send(&self, method: Method, path: &str, body: &Value) -> Result<(StatusCode, Value), Gone> {
+        let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token);
+        let response = request.json(body).send().await.map_err(|_| Gone)?;
+        let status = response.status();
+        let text = response.text().await.map_err(|_| Gone)?;
+        Ok((status, serde_json::from_str(&text).unwrap_or_default()))
+    }
+
+    async fn one(&self, n: usize) -> Result<(), Gone> {
+        let mut body = patient(format!("{}-{n}", self.name));
+        let (status, created) = self.send(Method::POST, "/api/patients", &body).await?;
+        if status != StatusCode::CREATED {
+            return Ok(());
+        }
+        let id = created["id"].as_str().expect("an id").to_owned();
+        self.told().counts.registered += 1;
+        self.told().acknowledged.insert(id.clone(), 1);
+        let path = format!("/api/patients/{id}");
+        if n % 2 == 0 {
+            body["address"] = json!("2 Other Road");
+            if self.send(Method::PUT, &path, &body).await?.0 == StatusCode::OK {
+                self.told().counts.changed += 1;
+                self.told().acknowledged.insert(id.clone(), 2);
+            }
+        }
+        if n % 5 == 0 {
+            // From the moment it is sent the record may be gone.
+            self.told().acknowledged.remove(&id);
+            if self.send(Method::DELETE, &path, &Value::Null).await?.0 == StatusCode::NO_CONTENT {
+                self.told().counts.deleted += 1;
+                self.told().deleted.push(id);
+            }
+        }
+        Ok(())
+    }
 }
+
+/// Clients of `node`, at work.
+fn write_to(
+    node: &Node,
+    token: &str,
+    round: usize,
+    told: &Arc<Mutex<Told>>,
+    enough: &CancellationToken,
+) -> JoinSet<()> {
+    let writer = |w: usize| Writer {
+        base: node.http_url().to_owned(),
+        client: node.client().clone(),
+        token: token.to_owned(),
+        name: format!("{round}-{w}"),
+        told: Arc::clone(told),
+        enough: enough.clone(),
+    };
+    (0..WRITERS).map(|w| writer(w).run()).collect()
+}
+
+/// Until the floor is reached once more.
+async fn enough_is_written(told: &Mutex<Told>) {
+    let counts = || told.lock().expect("sane").counts;
+    let before = counts();
+    eventually("enough is acknowledged", || async { counts().reaches_floor_after(&before).then_some(()) })
+        .await;
+}
+
+const ROUNDS: usize = 4;
 
 async fn crash_rounds(site: &Site, seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let told = Arc::new(Mutex::new(Told::default()));
-    for round in 0..4 {
+    for round in 0..ROUNDS {
         let node = site.start().await;
         let token = node.login().await;
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|w| {
-                let (base, client, token) =
-                    (node.http_url().to_owned(), node.client().clone(), token.clone());
-                tokio::spawn(write_until_it_dies(
-                    base,
-                    client,
-                    token,
-                    format!("{round}-{w}"),
-                    Arc::clone(&told),
-                ))
-            })
-            .collect();
-        // The fault's own schedule, from the seed: the moment of the kill must not follow from what was seen.
-        tokio::time::sleep(Duration::from_millis(rng.u64(50..1_500))).await;
+        let mut writers = write_to(&node, &token, round, &told, &CancellationToken::new());
+        enough_is_written(&told).await;
+        // The fault's own schedule, from the seed: the moment of the kill must not follow from what was seen last.
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..1_000))).await;
         node.kill().await;
-        for writer in writers {
-            writer.await.expect("no panic");
+        while let Some(ended) = writers.join_next().await {
+            ended.expect("no panic");
         }
     }
     let node = site.start().await;
     let told = std::mem::take(&mut *told.lock().expect("sane"));
+    assert_eq!(told.cut_off, ROUNDS * WRITERS, "every kill was in the midst of the work of every client");
     check(&node, &told).await;
 }
 
 async fn check(node: &Node, told: &Told) {
-    assert!(told.acknowledged.len() > 20, "too little was written to say anything");
     let token = node.login().await;
     let listed = all_patients(node, &token).await;
+    println!("{:?} acknowledged, {} cut off", told.counts, told.cut_off);
     for (id, version) in &told.acknowledged {
         let found = listed.get(id).unwrap_or_else(|| panic!("acknowledged and lost: {id}"));
         assert!(found["version"].as_i64() >= Some(*version), "an acknowledged change of {id} is lost");
@@ -160,38 +227,27 @@ async fn a_crash_of_postgres_is_survived() {
     let token = node.login().await;
     let told = Arc::new(Mutex::new(Told::default()));
     for round in 0..2 {
-        let writing: Vec<_> = (0..WRITERS)
-            .map(|w| {
-                let (base, client, token) =
-                    (node.http_url().to_owned(), node.client().clone(), token.clone());
-                tokio::spawn(write_until_it_dies(
-                    base,
-                    client,
-                    token,
-                    format!("{round}-{w}"),
-                    Arc::clone(&told),
-                ))
-            })
-            .collect();
-        let enough = told.lock().expect("sane").acknowledged.len() + 50;
-        eventually("some writes", || async {
-            (told.lock().expect("sane").acknowledged.len() > enough).then_some(())
-        })
-        .await;
+        let enough = CancellationToken::new();
+        let mut writers = write_to(&node, &token, round, &told, &enough);
+        enough_is_written(&told).await;
         server.stop(crate::postgres::Stop::Kill);
         eventually("the node says it is not ready", || async {
             (node.readiness().await == Some(StatusCode::SERVICE_UNAVAILABLE)).then_some(())
         })
         .await;
-        for writer in &writing {
-            writer.abort();
-        }
         server.start();
         eventually("the node is ready again", || async {
             (node.readiness().await == Some(StatusCode::OK)).then_some(())
         })
         .await;
+        // The same clients, who never left off.
+        enough_is_written(&told).await;
+        enough.cancel();
+        while let Some(ended) = writers.join_next().await {
+            ended.expect("no panic");
+        }
     }
     let told = std::mem::take(&mut *told.lock().expect("sane"));
+    assert_eq!(told.cut_off, 0, "the node answers whatever the database does");
     check(&node, &told).await;
 }

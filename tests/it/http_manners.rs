@@ -116,7 +116,12 @@ async fn a_condition_is_judged_where_the_record_is_written() {
     let other = unless("\"2\"").send().await.expect("an answer");
     assert_eq!((other.status(), tag(&other)), (StatusCode::OK, "\"1\""));
 
-    assert_eq!(tag(&api.put_if(&id, &ada, "\"1\"").await), "\"2\"");
+    let moved = |to: &str| {
+        let mut moved = ada.clone();
+        moved["address"] = json!(format!("{to} Road"));
+        moved
+    };
+    assert_eq!(tag(&api.put_if(&id, &moved("2"), "\"1\"").await), "\"2\"");
     for stale in ["\"1\"", "W/\"2\"", "\"x\"", "\"1\", \"3\""] {
         problem(api.put_if(&id, &ada, stale).await, 412, "PRECONDITION_FAILED").await;
         problem(api.patch(&id, &json!({}), &[("if-match", stale)]).await, 412, "PRECONDITION_FAILED").await;
@@ -127,16 +132,21 @@ async fn a_condition_is_judged_where_the_record_is_written() {
         let said = problem(api.put_if(&id, &ada, bad).await, 400, "INVALID").await;
         assert!(said["errors"]["If-Match"].is_string(), "{said}");
     }
-    assert_eq!(tag(&api.put_if(&id, &ada, "\"1\", \"2\"").await), "\"3\"");
-    assert_eq!(tag(&api.put_if(&id, &ada, "*").await), "\"4\"");
+    assert_eq!(tag(&api.put_if(&id, &moved("3"), "\"1\", \"2\"").await), "\"3\"");
+    assert_eq!(tag(&api.put_if(&id, &moved("4"), "*").await), "\"4\"");
     // What is not there comes before what it should be like.
     let nobody = uuid::Uuid::now_v7().to_string();
     problem(api.put_if(&nobody, &ada, "\"1\"").await, 404, "NOT_FOUND").await;
 
     // Of many who saw the same version one is first, in every round.
+    let (api, id) = (&api, &*id);
     for version in 4..9 {
         let seen = format!("\"{version}\"");
-        let tries = (0..12).map(|_| async { api.put_if(&id, &ada, &seen).await.status() });
+        let seen = &seen;
+        let tries = (0..12).map(|n| {
+            let form = moved(&format!("{version}-{n}"));
+            async move { api.put_if(id, &form, seen).await.status() }
+        });
         let statuses = join_all(tries).await;
         let of = |status| statuses.iter().filter(|s| **s == status).count();
         assert_eq!((of(StatusCode::OK), of(StatusCode::PRECONDITION_FAILED)), (1, 11), "{statuses:?}");
@@ -184,6 +194,43 @@ async fn a_patch_changes_what_it_names() {
         let now = body(api.get(&format!("/{id}")).await).await;
         assert_eq!((&now["name"], &now["address"]), (&json!(name), &json!(address)));
     }
+}
+
+#[tokio::test]
+async fn what_changes_nothing_makes_no_version() {
+    let (_site, node) = Node::fresh().await;
+    let api = Api::of(&node).await;
+    let form = patient("unchanged");
+    let id = api.registered(&form).await;
+    let record = body(api.get(&format!("/{id}")).await).await;
+    let keyed = [("idempotency-key", "nothing")];
+    let restriction = |method: Method| api.request(method, &format!("/{id}/restriction")).send();
+    for round in 0..2 {
+        for answer in [
+            api.patch(&id, &json!({}), &[]).await,
+            api.patch(&id, &json!({}), &keyed).await,
+            api.patch(&id, &json!({"name": form["name"], "email": form["email"]}), &[("if-match", "\"1\"")])
+                .await,
+            api.put_if(&id, &form, "*").await,
+        ] {
+            assert_eq!((answer.status(), tag(&answer)), (StatusCode::OK, "\"1\""), "round {round}");
+            assert_eq!(body(answer).await, record);
+        }
+        problem(api.patch(&id, &json!({}), &[("if-match", "\"2\"")]).await, 412, "PRECONDITION_FAILED").await;
+        let answer = restriction(Method::DELETE).await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+    }
+    let history = body(api.get(&format!("/{id}/history")).await).await;
+    assert_eq!(history.as_array().map(Vec::len), Some(1), "no event either: {history}");
+    // What changed nothing under a key left nothing to be known by: the key is free for another request.
+    let moved = api.patch(&id, &json!({"address": "2 Road"}), &keyed).await;
+    assert_eq!((moved.status(), tag(&moved)), (StatusCode::OK, "\"2\""));
+    for _ in 0..2 {
+        assert_eq!(restriction(Method::PUT).await.expect("an answer").status(), StatusCode::NO_CONTENT);
+    }
+    assert_eq!(restriction(Method::DELETE).await.expect("an answer").status(), StatusCode::NO_CONTENT);
+    let answer = api.get(&format!("/{id}")).await;
+    assert_eq!(tag(&answer), "\"4\"", "changed, restricted once, opened");
 }
 
 /// Status, Location and body.

@@ -2,6 +2,7 @@
 //! goes on is not older than what the other acknowledged, and it acknowledges nothing that is not kept.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use reqwest::{Client, Method, StatusCode};
@@ -15,6 +16,8 @@ use crate::harness::{Node, PATIENCE, Site, eventually, patient};
 use crate::postgres::Postgres;
 
 const PATIENTS: usize = 8;
+/// How often each patient is read and changed in each part of the test: many times what a shard does at once.
+const OFTEN: usize = 10;
 
 /// What clients were told, by patient.
 #[derive(Default)]
@@ -23,6 +26,8 @@ struct Told {
     latest: Mutex<BTreeMap<String, i64>>,
     /// Changes acknowledged. Two owners at a time would acknowledge the same version twice.
     changes: Mutex<BTreeSet<(String, i64)>>,
+    /// What was answered with a record, by the front that it came from, the patient, and whether it is a change.
+    answered: Mutex<BTreeMap<(&'static str, String, bool), usize>>,
 }
 
 impl Told {
@@ -30,8 +35,23 @@ impl Told {
         self.latest.lock().expect("sane").get(id).copied().unwrap_or_default()
     }
 
-    fn changes(&self) -> usize {
-        self.changes.lock().expect("sane").len()
+    fn count(&self, front: &'static str, id: &str, writes: bool) {
+        *self.answered.lock().expect("sane").entry((front, id.to_owned(), writes)).or_default() += 1;
+    }
+
+    /// Until each of `ids` was read and changed through `front` that often more.
+    async fn each_often_more(&self, front: &'static str, ids: &[String]) {
+        let answered = |id: &String, writes| {
+            let answered = self.answered.lock().expect("sane");
+            answered.get(&(front, id.clone(), writes)).copied().unwrap_or_default()
+        };
+        for (id, writes) in ids.iter().flat_map(|id| [(id, true), (id, false)]) {
+            let enough = answered(id, writes) + OFTEN;
+            eventually(&format!("{id} is asked for through the {front}"), || async {
+                (answered(id, writes) >= enough).then_some(())
+            })
+            .await;
+        }
     }
 
     /// The answer to a question about `id` that was asked when `floor` was the latest.
@@ -73,21 +93,30 @@ fn is_away(status: StatusCode) -> bool {
 /// A way to one node.
 #[derive(Clone)]
 struct Caller {
+    front: &'static str,
     base: String,
     client: Client,
     token: String,
     told: Arc<Told>,
 }
 
+/// A form that no other change has sent.
+fn form(id: &str) -> Value {
+    static SENT: AtomicUsize = AtomicUsize::new(0);
+    let mut form = patient(id);
+    form["address"] = format!("{} Road", SENT.fetch_add(1, Ordering::Relaxed)).into();
+    form
+}
+
 impl Caller {
-    fn of(node: &Node, token: &str, told: &Arc<Told>) -> Self {
+    fn of(front: &'static str, node: &Node, token: &str, told: &Arc<Told>) -> Self {
         let (base, client) = (node.http_url().to_owned(), node.client().clone());
-        Caller { base, client, token: token.to_owned(), told: Arc::clone(told) }
+        Caller { front, base, client, token: token.to_owned(), told: Arc::clone(told) }
     }
 
     async fn send(&self, method: Method, id: &str) -> (StatusCode, Value) {
         let request = self.client.request(method, format!("{}/api/patients/{id}", self.base));
-        let answer = request.bearer_auth(&self.token).json(&patient(id)).send().await.expect("an answer");
+        let answer = request.bearer_auth(&self.token).json(&form(id)).send().await.expect("an answer");
         (answer.status(), answer.json().await.expect("JSON"))
     }
 
@@ -95,12 +124,19 @@ impl Caller {
         let floor = self.told.latest(id);
         let (status, body) = self.send(Method::GET, id).await;
         self.told.read(id, floor, status, &body);
+        if status == StatusCode::OK {
+            self.told.count(self.front, id, false);
+        }
     }
 
     async fn change(&self, id: &str) -> bool {
         let floor = self.told.latest(id);
         let (status, body) = self.send(Method::PUT, id).await;
-        self.told.changed(id, floor, status, &body)
+        let changed = self.told.changed(id, floor, status, &body);
+        if changed {
+            self.told.count(self.front, id, true);
+        }
+        changed
     }
 
     /// One writer and one reader of each patient, until `enough`.
@@ -127,7 +163,7 @@ impl Caller {
         let floor = self.told.latest(id);
         let address = self.base.trim_start_matches("http://");
         let mut stream = TcpStream::connect(address).await.expect("the kernel takes it");
-        let (token, body) = (&self.token, patient(id).to_string());
+        let (token, body) = (&self.token, form(id).to_string());
         let request = format!(
             "{method} /api/patients/{id} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
              authorization: Bearer {token}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -169,11 +205,6 @@ async fn becomes(node: &Node, status: StatusCode) {
     .await;
 }
 
-async fn more_changes(told: &Told, more: usize) {
-    let enough = told.changes() + more;
-    eventually("changes are made", || async { (told.changes() >= enough).then_some(()) }).await;
-}
-
 /// Each patient is changed by `caller`, however often that must be tried.
 async fn each_changed(caller: &Caller, ids: &[String]) {
     for id in ids {
@@ -196,18 +227,21 @@ async fn a_node_paused_for_longer_than_its_leases_tells_nothing_stale() {
         let created: Value = created.json().await.expect("JSON");
         ids.push(created["id"].as_str().expect("an id").to_owned());
     }
-    let through_first = Caller::of(&first, &token, &told);
+    let through_first = Caller::of("first", &first, &token, &told);
     let (mut load, enough) = (JoinSet::new(), CancellationToken::new());
     through_first.load(&ids, &mut load, &enough);
-    more_changes(&told, 100).await;
+    told.each_often_more("first", &ids).await;
 
     first.pause();
     let other_site =
         Site::bare().with("HYGEIA__STORE__URL", database.url()).with("HYGEIA__NODE__NAME", "node-2").set_up();
     // It is ready when it has every lease: when those of the first have run out.
     let second = other_site.start().await;
-    let through_second = Caller::of(&second, &token, &told);
+    let through_second = Caller::of("second", &second, &token, &told);
     each_changed(&through_second, &ids).await;
+    // While the first is paused the second reads and changes everything that the first has in memory.
+    through_second.load(&ids, &mut load, &enough);
+    told.each_often_more("second", &ids).await;
     let mut asked = Vec::new();
     for id in &ids {
         asked.push(through_first.ask(Method::GET, id).await);
@@ -218,8 +252,7 @@ async fn a_node_paused_for_longer_than_its_leases_tells_nothing_stale() {
         question.answered(&told).await;
     }
     becomes(&first, StatusCode::SERVICE_UNAVAILABLE).await;
-    through_second.load(&ids, &mut load, &enough);
-    more_changes(&told, 100).await;
+    told.each_often_more("second", &ids).await;
     assert_eq!(second.readiness().await, Some(StatusCode::OK));
     enough.cancel();
     while let Some(ended) = load.join_next().await {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::DirectoryMessage;
 use super::counted::{Unanswered, Waiting};
-use super::refusal::refusal;
+use super::refusal::{refusal, still_under_way, time_up};
 use crate::actors::address::Address;
 use crate::actors::entity::{Entity, Failure, Op, Write};
 use crate::actors::region::QueryAsk;
@@ -127,11 +127,19 @@ impl<E: Entity> Asker<E> {
     async fn ask(&self, ctx: &RequestContext, id: Uuid, mut op: Op<E>) -> Result<E::Answer> {
         let _counted = Unanswered::count(&self.unanswered);
         let mut patience = Patience::new(self.settings);
+        // An earlier try of a change was lost on its way and may still arrive, at this shard or at another. The event
+        // table knows what was carried out, and not what is still to come: no later try settles that it is not done.
+        let mut at_large = false;
         loop {
             let miss = match self.try_once(ctx, id, op.clone()).await {
+                Ok(answer) if at_large && !E::is_settled(&answer) => return Err(still_under_way()),
                 Ok(answer) => return Ok(answer),
+                Err(Miss::Failed(Failure::Refused(refused))) if at_large && !refused.is_settled() => {
+                    return Err(still_under_way());
+                }
                 Err(miss) => miss,
             };
+            at_large |= matches!((&op, &miss), (Op::Write(_), Miss::Dropped));
             // What a reader is not told changes nothing; what a writer is not told may have happened.
             let lost_track = matches!(miss, Miss::Dropped | Miss::TimeUp | Miss::Failed(Failure::Unknown));
             let unknown = match &mut op {
@@ -320,7 +328,7 @@ impl Patience {
 /// carried out by this or an earlier try.
 fn verdict(miss: &Miss, unknown: bool) -> Option<Error> {
     let error = match miss {
-        // Said after the database was asked about earlier tries: final.
+        // Said after the database was asked about earlier tries, none of which can still be carried out: final.
         Miss::Failed(Failure::Refused(refused)) => return Some(refusal(*refused)),
         Miss::Failed(Failure::NotServing(_) | Failure::NoNode(_) | Failure::Unknown) | Miss::Dropped => {
             return None;
@@ -357,20 +365,6 @@ fn gave_up(last: &Miss, unknown: bool) -> Error {
 /// The error that says which role is missing.
 pub(in crate::actors) fn no_node(role: NodeRole) -> Error {
     Error::new(ErrorCode::Unavailable, format!("No node with the role {} is live", role.as_str()))
-}
-
-fn time_up(unknown: bool) -> Error {
-    if unknown {
-        Error::new(
-            ErrorCode::OutcomeUnknown,
-            "The time was up before it was known whether the change was made",
-        )
-    } else {
-        Error::new(
-            ErrorCode::DeadlineExceeded,
-            "The time was up before the request was done; nothing was changed",
-        )
-    }
 }
 
 #[cfg(test)]

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn member(name: &str, roles: &[NodeRole]) -> Member {
-        let wire = (name != "me").then(|| Arc::new(|_| true) as crate::actors::members::Wire);
+        let wire = (name != "me").then(crate::actors::members::Wire::nowhere);
         let owner = format!("{name}#1").into();
         Member { name: name.into(), owner, roles: roles.iter().copied().collect(), draining: false, wire }
     }

@@ -88,8 +88,12 @@ struct Again<E: Entity> {
 impl Inner {
     /// A frame has come from `owner`.
     pub(super) fn receive(self: &Arc<Self>, owner: &Arc<str>, wire: &Wire, frame: &[u8]) {
-        // A peer that is not in the view yet, or not any more, is answered all the same.
-        let link = self.link(owner).unwrap_or_else(|| self.new_link(owner, wire));
+        if wire.has_ended() {
+            // Whoever asked was told that the outcome is not known, and has asked again since.
+            metrics::counter!("hygeia_link_frames_late_total").increment(1);
+            return;
+        }
+        let link = self.link_of(owner, wire);
         let Ok(frame) = pb::Frame::decode(frame) else {
             metrics::counter!("hygeia_link_frames_unreadable_total").increment(1);
             if link.garbled() {

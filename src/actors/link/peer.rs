@@ -354,7 +354,7 @@ impl Link {
 
     fn send(&self, frame: Vec<u8>) {
         self.frames.increment(1);
-        if !(self.wire)(frame) {
+        if !self.wire.send(frame) {
             self.close();
         }
     }

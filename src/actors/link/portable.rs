@@ -65,6 +65,7 @@ fn envelope(trace: &TraceContext, budget: Duration, caller: &Caller) -> pb::Enve
         command_id: None,
         traceparent: String::new(),
         maybe_done: false,
+        break_glass: caller.break_glass.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
@@ -226,7 +227,9 @@ pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option
 fn caller(envelope: &pb::Envelope) -> Option<Caller> {
     let subject = (!envelope.subject.is_empty()).then(|| envelope.subject.as_str().into())?;
     // An address that cannot be read is not there: it is recorded, and decides nothing.
-    Some(Caller { subject, role: Role::parse(&envelope.role)?, from: envelope.from.parse().ok() })
+    let from = envelope.from.parse().ok();
+    let break_glass = (!envelope.break_glass.is_empty()).then(|| envelope.break_glass.as_str().into());
+    Some(Caller { subject, role: Role::parse(&envelope.role)?, from, break_glass })
 }
 
 /// What is recorded with a change.

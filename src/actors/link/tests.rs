@@ -2,6 +2,7 @@
 
 mod chains;
 mod golden;
+mod lost;
 mod net;
 mod round_trip;
 
@@ -17,7 +18,6 @@ use uuid::Uuid;
 use self::net::{Net, answering, holding, net, patient, scripted, spec, until};
 use super::*;
 use crate::actors::entity::Write;
-use crate::actors::members::Wire;
 use crate::actors::patients::PatientReply;
 use crate::actors::region::RegionMessage;
 use crate::clock::SystemClock;
@@ -187,8 +187,7 @@ async fn after_a_frame_that_cannot_be_read_nobody_waits_for_what_was_in_it() {
     let net = net(0, vec![front, spec("p1", PATIENT, served)]);
     let lost: Vec<_> = (1..=4).map(|id| read(&net, "front", "p1", id)).collect();
     until("all have come", || held.lock().unwrap().len() == 4).await;
-    let nowhere: Wire = Arc::new(|_| true);
-    net.links("front").sink()(&"p1#1".into(), &nowhere, b"\xff\xff\xff");
+    net.send_raw("p1", "front", b"\xff\xff\xff".to_vec());
     for lost in lost {
         assert_eq!(answer(lost).await, None);
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::actors::analytics::SummaryView;
 use crate::actors::entity::{Failure, Refused};
-use crate::actors::patients::PatientReply;
+use crate::actors::patients::{Made, PatientReply};
 use crate::context::TraceContext;
 use crate::domain::account::{Account, AccountStatus};
 use crate::domain::analytics::{AGE_BANDS, Summary};
@@ -170,6 +170,7 @@ pub(super) fn patient(patient: &Patient) -> pb::Patient {
         created_at_us: patient.created_at.0,
         restricted: patient.restricted,
         again: false,
+        unchanged: false,
         details: Some(details(patient.details.clone())),
     }
 }
@@ -334,13 +335,18 @@ pub(super) fn read<T: Answer>(outcome: Option<Outcome>) -> Option<Result<T, Fail
 
 impl Answer for PatientReply {
     fn outcome(&self) -> Outcome {
-        Outcome::Patient(pb::Patient { again: self.again, ..patient(&self.patient) })
+        let (again, unchanged) = (self.made != Made::Now, self.made == Made::Nothing);
+        Outcome::Patient(pb::Patient { again, unchanged, ..patient(&self.patient) })
     }
 
     fn read(outcome: Outcome) -> Option<Self> {
         let Outcome::Patient(patient) = outcome else { return None };
-        let again = patient.again;
-        Some(PatientReply { patient: Arc::new(read_patient(patient)?), again })
+        let made = match (patient.again, patient.unchanged) {
+            (false, _) => Made::Now,
+            (true, false) => Made::Before,
+            (true, true) => Made::Nothing,
+        };
+        Some(PatientReply { patient: Arc::new(read_patient(patient)?), made })
     }
 }
 

@@ -160,7 +160,8 @@ impl Session {
     pub(super) fn found(&mut self, gate: ActorRef<GateMessage>, now: MonoTime) {
         let Some(outgoing) = self.outgoing.clone() else { return };
         let (to, link) = (gate.get_id().pid(), self.link_out);
-        let wire: Wire = Arc::new(move |frame| outgoing.send(shortcut::write(to, link, &frame)));
+        let wire =
+            Wire::new(self.cancel.clone(), move |frame| outgoing.send(shortcut::write(to, link, &frame)));
         if self.link.wire.set(wire).is_ok() {
             self.gate = Some(gate);
             self.pulse.next_at = now;

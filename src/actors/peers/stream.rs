@@ -255,6 +255,7 @@ mod tests {
 
     use tokio::io::AsyncReadExt;
 
+    use super::super::super::members::Wire;
     use super::*;
 
     const LINK: u64 = 258;
@@ -271,7 +272,7 @@ mod tests {
         let seen = Seen::default();
         let see = Arc::clone(&seen);
         let link = Link { ticket: 1, owner: "a#1".into(), wire: OnceLock::new() };
-        assert!(link.wire.set(Arc::new(|_| true)).is_ok());
+        assert!(link.wire.set(Wire::nowhere()).is_ok());
         let sink: FrameSink = Arc::new(move |owner, _, frame| {
             assert_eq!(&**owner, "a#1");
             see.lock().unwrap().push(frame.to_vec());

@@ -23,7 +23,8 @@ impl World {
     /// The user of `EMAIL`, from `address`, changes `old` for `new`.
     async fn change(&self, node: &Auth, address: &str, old: &str, new: &str) -> Result<()> {
         let users = Users::new(&self.settings, Arc::clone(&self.users) as _, Arc::clone(&self.clock) as _);
-        let caller = Caller { subject: EMAIL.into(), role: Role::Admin, from: at(address) };
+        let caller =
+            Caller { subject: EMAIL.into(), role: Role::Admin, from: at(address), break_glass: None };
         users.change_password(node, &caller, old, new).await
     }
 

@@ -51,7 +51,9 @@ async fn json_of(response: Response) -> Value {
 async fn restricted(clinic: &Clinic, name: &str) -> String {
     let id = clinic.register(Role::FrontDesk, name).await;
     let path = format!("/api/patients/{id}");
-    let changed = clinic.ask(Role::FrontDesk, Method::PUT, &path, Some(&patient(name))).await;
+    let mut form = patient(name);
+    form["address"] = json!("3 Harbour Road");
+    let changed = clinic.ask(Role::FrontDesk, Method::PUT, &path, Some(&form)).await;
     assert_eq!(changed.status(), StatusCode::OK);
     let marked = clinic.ask(Role::Clinician, Method::PUT, &format!("{path}/restriction"), None).await;
     assert_eq!(marked.status(), StatusCode::NO_CONTENT);
@@ -135,24 +137,104 @@ async fn a_restricted_record_is_for_those_who_break_the_glass() {
     assert_eq!((&shown["name"], &shown["restricted"]), (&json!("Patient restricted"), &json!(true)));
     let list = clinic.ask(Role::Clinician, Method::GET, "/api/patients?limit=1000", None).await;
     assert!(!list.text().await.expect("text").contains("Patient restricted"), "lists leave it out");
-    let new = patient("restricted");
-    for (role, status) in [(Role::FrontDesk, StatusCode::FORBIDDEN), (Role::Clinician, StatusCode::OK)] {
-        assert_eq!(clinic.ask(role, Method::PUT, &path, Some(&new)).await.status(), status, "{role:?}");
-    }
     let rows = clinic.audit(&format!("patient={id}"), 100).await;
     let reasons: Vec<_> = rows.iter().filter_map(|row| row["reason"].as_str()).collect();
     assert_eq!(reasons, ["unconscious, allergies unknown"]);
     let denied = rows.iter().filter(|row| row["outcome"] == "DENIED").count();
-    assert_eq!(
-        (denied, rows.len()),
-        (7, 11),
-        "registered, restricted, shown, changed; and the denials: {rows:?}"
-    );
+    assert_eq!((denied, rows.len()), (6, 9), "registered, restricted, shown; and the denials: {rows:?}");
     assert!(!clinic.node.log().contains("unconscious"));
 
     let mark_off = clinic.ask(Role::Admin, Method::DELETE, &mark, None).await;
     assert_eq!(mark_off.status(), StatusCode::NO_CONTENT);
     assert_eq!(read(Role::FrontDesk, None).await.status(), StatusCode::OK);
+}
+
+/// Whoever may not see a restricted record does not change it unseen either, and is shown it by no answer to a change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_a_restricted_record_is_refused_as_a_read_of_it_is() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    let id = restricted(&clinic, "unseen").await;
+    let path = format!("/api/patients/{id}");
+    let (reason, merge) = (("X-Break-Glass", WHY), ("content-type", "application/merge-patch+json"));
+    let json = ("content-type", "application/json");
+    let mut form = patient("unseen");
+    form["address"] = json!("4 Harbour Road");
+    let (nothing, address) = (json!({}), json!({"address": "5 Harbour Road"}));
+    let changes = [
+        (Method::PATCH, merge, Some(&nothing)),
+        (Method::PATCH, merge, Some(&address)),
+        (Method::PUT, json, Some(&form)),
+        (Method::DELETE, json, None),
+    ];
+    for (method, media_type, body) in &changes {
+        for (role, headers) in [
+            (Role::Admin, &[*media_type][..]),
+            (Role::Admin, &[*media_type, reason]),
+            (Role::FrontDesk, &[*media_type, reason]),
+            (Role::Clinician, &[*media_type]),
+            (Role::Clinician, &[*media_type, ("X-Break-Glass", " ")]),
+        ] {
+            let answer = clinic.with(role, method.clone(), &path, headers, *body).await;
+            let said = format!("{role:?} {method} {headers:?}");
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{said}");
+            assert!(!answer.headers().contains_key("etag"), "{said}");
+            assert!(!answer.text().await.expect("text").contains("unseen"), "{said}");
+        }
+    }
+    // Nothing has come of all that: the record is as it was, and each try is a row.
+    let read = clinic.get(Role::Clinician, &path, &[reason]).await;
+    assert_eq!(read.headers()["etag"], "\"3\"");
+    assert_eq!(json_of(read).await["address"], "3 Harbour Road");
+    let denied = clinic.audit(&format!("patient={id}&outcome=DENIED"), 100).await;
+    assert_eq!(denied.len(), 4 * 5);
+
+    // With a reason each is done, and the reason stands beside it.
+    for (n, (method, media_type, body)) in changes.iter().enumerate() {
+        let answer = clinic.with(Role::Clinician, method.clone(), &path, &[*media_type, reason], *body).await;
+        assert!(answer.status().is_success(), "{method}: {}", answer.status());
+        let expected = ["\"3\"", "\"4\"", "\"5\""].get(n).copied();
+        let tag = answer.headers().get("etag").map(|tag| tag.to_str().expect("ASCII").to_owned());
+        assert_eq!(tag.as_deref(), expected, "{method}");
+    }
+    let rows = clinic.audit(&format!("patient={id}&outcome=DONE"), 100).await;
+    let with_reason =
+        |action: &str| rows.iter().filter(|row| row["action"] == action && row["reason"] == WHY).count();
+    assert_eq!((with_reason("PATIENT_UPDATE"), with_reason("PATIENT_DELETE")), (3, 1), "{rows:#?}");
+    assert_eq!(with_reason("PATIENT_READ"), 1);
+}
+
+/// A record that was marked between a change and its repetition is shown again to those who break the glass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repetition_shows_a_record_that_was_marked_since_as_a_read_does() {
+    let clinic = Clinic::open(Site::fresh().set_up()).await;
+    for (role, name) in [(Role::Admin, "by-admin"), (Role::Clinician, "by-clinician")] {
+        let keyed = [("content-type", "application/json"), ("Idempotency-Key", name)];
+        let form = patient(name);
+        let post = async |more: &[(&str, &str)]| {
+            let headers = [&keyed[..], more].concat();
+            clinic.with(role, Method::POST, "/api/patients", &headers, Some(&form)).await
+        };
+        let first = post(&[]).await;
+        assert_eq!(first.status(), StatusCode::CREATED);
+        let first: Value = first.json().await.expect("JSON");
+        let id = first["id"].as_str().expect("an id").to_owned();
+        let mark = format!("/api/patients/{id}/restriction");
+        assert_eq!(clinic.ask(role, Method::PUT, &mark, None).await.status(), StatusCode::NO_CONTENT);
+        let refused = post(&[]).await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN, "{role:?}");
+        assert!(!refused.text().await.expect("text").contains(&format!("Patient {name}")));
+        let with_reason = post(&[("X-Break-Glass", WHY)]).await;
+        if role == Role::Admin {
+            assert_eq!(with_reason.status(), StatusCode::FORBIDDEN);
+            continue;
+        }
+        assert_eq!(with_reason.status(), StatusCode::CREATED);
+        assert_eq!(with_reason.json::<Value>().await.expect("JSON"), first);
+        let rows = clinic.audit(&format!("patient={id}&action=PATIENT_REGISTER"), 100).await;
+        let kept: Vec<_> = rows.iter().map(|row| (&row["outcome"], row["reason"].as_str())).collect();
+        let (done, denied) = (json!("DONE"), json!("DENIED"));
+        assert_eq!(kept, [(&done, Some(WHY)), (&denied, None), (&done, None)]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,14 +272,17 @@ async fn no_version_and_no_history_without_breaking_the_glass() {
     assert_eq!(same.status(), StatusCode::NOT_MODIFIED);
     let patch = json!({"address": "2 Harbour Road"});
     let merge = ("content-type", "application/merge-patch+json");
-    for (role, tag, status) in [
-        (Role::FrontDesk, "\"3\"", StatusCode::FORBIDDEN),
-        (Role::FrontDesk, "\"1\"", StatusCode::FORBIDDEN),
-        (Role::Clinician, "\"1\"", StatusCode::PRECONDITION_FAILED),
-        (Role::Clinician, "\"3\"", StatusCode::OK),
+    let silent = ("X-Break-Glass", "");
+    for (role, reason, tag, status) in [
+        (Role::FrontDesk, broken[0], "\"3\"", StatusCode::FORBIDDEN),
+        (Role::FrontDesk, broken[0], "\"1\"", StatusCode::FORBIDDEN),
+        (Role::Clinician, silent, "\"1\"", StatusCode::FORBIDDEN),
+        (Role::Clinician, broken[0], "\"1\"", StatusCode::PRECONDITION_FAILED),
+        (Role::Clinician, broken[0], "\"3\"", StatusCode::OK),
     ] {
-        let answer = clinic.with(role, Method::PATCH, &path, &[merge, ("If-Match", tag)], Some(&patch)).await;
-        assert_eq!(answer.status(), status, "{role:?} {tag}");
+        let headers = [merge, reason, ("If-Match", tag)];
+        let answer = clinic.with(role, Method::PATCH, &path, &headers, Some(&patch)).await;
+        assert_eq!(answer.status(), status, "{role:?} {reason:?} {tag}");
     }
     // Each of them is a row.
     let kept = clinic.kept_of(&id).await;
@@ -214,11 +299,12 @@ async fn no_version_and_no_history_without_breaking_the_glass() {
     }
     assert_eq!(count("FRONT_DESK PATIENT_UPDATE DENIED"), 2);
     assert_eq!((count("CLINICIAN PATIENT_UPDATE REFUSED"), count("CLINICIAN PATIENT_UPDATE DONE")), (1, 1));
+    assert_eq!(count("CLINICIAN PATIENT_UPDATE DENIED"), 1);
     let reasons = clinic.audit(&format!("patient={id}"), 100).await;
-    assert_eq!(reasons.iter().filter(|row| row["reason"] == WHY).count(), 6);
+    assert_eq!(reasons.iter().filter(|row| row["reason"] == WHY).count(), 6 + 1, "reads, and the change");
 
     // Its end does not open it.
-    let ended = clinic.ask(Role::Clinician, Method::DELETE, &path, None).await;
+    let ended = clinic.with(Role::Clinician, Method::DELETE, &path, &broken, None).await;
     assert_eq!(ended.status(), StatusCode::NO_CONTENT);
     for path in [format!("{path}?version=1"), format!("{path}/history")] {
         assert_eq!(clinic.get(Role::Clinician, &path, &[]).await.status(), StatusCode::FORBIDDEN, "{path}");

@@ -68,10 +68,12 @@ async fn keys_conditions_and_cursors_hold_over_all_nodes() {
     for version in 1..5 {
         let tag = format!("\"{version}\"");
         let tries = (0..8).map(|n| {
-            let (front, token, path, tag, change) = (fronts[n % 2], &token, &path, &tag, &people[0]);
+            let (front, token, path, tag) = (fronts[n % 2], &token, &path, &tag);
+            let mut change = people[0].clone();
+            change["address"] = json!(format!("{version}-{n} Road"));
             async move {
                 let headers = [json_type, ("if-match", tag.as_str())];
-                ask(front, token, Method::PUT, path, &headers, change).await.status()
+                ask(front, token, Method::PUT, path, &headers, &change).await.status()
             }
         });
         let statuses = join_all(tries).await;

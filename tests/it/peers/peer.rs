@@ -295,7 +295,7 @@ fn sink() -> FrameSink {
         let shown = String::from_utf8_lossy(body.get(..body.len().min(100)).unwrap());
         tell(json!({"event": "frame", "from": &**owner, "bytes": body.len(), "body": shown}));
         if let Some(question) = body.strip_prefix(b"?") {
-            assert!(wire([b"!", question].concat()), "the way back is there");
+            assert!(wire.send([b"!", question].concat()), "the way back is there");
         }
     })
 }
@@ -314,12 +314,12 @@ async fn obey(command: &str, peers: &Peers) {
         ["send", to, text] => {
             let view = Arc::clone(&peers.members().borrow());
             let wire = view.get(to).and_then(|member| member.wire.clone()).expect("in sight");
-            assert!(wire(text.as_bytes().to_vec()));
+            assert!(wire.send(text.as_bytes().to_vec()));
         }
         ["flood", to, bytes] => {
             let view = Arc::clone(&peers.members().borrow());
             let wire = view.get(to).and_then(|member| member.wire.clone()).expect("in sight");
-            wire(vec![b'x'; bytes.parse().unwrap()]);
+            wire.send(vec![b'x'; bytes.parse().unwrap()]);
         }
         ["fail"] => CLOCK_FAILS.store(true, Ordering::SeqCst),
         ["drain"] => peers.set_draining(true),

@@ -19,24 +19,30 @@ use crate::domain::conditions::Conditions;
 use crate::domain::ids::{PatientId, shard_of};
 use crate::domain::patient::PatientChange;
 use crate::domain::search::PatientSearch;
+use crate::domain::sight::Seen;
 use crate::domain::time::Timestamp;
 use crate::error::ErrorCode;
 use crate::health::Health;
 use crate::store::{self, Store, Use};
 
 const BOTH: Runs = Runs { serving: true, asking: true };
-const ASKS: Runs = Runs { serving: false, asking: true };
+pub(super) const ASKS: Runs = Runs { serving: false, asking: true };
 
 const BILLING: &[NodeRole] = &[NodeRole::Billing];
 const ANALYTICS: &[NodeRole] = &[NodeRole::Analytics];
 const SHARDS: u16 = 8;
 
-fn ctx(budget_ms: u64) -> RequestContext {
+pub(super) fn ctx(budget_ms: u64) -> RequestContext {
     let budget = Duration::from_millis(budget_ms);
     RequestContext::new(Caller::system("test"), TraceContext::root(), &SystemClock, budget)
 }
 
-fn parts(store: &Arc<dyn Store>, net: &Net, name: &'static str, ask_no_node_wait_ms: u64) -> Parts {
+pub(super) fn parts(
+    store: &Arc<dyn Store>,
+    net: &Net,
+    name: &'static str,
+    ask_no_node_wait_ms: u64,
+) -> Parts {
     Parts {
         audit: None,
         store: Arc::clone(store),
@@ -112,7 +118,9 @@ async fn a_front_reads_and_writes_on_other_nodes() {
         .register(&ctx(10_000), id, details.clone(), Conditions::default())
         .await
         .expect("registered");
-    assert_eq!((made.patient.version, &made.patient.details, made.again), (1, &details, false));
+    assert!(made.recorded);
+    let (made, _) = made.what.open();
+    assert_eq!((made.version, &made.details), (1, &details));
     let again = cluster.patients.register(&ctx(10_000), id, details.clone(), Conditions::default()).await;
     assert_eq!(again.map_err(|e| e.code), Err(ErrorCode::AlreadyExists));
     let change = PatientChange {
@@ -122,13 +130,25 @@ async fn a_front_reads_and_writes_on_other_nodes() {
         date_of_birth: details.date_of_birth,
         registered_date: None,
     };
-    let changed =
-        cluster.patients.update(&ctx(10_000), id, change, Conditions::default()).await.expect("changed");
+    let changed = cluster
+        .patients
+        .update(&ctx(10_000), id, change.clone(), Conditions::default())
+        .await
+        .expect("changed");
+    assert_eq!(cluster.patients.get(&ctx(10_000), id).await, Ok(changed.what.clone()));
+    let (changed, _) = changed.what.open();
     assert_eq!((changed.version, &*changed.details.name), (2, "Other Canary"));
-    assert_eq!(cluster.patients.get(&ctx(10_000), id).await, Ok(Arc::clone(&changed)));
     let page = cluster.patients.search(&ctx(10_000), &PatientSearch::all(None, 10)).await;
-    assert_eq!(page.map(|page| page.patients), Ok(vec![Patient::clone(&changed)]));
-    let history = cluster.patients.history(&ctx(10_000), id, 0, 10).await.expect("a history");
+    let listed = Seen::listed(Patient::clone(&changed)).expect("not restricted");
+    assert_eq!(page.map(|page| page.patients), Ok(vec![listed]));
+    let nothing = cluster
+        .patients
+        .update(&ctx(10_000), id, change, Conditions::default())
+        .await
+        .expect("nothing to do");
+    assert!(!nothing.recorded, "no transaction");
+    assert_eq!(nothing.what.open().0, changed);
+    let history = cluster.patients.history(&ctx(10_000), id, 0, 10).await.expect("a history").open().0;
     assert_eq!(history.iter().map(|entry| entry.version()).collect::<Vec<_>>(), [1, 2]);
 
     let account = cluster.accounts.open(&ctx(10_000), id, "Zoë", "zoe@example.com").await.expect("opened");
@@ -200,9 +220,9 @@ async fn a_write_whose_answer_is_lost_is_asked_again_and_acts_once() {
         tokio::task::yield_now().await;
         cluster.net.show("front", &["p1", "b1"]);
     }
-    assert_eq!(writing.await.expect("no panic").map(|made| made.patient.version), Ok(1));
+    assert_eq!(writing.await.expect("no panic").map(|made| made.what.open().0.version), Ok(1));
     cluster.net.weather.lost_per_mille.store(0, Ordering::SeqCst);
-    assert_eq!(cluster.patients.get(&ctx(10_000), id).await.map(|p| p.version), Ok(1));
+    assert_eq!(cluster.patients.get(&ctx(10_000), id).await.map(|seen| seen.open().0.version), Ok(1));
 }
 
 /// A node of patients: its chain, and what it serves.

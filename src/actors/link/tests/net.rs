@@ -9,6 +9,7 @@ use prost::Message;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use time::macros::date;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::actors::address::Address;
@@ -45,6 +46,8 @@ impl Weather {
 struct Pipe {
     wire: Wire,
     cut: Arc<AtomicBool>,
+    held: watch::Sender<bool>,
+    ended: CancellationToken,
 }
 
 /// One node.
@@ -91,10 +94,13 @@ pub(super) fn net(seed: u64, specs: Vec<Spec>) -> Net {
             let (send, receive) = mpsc::unbounded_channel::<Vec<u8>>();
             let cut = Arc::new(AtomicBool::new(false));
             let is_cut = Arc::clone(&cut);
-            let wire: Wire =
-                Arc::new(move |frame| !is_cut.load(Ordering::SeqCst) && send.send(frame).is_ok());
-            pipes.insert((*from, *to), Pipe { wire, cut });
-            ends.push((*from, *to, receive));
+            let ended = CancellationToken::new();
+            let wire = Wire::new(ended.clone(), move |frame| {
+                !is_cut.load(Ordering::SeqCst) && send.send(frame).is_ok()
+            });
+            let (held, holding) = watch::channel(false);
+            pipes.insert((*from, *to), Pipe { wire, cut, held, ended });
+            ends.push((*from, *to, receive, holding));
         }
     }
     let mut net =
@@ -118,15 +124,15 @@ pub(super) fn net(seed: u64, specs: Vec<Spec>) -> Net {
     for name in &names {
         net.show(name, &names);
     }
-    for (nth, (from, to, receive)) in ends.into_iter().enumerate() {
-        let back = Arc::clone(&net.pipes[&(to, from)].wire);
+    for (nth, (from, to, receive, held)) in ends.into_iter().enumerate() {
+        let back = net.pipes[&(to, from)].wire.clone();
         let cut = Arc::clone(&net.pipes[&(from, to)].cut);
         let rng = fastrand::Rng::with_seed(seed.wrapping_add(nth as u64));
         tokio::spawn(pump(
             receive,
             owner(from),
             back,
-            cut,
+            (cut, held),
             Arc::clone(&sinks[to]),
             Arc::clone(&weather),
             rng,
@@ -139,7 +145,7 @@ async fn pump(
     mut receive: mpsc::UnboundedReceiver<Vec<u8>>,
     from: Arc<str>,
     back: Wire,
-    cut: Arc<AtomicBool>,
+    (cut, mut held): (Arc<AtomicBool>, watch::Receiver<bool>),
     sink: Arc<OnceLock<FrameSink>>,
     weather: Arc<Weather>,
     mut rng: fastrand::Rng,
@@ -148,6 +154,9 @@ async fn pump(
         let delay = weather.delay_us_max.load(Ordering::SeqCst);
         if delay > 0 {
             tokio::time::sleep(Duration::from_micros(rng.u64(0..=delay))).await;
+        }
+        if held.wait_for(|held| !held).await.is_err() {
+            return;
         }
         let lost = rng.u64(0..1_000) < weather.lost_per_mille.load(Ordering::SeqCst);
         if lost || cut.load(Ordering::SeqCst) {
@@ -171,7 +180,7 @@ impl Net {
     pub(super) fn show(&self, name: &'static str, others: &[&'static str]) {
         let member = |other: &&'static str| {
             let node = &self.nodes[*other];
-            let wire = (*other != name).then(|| Arc::clone(&self.pipes[&(name, *other)].wire));
+            let wire = (*other != name).then(|| self.pipes[&(name, *other)].wire.clone());
             let (owner, roles) = (Arc::clone(&node.owner), node.roles.clone());
             let draining = self.draining.lock().unwrap().contains(other);
             Member { name: (*other).into(), owner, roles, draining, wire }
@@ -195,9 +204,19 @@ impl Net {
         }
     }
 
+    /// Frames from the one to the other are on their way until this is called with false.
+    pub(super) fn hold(&self, from: &'static str, to: &'static str, hold: bool) {
+        self.pipes[&(from, to)].held.send_replace(hold);
+    }
+
+    /// The session of the two ends as `name` knows it, for good. What is held on its way to `name` is not lost by that.
+    pub(super) fn end_session(&self, name: &'static str, other: &'static str) {
+        self.pipes[&(name, other)].ended.cancel();
+    }
+
     /// Puts bytes on the wire from one to the other.
     pub(super) fn send_raw(&self, from: &'static str, to: &'static str, frame: Vec<u8>) {
-        assert!((self.pipes[&(from, to)].wire)(frame));
+        assert!(self.pipes[&(from, to)].wire.send(frame));
     }
 }
 

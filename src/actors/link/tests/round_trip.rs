@@ -12,7 +12,7 @@ use super::super::portable::{self, Passage, Question};
 use super::super::wire;
 use super::*;
 use crate::actors::billing::Accounts;
-use crate::actors::patients::{PatientAnswer, PatientQuery, PatientReply};
+use crate::actors::patients::{Made, PatientAnswer, PatientQuery, PatientReply};
 use crate::domain::account::{Account, AccountStatus, OpenAccount};
 use crate::domain::analytics::{AGE_BANDS, Summary};
 use crate::domain::conditions::Conditions;
@@ -166,7 +166,12 @@ fn op<E: Entity>(drawn: Drawn<E::Command>) -> Op<E> {
             command,
             conditions: Conditions::default(),
             command_id: CommandId(command_id),
-            caller: Caller { subject: subject.as_str().into(), ..Caller::system("test") },
+            // A subject of even length has a reason to break the glass.
+            caller: Caller {
+                subject: subject.as_str().into(),
+                break_glass: (subject.len() % 2 == 0).then(|| subject.as_str().into()),
+                ..Caller::system("test")
+            },
             traceparent: traceparent.into(),
             maybe_done,
         })
@@ -278,8 +283,10 @@ proptest! {
     ) {
         use wire::Answer;
         if let Some(patient) = patients.first() {
-            let reply = PatientReply { patient: Arc::new(patient.clone()), again: patient.version % 2 == 0 };
-            prop_assert_eq!(answered(reply.outcome()), Some(Ok(reply)));
+            for made in [Made::Now, Made::Before, Made::Nothing] {
+                let reply = PatientReply { patient: Arc::new(patient.clone()), made };
+                prop_assert_eq!(answered(reply.outcome()), Some(Ok(reply)));
+            }
         }
         let life = patients.iter().map(|patient| HistoryEntry {
             event: EventType::Updated.event(Arc::new(patient.clone())),

@@ -90,7 +90,7 @@ fn same(left: &[Member], right: &[Member]) -> bool {
     left.len() == right.len()
         && left.iter().zip(right).all(|(l, r)| {
             let same_wire = match (&l.wire, &r.wire) {
-                (Some(l), Some(r)) => Arc::ptr_eq(l, r),
+                (Some(l), Some(r)) => l.is(r),
                 (l, r) => l.is_none() && r.is_none(),
             };
             same_wire && l.owner == r.owner && l.roles == r.roles && l.draining == r.draining

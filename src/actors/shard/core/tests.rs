@@ -19,13 +19,13 @@ use uuid::Uuid;
 
 use super::*;
 use crate::actors::entity::{Applied, Write};
-use crate::actors::patients::{PatientReply, Patients};
+use crate::actors::patients::{Made, PatientReply, Patients};
 use crate::domain::access::Caller;
 use crate::domain::conditions::{Conditions, KEY_LIFETIME_HOURS};
 use crate::domain::event::RecordedEvent;
 use crate::domain::ids::{Fingerprint, PatientId};
 use crate::domain::patient::{
-    self, PatientChange, PatientCommand, PatientDetails, PatientPatch, PatientState,
+    self, Decided, PatientChange, PatientCommand, PatientDetails, PatientPatch, PatientState,
 };
 use crate::store::PatientAppend;
 
@@ -111,7 +111,7 @@ impl Db {
         let events = self.events.get(&id).map(Vec::as_slice).unwrap_or_default();
         let applied = command.and_then(|c| events.iter().find(|(_, e)| e.command_id == c));
         let applied = applied.map(|(_, e)| Applied {
-            answer: PatientReply { patient: Arc::clone(e.event.patient()), again: true },
+            answer: PatientReply { patient: Arc::clone(e.event.patient()), made: Made::Before },
             fingerprint: e.fingerprint,
             at: e.at,
         });
@@ -263,7 +263,8 @@ impl Sim {
         let command = match self.rng.u32(0..9) {
             0..4 => return Op::Read,
             4 => PatientCommand::Patch(PatientPatch {
-                name: Some(d.name),
+                // One in four changes nothing.
+                name: (self.rng.u32(0..4) > 0).then_some(d.name),
                 address: self.rng.bool().then_some(d.address),
                 ..PatientPatch::default()
             }),

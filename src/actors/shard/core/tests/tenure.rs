@@ -37,11 +37,11 @@ impl Sim {
                 PatientState::Absent => PatientCommand::Register(details(self.rng.u32(..))),
                 _ => PatientCommand::Delete,
             };
-            if let Ok(event) = patient::decide(
+            if let Ok(Decided::Event(event)) = patient::decide(
                 PatientId(id),
                 &self.db.state(id),
                 &command,
-                Role::Admin,
+                &Caller::system("other"),
                 &Conditions::default(),
                 Timestamp(0),
             ) {

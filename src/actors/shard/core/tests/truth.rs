@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{KEY_LIFETIME, Question, Sim};
 use crate::actors::entity::{Failure, Op, Refused, Write};
-use crate::actors::patients::{PatientReply, Patients};
+use crate::actors::patients::{Made, PatientReply, Patients};
 use crate::domain::event::RecordedEvent;
 use crate::domain::patient::{Patient, PatientCommand, PatientState};
 
@@ -22,11 +22,14 @@ impl Sim {
                 *state == PatientState::Active(Arc::clone(patient))
             };
             let good = match (&question.op, result) {
-                (Op::Read, Ok(reply)) => !reply.again && held(&|state| is(&reply.patient, state)),
+                (Op::Read, Ok(reply)) => reply.made == Made::Now && held(&|state| is(&reply.patient, state)),
                 (Op::Read, Err(Failure::Refused(Refused::NotFound))) => {
                     held(&|state| !matches!(state, PatientState::Active(_)))
                 }
                 (Op::Read, Err(Failure::Refused(_) | Failure::Unknown)) => false,
+                (Op::Write(write), Ok(reply)) if reply.made == Made::Nothing => {
+                    changes_nothing(write, &reply.patient) && held(&|state| is(&reply.patient, state))
+                }
                 (Op::Write(write), Ok(reply)) => self.committed_once(question, write, reply, *answered),
                 (Op::Write(write), Err(Failure::Refused(refused))) => {
                     self.refused_rightly(question, write, *refused, *answered)
@@ -71,7 +74,7 @@ impl Sim {
             PatientCommand::Register(_) => before.is_none(),
             _ if !write.conditions.meet(answer.version - 1) => false,
             PatientCommand::Patch(patch) => before.is_some_and(|before| {
-                Some(&answer.details.name) == patch.name.as_ref()
+                answer.details.name == *patch.name.as_ref().unwrap_or(&before.details.name)
                     && answer.details.email == before.details.email
             }),
             PatientCommand::Update(change) => answer.details.email == change.email,
@@ -79,7 +82,7 @@ impl Sim {
             PatientCommand::Delete => true,
         };
         // What was made before the question came is told as that.
-        let told = reply.again || *step >= question.asked;
+        let told = reply.made == Made::Before || *step >= question.asked;
         in_time && same && as_asked && told
     }
 
@@ -121,6 +124,15 @@ impl Sim {
     }
 }
 
+/// Whether the command leaves `patient` as it is. Of all that is asked here only patches do: names are never the same.
+fn changes_nothing(write: &Write<Patients>, patient: &Patient) -> bool {
+    let PatientCommand::Patch(patch) = &write.command else { return false };
+    let same = |new: &Option<Box<str>>, old: &str| new.as_deref().is_none_or(|new| new == old);
+    write.conditions.meet(patient.version)
+        && same(&patch.name, &patient.details.name)
+        && same(&patch.address, &patient.details.address)
+}
+
 /// The check is about something: the seeds come to every refusal and to answers given again.
 #[test]
 fn the_seeds_reach_what_is_checked() {
@@ -133,6 +145,7 @@ fn the_seeds_reach_what_is_checked() {
             let before = |(step, _): &&(u64, RecordedEvent)| *step < question.asked;
             match &question.answer {
                 Some((_, Err(failure))) => _ = reached.insert(failure.as_str()),
+                Some((_, Ok(reply))) if reply.made == Made::Nothing => _ = reached.insert("changes_nothing"),
                 Some((_, Ok(_))) if sim.events_of(question, write).into_iter().any(|e| before(&e)) => {
                     reached.insert("answered_again");
                 }
@@ -140,9 +153,16 @@ fn the_seeds_reach_what_is_checked() {
             }
         }
     }
-    for wanted in
-        ["answered_again", "key_expired", "key_reused", "other_version", "id_taken", "not_found", "unknown"]
-    {
+    for wanted in [
+        "answered_again",
+        "changes_nothing",
+        "key_expired",
+        "key_reused",
+        "other_version",
+        "id_taken",
+        "not_found",
+        "unknown",
+    ] {
         assert!(reached.contains(wanted), "{wanted} is not among {reached:?}");
     }
 }

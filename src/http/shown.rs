@@ -1,0 +1,157 @@
+//! How records are shown, and to whom. The handles of the actors give out what their caller may see (`Seen`);
+//! `Call::open` takes it out, so that the audit keeps why.
+
+use serde::Serialize;
+use time::Date;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use crate::actors::patients::Changed;
+use crate::domain::access::View;
+use crate::domain::patient::Patient;
+use crate::domain::sight::{Glass, Seen};
+
+use super::pipeline::Call;
+use super::reply;
+
+impl Call {
+    /// What the caller is shown. If it took a reason, the audit keeps it.
+    pub(super) fn open<T>(&self, seen: Seen<T>) -> T {
+        let (what, glass) = seen.open();
+        if glass == Glass::Broken {
+            self.accessed.breaks_glass();
+        }
+        what
+    }
+
+    /// What a change left behind. If no transaction has recorded the access, the edge does.
+    pub(super) fn done<T>(&self, changed: Changed<T>) -> T {
+        if changed.recorded {
+            self.accessed.is_recorded();
+        }
+        changed.what
+    }
+}
+
+/// A patient's record.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(as = Patient, example = json!({
+    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe", "email": "john.doe@example.com",
+    "address": "123 Main St, Springfield", "dateOfBirth": "1985-06-15", "registeredDate": "2024-01-10",
+    "version": 1
+}))]
+pub(super) struct PatientBody<'a> {
+    /// Given by the server.
+    #[schema(value_type = String, format = Uuid)]
+    id: Uuid,
+    name: &'a str,
+    /// Unique over living patients, without regard to case.
+    #[schema(format = "email")]
+    email: &'a str,
+    address: &'a str,
+    #[serde(serialize_with = "reply::day")]
+    #[schema(value_type = String, format = Date)]
+    date_of_birth: Date,
+    #[serde(serialize_with = "reply::day")]
+    #[schema(value_type = String, format = Date)]
+    registered_date: Date,
+    /// 1 after registration, one more after each change.
+    version: i64,
+    /// There, and true, if the record is restricted.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    restricted: bool,
+}
+
+impl<'a> From<&'a Patient> for PatientBody<'a> {
+    fn from(patient: &'a Patient) -> Self {
+        let details = &patient.details;
+        PatientBody {
+            id: patient.id.0,
+            name: &details.name,
+            email: &details.email,
+            address: &details.address,
+            date_of_birth: details.date_of_birth,
+            registered_date: details.registered_date,
+            version: patient.version,
+            restricted: patient.restricted,
+        }
+    }
+}
+
+/// What a role that is shown names alone gets of a record.
+#[derive(Serialize, ToSchema)]
+// Described as having nothing else: a whole record would be one of these too, and an answer has to be one of the two.
+#[serde(deny_unknown_fields)]
+#[schema(as = PatientName, example = json!({
+    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
+}))]
+pub(super) struct NameBody<'a> {
+    #[schema(value_type = String, format = Uuid)]
+    id: Uuid,
+    name: &'a str,
+}
+
+/// A record as far as a role is shown it.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[schema(as = PatientShown, example = json!({
+    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
+}))]
+pub(super) enum Shown<'a> {
+    /// To all roles but BILLING.
+    Whole(PatientBody<'a>),
+    /// To BILLING.
+    Name(NameBody<'a>),
+}
+
+impl<'a> Shown<'a> {
+    /// What `call`'s caller is shown of `patient`.
+    pub(super) fn to(call: &Call, patient: &'a Patient) -> Self {
+        match call.ctx.caller.role.sees() {
+            View::Whole => Shown::Whole(PatientBody::from(patient)),
+            View::NameOnly => Shown::Name(NameBody { id: patient.id.0, name: &patient.details.name }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use time::macros::date;
+
+    use super::*;
+    use crate::domain::ids::PatientId;
+    use crate::domain::patient::PatientDetails;
+    use crate::domain::time::Timestamp;
+
+    #[test]
+    fn a_record_reads_as_documented() {
+        let patient = Patient {
+            restricted: false,
+            id: PatientId(Uuid::from_u128(0x123e4567_e89b_12d3_a456_426614174000)),
+            version: 3,
+            created_at: Timestamp(0),
+            details: PatientDetails {
+                name: "Ada \"Countess\" Lovelace".into(),
+                email: "Ada@Example.com".into(),
+                address: "12 St James's Square\nLondon".into(),
+                date_of_birth: date!(1915 - 12 - 01),
+                registered_date: date!(2026 - 01 - 02),
+            },
+        };
+        assert_eq!(
+            serde_json::to_value(PatientBody::from(&patient)).expect("JSON"),
+            json!({
+                "id": "123e4567-e89b-12d3-a456-426614174000",
+                "name": "Ada \"Countess\" Lovelace",
+                "email": "Ada@Example.com",
+                "address": "12 St James's Square\nLondon",
+                "dateOfBirth": "1915-12-01",
+                "registeredDate": "2026-01-02",
+                "version": 3
+            })
+        );
+    }
+}
