@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: test setup fmt lint bench bench-growth run openapi chaos chaos-counterproof compose-test
+.PHONY: test setup fmt lint bench bench-growth run openapi chaos chaos-counterproof compose-test mutants
 
 ## Set up what the tests need, then check the form, lint, and run every test.
 test: setup
@@ -10,7 +10,7 @@ test: setup
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked
 
-## What the tests need beside Rust: the programs of PostgreSQL, promtool, and schemathesis.
+## What the tests need beside Rust: the programs of PostgreSQL, promtool, schemathesis, and a judge written in Go.
 setup:
 	@tests/setup.sh
 
@@ -35,16 +35,25 @@ bench-growth:
 	@tests/setup.sh postgres
 	BENCH_ROUNDS=$${BENCH_ROUNDS:-3} $(CARGO) bench --locked --bench hygeia -- growth
 
-## Break a cluster in every way, CHAOS_SEEDS times (5), and look at what its clients were told.
+## Break a cluster in every way, CHAOS_SEEDS times (5), and judge what its clients were told.
 ## A seed is printed; HYGEIA_CHAOS_SEED replays it.
 chaos:
 	@tests/setup.sh postgres
+	@tests/setup.sh porcupine
 	$(CARGO) test --locked --test chaos -- seeds
 
-## The same without the fence, where a violation has to be found: that the tests would see one.
+## Builds that lack one of the two fences: each must be found to break what its fence protects, or the runs that find
+## nothing prove nothing.
 chaos-counterproof:
 	@tests/setup.sh postgres
-	$(CARGO) test --locked --features unfenced --test chaos -- counterproof
+	$(CARGO) test --locked --features unfenced_commit --test chaos -- counterproof
+	$(CARGO) test --locked --features unfenced_read --test chaos -- counterproof
+
+## Changes the core one mutant at a time (.cargo/mutants.toml), and lists those that no test of the library notices. Needs
+## cargo-mutants and hours; MUTANTS narrows it: make mutants MUTANTS='--file src/actors/journal.rs'.
+mutants:
+	@tests/setup.sh postgres
+	$(CARGO) mutants --output target $(MUTANTS)
 
 ## The cluster in containers: build the image, start all of docker-compose.yml, break it under load, and look at what its
 ## clients were told. Skipped where there is no Docker engine.

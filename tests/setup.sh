@@ -4,6 +4,8 @@
 #   postgres       the programs of PostgreSQL: the tests start servers of their own from them, in temporary directories
 #   promtool       Prometheus' own judge of rules and configuration; nothing else of its package is put anywhere
 #   schemathesis   from PyPI, in a virtual environment beside what cargo builds: it tries the HTTP interface
+#   porcupine      the second judge of the histories of chaos runs (tests/porcupine), built with Go beside what cargo
+#                  builds; where Go is missing and cannot be installed, this is skipped
 # Without an argument: all.
 set -eu
 
@@ -109,9 +111,38 @@ schemathesis() {
     cp "$wanted" "$place/installed.txt"
 }
 
+# In CI nothing may be skipped.
+porcupine_missing() {
+    [ -z "${CI:-}" ] || { echo "The second judge of chaos runs cannot be built: $1." >&2 && exit 1; }
+    echo "skipped: the second judge of chaos runs ($1)"
+}
+
+porcupine() {
+    # One of one's own choosing takes its place.
+    [ -z "${HYGEIA_TEST_PORCUPINE:-}" ] || return 0
+    source=$here/tests/porcupine
+    place=$(target)/porcupine
+    # What was built from the same source is there already.
+    wanted=$(cat "$source"/*.go "$source/go.mod" "$source/go.sum" | cksum)
+    [ "$wanted" = "$(cat "$place/built.txt" 2>/dev/null)" ] && [ -x "$place/porcupine" ] && return 0
+    if ! command -v go >/dev/null 2>&1; then
+        if ! command -v apt-get >/dev/null 2>&1 || [ "$(id -u)" != 0 ]; then
+            porcupine_missing "there is no Go; Debian's package is golang-go"
+            return
+        fi
+        echo "Installing Go for the tests."
+        install_fresh golang-go || { porcupine_missing "apt-get could not install golang-go" && return; }
+    fi
+    mkdir -p "$place"
+    rm -f "$place/built.txt"
+    (cd "$source" && go build -trimpath -o "$place/porcupine" . </dev/null) ||
+        { porcupine_missing "go build failed in $source" && return; }
+    echo "$wanted" >"$place/built.txt"
+}
+
 case "${1:-}" in
-"") postgres && judge && schemathesis ;;
-postgres | schemathesis) "$1" ;;
+"") postgres && judge && schemathesis && porcupine ;;
+postgres | schemathesis | porcupine) "$1" ;;
 promtool) judge ;;
-*) echo "usage: $0 [postgres|promtool|schemathesis]" >&2 && exit 64 ;;
+*) echo "usage: $0 [postgres|promtool|schemathesis|porcupine]" >&2 && exit 64 ;;
 esac

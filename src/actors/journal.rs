@@ -404,3 +404,6 @@ fn outcome_name(result: &AppendResult) -> &'static str {
         Err(NotCommitted::Store(store::Error::Broken(_))) => "broken",
     }
 }
+
+#[cfg(test)]
+mod invariants;

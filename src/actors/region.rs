@@ -110,9 +110,9 @@ impl<E: Entity> Actor for Region<E> {
         myself: ActorRef<Self::Msg>,
         args: RegionArgs<E>,
     ) -> Result<Self::State, ActorProcessingErr> {
-        if cfg!(feature = "unfenced") {
+        if cfg!(any(feature = "unfenced_commit", feature = "unfenced_read")) {
             tracing::error!(
-                "BUILT WITHOUT FENCES (feature `unfenced`): this node may answer stale and write twice; for tests only"
+                "built without one of the fences, for tests only: this node may lose changes or answer stale"
             );
         }
         args.health.report(E::KIND.as_str(), Status::NotReady("taking the leases of its shards".into()));

@@ -64,6 +64,17 @@ impl Broker {
         self.helper.is_some()
     }
 
+    /// Whether it keeps its log, so that it can be killed and started again. The mock keeps nothing.
+    pub(crate) fn keeps_its_log(&self) -> bool {
+        false
+    }
+
+    /// Ends it without a word.
+    pub(crate) async fn kill(&self) {}
+
+    /// Starts it again after `kill`, with its log.
+    pub(crate) async fn start_again(&self) {}
+
     /// Connections stay open, nothing answers.
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);

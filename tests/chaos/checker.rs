@@ -1,13 +1,16 @@
-//! Whether what clients saw of one patient, or of one e-mail address, could have happened one after the other,
-//! each operation at one moment between its invocation and its answer (linearizability: Herlihy and Wing, 1990).
+//! Decides whether a history is linearizable (Herlihy and Wing, 1990): whether the operations on one patient, or on one
+//! e-mail address, could have happened one after the other, each at one moment between its invocation and its answer.
 //!
-//! The search is that of Wing, Gong and Lowe, by `todc_utils`. An operation of unknown outcome is given an
-//! answer after all others. Before the history's close, a step after everything that was answered, it may be put
-//! only where it has an effect; after the close it has none: what takes effect never, or so late that nobody saw
-//! it, goes there. So the search tries no orders of operations that change nothing.
+//! The search is that of Wing, Gong and Lowe, by `todc_utils`. An operation of unknown outcome gets an answer after all
+//! others. The history has a close, a step after everything that was answered. Before the close the search places an
+//! unknown operation only where it has an effect; after the close it has none. An operation that never took effect, or
+//! so late that nobody saw it, is placed there. So the search tries no orders of operations that change nothing.
 //!
-//! A window is the whole life of one patient, or of one address; the driver bounds both. The search has a budget:
-//! a history that uses it up counts as not shown to be right.
+//! A window is the whole life of one patient, or of one address; the driver bounds both. The search has a budget of
+//! steps. A history that exhausts it counts as not shown to be right.
+//!
+//! What the event table holds of a patient may help: it tells which of the unknown changes took effect, and which version
+//! each made. An order that agrees with the table is an order; that there is none is a violation in itself.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -16,24 +19,26 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Deserialize;
 use todc_utils::linearizability::WGLChecker;
 use todc_utils::linearizability::history::{Action, History};
 use todc_utils::specifications::Specification;
 
-use super::history::{Call, Operation, Outcome, Tag};
+use super::history::{Call, Email, Look, Operation, Outcome, Part, Record, Tag};
 
-/// Steps of one search at most; ordinary histories of a few hundred operations take some thousands.
-const STEPS_MAX: u64 = 1_000_000;
+/// Steps of one search at most. An ordinary history of a few hundred operations takes some thousands.
+const STEPS_MAX: u64 = 2_000_000;
 
 /// After everything that was answered.
 const CLOSE: Duration = Duration::from_secs(u64::MAX - 1);
 /// After the close.
 const NEVER: Duration = Duration::MAX;
 
-/// What a search comes to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of a search.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Verdict {
-    /// There is an order that explains everything.
+    /// There is an order that explains every answer.
     Linearizable,
     /// There is none.
     Violated,
@@ -41,24 +46,27 @@ pub(crate) enum Verdict {
     Undecided,
 }
 
-/// Whether this can be the life of one patient.
-pub(crate) fn check_patient(operations: &[Operation]) -> Verdict {
-    check_life(operations, STEPS_MAX)
+/// The versions of one patient by the event table; none if the table is not to help. That of a deletion has no record.
+pub(crate) type Versions = BTreeMap<i64, Option<Record>>;
+
+/// Judges the operations on one patient.
+pub(crate) fn check_patient(operations: &[Operation], versions: &Versions) -> Verdict {
+    check_life(operations, versions, STEPS_MAX)
 }
 
-fn check_life(operations: &[Operation], steps_max: u64) -> Verdict {
-    let seen = Arc::new(Seen::of(operations));
-    let step = |operation: &Operation| Some((*operation, Arc::clone(&seen)));
+fn check_life(operations: &[Operation], versions: &Versions, steps_max: u64) -> Verdict {
+    let seen = Arc::new(Seen::of(operations, versions));
+    // An account changes nothing of the record.
+    let concerns = |operation: &Operation| operation.call != Call::OpenAccount;
+    let step = |operation: &Operation| concerns(operation).then(|| (*operation, Arc::clone(&seen)));
     search::<Patient>(operations, step, steps_max)
 }
 
-/// Whether this can be the story of one e-mail address: one living patient has it at a time.
-pub(crate) fn check_address(operations: &[Operation]) -> Verdict {
-    let concerns = |operation: &Operation| match operation.call {
-        Call::Register(_) | Call::Delete => Some(*operation),
-        Call::Read { .. } | Call::Update(_) | Call::UpdateIf(..) => None,
-    };
-    search::<Address>(operations, concerns, STEPS_MAX)
+/// Judges the operations of all patients that ever asked for the contested address `number`: one living patient has
+/// it at a time.
+pub(crate) fn check_address(number: u32, operations: &[Operation]) -> Verdict {
+    let step = |operation: &Operation| Some((*operation, Claim::of(number, operation)?));
+    search::<Address>(operations, step, STEPS_MAX)
 }
 
 /// The beginning of a history up to the first answer that cannot be explained; what had no answer by then is of
@@ -87,7 +95,7 @@ thread_local! {
     static STEPS_LEFT: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Thrown out of a search that takes too long: the library has no other way out.
+/// Thrown out of a search that exhausts its budget: the library has no other way out.
 struct OutOfBudget;
 
 fn count_step() {
@@ -114,7 +122,7 @@ fn search<S: Rules>(
     let mut moments = Vec::new();
     let says_something = |o: &&Operation| match o.outcome {
         Outcome::NotDone => false,
-        Outcome::Unknown => !matches!(o.call, Call::Read { .. }),
+        Outcome::Unknown => o.call.is_change(),
         _ => true,
     };
     let meant = operations.iter().filter(says_something);
@@ -140,7 +148,7 @@ fn search<S: Rules>(
     }
 }
 
-/// What one thing may do.
+/// The sequential rules of one object.
 trait Rules {
     type State: Clone + Copy + Eq + std::hash::Hash + std::fmt::Debug;
     type Operation: Clone + std::fmt::Debug;
@@ -151,11 +159,11 @@ trait Rules {
     /// must have an effect.
     fn next(operation: &Self::Operation, state: Self::State) -> Option<Self::State>;
 
-    /// Whether nobody knows what became of it.
+    /// Whether its outcome is unknown.
     fn is_unknown(operation: &Self::Operation) -> bool;
 }
 
-/// A thing with its close: the state is none after it.
+/// An object and the close of its history: the state is none after the close.
 struct Story<S>(PhantomData<S>);
 
 impl<S: Rules> Specification for Story<S> {
@@ -181,62 +189,117 @@ impl<S: Rules> Specification for Story<S> {
 
 /// What the whole history tells of its parts, so that the search need not try what cannot be.
 ///
-/// A version is made once: whoever says otherwise makes the history wrong, and a change of unknown outcome need not
-/// be tried where another one is known to be, or later than anybody looked. Changes whose result nobody saw are
-/// alike but for the time of their invocation: if some of them took effect, the first ones may have been it.
+/// Each version is made once, so a change of unknown outcome is tried at a version only if nobody saw that version, or
+/// if it makes exactly the record that was seen. A change whose tag nobody saw is tried only at versions that nobody
+/// saw. Of such changes of the same kind the one that was invoked first is tried first: it may stand wherever a later
+/// one may.
 #[derive(Debug, Default)]
 struct Seen {
-    tags: BTreeMap<i64, Tag>,
-    versions: BTreeMap<Tag, i64>,
-    /// Changes of unknown outcome whose result nobody saw, numbered in the order of their invocations.
-    unseen: BTreeMap<Tag, u32>,
+    records: BTreeMap<i64, Record>,
+    /// The newest version that anybody saw.
+    latest: i64,
+    /// Some condition names the newest version that anybody saw, or a later one: whether it holds tells of versions that
+    /// nobody saw.
+    conditions: bool,
+    /// The first version at which each tag was seen.
+    tags: BTreeMap<Tag, i64>,
+    /// Unconditional changes of unknown outcome that are alike but for the time of their invocation: which kind of
+    /// them, and the number within the kind.
+    alike: BTreeMap<(Tag, Duration, u32), (usize, u16)>,
 }
 
-/// Stands for any change whose result nobody saw.
+/// Stands for the tag of any change whose result nobody saw.
 const UNSEEN: Tag = 0;
+/// Kinds of changes that are counted; changes of further kinds are tried in any order.
+const KINDS_MAX: usize = 8;
+
+/// How many changes of each kind took effect so far.
+type Used = [u16; KINDS_MAX];
 
 impl Seen {
-    fn of(operations: &[Operation]) -> Self {
+    fn of(operations: &[Operation], versions: &Versions) -> Self {
         let mut seen = Seen::default();
+        versions.iter().for_each(|(version, record)| seen.note(*version, *record));
         for operation in operations {
-            if let Outcome::Record { version, tag } = operation.outcome {
-                seen.tags.entry(version).or_insert(tag);
-                seen.versions.entry(tag).or_insert(version);
+            match operation.outcome {
+                Outcome::Record(record) => seen.note(record.version, Some(record)),
+                Outcome::At { version, .. } => seen.note(version, None),
+                _ => {}
             }
         }
-        let unknown = operations.iter().filter(|o| o.outcome == Outcome::Unknown);
-        let mut unseen: Vec<_> = unknown
-            .filter_map(|o| match o.call {
-                Call::Update(tag) if !seen.versions.contains_key(&tag) => Some((o.invoked, tag)),
-                _ => None,
-            })
-            .collect();
-        unseen.sort_unstable();
-        seen.unseen = unseen.into_iter().map(|(_, tag)| tag).zip(0..).collect();
+        let is_late = |o: &Operation| o.call.expected().is_some_and(|expected| expected >= seen.latest);
+        seen.conditions = operations.iter().any(|o| o.outcome != Outcome::NotDone && is_late(o));
+        let mut unknown: Vec<_> = operations.iter().filter(|o| seen.is_countable(o)).collect();
+        unknown.sort_by_key(|operation| operation.invoked);
+        let mut kinds: Vec<(Call, u16)> = Vec::new();
+        for operation in unknown {
+            let kind = kind_of(operation.call);
+            let place = kinds.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+                kinds.push((kind, 0));
+                kinds.len() - 1
+            });
+            if place < KINDS_MAX {
+                seen.alike.insert(key_of(operation), (place, kinds[place].1));
+                kinds[place].1 += 1;
+            }
+        }
         seen
     }
 
-    /// As `may_make`, for a change that can make this version alone.
-    fn may_make_if(&self, version: i64, tag: Tag) -> Option<Tag> {
-        match self.versions.get(&tag) {
-            Some(known) => (*known == version).then_some(tag),
-            None => self.is_gap(version).then_some(UNSEEN),
+    fn note(&mut self, version: i64, record: Option<Record>) {
+        self.latest = self.latest.max(version);
+        let Some(record) = record else { return };
+        self.records.entry(version).or_insert(record);
+        for tag in [record.name, record.address] {
+            let first = self.tags.entry(tag).or_insert(version);
+            *first = version.min(*first);
         }
     }
 
-    /// Whether nobody saw this version, and somebody a later one.
-    fn is_gap(&self, version: i64) -> bool {
-        let latest = self.tags.last_key_value().map_or(0, |(latest, _)| *latest);
-        version < latest && !self.tags.contains_key(&version)
+    fn is_countable(&self, operation: &Operation) -> bool {
+        let unseen = operation.call.tag().is_none_or(|tag| !self.tags.contains_key(&tag));
+        let counted = matches!(operation.call, Call::Put { .. } | Call::Patch { .. } | Call::Restrict { .. });
+        operation.outcome == Outcome::Unknown && counted && unseen && operation.call.expected().is_none()
     }
 
-    /// The record that a change of unknown outcome may make of `version`, after so many unseen ones.
-    fn may_make(&self, version: i64, tag: Tag, used: u32) -> Option<(Tag, u32)> {
-        match (self.versions.get(&tag), self.unseen.get(&tag)) {
-            (Some(known), _) => (*known == version).then_some((tag, used)),
-            (None, Some(number)) => (self.is_gap(version) && *number == used).then_some((UNSEEN, used + 1)),
-            (None, None) => None,
+    /// The state after a change of unknown outcome makes `record` of a state, if that may be.
+    fn may_make(&self, operation: &Operation, record: Record, mut used: Used) -> Option<Life> {
+        let mut record = record;
+        if let Some((kind, number)) = self.alike.get(&key_of(operation)) {
+            if used[*kind] != *number {
+                return None;
+            }
+            used[*kind] += 1;
         }
+        // A change of the address or of the restriction also shows in what cannot be found any more.
+        let shows_otherwise =
+            matches!(operation.call, Call::Restrict { .. }) || operation.call.email().is_some();
+        let may_be = match (self.records.get(&record.version), operation.call.tag()) {
+            (Some(seen), _) => *seen == record,
+            (None, Some(tag)) => match self.tags.get(&tag) {
+                Some(first) => record.version <= *first,
+                None => record.version <= self.latest || shows_otherwise || self.conditions,
+            },
+            (None, None) => true,
+        };
+        if let Some(tag) = operation.call.tag().filter(|tag| !self.tags.contains_key(tag)) {
+            let hidden = |shown: Tag| if shown == tag { UNSEEN } else { shown };
+            (record.name, record.address) = (hidden(record.name), hidden(record.address));
+        }
+        may_be.then_some(Life::Active(record, used))
+    }
+}
+
+fn key_of(operation: &Operation) -> (Tag, Duration, u32) {
+    (operation.call.tag().unwrap_or(UNSEEN), operation.invoked, operation.client)
+}
+
+/// The call without its tag.
+fn kind_of(call: Call) -> Call {
+    match call {
+        Call::Put { email, expected, .. } => Call::Put { tag: UNSEEN, email, expected },
+        Call::Patch { part, expected, .. } => Call::Patch { tag: UNSEEN, part, expected },
+        other => other,
     }
 }
 
@@ -246,13 +309,9 @@ struct Patient;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Life {
     Absent,
-    Active {
-        version: i64,
-        tag: Tag,
-        /// Unseen changes that took effect so far.
-        used: u32,
-    },
-    Deleted,
+    Active(Record, Used),
+    /// The record ended with this version.
+    Ended(i64),
 }
 
 impl Rules for Patient {
@@ -262,52 +321,28 @@ impl Rules for Patient {
     const FIRST: Life = Life::Absent;
 
     fn next((operation, seen): &Self::Operation, life: Life) -> Option<Life> {
-        match (operation.call, life) {
-            (Call::Register(tag), Life::Absent) => match operation.outcome {
-                Outcome::Record { version: 1, tag: told } if told == tag => Some(made(tag)),
-                Outcome::Unknown => Some(made(tag)),
-                // The address is another one's: about this patient it says that it was not made.
-                Outcome::Taken => Some(life),
-                _ => None,
+        match life {
+            Life::Active(before, used) => living(operation, seen, before, used),
+            Life::Absent => match (operation.call, operation.outcome) {
+                (Call::Register { tag, email }, outcome) => {
+                    let made = Record { version: 1, name: tag, address: tag, email, restricted: false };
+                    match outcome {
+                        Outcome::Record(told) if told == made => Some(Life::Active(made, Used::default())),
+                        Outcome::Unknown => Some(Life::Active(made, Used::default())),
+                        // Another patient has the address, so this one was not made.
+                        Outcome::Taken => Some(life),
+                        _ => None,
+                    }
+                }
+                (_, outcome) => (outcome == Outcome::Missing).then_some(life),
             },
-            (Call::Update(tag), Life::Active { version: before, used, .. }) => match operation.outcome {
-                Outcome::Record { version, tag: told } => {
-                    (told == tag && version == before + 1).then_some(Life::Active { version, tag, used })
+            Life::Ended(end) => match (operation.call, operation.outcome) {
+                (Call::Look(Look::History), outcome) => {
+                    (outcome == Outcome::At { version: end, ended: true }).then_some(life)
                 }
-                Outcome::Unknown => {
-                    let version = before + 1;
-                    let (tag, used) = seen.may_make(version, tag, used)?;
-                    Some(Life::Active { version, tag, used })
-                }
-                Outcome::Taken => Some(life),
-                _ => None,
+                (Call::Register { .. }, _) => None,
+                (_, outcome) => (outcome == Outcome::Missing).then_some(life),
             },
-            (Call::UpdateIf(_, expected), Life::Active { version, .. }) if version != expected => {
-                (operation.outcome == Outcome::Stale).then_some(life)
-            }
-            (Call::UpdateIf(tag, before), Life::Active { used, .. }) => match operation.outcome {
-                Outcome::Record { version, tag: told } => {
-                    (told == tag && version == before + 1).then_some(Life::Active { version, tag, used })
-                }
-                Outcome::Unknown => {
-                    let version = before + 1;
-                    let tag = seen.may_make_if(version, tag)?;
-                    Some(Life::Active { version, tag, used })
-                }
-                Outcome::Taken => Some(life),
-                _ => None,
-            },
-            (Call::Delete, Life::Active { .. }) => {
-                matches!(operation.outcome, Outcome::Ended | Outcome::Unknown).then_some(Life::Deleted)
-            }
-            (Call::Read { .. }, Life::Active { version, tag, .. }) => {
-                (operation.outcome == Outcome::Record { version, tag }).then_some(life)
-            }
-            (
-                Call::Read { .. } | Call::Update(_) | Call::UpdateIf(..) | Call::Delete,
-                Life::Absent | Life::Deleted,
-            ) => (operation.outcome == Outcome::Missing).then_some(life),
-            (Call::Register(_), Life::Active { .. } | Life::Deleted) => None,
         }
     }
 
@@ -316,32 +351,120 @@ impl Rules for Patient {
     }
 }
 
-fn made(tag: Tag) -> Life {
-    Life::Active { version: 1, tag, used: 0 }
+/// The state after an operation on a living record, if it can be answered as it was.
+fn living(operation: &Operation, seen: &Seen, before: Record, used: Used) -> Option<Life> {
+    let (unchanged, outcome) = (Life::Active(before, used), operation.outcome);
+    if let Call::Look(look) = operation.call {
+        return sees(look, before, outcome).then_some(unchanged);
+    }
+    if operation.call.expected().is_some_and(|expected| expected != before.version) {
+        return (outcome == Outcome::Stale).then_some(unchanged);
+    }
+    let version = before.version + 1;
+    let after = match operation.call {
+        Call::Delete { .. } => {
+            // Nothing follows the end of a record.
+            let may_end = outcome == Outcome::Ended || outcome == Outcome::Unknown && version >= seen.latest;
+            return may_end.then_some(Life::Ended(version));
+        }
+        Call::Restrict { on } if on == before.restricted => {
+            return (outcome == Outcome::Done).then_some(unchanged);
+        }
+        Call::Restrict { on } => Record { version, restricted: on, ..before },
+        Call::Put { tag, email, .. } => Record { version, name: tag, address: tag, email, ..before },
+        Call::Patch { tag, part, .. } => match part {
+            Part::Name => Record { version, name: tag, ..before },
+            Part::Address => Record { version, address: tag, ..before },
+            Part::Email(email) => Record { version, address: tag, email, ..before },
+        },
+        Call::Register { .. } | Call::Look(_) | Call::OpenAccount => return None,
+    };
+    match outcome {
+        Outcome::Record(told) => (told == after).then_some(Life::Active(after, used)),
+        Outcome::Done => operation.call.tag().is_none().then_some(Life::Active(after, used)),
+        Outcome::Unknown => seen.may_make(operation, after, used),
+        Outcome::Taken => {
+            let wanted = operation.call.email();
+            let may_be = matches!(wanted, Some(Email::Contested(_))) && wanted != Some(before.email);
+            may_be.then_some(unchanged)
+        }
+        _ => None,
+    }
 }
 
-/// The rules of one address: its state is the registration that holds it.
+/// Whether a look at a living record can be answered like that.
+fn sees(look: Look, record: Record, outcome: Outcome) -> bool {
+    let found = match look {
+        Look::Get => true,
+        Look::Listed => !record.restricted,
+        Look::Searched(email) => !record.restricted && record.email == email,
+        Look::History => return outcome == Outcome::At { version: record.version, ended: false },
+    };
+    outcome == if found { Outcome::Record(record) } else { Outcome::Missing }
+}
+
+/// What an operation says of one contested address.
+#[derive(Clone, Copy, Debug)]
+enum Claim {
+    /// The patient takes it, or has it already.
+    Takes,
+    /// Another patient has it.
+    IsTaken,
+    /// The patient gives it up, if it has it.
+    GivesUp,
+    /// The patient has it.
+    Has,
+    /// The patient does not have it.
+    HasNot,
+}
+
+impl Claim {
+    fn of(number: u32, operation: &Operation) -> Option<Self> {
+        let wanted = Email::Contested(number);
+        let asked = operation.call.email().map(|email| email == wanted);
+        match (operation.call, operation.outcome) {
+            (Call::Delete { .. }, Outcome::Ended | Outcome::Unknown) => Some(Claim::GivesUp),
+            (_, Outcome::Taken) => (asked == Some(true)).then_some(Claim::IsTaken),
+            (_, Outcome::Unknown) => asked.map(|asked| if asked { Claim::Takes } else { Claim::GivesUp }),
+            (Call::Look(Look::Get), Outcome::Missing) => Some(Claim::HasNot),
+            (Call::Delete { .. } | Call::Put { .. } | Call::Patch { .. }, Outcome::Missing) => {
+                Some(Claim::HasNot)
+            }
+            (_, Outcome::Record(record)) => Some(match asked {
+                Some(true) => Claim::Takes,
+                Some(false) => Claim::GivesUp,
+                None if record.email == wanted => Claim::Has,
+                None => Claim::HasNot,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// The rules of one address: its state is the registration of the patient that has it.
 struct Address;
 
 impl Rules for Address {
     type State = Option<Tag>;
-    type Operation = Operation;
+    type Operation = (Operation, Claim);
 
     const FIRST: Option<Tag> = None;
 
-    fn next(operation: &Operation, holder: Option<Tag>) -> Option<Option<Tag>> {
-        let held = holder == Some(operation.made_by);
-        let (after, holds) = match (operation.call, operation.outcome) {
-            (Call::Register(tag), Outcome::Record { .. } | Outcome::Unknown) => (Some(tag), holder.is_none()),
-            (Call::Register(_), Outcome::Taken) => (holder, holder.is_some()),
-            (Call::Delete, Outcome::Ended | Outcome::Unknown) => (None, held),
-            (Call::Delete, Outcome::Missing) => (holder, !held),
-            _ => (holder, false),
+    fn next((operation, claim): &Self::Operation, holder: Option<Tag>) -> Option<Option<Tag>> {
+        let patient = operation.made_by;
+        let has = holder == Some(patient);
+        let unknown = operation.outcome == Outcome::Unknown;
+        let (after, may_be) = match claim {
+            Claim::Takes => (Some(patient), holder.is_none() || has && !unknown),
+            Claim::IsTaken => (holder, holder.is_some() && !has),
+            Claim::GivesUp => (if has { None } else { holder }, has || !unknown),
+            Claim::Has => (holder, has),
+            Claim::HasNot => (holder, !has),
         };
-        holds.then_some(after)
+        may_be.then_some(after)
     }
 
-    fn is_unknown(operation: &Operation) -> bool {
+    fn is_unknown((operation, _): &Self::Operation) -> bool {
         operation.outcome == Outcome::Unknown
     }
 }

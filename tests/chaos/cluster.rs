@@ -2,23 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reqwest::{Client, StatusCode};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::api::Api;
+use crate::api::{Api, Front};
 use crate::broker::Broker;
+use crate::machinery::prompt::Why;
 use crate::machinery::proxy::{Link, Rules};
 use crate::machinery::schedule::Shape;
+use crate::outages::Outages;
 use crate::postgres::{Database, Durability, Postgres};
 use crate::process::{self, PATIENCE, Process, within};
 
-/// Who may log in.
-const USER: &str = "chaos@example.com";
-/// The password of that user, who exists in the databases of runs alone.
+/// The callers of a run, with their roles. They exist in the databases of runs alone.
+const WORKER: (&str, &str) = ("clinician@example.com", "CLINICIAN");
+const ADMIN: (&str, &str) = ("admin@example.com", "ADMIN");
 const PASSWORD: &str = "chaos and nothing else";
 /// How long a user's standing is remembered: long, so that nothing but the lease stands between a question and
 /// the memory of a shard.
@@ -80,6 +84,10 @@ pub(crate) struct Node {
     pub(crate) roles: &'static [&'static str],
     /// Where its edge listens.
     pub(crate) http: SocketAddr,
+    /// Where its gRPC port is, if its roles have one.
+    grpc: SocketAddr,
+    number: usize,
+    outages: Arc<Outages>,
     directory: PathBuf,
     config: PathBuf,
     /// Its way to the database.
@@ -94,9 +102,12 @@ pub(crate) struct Cluster {
     pub(crate) broker: Broker,
     pub(crate) postgres: Postgres,
     pub(crate) database: Database,
+    pub(crate) outages: Arc<Outages>,
+    _heartbeat: AbortOnDropHandle<()>,
     /// From who dials to who listens, by number.
     links: BTreeMap<(usize, usize), Link>,
-    directory: tempfile::TempDir,
+    /// None once it is to be kept.
+    directory: std::sync::Mutex<Option<tempfile::TempDir>>,
     client: Client,
 }
 
@@ -114,6 +125,7 @@ struct Place<'a> {
     layout: Layout,
     number: usize,
     http: &'a [SocketAddr],
+    grpc: &'a [SocketAddr],
     /// Where nodes listen for each other.
     listen: &'a [SocketAddr],
     /// Where this node dials each other one.
@@ -126,11 +138,12 @@ impl Place<'_> {
     /// The file of the node.
     fn config(&self) -> String {
         let (name, roles) = self.layout.nodes()[self.number];
-        let (topic, http) = (self.broker.topic(), self.http[self.number]);
+        let topic = self.broker.topic();
+        let (http, grpc) = (self.http[self.number], self.grpc[self.number]);
         let mut text = format!(
             "data_dir = \"data\"\n\
              [http]\nlisten = \"{http}\"\n\
-             [grpc]\nlisten = \"127.0.0.1:0\"\n\
+             [grpc]\nlisten = \"{grpc}\"\n\
              [store]\nurl = \"{}\"\n\
              [kafka]\nbrokers = \"{}\"\ntopic = \"{topic}\"\ndead_letter_topic = \"{topic}.dlq\"\n\
              group = \"{topic}-analytics\"\nfetch_wait_ms = 40\n\
@@ -167,7 +180,8 @@ impl Cluster {
         let count = layout.nodes().len();
         let mut taken = Vec::new();
         let mut ports = || (0..count).map(|_| free_address(&mut taken)).collect::<Vec<_>>();
-        let (http, listen) = (ports(), ports());
+        let (http, grpc, listen) = (ports(), ports(), ports());
+        let outages = Arc::new(Outages::default());
         let mut links = BTreeMap::new();
         for from in 0..count {
             for to in (0..count).filter(|to| *to != from && layout.is_linked()) {
@@ -180,20 +194,54 @@ impl Cluster {
             let dial =
                 (0..count).map(|to| links.get(&(number, to)).map_or(listen[to], Link::address)).collect();
             let database_url = with_address(database.url(), way.address());
-            let place =
-                Place { layout, number, http: &http, listen: &listen, dial, database_url, broker: &broker };
+            let place = Place {
+                layout,
+                number,
+                http: &http,
+                grpc: &grpc,
+                listen: &listen,
+                dial,
+                database_url,
+                broker: &broker,
+            };
             let own = directory.path().join(name);
             std::fs::create_dir(&own).expect("made");
             let config = own.join("config.toml");
             std::fs::write(&config, place.config()).expect("written");
             let process = Mutex::new(None);
-            let http = http[number];
-            nodes.push(Node { name, roles, http, directory: own, config, database: way, process });
+            let (http, grpc, outages) = (http[number], grpc[number], Arc::clone(&outages));
+            let node = Node {
+                name,
+                roles,
+                http,
+                grpc,
+                number,
+                outages,
+                directory: own,
+                config,
+                database: way,
+                process,
+            };
+            nodes.push(node);
         }
         let client = Client::builder().timeout(Duration::from_secs(2)).no_proxy().build().expect("a client");
-        let cluster = Cluster { layout, nodes, broker, postgres, database, links, directory, client };
+        let _heartbeat = outages.watch();
+        let cluster = Cluster {
+            layout,
+            nodes,
+            broker,
+            postgres,
+            database,
+            outages,
+            _heartbeat,
+            links,
+            directory: std::sync::Mutex::new(Some(directory)),
+            client,
+        };
         cluster.nodes[0].run(&["migrate"], "").await;
-        cluster.nodes[0].run(&["user", "add", USER, "--role", "ADMIN"], PASSWORD).await;
+        for (user, role) in [WORKER, ADMIN] {
+            cluster.nodes[0].run(&["user", "add", user, "--role", role], PASSWORD).await;
+        }
         cluster
     }
 
@@ -208,8 +256,7 @@ impl Cluster {
             }
         }
         if let Err(problem) = cluster.all_serve().await {
-            let directory = cluster.directory.keep();
-            panic!("{problem}; logs are in {}", directory.display());
+            panic!("{problem}; logs are in {:?}", cluster.keep_logs());
         }
         cluster
     }
@@ -221,6 +268,8 @@ impl Cluster {
             linked: self.layout.is_linked(),
             database: self.postgres.is_private(),
             broker: self.broker.can_pause(),
+            broker_keeps: self.broker.keeps_its_log(),
+            holders: self.holders(),
         }
     }
 
@@ -231,8 +280,12 @@ impl Cluster {
 
     /// A way to all fronts.
     pub(crate) async fn api(&self) -> Result<Api, String> {
-        let fronts = self.fronts().iter().map(|node| format!("http://{}", node.http)).collect();
-        Api::login(fronts, USER, PASSWORD).await
+        let fronts = self.fronts();
+        let fronts =
+            fronts.iter().map(|node| Front { node: node.number, url: format!("http://{}", node.http) });
+        let accounts = self.nodes.iter().filter(|node| node.roles.contains(&"billing"));
+        let accounts = accounts.map(|node| (node.number, format!("http://{}", node.grpc)));
+        Api::login(fronts.collect(), accounts.collect(), (WORKER.0, PASSWORD), (ADMIN.0, PASSWORD)).await
     }
 
     /// The numbers of the nodes that hold patients.
@@ -290,6 +343,13 @@ impl Cluster {
         }
     }
 
+    /// Sets the rules of the ways between one node and all others.
+    pub(crate) fn apart(&self, node: usize, rules: Rules) {
+        (0..self.nodes.len())
+            .filter(|other| *other != node)
+            .for_each(|other| self.between(node, other, rules));
+    }
+
     /// Heals every link, and wakes whatever is stopped.
     pub(crate) async fn heal(&self) {
         for link in self.links.values().chain(self.nodes.iter().map(|node| &node.database)) {
@@ -324,24 +384,31 @@ impl Cluster {
         Ok(restarted)
     }
 
-    /// Starts what has ended without being told to, as whoever runs a cluster would; how many that were.
-    pub(crate) async fn restart_ended(&self) -> usize {
-        let mut restarted = 0;
+    /// Starts nodes that have ended without being told to, as whoever runs a cluster would; in words, which and how.
+    pub(crate) async fn restart_ended(&self) -> Vec<String> {
+        let mut ended = Vec::new();
         for node in &self.nodes {
-            restarted += usize::from(node.restart_if_ended().await);
+            if let Some(status) = node.restart_if_ended().await {
+                ended.push(format!("{} ended without being told to: {status}", node.name));
+            }
         }
-        restarted
+        ended
     }
 
-    /// Keeps the logs, and says where.
-    pub(crate) fn keep_logs(self) -> PathBuf {
-        let Cluster { directory, .. } = self;
-        directory.keep()
+    /// Verifies the access audit, as an operator would: what the command says.
+    pub(crate) async fn verify_audit(&self) -> Result<String, String> {
+        let output = self.nodes[0].command().args(["audit", "verify"]).output();
+        let output = output.map_err(|error| format!("`hygeia audit verify` cannot be run: {error}"))?;
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        match output.status.success() {
+            true => Ok(said(&output.stdout)),
+            false => Err(format!("`hygeia audit verify`: {} {}", said(&output.stdout), said(&output.stderr))),
+        }
     }
 
-    /// Where the logs are as long as the cluster is there.
-    pub(crate) fn logs(&self) -> &Path {
-        self.directory.path()
+    /// Keeps the logs, and says where they are.
+    pub(crate) fn keep_logs(&self) -> Option<PathBuf> {
+        self.directory.lock().expect("sane").take().map(tempfile::TempDir::keep)
     }
 }
 
@@ -380,24 +447,22 @@ impl Node {
             if text.contains("[cluster]") {
                 command.args(["--node", self.name]);
             }
+            self.outages.end(Why::Ended(self.number));
             *process =
                 Some(Process::start(command, &self.directory.join("data"), &self.directory.join("log")));
         }
     }
 
-    async fn restart_if_ended(&self) -> bool {
-        let ended = {
+    async fn restart_if_ended(&self) -> Option<std::process::ExitStatus> {
+        let status = {
             let mut process = self.process.lock().await;
-            let ended = process.as_mut().is_some_and(|process| process.try_wait().is_some());
-            if ended {
-                *process = None;
-            }
-            ended
+            let status = process.as_mut().and_then(Process::try_wait)?;
+            *process = None;
+            status
         };
-        if ended {
-            self.start().await;
-        }
-        ended
+        self.outages.begin(Why::Ended(self.number));
+        self.start().await;
+        Some(status)
     }
 
     /// Sends it a signal, if it runs.
@@ -406,7 +471,13 @@ impl Node {
         if let Some(process) = process.as_mut()
             && process.try_wait().is_none()
         {
+            if signal == Signal::STOP {
+                self.outages.begin(Why::Stopped(self.number));
+            }
             process.signal(signal);
+            if signal == Signal::CONT {
+                self.outages.end(Why::Stopped(self.number));
+            }
         }
     }
 
@@ -417,9 +488,11 @@ impl Node {
         if let Some(status) = process.try_wait() {
             return Some(status);
         }
+        self.outages.begin(Why::Ended(self.number));
         process.signal(signal);
         // What is stopped hears nothing but SIGKILL.
         process.signal(Signal::CONT);
+        self.outages.end(Why::Stopped(self.number));
         Some(process.ended().await)
     }
 

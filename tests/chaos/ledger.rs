@@ -1,13 +1,15 @@
-//! What the event table, the topic and the counts must say once everything has come to rest. Each function
-//! tells in words what is wrong.
+//! What the tables, the topic and the counts must say once everything has come to rest. Each function tells in words
+//! what is wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hygeia::proto::patient::events::PatientEvent;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::history::{Call, Operation, Outcome, Tag};
+use super::answers::record;
+use super::checker::Versions;
+use super::history::{Call, Operation, Outcome, Record, Tag};
 
 /// An event as the table has it.
 #[derive(Clone, Debug)]
@@ -16,52 +18,158 @@ pub(crate) struct Recorded {
     /// As the table numbers kinds.
     pub(crate) kind: i16,
     pub(crate) event_id: Uuid,
-    /// Of the details it carries.
-    pub(crate) tag: Option<Tag>,
+    /// Microseconds since 1970.
+    pub(crate) at_us: i64,
+    /// The details that it carries: after the event, or before it if it is a deletion.
+    pub(crate) details: Details,
 }
+
+/// The details of a record, in the names of the interface: `name`, `email`, `address`, `dateOfBirth`,
+/// `registeredDate`, and `restricted` if it is true.
+pub(crate) type Details = Value;
 
 /// The events of each patient, by version.
 pub(crate) type Events = BTreeMap<Uuid, Vec<Recorded>>;
 
-const CREATED: i16 = 1;
-const DELETED: i16 = 3;
+/// The row of a patient.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    pub(crate) version: i64,
+    /// None if the record was ended.
+    pub(crate) details: Option<Details>,
+    /// The key of the e-mail address that no other patient can have.
+    pub(crate) email_keys: Vec<String>,
+}
 
-/// Versions are 1 to n; the first is the registration, and nothing follows a deletion.
+/// An account.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub(crate) id: Uuid,
+    pub(crate) name: String,
+    pub(crate) email: String,
+}
+
+const CREATED: i16 = 1;
+const UPDATED: i16 = 2;
+const DELETED: i16 = 3;
+/// Each kind with its name in the topic and in the counts.
+const KINDS: [(i16, &str); 3] =
+    [(CREATED, "PATIENT_CREATED"), (UPDATED, "PATIENT_UPDATED"), (DELETED, "PATIENT_DELETED")];
+
+impl Recorded {
+    /// The record after the event.
+    fn record(&self, patient: Uuid) -> Option<Record> {
+        let mut body = self.details.clone();
+        body["id"] = patient.to_string().into();
+        body["version"] = self.version.into();
+        record(&body, None).map(|(_, record)| record)
+    }
+
+    /// The details that the event leaves.
+    fn left(&self) -> Option<&Details> {
+        (self.kind != DELETED).then_some(&self.details)
+    }
+
+    fn text(&self, field: &str) -> &str {
+        self.details[field].as_str().unwrap_or_default()
+    }
+}
+
+/// The versions of a patient, as the search for an order takes them.
+pub(crate) fn versions(events: &Events, patient: Uuid) -> Versions {
+    let life = events.get(&patient).map_or(&[][..], Vec::as_slice);
+    life.iter()
+        .map(|event| (event.version, event.record(patient).filter(|_| event.kind != DELETED)))
+        .collect()
+}
+
+/// Operations that may have had an effect: not those of unknown outcome whose tag no event carries.
+pub(crate) fn effective(events: &Events, operations: &[Operation]) -> Vec<Operation> {
+    let records = events.iter().flat_map(|(id, life)| life.iter().filter_map(|event| event.record(*id)));
+    let tags: BTreeSet<Tag> = records.flat_map(|record| [record.name, record.address]).collect();
+    let may_be =
+        |o: &&Operation| o.outcome != Outcome::Unknown || o.call.tag().is_none_or(|tag| tags.contains(&tag));
+    operations.iter().filter(may_be).copied().collect()
+}
+
+/// Versions are 1 to n; the first is the registration, every change changes something, and nothing follows a deletion.
 pub(crate) fn numbered(events: &Events) -> Vec<String> {
-    let right = |life: &Vec<Recorded>| {
-        life.iter().zip(1..).all(|(event, n)| {
+    let mut wrong = Vec::new();
+    for (id, life) in events {
+        let follows = life.iter().zip(1..).all(|(event, n)| {
             let last = life.len() as i64 == n;
             event.version == n && (event.kind == CREATED) == (n == 1) && (event.kind != DELETED || last)
-        })
-    };
-    let wrong = events.iter().filter(|(_, life)| !right(life));
-    wrong.map(|(id, _)| format!("the events of {id} are not a life")).collect()
+        });
+        if !follows {
+            wrong.push(format!("the events of {id} are not a life"));
+        }
+        let idle = life.windows(2).find(|pair| pair[1].kind == UPDATED && pair[0].details == pair[1].details);
+        if let Some(pair) = idle {
+            wrong.push(format!("version {} of {id} changes nothing", pair[1].version));
+        }
+    }
+    wrong
+}
+
+/// The rows of patients are what their last events left, and a living patient has its own e-mail address alone.
+pub(crate) fn kept(events: &Events, rows: &BTreeMap<Uuid, Kept>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (id, life) in events {
+        let Some(last) = life.last() else { continue };
+        let right = rows.get(id).is_some_and(|row| {
+            let key = last.left().map(|_| last.text("email").to_lowercase());
+            row.version == last.version
+                && row.details.as_ref() == last.left()
+                && row.email_keys == Vec::from_iter(key)
+        });
+        if !right {
+            wrong.push(format!("the row of {id} is not what its event {} left", last.version));
+        }
+    }
+    if let Some(stranger) = rows.keys().find(|id| !events.contains_key(id)) {
+        wrong.push(format!("{stranger} has a row and no event"));
+    }
+    wrong
+}
+
+/// Which versions each tagged change made.
+fn made_by_tag(events: &Events) -> Result<BTreeMap<Tag, Vec<(Uuid, Record)>>, String> {
+    let mut made: BTreeMap<Tag, Vec<(Uuid, Record)>> = BTreeMap::new();
+    for (id, life) in events {
+        let mut before: Option<Record> = None;
+        for event in life.iter().filter(|event| event.kind != DELETED) {
+            let after = event.record(*id).ok_or_else(|| format!("an event of {id} is from nobody"))?;
+            let name = Some(after.name).filter(|tag| before.is_none_or(|record| record.name != *tag));
+            let address =
+                Some(after.address).filter(|tag| before.is_none_or(|record| record.address != *tag));
+            for tag in BTreeSet::from_iter([name, address].into_iter().flatten()) {
+                made.entry(tag).or_default().push((*id, after));
+            }
+            before = Some(after);
+        }
+    }
+    Ok(made)
 }
 
 /// What was acknowledged is there as it was told, what was refused is not, and nothing is there twice.
 pub(crate) fn effects(events: &Events, operations: &[Operation]) -> Vec<String> {
-    let mut made: BTreeMap<Tag, Vec<(Uuid, i64)>> = BTreeMap::new();
-    for (id, life) in events {
-        for event in life.iter().filter(|event| event.kind != DELETED) {
-            match event.tag {
-                Some(tag) => made.entry(tag).or_default().push((*id, event.version)),
-                None => return vec![format!("an event of {id} is from nobody")],
-            }
-        }
-    }
+    let made = match made_by_tag(events) {
+        Ok(made) => made,
+        Err(problem) => return vec![problem],
+    };
     let mut wrong = Vec::new();
     for operation in operations {
-        let ended =
-            operation.patient.and_then(|id| events.get(&id)?.last()).is_some_and(|e| e.kind == DELETED);
-        let (Call::Register(tag) | Call::Update(tag) | Call::UpdateIf(tag, _)) = operation.call else {
-            if operation.call == Call::Delete && operation.outcome == Outcome::Ended && !ended {
+        let life = operation.patient.and_then(|id| events.get(&id));
+        if matches!(operation.call, Call::Delete { .. }) && operation.outcome == Outcome::Ended {
+            if life.and_then(|life| life.last()).is_none_or(|last| last.kind != DELETED) {
                 wrong.push(format!("acknowledged as ended, and lives: {operation:?}"));
             }
             continue;
-        };
+        }
+        let Some(tag) = operation.call.tag() else { continue };
         let made = made.get(&tag).map_or(&[][..], Vec::as_slice);
         let right = match operation.outcome {
-            Outcome::Record { version, .. } => made == [(operation.patient.unwrap_or_default(), version)],
+            Outcome::Record(told) => made == [(operation.patient.unwrap_or_default(), told)],
             Outcome::Unknown => made.len() <= 1,
             _ => made.is_empty(),
         };
@@ -72,34 +180,82 @@ pub(crate) fn effects(events: &Events, operations: &[Operation]) -> Vec<String> 
     wrong
 }
 
-/// First appearances in the topic are 1 to n per patient, repeats are exact, and nothing is missing.
+/// First appearances in the topic are 1 to n per patient, say what the table says, repeats are exact, and nothing is
+/// missing.
 pub(crate) fn published(events: &Events, topic: &[PatientEvent]) -> Vec<String> {
     let mut wrong = Vec::new();
-    let mut seen: BTreeMap<Uuid, Vec<Uuid>> = BTreeMap::new();
+    let mut seen: BTreeMap<Uuid, usize> = BTreeMap::new();
     for event in topic {
-        let (Ok(patient), Ok(event_id)) = (event.patient_id.parse(), event.event_id.parse()) else {
+        let Ok(patient) = event.patient_id.parse::<Uuid>() else {
             return vec!["the topic holds what is no event".into()];
         };
-        let of_patient = seen.entry(patient).or_default();
-        match usize::try_from(event.version).ok().and_then(|version| version.checked_sub(1)) {
-            Some(place) if place == of_patient.len() => of_patient.push(event_id),
-            Some(place) if of_patient.get(place) == Some(&event_id) => {}
+        let before = seen.entry(patient).or_default();
+        let place = usize::try_from(event.version).ok().and_then(|version| version.checked_sub(1));
+        let recorded = place.and_then(|place| events.get(&patient)?.get(place));
+        match (place, recorded) {
+            (Some(place), Some(recorded)) if place <= *before => {
+                if *event != message_of(patient, recorded) {
+                    wrong.push(format!("the topic tells version {} of {patient} otherwise", event.version));
+                }
+                *before = (*before).max(place + 1);
+            }
             _ => wrong.push(format!(
-                "version {} of {patient} is in the topic after {} others",
-                event.version,
-                of_patient.len()
+                "version {} of {patient} is in the topic after {before} others",
+                event.version
             )),
         }
     }
     for (id, life) in events {
-        let told: Vec<_> = life.iter().map(|event| event.event_id).collect();
-        if seen.get(id) != Some(&told) {
-            let published = seen.get(id).map_or(0, Vec::len);
-            wrong.push(format!("{published} of {} events of {id} are in the topic, or others", told.len()));
+        let told = seen.get(id).copied().unwrap_or_default();
+        if told != life.len() {
+            wrong.push(format!("{told} of {} events of {id} are in the topic", life.len()));
         }
     }
-    if let Some(stranger) = seen.keys().find(|id| !events.contains_key(id)) {
-        wrong.push(format!("the topic tells of {stranger}, whom the table does not know"));
+    wrong
+}
+
+/// What the topic must hold of an event.
+fn message_of(patient: Uuid, event: &Recorded) -> PatientEvent {
+    let kind = KINDS.iter().find(|(kind, _)| *kind == event.kind).map_or("", |(_, name)| name);
+    let day = |field: &str| if event.kind == DELETED { String::new() } else { event.text(field).to_owned() };
+    PatientEvent {
+        patient_id: patient.to_string(),
+        name: event.text("name").to_owned(),
+        email: event.text("email").to_owned(),
+        event_type: kind.to_owned(),
+        event_id: event.event_id.to_string(),
+        version: event.version,
+        occurred_at_us: event.at_us,
+        date_of_birth: day("dateOfBirth"),
+        registered_date: day("registeredDate"),
+    }
+}
+
+/// Each patient has one account, opened with what the patient was registered with, and every answer named that one.
+pub(crate) fn billed(
+    events: &Events,
+    accounts: &BTreeMap<Uuid, Account>,
+    operations: &[Operation],
+) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (id, life) in events {
+        let right = accounts.get(id).zip(life.first()).is_some_and(|(account, registered)| {
+            account.name == registered.text("name") && account.email == registered.text("email")
+        });
+        if !right {
+            wrong.push(format!("the account of {id} is missing, or another's"));
+        }
+    }
+    if let Some(stranger) = accounts.keys().find(|id| !events.contains_key(id)) {
+        wrong.push(format!("{stranger} has an account and no event"));
+    }
+    for operation in operations {
+        if let Outcome::Account(told) = operation.outcome {
+            let account = operation.patient.and_then(|id| accounts.get(&id)).map(|account| account.id);
+            if account != Some(told) {
+                wrong.push(format!("{operation:?}, and the account is {account:?}"));
+            }
+        }
     }
     wrong
 }
@@ -115,7 +271,7 @@ pub(crate) fn counts(events: &Events, summary: &Value) -> Vec<String> {
         }
     };
     compare("patients", &summary["totalPatients"], living);
-    for (name, kind) in [("PATIENT_CREATED", 1), ("PATIENT_UPDATED", 2), ("PATIENT_DELETED", 3)] {
+    for (kind, name) in KINDS {
         compare(name, &summary["byEventType"][name], of_kind(kind));
     }
     wrong

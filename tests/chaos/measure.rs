@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection, Row};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::api::Api;
+use crate::api::{Api, Attempt};
 use crate::cluster::{Cluster, Layout, Node};
-use crate::machinery::history::Outcome;
+use crate::machinery::history::Tag;
 use crate::machinery::proxy::Rules;
 use crate::process::{PATIENCE, within};
 
@@ -63,12 +64,12 @@ struct Sample {
     key: usize,
     begun: Instant,
     took: Duration,
-    outcome: Outcome,
+    good: bool,
 }
 
 impl Sample {
     fn is_good(&self) -> bool {
-        matches!(self.outcome, Outcome::Record { .. })
+        self.good
     }
 }
 
@@ -92,8 +93,9 @@ impl Load {
                         break;
                     }
                     let begun = Instant::now();
-                    let told = api.update(front, *id, &email(*key), 1).await;
-                    samples.push(Sample { key: *key, begun, took: begun.elapsed(), outcome: told.outcome });
+                    let attempt = api.try_update(front, *id, tag(*key)).await;
+                    let good = matches!(attempt, Attempt::Answered(StatusCode::OK, _));
+                    samples.push(Sample { key: *key, begun, took: begun.elapsed(), good });
                     tokio::time::sleep(PAUSE).await;
                 }
                 samples
@@ -108,8 +110,8 @@ impl Load {
     }
 }
 
-fn email(key: usize) -> String {
-    format!("measured-{key}@example.com")
+fn tag(key: usize) -> Tag {
+    key as Tag + 1
 }
 
 /// A cluster with patients to write to, and the front that is asked: one that is not broken itself.
@@ -129,7 +131,7 @@ impl Bench {
             fronts.iter().position(|node| !node.roles.contains(&"patient")).unwrap_or(fronts.len() - 1);
         let mut keys = Vec::new();
         for key in 0..KEYS {
-            let register = || async { api.register(0, &email(key), 1).await.patient };
+            let register = || api.try_register(0, tag(key));
             keys.push(within(PATIENCE, register).await.ok_or("no patient can be registered")?);
         }
         Ok(Bench { cluster, api, keys, front })

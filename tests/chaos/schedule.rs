@@ -1,15 +1,26 @@
-//! Which faults come when. A schedule follows from its seed and the shape of what it is for, and from nothing
-//! else.
+//! Which faults come when. A schedule follows from its seed and the shape of what it is for, and from nothing else.
+//!
+//! Every schedule stops a node that holds patients, or cuts it off from everybody, for longer than its leases hold. A
+//! long one also kills the database, and stops or restarts the broker. The other faults are chosen at random.
 
 use std::time::Duration;
 
-/// The longest that anything is stopped.
+/// The longest that anything is broken.
 pub(crate) const LASTS_MAX: Duration = Duration::from_secs(15);
-/// Everything runs undisturbed for so long at first.
+/// Nothing is broken before.
 const CALM: Duration = Duration::from_secs(2);
+/// Nothing is broken for so long at the end of a run.
+const LAST_CALM: Duration = Duration::from_secs(2);
+/// The shortest run in which the database and the broker fail too.
+const LONG_SPAN: Duration = Duration::from_secs(25);
 
-/// How long `stops` stops a node, in milliseconds. A lease holds for three seconds.
-const STOPS_MS: std::ops::Range<u64> = 5_000..8_000;
+/// How long a holder is stopped or cut off, in milliseconds. A lease holds for three seconds; others then serve its
+/// patients, and requests wait at the stopped node until it goes on.
+const HOLDER_MS: std::ops::Range<u64> = 5_000..8_000;
+/// How long the database is gone after it was killed, in milliseconds.
+const DATABASE_MS: std::ops::Range<u64> = 500..2_500;
+/// How long the broker does not answer or is gone, in milliseconds.
+const BROKER_MS: std::ops::Range<u64> = 1_500..4_000;
 
 /// How a link is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,10 +50,16 @@ pub(crate) enum Fault {
     Between(usize, usize, Break),
     /// The ways of one node to all others.
     Apart(usize, Break),
+    /// All ways of one node: to all others and to the database.
+    CutOff(usize, Break),
     /// The database is stopped as a whole.
     PausedDatabase,
+    /// SIGKILL to the database; started again when the fault is over.
+    KilledDatabase,
     /// The broker is stopped as a whole.
     PausedBroker,
+    /// SIGKILL to the broker; started again when the fault is over.
+    KilledBroker,
     /// SIGTERM to one node after the other, each started again and awaited before the next.
     RollingRestart,
 }
@@ -63,9 +80,9 @@ impl Fault {
         match self {
             Fault::Kill(node) | Fault::Stop(node) => Part::Process(node),
             Fault::Database(node, _) => Part::Way(node),
-            Fault::Between(..) | Fault::Apart(..) => Part::Network,
-            Fault::PausedDatabase => Part::Database,
-            Fault::PausedBroker => Part::Broker,
+            Fault::Between(..) | Fault::Apart(..) | Fault::CutOff(..) => Part::Network,
+            Fault::PausedDatabase | Fault::KilledDatabase => Part::Database,
+            Fault::PausedBroker | Fault::KilledBroker => Part::Broker,
             Fault::RollingRestart => Part::Everything,
         }
     }
@@ -73,11 +90,13 @@ impl Fault {
     /// Whether both may be at the same time.
     fn goes_with(self, other: Fault) -> bool {
         let parts = (self.part(), other.part());
-        parts.0 != parts.1 && parts.0 != Part::Everything && parts.1 != Part::Everything
+        let one_way = |one: Fault, other: Fault| matches!((one, other), (Fault::CutOff(node, _), Fault::Database(way, _)) if node == way);
+        let everything = parts.0 == Part::Everything || parts.1 == Part::Everything;
+        parts.0 != parts.1 && !everything && !one_way(self, other) && !one_way(other, self)
     }
 }
 
-/// A fault with its time.
+/// A fault and when it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Timed {
     /// From the beginning of the run.
@@ -89,7 +108,7 @@ pub(crate) struct Timed {
 }
 
 /// What there is to be broken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
     /// How many nodes.
     pub(crate) nodes: usize,
@@ -99,45 +118,72 @@ pub(crate) struct Shape {
     pub(crate) database: bool,
     /// Whether the broker is.
     pub(crate) broker: bool,
+    /// Whether the broker keeps its log, and may be killed.
+    pub(crate) broker_keeps: bool,
+    /// The numbers of the nodes that hold patients.
+    pub(crate) holders: Vec<usize>,
 }
 
-/// The faults of a run that lasts `span`, by the time they begin. All are healed by its end.
-pub(crate) fn schedule(seed: u64, shape: Shape, span: Duration) -> Vec<Timed> {
+/// The faults of a run that lasts `span`, by the time they begin. All are healed `LAST_CALM` before its end.
+pub(crate) fn schedule(seed: u64, shape: &Shape, span: Duration) -> Vec<Timed> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let mut faults: Vec<Timed> = Vec::new();
-    let mut at = CALM;
+    let end = span.saturating_sub(LAST_CALM);
+    let mut chosen = needed(&mut rng, shape, span);
+    let mut needs: Duration = chosen.iter().map(|(_, lasts)| *lasts + PAUSE_MAX).sum();
     loop {
-        let lasts = duration(&mut rng, span);
-        let fault = pick(&mut rng, shape);
-        let overlaps = rng.u8(0..4) == 0;
-        let pause = Duration::from_millis(rng.u64(300..2_000));
-        if at + lasts > span {
-            return faults;
+        let next = (pick(&mut rng, shape), duration(&mut rng, span));
+        needs += next.1 + PAUSE_MAX;
+        if CALM + needs > end {
+            break;
         }
+        chosen.push(next);
+    }
+    rng.shuffle(&mut chosen);
+    let (mut faults, mut at) = (Vec::new(), CALM);
+    for (fault, lasts) in chosen {
         faults.push(Timed { at, lasts, fault });
-        let end = faults.iter().map(|f| f.at + f.lasts).max().unwrap_or(at);
-        at = end + pause;
         // Now and then a second one while the first lasts.
-        let middle = faults[faults.len() - 1].at + lasts / 3;
-        let second = Timed { at: middle, lasts: lasts / 2, fault: pick(&mut rng, shape) };
-        if overlaps && second.fault.goes_with(fault) {
+        let second = Timed { at: at + lasts / 3, lasts: lasts / 2, fault: pick(&mut rng, shape) };
+        if rng.u8(0..4) == 0 && second.fault.goes_with(fault) {
             faults.push(second);
         }
+        at += lasts + Duration::from_millis(rng.u64(300..=PAUSE_MAX.as_millis() as u64));
     }
+    faults
 }
 
-/// Nodes out of `among` that are stopped one after the other, each for longer than its leases hold: long enough that
-/// others serve its patients and are asked to, while questions wait at the stopped one for its waking up. What a
-/// fence is for.
+/// The longest pause between two faults.
+const PAUSE_MAX: Duration = Duration::from_millis(2_000);
+
+/// The faults that must not be missing.
+fn needed(rng: &mut fastrand::Rng, shape: &Shape, span: Duration) -> Vec<(Fault, Duration)> {
+    let mut needed = Vec::new();
+    let ms = |rng: &mut fastrand::Rng, range| Duration::from_millis(rng.u64(range));
+    if let Some(holder) = rng.choice(&shape.holders).copied() {
+        let cut = shape.linked && rng.u8(0..3) == 0;
+        let fault = if cut { Fault::CutOff(holder, Break::Silent) } else { Fault::Stop(holder) };
+        needed.push((fault, ms(rng, HOLDER_MS)));
+    }
+    if span >= LONG_SPAN && shape.database {
+        needed.push((Fault::KilledDatabase, ms(rng, DATABASE_MS)));
+    }
+    if span >= LONG_SPAN && shape.broker {
+        let fault = if shape.broker_keeps { Fault::KilledBroker } else { Fault::PausedBroker };
+        needed.push((fault, ms(rng, BROKER_MS)));
+    }
+    needed
+}
+
+/// Nodes out of `among` that are stopped one after the other, each for longer than its leases hold.
 pub(crate) fn stops(seed: u64, among: &[usize], span: Duration) -> Vec<Timed> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let (mut faults, mut at) = (Vec::new(), CALM);
     let first = rng.usize(0..among.len());
     loop {
-        // In turn: whoever took over is next, and each of them is met.
+        // By turns: the node that took over is next, and each of them is met.
         let node = among[(first + faults.len()) % among.len()];
-        let lasts = Duration::from_millis(rng.u64(STOPS_MS));
-        if at + lasts > span {
+        let lasts = Duration::from_millis(rng.u64(HOLDER_MS));
+        if at + lasts + LAST_CALM > span {
             return faults;
         }
         faults.push(Timed { at, lasts, fault: Fault::Stop(node) });
@@ -145,14 +191,14 @@ pub(crate) fn stops(seed: u64, among: &[usize], span: Duration) -> Vec<Timed> {
     }
 }
 
-/// Mostly short: what matters begins after a lease has run out, and a run has room for several.
+/// Mostly short, so that a run has room for several.
 fn duration(rng: &mut fastrand::Rng, span: Duration) -> Duration {
     let long = rng.u8(0..6) == 0 && span > LASTS_MAX * 2;
     let longest = if long { LASTS_MAX } else { Duration::from_secs(6) };
     Duration::from_millis(rng.u64(500..=longest.as_millis() as u64))
 }
 
-fn pick(rng: &mut fastrand::Rng, shape: Shape) -> Fault {
+fn pick(rng: &mut fastrand::Rng, shape: &Shape) -> Fault {
     let breaks = [Break::Reset, Break::Silent, Break::Deaf, Break::Mute, Break::Slow];
     loop {
         let (node, how) = (rng.usize(0..shape.nodes), breaks[rng.usize(0..breaks.len())]);
@@ -164,7 +210,8 @@ fn pick(rng: &mut fastrand::Rng, shape: Shape) -> Fault {
             9..=10 if shape.linked && other != node => {
                 return Fault::Between(node.min(other), node.max(other), how);
             }
-            11..=12 if shape.linked => return Fault::Apart(node, how),
+            11 if shape.linked => return Fault::Apart(node, how),
+            12 if shape.linked => return Fault::CutOff(node, how),
             13 if shape.database => return Fault::PausedDatabase,
             14 if shape.broker => return Fault::PausedBroker,
             15 => return Fault::RollingRestart,
@@ -180,62 +227,93 @@ mod tests {
 
     use super::*;
 
-    const SHAPE: Shape = Shape { nodes: 7, linked: true, database: true, broker: true };
     const SPAN: Duration = Duration::from_secs(35);
+    const LEASE: Duration = Duration::from_secs(3);
+
+    fn shape() -> Shape {
+        Shape {
+            nodes: 7,
+            linked: true,
+            database: true,
+            broker: true,
+            broker_keeps: false,
+            holders: vec![2, 5],
+        }
+    }
 
     #[test]
     fn a_seed_replays_and_another_differs() {
-        assert_eq!(schedule(7, SHAPE, SPAN), schedule(7, SHAPE, SPAN));
-        assert_ne!(schedule(7, SHAPE, SPAN), schedule(8, SHAPE, SPAN));
+        assert_eq!(schedule(7, &shape(), SPAN), schedule(7, &shape(), SPAN));
+        assert_ne!(schedule(7, &shape(), SPAN), schedule(8, &shape(), SPAN));
     }
 
     #[test]
     fn schedules_keep_to_their_limits_and_reach_every_kind() {
         let (mut kinds, mut breaks, mut longest) = (BTreeSet::new(), BTreeSet::new(), Duration::ZERO);
-        for seed in 0..200 {
-            let faults = schedule(seed, SHAPE, SPAN);
-            assert!(!faults.is_empty(), "seed {seed}");
+        for seed in 0..300 {
+            let faults = schedule(seed, &shape(), SPAN);
             for (n, timed) in faults.iter().enumerate() {
-                assert!(timed.at >= CALM && timed.at + timed.lasts <= SPAN && timed.lasts <= LASTS_MAX);
+                assert!(timed.at >= CALM && timed.at + timed.lasts <= SPAN - LAST_CALM, "seed {seed}");
+                assert!(timed.lasts <= LASTS_MAX, "seed {seed}");
                 longest = longest.max(timed.lasts);
-                for other in &faults[..n] {
-                    let together = other.at + other.lasts > timed.at && timed.at + timed.lasts > other.at;
-                    assert!(!together || timed.fault.goes_with(other.fault), "{timed:?} and {other:?}");
+                for other in faults[n + 1..].iter().filter(|other| other.at < timed.at + timed.lasts) {
+                    assert!(timed.fault.goes_with(other.fault), "{timed:?} and {other:?}");
                 }
-                kinds.insert(format!("{:?}", timed.fault).split('(').next().expect("a name").to_owned());
-                match timed.fault {
-                    Fault::Between(a, b, how) => {
-                        assert!(a < b && b < SHAPE.nodes);
-                        breaks.insert(how);
-                    }
-                    Fault::Kill(node) | Fault::Stop(node) => assert!(node < SHAPE.nodes),
-                    Fault::Database(node, _) | Fault::Apart(node, _) => assert!(node < SHAPE.nodes),
-                    Fault::PausedDatabase | Fault::PausedBroker | Fault::RollingRestart => {}
+                let name = format!("{:?}", timed.fault);
+                kinds.insert(name.split('(').next().map(str::to_owned));
+                if let Fault::Between(_, _, how) | Fault::Database(_, how) = timed.fault {
+                    breaks.insert(how);
                 }
             }
         }
-        assert_eq!((kinds.len(), breaks.len()), (8, 5), "{kinds:?} {breaks:?}");
-        assert!(longest > Duration::from_secs(10), "{longest:?}");
+        assert_eq!(kinds.len(), 10, "all but the killed broker");
+        assert_eq!(breaks.len(), 5);
+        assert!(longest > Duration::from_secs(6));
     }
 
     #[test]
-    fn long_stops_meet_each_of_those_who_hold_patients() {
-        for seed in 0..50 {
+    fn every_schedule_has_the_faults_that_matter() {
+        let with =
+            |faults: &[Timed], wanted: fn(Fault) -> bool| faults.iter().any(|timed| wanted(timed.fault));
+        for seed in 0..100 {
+            for span in [Duration::from_secs(14), SPAN] {
+                let faults = schedule(seed, &shape(), span);
+                let holder = |timed: &&Timed| {
+                    matches!(timed.fault, Fault::Stop(2 | 5) | Fault::CutOff(2 | 5, Break::Silent))
+                };
+                assert!(faults.iter().filter(holder).any(|timed| timed.lasts > LEASE), "seed {seed}");
+            }
+            let faults = schedule(seed, &shape(), SPAN);
+            assert!(with(&faults, |fault| fault == Fault::KilledDatabase), "seed {seed}");
+            assert!(with(&faults, |fault| fault == Fault::PausedBroker), "seed {seed}");
+            let keeps = schedule(seed, &Shape { broker_keeps: true, ..shape() }, SPAN);
+            assert!(with(&keeps, |fault| fault == Fault::KilledBroker), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn stops_take_their_turns_and_outlast_a_lease() {
+        for seed in 0..100 {
             let faults = stops(seed, &[2, 5], SPAN);
-            assert_eq!(faults, stops(seed, &[2, 5], SPAN));
             let met: BTreeSet<_> = faults.iter().map(|timed| timed.fault).collect();
             assert_eq!(met, BTreeSet::from([Fault::Stop(2), Fault::Stop(5)]), "seed {seed}");
-            let lease = Duration::from_secs(3);
-            assert!(faults.iter().all(|timed| timed.lasts > lease && timed.at + timed.lasts <= SPAN));
+            assert!(faults.iter().all(|timed| timed.lasts > LEASE && timed.at + timed.lasts <= SPAN));
             assert!(faults.is_sorted_by(|one, next| one.at + one.lasts < next.at), "one at a time");
         }
     }
 
     #[test]
     fn what_is_not_there_is_not_broken() {
-        let alone = Shape { nodes: 1, linked: false, database: false, broker: false };
+        let alone = Shape {
+            nodes: 1,
+            linked: false,
+            database: false,
+            broker: false,
+            broker_keeps: false,
+            holders: vec![0],
+        };
         for seed in 0..50 {
-            for Timed { fault, .. } in schedule(seed, alone, SPAN) {
+            for Timed { fault, .. } in schedule(seed, &alone, SPAN) {
                 assert!(
                     matches!(
                         fault,

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 
-use crate::api::Api;
+use crate::api::{Api, Front};
 use crate::docker::{Compose, address, docker, is_healthy};
 use crate::machinery::answers::form;
 use crate::process::within;
@@ -63,7 +64,13 @@ impl Cluster {
 
     /// Logs in at the front.
     pub(crate) async fn api(&self) -> Result<Api, String> {
-        Api::login(vec![self.http.clone()], ADMIN, &self.password).await
+        let front = vec![Front { node: 0, url: self.http.clone() }];
+        let accounts = vec![(0, self.grpc.clone())];
+        let admin = (ADMIN, &*self.password);
+        // Made through the interface, unless it is there already.
+        let worker = json!({"email": CLINICIAN, "password": self.password, "role": "CLINICIAN"});
+        Api::login(front.clone(), accounts.clone(), admin, admin).await?.post(0, "/api/users", &worker).await;
+        Api::login(front, accounts, (CLINICIAN, &self.password), admin).await
     }
 
     /// Awaits that every node is.

@@ -12,6 +12,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program, and says what it does")]
 
+#[path = "../chaos/act.rs"]
+mod act;
 #[path = "../chaos/api.rs"]
 #[allow(dead_code, reason = "`chaos` uses more of it")]
 mod api;
@@ -24,6 +26,7 @@ mod images;
 #[path = "../chaos/invariants.rs"]
 mod invariants;
 #[path = "../chaos/judgement.rs"]
+#[allow(dead_code, reason = "`chaos` uses more of it")]
 mod judgement;
 #[path = "../chaos/machinery.rs"]
 #[allow(dead_code, reason = "`chaos` uses more of it")]
@@ -41,7 +44,7 @@ use tokio::process::Command;
 use crate::cluster::{ADMIN, Cluster, JOINING};
 use crate::docker::{Compose, docker, top, work};
 use crate::driver::Driver;
-use crate::judgement::{settle, verdict};
+use crate::judgement::{explained, settle, summed};
 use crate::process::within;
 
 /// The project's name: a cluster of somebody's own is left alone.
@@ -146,8 +149,13 @@ async fn broken_under_load(cluster: &Cluster) -> Result<(), String> {
     cluster.all_healthy().await?;
     let healed = Instant::now();
     let topic = || crate::topic::events(&cluster.broker, "patient");
-    let wrong = settle(&driver, &cluster.database, topic).await.unwrap_or_else(|problem| vec![problem]);
-    let line = verdict(&driver, wrong)?;
+    let mut wrong = settle(&driver, &cluster.database, topic).await.unwrap_or_else(|problem| vec![problem]);
+    let events = invariants::events(&cluster.database).await?;
+    wrong.extend(explained(&driver, &events).into_iter().map(|finding| finding.text));
+    let line = summed(&driver.recorder.operations());
+    if !wrong.is_empty() {
+        return Err(format!("{}\n{line}", wrong.join("\n")));
+    }
     println!("  holds after {:.1} s: {line}", begun.elapsed().as_secs_f64());
     println!("  at rest {:.1} s after the last fault", healed.elapsed().as_secs_f64());
     Ok(())

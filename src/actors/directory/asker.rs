@@ -368,6 +368,9 @@ pub(in crate::actors) fn no_node(role: NodeRole) -> Error {
 }
 
 #[cfg(test)]
+mod repeated;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::actors::entity::Refused;

@@ -230,9 +230,6 @@ impl<E: Entity> RegionState<E> {
 
     /// Another owner has the lease, or may have.
     pub(super) fn lost(&mut self, shard: ShardNo) {
-        if cfg!(feature = "unfenced") {
-            return;
-        }
         if let Some(actor) = self.slots.lose(shard) {
             tracing::warn!(region = self.name, shard, "lease lost");
             self.meters.lost.increment(1);

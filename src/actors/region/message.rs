@@ -47,7 +47,7 @@ impl HeldLease {
 
 impl LeaseView for HeldLease {
     fn holds(&self, now: MonoTime) -> bool {
-        cfg!(feature = "unfenced") || now.0 < self.until.load(Ordering::Acquire)
+        cfg!(feature = "unfenced_read") || now.0 < self.until.load(Ordering::Acquire)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Region, shards, journal and directory together, over a store in memory that fails on demand.
 
+mod believed;
 mod cluster;
 mod hung_commit;
 mod limits;

@@ -21,7 +21,7 @@ const COLLISION_RETRIES_MAX: u32 = 2;
 
 /// The part of a commit that locks the lease rows of a kind, in the order of shards, against a taker, and
 /// finds their epochs. What joins with it by shard and epoch is fenced.
-#[cfg(not(feature = "unfenced"))]
+#[cfg(not(feature = "unfenced_commit"))]
 macro_rules! fence {
     ($kind:literal) => {
         concat!(
@@ -33,7 +33,7 @@ macro_rules! fence {
 }
 
 /// For the counter-proof: lets every row pass, whatever its epoch.
-#[cfg(feature = "unfenced")]
+#[cfg(feature = "unfenced_commit")]
 macro_rules! fence {
     ($kind:literal) => {
         "SELECT DISTINCT shard, epoch FROM input"

@@ -155,7 +155,7 @@ impl CommitRow for PatientAppend {
     fn commit_query(rows: &[&Self], audit: Option<&AuditBatch>) -> Result<PgQuery<'static>> {
         if let [row] = rows
             && row.recorded.event_type() == EventType::Created
-            && !cfg!(feature = "unfenced")
+            && !cfg!(feature = "unfenced_commit")
         {
             return registration::commit_query(row, audit);
         }

@@ -13,10 +13,11 @@ use sqlx::{Connection, PgConnection};
 use tokio::task::{JoinHandle, JoinSet};
 use uuid::Uuid;
 
-use super::{Bench, KEYS, email, spread};
+use super::{Bench, KEYS, spread, tag};
 use crate::api::{Api, Attempt};
 use crate::cluster::{Cluster, Layout};
 use crate::machinery::proxy::Rules;
+use crate::memory;
 
 /// How far away the database is, each way. It bounds what the cluster does, since changes of one patient follow each
 /// other; else the processors would, which this program shares with all nodes: they would be short for both.
@@ -38,8 +39,6 @@ const BEAT: Duration = Duration::from_millis(5);
 /// Requests of this program on their way, over all fronts; further ones are not sent, and counted. Each takes a
 /// connection, and beyond what the fronts hold connections wait in the kernel's queue, where nobody answers.
 const OPEN_MAX: u64 = 2_000;
-/// How often memory is looked at.
-const LOOK: Duration = Duration::from_millis(250);
 /// In such windows it is looked whether as much succeeds as before, or nearly.
 const WINDOW: Duration = Duration::from_millis(500);
 const NEARLY: f64 = 0.8;
@@ -91,7 +90,7 @@ async fn once(api: &Api, keys: &[Uuid], nth: usize) -> Sample {
     let begun = Instant::now();
     let attempt = match nth % 4 < 2 {
         true => api.try_read(front, keys[key]).await,
-        false => api.try_update(front, keys[key], &email(key), 1).await,
+        false => api.try_update(front, keys[key], tag(key)).await,
     };
     let answer = match attempt {
         Attempt::Answered(StatusCode::OK, _) => "good".to_owned(),
@@ -99,7 +98,7 @@ async fn once(api: &Api, keys: &[Uuid], nth: usize) -> Sample {
             format!("{} {}", status.as_u16(), body["code"].as_str().unwrap_or("no code"))
         }
         Attempt::NotSent => "no connection".to_owned(),
-        Attempt::Broken => "unheard".to_owned(),
+        Attempt::Broken | Attempt::GaveUp => "unheard".to_owned(),
     };
     Sample { begun, took: begun.elapsed(), answer }
 }
@@ -169,45 +168,6 @@ impl Flood {
     }
 }
 
-/// The memory of each node at different times, in bytes.
-struct Memory {
-    looking: JoinHandle<()>,
-    most: Arc<Mutex<BTreeMap<&'static str, u64>>>,
-}
-
-async fn memory(cluster: &Cluster) -> BTreeMap<&'static str, u64> {
-    let mut held = BTreeMap::new();
-    for node in &cluster.nodes {
-        if let Some(bytes) = node.memory_bytes().await {
-            held.insert(node.name, bytes);
-        }
-    }
-    held
-}
-
-impl Memory {
-    fn watch(cluster: &Arc<Cluster>) -> Self {
-        let most = Arc::new(Mutex::new(BTreeMap::new()));
-        let (cluster, kept) = (Arc::clone(cluster), Arc::clone(&most));
-        let looking = tokio::spawn(async move {
-            loop {
-                for (name, bytes) in memory(&cluster).await {
-                    let mut most = kept.lock().expect("sane");
-                    let known: &mut u64 = most.entry(name).or_default();
-                    *known = bytes.max(*known);
-                }
-                tokio::time::sleep(LOOK).await;
-            }
-        });
-        Memory { looking, most }
-    }
-
-    fn stop(self) -> BTreeMap<&'static str, u64> {
-        self.looking.abort();
-        self.most.lock().expect("sane").clone()
-    }
-}
-
 /// Stops `what` for `lasts` while twice as much is asked as the cluster does.
 pub(crate) async fn frozen(layout: Layout, what: What, lasts: Duration) -> Result<Value, String> {
     let bench = Bench::start(layout).await?;
@@ -218,12 +178,12 @@ pub(crate) async fn frozen(layout: Layout, what: What, lasts: Duration) -> Resul
     cluster.nodes.iter().for_each(|node| node.to_database(Rules::slow(FAR)));
     let capacity = capacity(&api, &keys).await;
     tokio::time::sleep(WARM).await;
-    let rest = memory(&cluster).await;
-    let watched = Memory::watch(&cluster);
+    let rest = memory::now(&cluster).await;
+    let watched = memory::Watch::start(&cluster);
     let flood = Flood::start(&api, &keys, capacity * OVERLOAD);
     let begun = Instant::now();
     tokio::time::sleep(BEFORE).await;
-    let before = memory(&cluster).await;
+    let before = memory::now(&cluster).await;
     let frozen_at = Instant::now();
     set_frozen(&cluster, what, victim, true).await;
     tokio::time::sleep(lasts).await;
@@ -232,8 +192,8 @@ pub(crate) async fn frozen(layout: Layout, what: What, lasts: Duration) -> Resul
     let published = published(&cluster, woken_at).await;
     tokio::time::sleep(AFTER.saturating_sub(woken_at.elapsed())).await;
     let (samples, unsent) = flood.stop().await;
-    let most = watched.stop();
-    let ended = cluster.restart_ended().await;
+    let most = watched.most();
+    let ended = cluster.restart_ended().await.len();
 
     let good_between = |from: Instant, to: Instant| {
         let ended = samples.iter().filter(|s| s.answer == "good" && s.ended() >= from && s.ended() < to);

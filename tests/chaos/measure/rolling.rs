@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{Bench, spread};
 use crate::api::{Api, Attempt};
 use crate::cluster::{Cluster, Layout, Restarted};
+use crate::machinery::history::Tag;
 use crate::process::{PATIENCE, within};
 
 /// Clients; they share the fronts.
@@ -93,10 +94,10 @@ pub(crate) async fn roll_under_load(cluster: &Cluster, api: &Api) -> Result<Roll
     for number in 0..CLIENTS {
         let mut keys = Vec::new();
         for _ in 0..KEYS_EACH {
-            let email = format!("rolling-{}@example.com", Uuid::new_v4());
-            let register = || async { api.register(number % api.fronts(), &email, 1).await.patient };
-            let id = within(PATIENCE, register).await.ok_or("no patient can be registered")?;
-            keys.push((id, email));
+            // Two of such tags are hardly ever the same.
+            let tag = fastrand::u64(1 << 40..1 << 60);
+            let register = || api.try_register(number % api.fronts(), tag);
+            keys.push((within(PATIENCE, register).await.ok_or("no patient can be registered")?, tag));
         }
         let front = number % api.fronts();
         let client = Client { api: api.clone(), front, keys, seen: Rolled::default() };
@@ -115,7 +116,7 @@ struct Client {
     api: Api,
     /// The front that is asked, until there is no connection to it.
     front: usize,
-    keys: Vec<(Uuid, String)>,
+    keys: Vec<(Uuid, Tag)>,
     seen: Rolled,
 }
 
@@ -123,11 +124,11 @@ impl Client {
     async fn work(mut self, enough: Arc<AtomicBool>) -> Rolled {
         let mut turn = 0;
         while !enough.load(Ordering::Relaxed) {
-            let (id, email) = self.keys[turn / 2 % self.keys.len()].clone();
+            let (id, made_by) = self.keys[turn / 2 % self.keys.len()];
             let reads = turn % 2 == 0;
             turn += 1;
             let begun = Instant::now();
-            match self.one(id, (!reads).then_some(&*email), begun).await {
+            match self.one(id, (!reads).then_some(made_by), begun).await {
                 Ok(()) => {
                     let took = begun.elapsed().as_secs_f64() * 1e3;
                     if reads { self.seen.reads_ms.push(took) } else { self.seen.writes_ms.push(took) }
@@ -141,11 +142,11 @@ impl Client {
 
     /// Asks until there is an answer: what was not sent goes to the next front, and so does a read whose
     /// connection broke. A change whose connection broke may have been made: its client was failed.
-    async fn one(&mut self, id: Uuid, email: Option<&str>, begun: Instant) -> Result<(), String> {
-        let name = if email.is_some() { "write" } else { "read" };
+    async fn one(&mut self, id: Uuid, writes: Option<Tag>, begun: Instant) -> Result<(), String> {
+        let name = if writes.is_some() { "write" } else { "read" };
         loop {
-            let attempt = match email {
-                Some(email) => self.api.try_update(self.front, id, email, 1).await,
+            let attempt = match writes {
+                Some(made_by) => self.api.try_update(self.front, id, made_by).await,
                 None => self.api.try_read(self.front, id).await,
             };
             match attempt {
@@ -155,8 +156,9 @@ impl Client {
                     let detail = body["detail"].as_str().unwrap_or_default();
                     return Err(format!("{name}: {} {code}: {detail}", status.as_u16()));
                 }
-                Attempt::Broken if email.is_some() => return Err(format!("{name}: the connection broke")),
+                Attempt::Broken if writes.is_some() => return Err(format!("{name}: the connection broke")),
                 Attempt::Broken => self.seen.reads_again += 1,
+                Attempt::GaveUp => return Err(format!("{name}: no answer")),
                 Attempt::NotSent => self.seen.moved_on += 1,
             }
             if begun.elapsed() > NO_FRONT_MAX {

@@ -3,7 +3,6 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::domain::access::Role;
 
 impl Sim {
     /// The region renews the lease.
