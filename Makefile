@@ -1,4 +1,4 @@
-# `make test` is what CI runs. Nothing but Rust, gcc, g++ and make is expected to be there.
+# `make test` is what CI runs. Nothing but Rust, gcc, g++ and make is expected to be there; `make setup` sees to the rest.
 
 CARGO ?= cargo
 
@@ -9,8 +9,11 @@ test: setup
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) test --locked
+	tests/kafka/run.sh
+	tests/compose/with-engine.sh $(CARGO) test --locked --test compose -- short
 
-## What the tests need beside Rust: the programs of PostgreSQL, promtool, schemathesis, and a judge written in Go.
+## What the tests need beside Rust: the programs of PostgreSQL, promtool, schemathesis, a judge written in Go, Apache Kafka;
+## in CI a Docker engine.
 setup:
 	@tests/setup.sh
 
@@ -56,8 +59,9 @@ mutants:
 	$(CARGO) mutants --output target $(MUTANTS)
 
 ## The cluster in containers: build the image, start all of docker-compose.yml, break it under load, and look at what its
-## clients were told. Skipped where there is no Docker engine.
+## clients were told. Skipped where there is no Docker engine. `make test` runs a short form of it.
 compose-test:
+	@tests/setup.sh kafka
 	$(CARGO) test --locked --test compose
 
 ## Write the description of the HTTP interface anew: a test holds it to the code.

@@ -6,6 +6,9 @@
 #   schemathesis   from PyPI, in a virtual environment beside what cargo builds: it tries the HTTP interface
 #   porcupine      the second judge of the histories of chaos runs (tests/porcupine), built with Go beside what cargo
 #                  builds; where Go is missing and cannot be installed, this is skipped
+#   kafka          Apache Kafka's jars from Maven Central, beside what cargo builds, and the Java that runs them.
+#                  Without Java or Maven the tests that need a real broker are skipped
+#   docker         a Docker engine and Compose, but only in CI (`CI` is set): nobody's own machine gets a daemon
 # Without an argument: all.
 set -eu
 
@@ -140,9 +143,88 @@ porcupine() {
     echo "$wanted" >"$place/built.txt"
 }
 
+# Whether a program is there; if not, it is installed from the package $2 where that is possible.
+has_or_installs() {
+    command -v "$1" >/dev/null 2>&1 && return 0
+    command -v apt-get >/dev/null 2>&1 && [ "$(id -u)" = 0 ] || return 1
+    echo "Installing $2 for the tests."
+    install_fresh "$2" && command -v "$1" >/dev/null 2>&1
+}
+
+# The flags of a small server that starts fast, in Java's own file of arguments. $1: where the jars are.
+java_arguments() {
+    printf '%s\n' -Xms64m -Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto
+    printf '%s\n' -Dorg.slf4j.simpleLogger.defaultLogLevel=info -Dorg.slf4j.simpleLogger.showDateTime=true
+    # A shared archive holds for this very list alone.
+    printf -- '-cp\n"%s"\n' "$(printf '%s:' "$1"/jars/*.jar)"
+}
+
+# An archive of the classes that a start loads: with it the server starts in half the time. One that fails costs only
+# that. $1: where the jars are.
+java_archive() {
+    trial=$(mktemp -d)
+    port=$((20000 + $$ % 10000))
+    cat >"$trial/server.properties" <<END
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://127.0.0.1:$port,CONTROLLER://127.0.0.1:$((port + 1))
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.quorum.voters=1@127.0.0.1:$((port + 1))
+log.dirs=$trial/data
+END
+    java "@$1/java.args" kafka.tools.StorageTool format -t AAAAAAAAAAAAAAAAAAAAAQ -c "$trial/server.properties" \
+        >"$trial/log" 2>&1 || true
+    java -XX:ArchiveClassesAtExit="$1/classes.jsa" "@$1/java.args" kafka.Kafka "$trial/server.properties" \
+        >>"$trial/log" 2>&1 &
+    server=$!
+    tries=0
+    while kill -0 "$server" 2>/dev/null && [ "$tries" -lt 120 ] && ! grep -q "Kafka Server started" "$trial/log"; do
+        sleep 0.5
+        tries=$((tries + 1))
+    done
+    kill "$server" 2>/dev/null || true
+    wait "$server" || true
+    [ ! -s "$1/classes.jsa" ] || echo "-XX:SharedArchiveFile=$1/classes.jsa" >>"$1/java.args"
+    rm -rf "$trial"
+}
+
+kafka() {
+    wanted=$here/tests/kafka/pom.xml
+    place=$(target)/kafka
+    # What was fetched from the same list is there already.
+    cmp -s "$wanted" "$place/installed.xml" && command -v java >/dev/null 2>&1 && return 0
+    if ! has_or_installs java default-jre-headless || ! has_or_installs mvn maven; then
+        [ -n "${HYGEIA_TEST_KAFKA:-}" ] ||
+            echo "SKIPPED: the tests on a real Apache Kafka need Java and Maven (Debian: default-jre-headless, maven)."
+        return 0
+    fi
+    echo "Fetching Apache Kafka for the tests."
+    rm -rf "$place"
+    mkdir -p "$place"
+    if ! mvn -B -q -f "$wanted" dependency:copy-dependencies -DoutputDirectory="$place/jars" </dev/null; then
+        echo "Maven could not fetch Apache Kafka from its repository. The tests on a real broker need it; to leave them" >&2
+        echo "out, run \`cargo test\` instead of \`make test\`." >&2
+        exit 1
+    fi
+    java_arguments "$place" >"$place/java.args"
+    java_archive "$place"
+    cp "$wanted" "$place/installed.xml"
+}
+
+# `tests/compose/with-engine.sh` starts the engine for the tests and ends it after them.
+docker() {
+    [ -n "${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || return 0
+    # An engine that answers is somebody's own; all it may lack is Compose.
+    command docker version >/dev/null 2>&1 || has_or_installs dockerd docker.io ||
+        echo "SKIPPED: the cluster in containers needs a Docker engine, and docker.io could not be installed."
+    command docker compose version >/dev/null 2>&1 || has_or_installs docker-compose docker-compose ||
+        echo "SKIPPED: the cluster in containers needs Compose, and docker-compose could not be installed."
+}
+
 case "${1:-}" in
-"") postgres && judge && schemathesis && porcupine ;;
-postgres | schemathesis | porcupine) "$1" ;;
+"") postgres && judge && schemathesis && porcupine && kafka && docker ;;
+postgres | schemathesis | porcupine | kafka | docker) "$1" ;;
 promtool) judge ;;
-*) echo "usage: $0 [postgres|promtool|schemathesis|porcupine]" >&2 && exit 64 ;;
+*) echo "usage: $0 [postgres|promtool|schemathesis|porcupine|kafka|docker]" >&2 && exit 64 ;;
 esac

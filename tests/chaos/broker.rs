@@ -1,5 +1,9 @@
-//! The broker of a run: librdkafka's mock cluster in a process of its own, so that it can be stopped; or the one
-//! that `HYGEIA_TEST_KAFKA` names. The mock tells its clients its own address, so no link can be put before it.
+//! The broker of a run: the one that `HYGEIA_TEST_KAFKA` names; or else a node of Apache Kafka, if `HYGEIA_CHAOS_BROKER`
+//! is `apache`; or else librdkafka's mock cluster in a process of its own, so that it can be stopped. Each tells its
+//! clients its own address, so no link can be put before it.
+
+#[path = "../kafka/cluster.rs"]
+mod kafka;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -14,11 +18,21 @@ use crate::topic;
 /// The subcommand that is the broker.
 pub(crate) const SUBCOMMAND: &str = "broker";
 
+/// The variable that asks for another broker than the mock.
+const BROKER_VARIABLE: &str = "HYGEIA_CHAOS_BROKER";
+
 /// A broker and the names that a run uses there.
 pub(crate) struct Broker {
     bootstrap: String,
     topic: String,
-    helper: Option<Child>,
+    kind: Kind,
+}
+
+enum Kind {
+    Outside,
+    Apache(kafka::Cluster),
+    /// The helper process.
+    Mock(Child),
 }
 
 /// Serves until standard input ends: with whoever started it.
@@ -34,7 +48,12 @@ impl Broker {
     pub(crate) fn start() -> Self {
         if let Some(bootstrap) = outside_brokers() {
             let topic = format!("hygeia-chaos-{}", uuid::Uuid::now_v7());
-            return Broker { bootstrap, topic, helper: None };
+            return Broker { bootstrap, topic, kind: Kind::Outside };
+        }
+        match std::env::var(BROKER_VARIABLE).as_deref() {
+            Ok("apache") => return Self::start_apache(),
+            Ok("mock" | "") | Err(_) => {}
+            Ok(other) => panic!("{BROKER_VARIABLE}={other}: allowed are apache and mock"),
         }
         let program = std::env::current_exe().expect("this program");
         let mut helper = Command::new(program)
@@ -46,7 +65,14 @@ impl Broker {
         let mut line = String::new();
         let output = helper.stdout.take().expect("piped");
         BufReader::new(output).read_line(&mut line).expect("the helper says where it is");
-        Broker { bootstrap: line.trim().to_owned(), topic: "patient".into(), helper: Some(helper) }
+        Broker { bootstrap: line.trim().to_owned(), topic: "patient".into(), kind: Kind::Mock(helper) }
+    }
+
+    fn start_apache() -> Self {
+        let starting = || tokio::runtime::Handle::current().block_on(kafka::Cluster::start(1));
+        let cluster = tokio::task::block_in_place(starting);
+        println!("  the broker is Apache Kafka");
+        Broker { bootstrap: cluster.bootstrap(), topic: "patient".into(), kind: Kind::Apache(cluster) }
     }
 
     /// `host:port`
@@ -61,7 +87,7 @@ impl Broker {
 
     /// Whether it is ours to be stopped.
     pub(crate) fn can_pause(&self) -> bool {
-        self.helper.is_some()
+        !matches!(self.kind, Kind::Outside)
     }
 
     /// Whether it keeps its log, so that it can be killed and started again. The mock keeps nothing.
@@ -77,17 +103,19 @@ impl Broker {
 
     /// Connections stay open, nothing answers.
     pub(crate) fn pause(&self) {
-        self.signal(Signal::STOP);
+        match &self.kind {
+            Kind::Outside => {}
+            Kind::Apache(cluster) => cluster.pause(0),
+            Kind::Mock(helper) => signal(helper, Signal::STOP),
+        }
     }
 
     /// Undoes `pause`.
     pub(crate) fn resume(&self) {
-        self.signal(Signal::CONT);
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(helper) = &self.helper {
-            kill_process(Pid::from_child(helper), signal).expect("the helper can be signalled");
+        match &self.kind {
+            Kind::Outside => {}
+            Kind::Apache(cluster) => cluster.resume(0),
+            Kind::Mock(helper) => signal(helper, Signal::CONT),
         }
     }
 
@@ -97,9 +125,13 @@ impl Broker {
     }
 }
 
+fn signal(helper: &Child, signal: Signal) {
+    kill_process(Pid::from_child(helper), signal).expect("the helper can be signalled");
+}
+
 impl Drop for Broker {
     fn drop(&mut self) {
-        if let Some(helper) = &mut self.helper {
+        if let Kind::Mock(helper) = &mut self.kind {
             let _ = helper.kill();
             let _ = helper.wait();
         }

@@ -1,5 +1,6 @@
-//! The images of a run: the originals, or stand-ins where they cannot be pulled; and ours, built from the Dockerfile.
+//! The images of a run: the originals, or stand-ins where they cannot be pulled; and ours, by the Dockerfile.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -18,18 +19,43 @@ struct Base {
     variable: &'static str,
     file: &'static str,
     stand_in: &'static str,
+    /// What `standins.sh` calls it.
+    name: &'static str,
 }
 
-const BASES: [Base; 4] = [
-    Base { variable: "BUILD_IMAGE", file: "Dockerfile", stand_in: "hygeia-standin/build:1.95" },
-    Base { variable: "RUNTIME_IMAGE", file: "Dockerfile", stand_in: "hygeia-standin/runtime:12" },
-    Base { variable: "POSTGRES_IMAGE", file: "docker-compose.yml", stand_in: "hygeia-standin/postgres:15" },
-    Base {
-        variable: "KAFKA_IMAGE",
-        file: "docker-compose.yml",
-        stand_in: "hygeia-standin/kafka:tansu-0.6.0",
-    },
-];
+const BUILD: Base = Base {
+    variable: "BUILD_IMAGE",
+    file: "Dockerfile",
+    stand_in: "hygeia-standin/build:1.95",
+    name: "build",
+};
+const RUNTIME: Base = Base {
+    variable: "RUNTIME_IMAGE",
+    file: "Dockerfile",
+    stand_in: "hygeia-standin/runtime:12",
+    name: "runtime",
+};
+const POSTGRES: Base = Base {
+    variable: "POSTGRES_IMAGE",
+    file: "docker-compose.yml",
+    stand_in: "hygeia-standin/postgres:debian",
+    name: "postgres",
+};
+const KAFKA: Base = Base {
+    variable: "KAFKA_IMAGE",
+    file: "docker-compose.yml",
+    stand_in: "hygeia-standin/kafka:4",
+    name: "kafka",
+};
+
+/// Where the binary of our image comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Binary {
+    /// The Dockerfile builds it for release: takes as long as that takes.
+    Release,
+    /// It is the one that the tests have built, without its debug information, in the last stage of the Dockerfile.
+    OfTheTests,
+}
 
 impl Base {
     /// The default, as its file has it.
@@ -44,6 +70,21 @@ impl Base {
             }
         });
         found.ok_or_else(|| format!("{} does not say what {} is", self.file, self.variable))
+    }
+
+    /// The original, or else a stand-in; says which.
+    async fn find_or_make(&self) -> Result<String, String> {
+        let (image, what) = match self.original().await? {
+            Some(image) => (image, ""),
+            None => {
+                let mut make = Command::new("tests/compose/standins.sh");
+                make.arg(self.name);
+                work(make).await?;
+                (self.stand_in.to_owned(), "  (a stand-in: the original cannot be pulled)")
+            }
+        };
+        println!("  {:<14} {image}{what}", self.variable);
+        Ok(image)
     }
 
     /// The original, if it is here or can be had.
@@ -63,58 +104,89 @@ impl Base {
 }
 
 /// Finds or makes all of them, says which, and sets the variables. Ours is built last.
-pub(crate) async fn prepare(compose: &mut Compose) -> Result<(), String> {
-    let named = std::env::var("HYGEIA_IMAGE").ok().filter(|named| !named.is_empty());
-    let mut chosen = Vec::new();
-    for base in BASES.iter().filter(|base| named.is_none() || base.file != "Dockerfile") {
-        let original = base.original().await?;
-        chosen.push((base, original));
+pub(crate) async fn prepare(compose: &mut Compose, binary: Binary) -> Result<(), String> {
+    for base in [POSTGRES, KAFKA] {
+        let image = base.find_or_make().await?;
+        compose.set(base.variable, image);
     }
-    if chosen.iter().any(|(_, original)| original.is_none()) {
-        let directory = std::env::var_os("HYGEIA_STANDINS").map(std::path::PathBuf::from);
-        let mut make = Command::new("tests/compose/standins.sh");
-        make.arg(directory.unwrap_or_else(|| std::env::temp_dir().join("hygeia-standins")));
-        work(make).await?;
-    }
-    let mut build = Command::new("docker");
-    build.args(["build", "-t", IMAGE]);
-    for (base, original) in chosen {
-        let (image, what) = match original {
-            Some(image) => (image, ""),
-            None => (base.stand_in.to_owned(), "  (a stand-in: the original cannot be pulled)"),
-        };
-        println!("  {:<14} {image}{what}", base.variable);
-        if base.file == "Dockerfile" {
-            build.args(["--build-arg", &format!("{}={image}", base.variable)]);
-        } else {
-            compose.set(base.variable, image);
-        }
-    }
-    match named {
+    let ours = match std::env::var("HYGEIA_IMAGE").ok().filter(|named| !named.is_empty()) {
         Some(named) => {
             println!("  {:<14} {named}  (not built: it is named)", "HYGEIA_IMAGE");
-            compose.set("HYGEIA_IMAGE", named.clone());
-            look_at(&named).await
+            look_at(&named, Some(IMAGE_BYTES_MAX)).await?;
+            named
         }
         None => {
-            build.args(["-q", "."]);
-            work(build).await?;
-            compose.set("HYGEIA_IMAGE", IMAGE);
-            look_at(IMAGE).await
+            let runtime = RUNTIME.find_or_make().await?;
+            if binary == Binary::Release || !built_of_the_tests(&runtime).await? {
+                built_for_release(&runtime).await?;
+            }
+            IMAGE.to_owned()
         }
-    }
+    };
+    compose.set("HYGEIA_IMAGE", ours);
+    Ok(())
 }
 
-/// Our image is small, has a user without rights and a health check, and no shell.
-async fn look_at(image: &str) -> Result<(), String> {
+async fn built_for_release(runtime: &str) -> Result<(), String> {
+    let build = BUILD.find_or_make().await?;
+    build_image(top(), &[format!("BUILD_IMAGE={build}"), format!("RUNTIME_IMAGE={runtime}")]).await?;
+    look_at(IMAGE, Some(IMAGE_BYTES_MAX)).await
+}
+
+/// Builds our image from the binary of the tests. Whether it runs in there: a base of another system may have an older
+/// C library than this machine.
+async fn built_of_the_tests(runtime: &str) -> Result<bool, String> {
+    let context = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let binary = context.path().join("hygeia");
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(&binary).arg(env!("CARGO_BIN_EXE_hygeia"));
+    work(strip).await?;
+    let dockerfile = std::fs::read_to_string(top().join("Dockerfile")).map_err(|e| e.to_string())?;
+    let stage = last_stage(&dockerfile)?;
+    std::fs::write(context.path().join("Dockerfile"), stage).map_err(|e| e.to_string())?;
+    build_image(context.path(), &[format!("RUNTIME_IMAGE={runtime}")]).await?;
+    if let Err(problem) = docker(&["run", "--rm", "--network", "none", IMAGE, "--version"]).await {
+        let last = problem.lines().last().unwrap_or_default();
+        println!(
+            "  the binary of the tests does not run on {runtime}, so another one is built for release ({last})"
+        );
+        return Ok(false);
+    }
+    // How large a binary is that is not optimised says nothing.
+    look_at(IMAGE, None).await.map(|()| true)
+}
+
+/// The last stage of the Dockerfile, with a binary beside it instead of the one of the stage before.
+fn last_stage(dockerfile: &str) -> Result<String, String> {
+    const BUILT: &str = "COPY --from=build /build/target/release/hygeia ";
+    let (_, stage) =
+        dockerfile.rsplit_once("FROM ${RUNTIME_IMAGE}").ok_or("the Dockerfile has no last stage")?;
+    if stage.matches(BUILT).count() != 1 {
+        return Err(format!("the last stage of the Dockerfile does not have one line {BUILT:?}"));
+    }
+    Ok(format!("ARG RUNTIME_IMAGE\nFROM ${{RUNTIME_IMAGE}}{}", stage.replace(BUILT, "COPY hygeia ")))
+}
+
+async fn build_image(context: &Path, arguments: &[String]) -> Result<(), String> {
+    let mut build = Command::new("docker");
+    build.args(["build", "-q", "-t", IMAGE]);
+    for argument in arguments {
+        build.args(["--build-arg", argument]);
+    }
+    build.arg(context);
+    work(build).await
+}
+
+/// Our image is not larger than it may be, has a user without rights and a health check, and no shell.
+async fn look_at(image: &str, bytes_max: Option<u64>) -> Result<(), String> {
     let format = "{{.Size}} {{.Config.User}} {{json .Config.Healthcheck.Test}} {{json .Config.Labels}}";
     let said = docker(&["image", "inspect", "-f", format, image]).await?;
     let mut words = said.split_whitespace();
     let bytes: u64 = words.next().and_then(|size| size.parse().ok()).ok_or("no size")?;
     let user = words.next().unwrap_or_default().to_owned();
     println!("  {image}: {:.1} MB, user {user}", bytes as f64 / 1e6);
-    if bytes > IMAGE_BYTES_MAX {
-        return Err(format!("{image} has {bytes} bytes; allowed: {IMAGE_BYTES_MAX}"));
+    if let Some(bytes_max) = bytes_max.filter(|bytes_max| bytes > *bytes_max) {
+        return Err(format!("{image} has {bytes} bytes; allowed: {bytes_max}"));
     }
     if user.split(':').next().and_then(|uid| uid.parse::<u32>().ok()).is_none_or(|uid| uid == 0) {
         return Err(format!("{image} runs as {user:?}, which must be the number of a user other than root"));

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! compose            all of it: images, `up`, faults under load, the judgement, the end-to-end tests, `down`
+//! compose short      the same with fewer faults, and an image of the binary that the tests have built: `make test`
 //! compose up         images and `up`; says how to reach it, and leaves it there
 //! ```
 //!
 //! Clients, histories and the judgement are those of the program `chaos`; only the faults are others. Without a Docker
 //! engine or Compose it says so and is skipped. Variables: `HYGEIA_IMAGE` (an image to use instead of building one),
-//! `BUILD_IMAGE`, `RUNTIME_IMAGE`, `POSTGRES_IMAGE`, `KAFKA_IMAGE`, `HYGEIA_STANDINS` (where stand-ins are made),
-//! `HYGEIA_COMPOSE_KEEP` (leave the cluster there after a failure).
+//! `BUILD_IMAGE`, `RUNTIME_IMAGE`, `POSTGRES_IMAGE`, `KAFKA_IMAGE`, `HYGEIA_COMPOSE_KEEP` (leave the cluster there after
+//! a failure).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program, and says what it does")]
 
@@ -22,6 +23,7 @@ mod docker;
 #[path = "../chaos/driver.rs"]
 #[allow(dead_code, reason = "`chaos` uses more of it")]
 mod driver;
+mod faults;
 mod images;
 #[path = "../chaos/invariants.rs"]
 mod invariants;
@@ -41,45 +43,40 @@ use std::time::{Duration, Instant};
 
 use tokio::process::Command;
 
-use crate::cluster::{ADMIN, Cluster, JOINING};
+use crate::cluster::{ADMIN, Cluster};
 use crate::docker::{Compose, docker, top, work};
 use crate::driver::Driver;
+use crate::faults::{Fault, LONG, SHORT};
+use crate::images::Binary;
 use crate::judgement::{explained, settle, summed};
 use crate::process::within;
 
 /// The project's name: a cluster of somebody's own is left alone.
 const PROJECT: &str = "hygeia-compose-test";
-/// How long anything is broken: longer than a lease holds.
-const BROKEN: Duration = Duration::from_secs(6);
-/// Undisturbed work between two faults.
-const CALM: Duration = Duration::from_secs(3);
-/// How long a node that joins may take to hold shards.
-const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a request's way may take until all nodes have logged it.
+const TRACE_PATIENCE: Duration = Duration::from_secs(60);
 /// Logs of the whole run, and of the time in which a request is traced.
 const ALL: &str = "2h";
 const TRACED_WITHIN: &str = "90s";
-/// The nodes that join.
-const JOINING_NODES: &str = "patient=2";
 /// The end-to-end tests that need nothing but an address and somebody who may log in.
 const END_TO_END: [&str; 3] = ["http_patients::", "grpc_billing::", "flow::on_the_defaults"];
 
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let only_up = std::env::args().nth(1).is_some_and(|word| word == "up");
+    let subcommand = std::env::args().nth(1).unwrap_or_default();
     runtime.block_on(async {
-        let mut compose = match found().await {
+        let compose = match found().await {
             Ok(compose) => compose,
             Err(missing) => {
-                println!("compose-test: SKIPPED: {missing}");
-                println!("test result: ok. 0 passed; 0 failed; 1 ignored");
+                println!("the cluster in containers: SKIPPED: {missing}");
                 return ExitCode::SUCCESS;
             }
         };
-        println!("with {}, and these images:", compose.name());
-        let ended = match images::prepare(&mut compose).await {
-            Ok(()) if only_up => up(compose).await,
-            Ok(()) => whole(compose).await,
-            Err(problem) => Err(problem),
+        println!("the cluster in containers, with {}, and these images:", compose.name());
+        let ended = match subcommand.as_str() {
+            "up" => up(compose).await,
+            "short" => whole(compose, Binary::OfTheTests, &SHORT).await,
+            _ => whole(compose, Binary::Release, &LONG).await,
         };
         match ended {
             Ok(()) => {
@@ -105,18 +102,22 @@ async fn found() -> Result<Compose, String> {
         .ok_or_else(|| "neither `docker compose` nor `docker-compose` is there".into())
 }
 
-async fn up(compose: Compose) -> Result<(), String> {
+async fn up(mut compose: Compose) -> Result<(), String> {
+    images::prepare(&mut compose, Binary::Release).await?;
     let cluster = Cluster::start(compose).await?;
     println!("REST {}, gRPC {}, {ADMIN}", cluster.http, cluster.grpc);
     println!("remove it with: {} -p {PROJECT} down -v", cluster.compose.name());
     Ok(())
 }
 
-async fn whole(compose: Compose) -> Result<(), String> {
+async fn whole(mut compose: Compose, binary: Binary, faults: &[Fault]) -> Result<(), String> {
+    let begun = Instant::now();
+    images::prepare(&mut compose, binary).await?;
+    println!("  they are there after {:.1} s", begun.elapsed().as_secs_f64());
     // What a run that was cut off has left.
     compose.run(&["down", "-v", "--remove-orphans"]).await.ok();
     let cluster = Cluster::start(compose).await?;
-    let tried = tried(&cluster).await;
+    let tried = tried(&cluster, faults).await;
     if tried.is_err() && std::env::var_os("HYGEIA_COMPOSE_KEEP").is_some() {
         return tried;
     }
@@ -129,21 +130,21 @@ async fn whole(compose: Compose) -> Result<(), String> {
     tried
 }
 
-async fn tried(cluster: &Cluster) -> Result<(), String> {
-    broken_under_load(cluster).await?;
+async fn tried(cluster: &Cluster, faults: &[Fault]) -> Result<(), String> {
+    broken_under_load(cluster, faults).await?;
     end_to_end(cluster).await?;
     traced(cluster).await
 }
 
 /// Clients work while one thing after the other is broken; then everything is judged.
-async fn broken_under_load(cluster: &Cluster) -> Result<(), String> {
+async fn broken_under_load(cluster: &Cluster, faults: &[Fault]) -> Result<(), String> {
     let seed = std::env::var("HYGEIA_CHAOS_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     println!("faults under load; the clients' seed is {seed}");
     let driver = Driver::new(cluster.api().await?, true);
     let clients = driver.start(seed);
     let begun = Instant::now();
-    let broken = faults(cluster, begun).await;
+    let broken = faults::all(cluster, faults).await;
     driver.stop(clients).await;
     broken?;
     cluster.all_healthy().await?;
@@ -159,70 +160,6 @@ async fn broken_under_load(cluster: &Cluster) -> Result<(), String> {
     println!("  holds after {:.1} s: {line}", begun.elapsed().as_secs_f64());
     println!("  at rest {:.1} s after the last fault", healed.elapsed().as_secs_f64());
     Ok(())
-}
-
-async fn faults(cluster: &Cluster, begun: Instant) -> Result<(), String> {
-    let say = |what: &str| println!("  {:>6.1} s  {what}", begun.elapsed().as_secs_f64());
-    let calm = || tokio::time::sleep(CALM);
-    calm().await;
-
-    say("two more nodes join");
-    cluster.compose.run(&["up", "-d", "--no-build", "--no-recreate", "--scale", JOINING_NODES]).await?;
-    joined(cluster).await?;
-    say("they hold their part of the shards");
-    calm().await;
-
-    for service in ["patient-1", "front", "bridge"] {
-        say(&format!("{service} is killed"));
-        cluster.kill(service).await?;
-        tokio::time::sleep(BROKEN).await;
-        cluster.healthy(service).await?;
-        say("the restart policy has brought it back");
-        calm().await;
-    }
-    for service in ["patient-2", "analytics"] {
-        say(&format!("{service} is paused"));
-        cluster.pause(service, BROKEN).await?;
-        cluster.healthy(service).await?;
-        calm().await;
-    }
-    for (service, network) in
-        [("patient-1", "nodes"), ("patient-2", "data"), ("billing", "nodes"), ("kafka", "data")]
-    {
-        if service == "kafka" {
-            say("the broker is paused");
-            cluster.pause(service, BROKEN).await?;
-        } else {
-            say(&format!("{service} is cut off from the network {network}"));
-            cluster.disconnect(service, network, BROKEN).await?;
-        }
-        cluster.healthy(service).await?;
-        calm().await;
-    }
-    say("every node is restarted in turn");
-    cluster.restart_in_turn().await?;
-    say("the database is restarted");
-    docker(&["restart", "--time", "30", &cluster.compose.container("postgres").await?]).await?;
-    cluster.all_healthy().await?;
-    calm().await;
-    say("done");
-    Ok(())
-}
-
-/// Awaits that the nodes that join hold shards.
-async fn joined(cluster: &Cluster) -> Result<(), String> {
-    let names: Vec<String> = {
-        let containers = cluster.compose.containers(JOINING).await?;
-        containers.iter().map(|id| id.chars().take(12).collect()).collect()
-    };
-    let hold = || async {
-        let holders = cluster.holders().await.ok()?;
-        names.iter().all(|name| holders.get(name).is_some_and(|shards| *shards > 0)).then_some(())
-    };
-    match within(JOIN_PATIENCE, hold).await {
-        Some(()) => Ok(()),
-        None => Err(format!("{names:?} do not hold shards: {:?}", cluster.holders().await)),
-    }
 }
 
 /// The tests of this package that need only an edge, through the front of the cluster.
@@ -247,7 +184,7 @@ async fn traced(cluster: &Cluster) -> Result<(), String> {
         let logged = |node: &&str| lines.iter().any(|line| line.starts_with(*node));
         wanted.iter().all(logged).then_some(logs)
     };
-    let logged = within(JOIN_PATIENCE, all).await.ok_or("the logs do not show the way over all nodes")?;
+    let logged = within(TRACE_PATIENCE, all).await.ok_or("the logs do not show the way over all nodes")?;
     let logs = tempfile::NamedTempFile::new().map_err(|e| e.to_string())?;
     std::fs::write(logs.path(), logged).map_err(|e| e.to_string())?;
     let mut draw = process::command(top());

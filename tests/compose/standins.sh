@@ -1,121 +1,136 @@
 #!/bin/sh
-# Stand-ins for the images that a machine without a registry cannot pull, from Debian's packages and crates.io, under
-# names of their own: hygeia-standin/{build,runtime,postgres,kafka}. What is there already is left.
+# Stand-ins for the images that a machine without a registry cannot pull, under names of their own:
+# hygeia-standin/{runtime,postgres,kafka,build}. What is in them is Debian's, as it is installed on this machine; and
+# Apache Kafka's jars, as `tests/setup.sh kafka` has fetched them. What the engine has already is left.
 #
-#   standins.sh DIRECTORY     where to work; about 3 GB, and it may be removed afterwards
+#   standins.sh NAME…     which: runtime, postgres, kafka, build (which takes the Rust of this machine along)
 #
-# DEBIAN_MIRROR names another mirror of Debian than debootstrap's own.
-# Needs root, debootstrap (installed if apt-get can), and the Rust of this machine, which goes into the base of builds.
+# Needs root and a Debian.
 set -eu
 
-work=${1:?where to work}
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
-suite=bookworm
-mkdir -p "$work"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 say() { echo "stand-ins: $*"; }
+fail() {
+    say "$* To do without stand-ins, name images: BUILD_IMAGE, RUNTIME_IMAGE, POSTGRES_IMAGE, KAFKA_IMAGE." >&2
+    exit 1
+}
 there() { docker image inspect "$1" >/dev/null 2>&1; }
 
-command -v debootstrap >/dev/null 2>&1 || {
-    say "installing debootstrap"
-    apt-get -qq install -y --no-install-recommends debootstrap </dev/null ||
-        { apt-get -qq update && apt-get -qq install -y --no-install-recommends debootstrap </dev/null; }
+command -v dpkg-query >/dev/null 2>&1 || fail "They are made of Debian's packages, and this machine has none."
+
+# The package of this machine that a file belongs to.
+package_of() {
+    found=$(dpkg-query -S "$(readlink -f "$1")" 2>/dev/null) || fail "$1 is of no package of Debian."
+    echo "${found%%:*}"
 }
 
-# A small Debian with the packages named after it, as a directory.
-debian() {
+# Those that are installed of the packages named and of everything they depend on.
+closure() {
+    apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
+        --no-enhances "$@" | sed -n 's/^\([a-z0-9][^ :]*\).*/\1/p' | sort -u |
+        while read -r package; do dpkg-query -L "$package" 2>/dev/null || true; done
+}
+
+# A directory with the files of the packages named after it and of what they depend on, as in a merged /usr.
+files() {
     root=$1
     shift
-    packages=$(echo "$*" | tr ' ' ',')
-    [ -e "$root/.complete" ] && return 0
-    rm -rf --one-file-system "$root"
-    debootstrap --variant=minbase --include="$packages" "$suite" "$root" ${DEBIAN_MIRROR:+"$DEBIAN_MIRROR"} >"$root.log" 2>&1 ||
-        { tail -n 5 "$root.log" >&2; exit 1; }
-    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/usr/share/doc "$root"/usr/share/man
-    touch "$root/.complete"
+    mkdir -p "$root/tmp" "$root/root" "$root/run" "$root/etc" "$root/var/lib"
+    chmod 1777 "$root/tmp"
+    for directory in bin sbin lib lib64; do
+        mkdir -p "$root/usr/$directory"
+        ln -s "usr/$directory" "$root/$directory"
+    done
+    closure "$@" | sed -E 's,^/(bin|sbin|lib|lib64)/,/usr/\1/,' | grep -Ev '^/usr/share/(doc|man|info|locale)/' | sort -u |
+        while read -r file; do [ -d "$file" ] && [ ! -L "$file" ] || [ ! -e "$file" ] || echo ".$file"; done |
+        tar -C / --no-recursion -c -T - | tar -C "$root" -x
+    printf 'root:x:0:0::/root:/bin/sh\npostgres:x:999:999::/var/lib/postgresql:/bin/sh\nkafka:x:1000:1000::/:/bin/sh\n' \
+        >"$root/etc/passwd"
+    printf 'root:x:0:\npostgres:x:999:\nkafka:x:1000:\n' >"$root/etc/group"
+    printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
 }
 
-# An image of a directory, with what a Dockerfile says on standard input.
+# An image of a directory, with the lines of a Dockerfile that are named after it.
 image() {
     name=$1 root=$2
-    tar -C "$root" --one-file-system --exclude=./dev/* --exclude=./proc/* --exclude=./sys/* -c . |
-        docker import - "$name-files" >/dev/null
-    { echo "FROM $name-files"; cat; } | docker build -q -t "$name" - >/dev/null
+    shift 2
+    for line in "$@"; do
+        set -- "$@" --change "$line"
+        shift
+    done
+    tar -C "$root" -c . | docker import "$@" - "$name" >/dev/null
     say "$name made"
 }
+
+# The programs that every image with a shell has.
+shell="bash coreutils dash findutils grep libc-bin sed util-linux"
 
 # The C library, libgcc and certificates, and nothing else: no shell, as in the image it stands for.
 runtime() {
     there hygeia-standin/runtime:12 && return 0
     root=$work/runtime
-    rm -rf "$root"
-    mkdir -p "$root/etc/ssl/certs" "$root/tmp" "$work/debs"
-    (cd "$work/debs" && rm -f ./*.deb && apt-get -qq download libc6 libgcc-s1)
-    for package in "$work"/debs/*.deb; do dpkg-deb -x "$package" "$root"; done
-    rm -rf "$root/usr/share" "$root/usr/lib/x86_64-linux-gnu/gconv"
+    files "$root" libc6 libgcc-s1
+    mkdir -p "$root/etc/ssl/certs"
     cp -L /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
-    printf 'root:x:0:0::/:\nnobody:x:65534:65534::/:\n' >"$root/etc/passwd"
-    printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
-    chmod 1777 "$root/tmp"
-    image hygeia-standin/runtime:12 "$root" </dev/null
+    image hygeia-standin/runtime:12 "$root"
 }
 
-# Debian's gcc, this machine's Rust, and the crates that Cargo.lock names, so that a build needs no network.
+# PostgreSQL, which takes the variables and the mounts that docker-compose.yml gives the official image.
+postgres() {
+    there hygeia-standin/postgres:debian && return 0
+    bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | tail -n 1)")
+    [ -x "$bin/initdb" ] || fail "PostgreSQL is not installed here as Debian has it (tests/setup.sh postgres)."
+    root=$work/postgres
+    # shellcheck disable=SC2086 # several packages
+    files "$root" $shell tzdata "$(package_of "$bin/postgres")" "$(package_of "$bin/createdb")"
+    install -D -m 755 "$here/standin-postgres.sh" "$root/usr/local/bin/entrypoint"
+    image hygeia-standin/postgres:debian "$root" "ENV PATH=$bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+        "ENV PGDATA=/var/lib/postgresql/data" 'ENTRYPOINT ["/usr/local/bin/entrypoint"]' \
+        'CMD ["postgres"]'
+}
+
+# Apache Kafka on Debian's Java.
+kafka() {
+    there hygeia-standin/kafka:4 && return 0
+    target=$(cd "$top" && "${CARGO:-cargo}" metadata --format-version 1 --no-deps --offline |
+        sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')
+    [ -e "$target/kafka/installed.xml" ] || fail "Apache Kafka is not in $target/kafka (tests/setup.sh kafka)."
+    java=$(readlink -f "$(command -v java)")
+    root=$work/kafka
+    # shellcheck disable=SC2086 # several packages
+    files "$root" $shell "$(package_of "$java")"
+    mkdir -p "$root/opt/kafka" "$root/var/lib/kafka/data"
+    cp -r "$target/kafka/jars" "$root/opt/kafka/libs"
+    chown -R 1000:1000 "$root/var/lib/kafka"
+    install -D -m 755 "$here/standin-kafka.sh" "$root/usr/local/bin/entrypoint"
+    image hygeia-standin/kafka:4 "$root" "ENV PATH=$(dirname "$java"):/usr/bin:/bin" "USER 1000:1000" \
+        'ENTRYPOINT ["/usr/local/bin/entrypoint"]'
+}
+
+# gcc, this machine's Rust, and the crates that Cargo.lock names, so that a build needs no network.
 build() {
     there hygeia-standin/build:1.95 && return 0
     root=$work/build
-    debian "$root" gcc g++ make perl libc6-dev ca-certificates
-    if [ ! -e "$root/opt/rust/bin/cargo" ]; then
-        mkdir -p "$root/opt/rust" "$root/opt/cargo"
-        tar -C "$(cd "$top" && rustc --print sysroot)" --exclude=./share --exclude=./lib/rustlib/src -c . |
-            tar -C "$root/opt/rust" -x
-    fi
+    # shellcheck disable=SC2086 # several packages
+    files "$root" $shell gcc g++ make perl libc6-dev ca-certificates tar gzip
+    mkdir -p "$root/opt/rust" "$root/opt/cargo"
+    tar -C "$(cd "$top" && rustc --print sysroot)" --exclude=./share --exclude=./lib/rustlib/src -c . |
+        tar -C "$root/opt/rust" -x
     home=${CARGO_HOME:-$HOME/.cargo}
     [ -e "$home/config.toml" ] && cp "$home/config.toml" "$root/opt/cargo/"
     (cd "$top" && CARGO_HOME=$root/opt/cargo cargo fetch --locked -q)
     rm -rf "$root/opt/cargo/registry/src"
-    image hygeia-standin/build:1.95 "$root" <<END
-ENV PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin CARGO_HOME=/opt/cargo CARGO_NET_OFFLINE=true
-END
+    image hygeia-standin/build:1.95 "$root" "ENV PATH=/opt/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+        "ENV CARGO_HOME=/opt/cargo" "ENV CARGO_NET_OFFLINE=true"
 }
 
-# Debian's PostgreSQL, which takes the variables and the mounts that docker-compose.yml gives the official image.
-postgres() {
-    there hygeia-standin/postgres:15 && return 0
-    debian "$work/postgres" postgresql-15
-    install -m 755 "$here/standin-postgres.sh" "$work/postgres/usr/local/bin/entrypoint"
-    image hygeia-standin/postgres:15 "$work/postgres" <<END
-ENV PATH=/usr/lib/postgresql/15/bin:/usr/sbin:/usr/bin:/sbin:/bin PGDATA=/var/lib/postgresql/data
-STOPSIGNAL SIGINT
-ENTRYPOINT ["/usr/local/bin/entrypoint"]
-CMD ["postgres"]
-END
-}
-
-# Tansu, a broker that speaks Kafka's protocol, from crates.io, on the Debian made for PostgreSQL. It keeps its logs in
-# an SQLite file. Not optimised: it takes long enough to build as it is.
-kafka() {
-    there hygeia-standin/kafka:tansu-0.6.0 && return 0
-    context=$work/kafka
-    mkdir -p "$context"
-    if [ ! -x "$work/tansu/bin/tansu" ]; then
-        say "building the broker tansu 0.6.0 from crates.io; this takes a while"
-        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q tansu --version 0.6.0 --locked --no-default-features \
-            --features dynostore,libsql --profile dev --root "$work/tansu" --target-dir "$work/tansu/target"
-        strip "$work/tansu/bin/tansu"
-    fi
-    cp "$work/tansu/bin/tansu" "$here/standin-kafka.sh" "$context/"
-    cat >"$context/Dockerfile" <<END
-FROM hygeia-standin/postgres:15-files
-COPY tansu standin-kafka.sh /usr/local/bin/
-ENTRYPOINT ["/usr/local/bin/standin-kafka.sh"]
-END
-    docker build -q -t hygeia-standin/kafka:tansu-0.6.0 "$context" >/dev/null
-    say "hygeia-standin/kafka:tansu-0.6.0 made"
-}
-
-runtime
-postgres
-kafka
-build
+for wanted in "$@"; do
+    case $wanted in
+    runtime | postgres | kafka | build) "$wanted" ;;
+    *) fail "There is no stand-in called $wanted." ;;
+    esac
+done

@@ -5,6 +5,7 @@
 mod access;
 mod architecture;
 mod bad_input;
+mod broker;
 mod cli;
 mod cluster;
 mod crash;
@@ -16,6 +17,8 @@ mod harness;
 mod http_edge;
 mod http_manners;
 mod http_patients;
+#[path = "../kafka/cluster.rs"]
+mod kafka;
 mod observability;
 mod pause;
 mod peers;
