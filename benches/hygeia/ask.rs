@@ -9,7 +9,7 @@ use actix::{Actor as _, Addr, Context, Handler, Message};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::report::{Report, Row};
-use crate::stats::median;
+use crate::stats::{Spread, by_turns, median};
 use crate::{Effort, Result, say};
 
 /// How many ask at the same time, beside one alone.
@@ -26,20 +26,24 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let (bare, _) = ractor::Actor::spawn(None, Bare, ()).await?;
     let actix = start_actix()?;
     let chain = ours::Ours::start().await?;
-    let (mut own, mut ractors, mut actixes) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        let asked = chain.asked();
-        own.push(measure(effort.measured, move || asked.clone().ask()).await?);
+    let ask_bare = async |_| {
         let asked = bare.clone();
-        ractors.push(measure(effort.measured, move || ask_ractor(asked.clone())).await?);
+        measure(effort.measured, move || ask_ractor(asked.clone())).await
+    };
+    let ask_ours = async |_| {
+        let asked = chain.asked();
+        measure(effort.measured, move || asked.clone().ask()).await
+    };
+    let ask_other = async |_| {
         let asked = actix.clone();
-        actixes.push(measure(effort.measured, move || ask_actix(asked.clone())).await?);
-    }
-    bare.stop(None);
-    chain.stop().await?;
+        measure(effort.measured, move || ask_actix(asked.clone())).await
+    };
+    let (own, ractors) = by_turns(effort.rounds, ask_ours, ask_bare).await?;
     add(report, "a patient in memory, by our handle", &own, &ractors);
+    let (actixes, ractors) = by_turns(effort.rounds, ask_other, ask_bare).await?;
     add(report, "actix", &actixes, &ractors);
-    Ok(())
+    bare.stop(None);
+    chain.stop().await
 }
 
 fn add(report: &mut Report, what: &str, rounds: &[Measured], beside: &[Measured]) {
@@ -51,12 +55,13 @@ fn add(report: &mut Report, what: &str, rounds: &[Measured], beside: &[Measured]
         format!("{one:.1} us with one asker, {many:.0}/s with {MANY}")
     };
     say(&format!("{what}: {}", told(rounds)));
+    let many = |rounds: &[Measured]| rounds.iter().map(|m| m.many_rate).collect::<Vec<_>>();
     report.add(Row {
         what: format!("local ask: {what}"),
         beside: "ractor, bare".into(),
         ours: told(rounds),
         yardstick: told(beside),
-        ratio: of(rounds, |m| m.many_rate) / of(beside, |m| m.many_rate),
+        ratio: Spread::of_ratios(&many(rounds), &many(beside)),
         reach: None,
     });
 }

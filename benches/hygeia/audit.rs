@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::load::{self, Outcome, Task, Work};
 use crate::node::{Node, Site};
-use crate::patients::{last, latencies, post_task, rate};
+use crate::patients::{latencies, post_task, rate, rates};
 use crate::report::{Reach, Report, Row};
-use crate::stats::{median, ratios_of_pairs};
+use crate::stats::{Spread, by_turns, median};
 use crate::yardstick::PatientView;
 use crate::{Effort, Result, broker, pg, say};
 
@@ -49,7 +49,7 @@ async fn reads(effort: Effort, report: &mut Report, over: &str, with: Site, with
     let (with, without) = (with.start().await?, off(without).start().await?);
     let sides = [side(&with).await?, side(&without).await?];
     for (connections, least) in READERS {
-        let (audited, plain) = by_turns(effort, connections, &sides).await?;
+        let (audited, plain) = read_by_turns(effort, connections, &sides).await?;
         let (on, off) = (rate(&audited), rate(&plain));
         say(&format!("{over}, {connections} connections: with {on:.0}/s, without {off:.0}/s"));
         let what = format!("GET by id, hot, {over}, access audit on ({connections} connections)");
@@ -72,7 +72,7 @@ async fn side(node: &Node) -> Result<Side<'_>> {
 type Side<'n> = (&'n Node, String, Vec<String>);
 
 /// Reads with the audit, and without.
-async fn by_turns(
+async fn read_by_turns(
     effort: Effort,
     connections: usize,
     [with, without]: &[Side<'_>; 2],
@@ -90,39 +90,27 @@ async fn by_turns(
     for side in [with, without] {
         read(side, TURN).await?;
     }
-    let (mut audited, mut plain) = (Vec::new(), Vec::new());
-    for pair in 0..effort.pairs_of(TURN) {
-        for is_audited in order(pair) {
-            let (side, into) = if is_audited { (with, &mut audited) } else { (without, &mut plain) };
-            into.push(read(side, TURN).await?);
-        }
-    }
-    Ok((audited, plain))
-}
-
-/// Whether the audited side is measured, in each half of a pair: first now the one and now the other.
-fn order(pair: usize) -> [bool; 2] {
-    let audited_first = pair % 2 == 1;
-    [audited_first, !audited_first]
+    let pairs = effort.pairs_of(TURN);
+    by_turns(pairs, async |_| read(with, TURN).await, async |_| read(without, TURN).await).await
 }
 
 async fn writes(effort: Effort, report: &mut Report, with: Site, without: Site) -> Result<()> {
     let (with, without) = (with.start().await?, off(without).start().await?);
     let tokens = (with.token().await?, without.token().await?);
-    let (mut audited, mut plain) = (Vec::new(), Vec::new());
-    for round in 0..effort.rounds {
-        for is_audited in order(round) {
-            let (node, token, into) = match is_audited {
-                true => (&with, &tokens.0, &mut audited),
-                false => (&without, &tokens.1, &mut plain),
-            };
-            let tag = format!("r{round}");
-            let task = post_task(node, token, CONNECTIONS, &tag, usize::MAX, Some(effort.measured));
-            into.push(load::run(task).await?);
-            node.quiet().await?;
-        }
-        say(&format!("POST: with {:.0}/s, without {:.0}/s", last(&audited).rate(), last(&plain).rate()));
-    }
+    let write = async |pair: usize, node: &Node, token: &str| {
+        let tag = format!("r{pair}");
+        let task = post_task(node, token, CONNECTIONS, &tag, usize::MAX, Some(effort.measured));
+        let outcome = load::run(task).await?;
+        node.quiet().await?;
+        Result::Ok(outcome)
+    };
+    let (audited, plain) = by_turns(
+        effort.rounds,
+        async |pair| write(pair, &with, &tokens.0).await,
+        async |pair| write(pair, &without, &tokens.1).await,
+    )
+    .await?;
+    say(&format!("POST: with {:.0}/s, without {:.0}/s", rate(&audited), rate(&plain)));
     let what = format!("POST patient, PostgreSQL, access audit on ({CONNECTIONS} connections)");
     add(report, what, &audited, &plain, Some(0.9));
     with.stop().await?;
@@ -130,17 +118,12 @@ async fn writes(effort: Effort, report: &mut Report, with: Site, without: Site) 
 }
 
 fn add(report: &mut Report, what: String, audited: &[Outcome], plain: &[Outcome], least: Option<f64>) {
-    let rates = |side: &[Outcome]| side.iter().map(Outcome::rate).collect::<Vec<_>>();
-    let [low, ratio, high] = ratios_of_pairs(&rates(audited), &rates(plain));
-    let pairs = audited.len();
     report.add(Row {
         what,
-        beside: format!(
-            "the same with `audit.enabled = false`; half of {pairs} pairs {low:.2} to {high:.2}×"
-        ),
+        beside: "the same with `audit.enabled = false`".into(),
         ours: told(audited),
         yardstick: told(plain),
-        ratio,
+        ratio: Spread::of_ratios(&rates(audited), &rates(plain)),
         reach: least.map(Reach::AtLeast),
     });
 }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use crate::load::{self, Outcome, Task, Work};
 use crate::node::Site;
 use crate::report::{Reach, Report, Row};
-use crate::stats::median;
+use crate::stats::{Spread, by_turns, median};
 use crate::yardstick::PatientView;
 use crate::{Effort, Result, say};
 
@@ -41,25 +41,24 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     let reads = |measured| load::run(task(Work::Get { paths: paths.clone() }, Some(measured)));
     node.quiet().await?;
     reads(Duration::from_secs(1)).await?;
-    let (mut quiet, mut beset) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        quiet.push(reads(effort.measured).await?);
+    let besieged = async |_| {
         let slow = besiege(node.http);
         // Until all have come, and the node is full.
         sleep(Duration::from_secs(3)).await;
-        beset.push(reads(effort.measured).await?);
+        let outcome = reads(effort.measured).await?;
         drop(slow);
         node.quiet().await?;
-        let last = |outcomes: &[Outcome]| outcomes.last().map_or(f64::NAN, |outcome| outcome.p99_us);
-        let first_us = beset.last().map_or(f64::NAN, |outcome| outcome.first_answer_us);
-        say(&format!(
-            "p99 {:.0} us alone, {:.0} us beside {SLOW} slow ones; a new connection's first answer after {:.0} ms",
-            last(&quiet),
-            last(&beset),
-            first_us / 1e3
-        ));
-    }
-    let p99 = |outcomes: &[Outcome]| median(&outcomes.iter().map(|o| o.p99_us).collect::<Vec<_>>());
+        say(&format!("beside {SLOW} slow ones: p99 {:.0} us", outcome.p99_us));
+        Result::Ok(outcome)
+    };
+    let alone = async |_| {
+        let outcome = reads(effort.measured).await?;
+        say(&format!("alone: p99 {:.0} us", outcome.p99_us));
+        Result::Ok(outcome)
+    };
+    let (beset, quiet) = by_turns(effort.rounds, besieged, alone).await?;
+    let p99s = |outcomes: &[Outcome]| outcomes.iter().map(|o| o.p99_us).collect::<Vec<_>>();
+    let p99 = |outcomes: &[Outcome]| median(&p99s(outcomes));
     let rate = |outcomes: &[Outcome]| median(&outcomes.iter().map(Outcome::rate).collect::<Vec<_>>());
     let first = |outcomes: &[Outcome]| {
         let us = median(&outcomes.iter().map(|o| o.first_answer_us).collect::<Vec<_>>());
@@ -72,7 +71,7 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
         beside: "the same node without them".into(),
         ours: format!("{:.0}/s, p99 {:.0} us; {}", rate(&beset), p99(&beset), first(&beset)),
         yardstick: format!("{:.0}/s, p99 {:.0} us; {}", rate(&quiet), p99(&quiet), first(&quiet)),
-        ratio: p99(&beset) / p99(&quiet),
+        ratio: Spread::of_ratios(&p99s(&beset), &p99s(&quiet)),
         reach: Some(Reach::AtMost(2.0)),
     });
     node.stop().await

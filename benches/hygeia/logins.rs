@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 
 use crate::load::{self, Connection, Outcome, Task, Work};
 use crate::node::{Node, Site};
-use crate::patients::{latencies, post_task, rate};
+use crate::patients::{latencies, post_task, rate, rates};
 use crate::report::{Reach, Report, Row};
-use crate::stats::median;
+use crate::stats::{Spread, by_turns, median};
 use crate::yardstick::PatientView;
 use crate::{Effort, Result, say};
 
@@ -52,19 +52,20 @@ pub(crate) async fn tokens(effort: Effort, report: &mut Report) -> Result<()> {
     let (eddsa, hs256) = (site()?, site()?.with("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256"));
     let (node, token, paths) = with_patients(&eddsa).await?;
     let (other, other_token, other_paths) = with_patients(&hs256).await?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     read(&node, &token, &paths, Duration::from_secs(1)).await?;
     read(&other, &other_token, &other_paths, Duration::from_secs(1)).await?;
-    for _ in 0..effort.rounds {
-        theirs.push(read(&other, &other_token, &other_paths, effort.measured).await?);
-        ours.push(read(&node, &token, &paths, effort.measured).await?);
-    }
+    let (ours, theirs) = by_turns(
+        effort.rounds,
+        async |_| read(&node, &token, &paths, effort.measured).await,
+        async |_| read(&other, &other_token, &other_paths, effort.measured).await,
+    )
+    .await?;
     report.add(Row {
         what: format!("GET by id, hot, EdDSA tokens ({READERS} connections)"),
         beside: "the same with HS256 tokens".into(),
         ours: format!("{:.0}/s, {}", rate(&ours), latencies(&ours)),
         yardstick: format!("{:.0}/s, {}", rate(&theirs), latencies(&theirs)),
-        ratio: rate(&ours) / rate(&theirs),
+        ratio: Spread::of_ratios(&rates(&ours), &rates(&theirs)),
         reach: Some(Reach::AtLeast(0.9)),
     });
     node.stop().await?;
@@ -126,17 +127,18 @@ pub(crate) async fn login(effort: Effort, report: &mut Report) -> Result<()> {
     let node = site()?.start().await?;
     let request = login_request(&node, &node.another_user(&node.token().await?, "CLINICIAN").await?);
     node.quiet().await?;
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        theirs.push(hashes_per_second(effort.measured).await? * hashing_threads() as f64);
-        ours.push(logins_per_second(&node, &request, effort.measured).await?);
-    }
+    let (ours, theirs) = by_turns(
+        effort.rounds,
+        async |_| logins_per_second(&node, &request, effort.measured).await,
+        async |_| Ok(hashes_per_second(effort.measured).await? * hashing_threads() as f64),
+    )
+    .await?;
     report.add(Row {
         what: "logins".into(),
         beside: format!("BCrypt of cost {COST}, {} threads' worth", hashing_threads()),
         ours: format!("{:.2}/s", median(&ours)),
         yardstick: format!("{:.2}/s", median(&theirs)),
-        ratio: median(&ours) / median(&theirs),
+        ratio: Spread::of_ratios(&ours, &theirs),
         reach: Some(Reach::AtLeast(0.9)),
     });
     node.stop().await
@@ -147,27 +149,30 @@ pub(crate) async fn flood(effort: Effort, report: &mut Report) -> Result<()> {
     let (node, token, paths) = with_patients(&site()?).await?;
     let request = login_request(&node, &node.another_user(&token, "CLINICIAN").await?);
     let capacity = logins_per_second(&node, &request, effort.measured).await?;
-    let (mut calm, mut flooded) = (Vec::new(), Vec::new());
     let sent = Arc::new(AtomicUsize::new(0));
     read(&node, &token, &paths, Duration::from_secs(1)).await?;
-    for _ in 0..effort.rounds {
-        node.quiet().await?;
-        calm.push(read(&node, &token, &paths, effort.measured).await?);
+    let beset = async |_| {
         let pouring =
             tokio::spawn(pour(node.http, Arc::clone(&request), capacity * FLOOD, Arc::clone(&sent)));
         // Until the queue is full.
         tokio::time::sleep(Duration::from_secs(2)).await;
-        flooded.push(read(&node, &token, &paths, effort.measured).await?);
+        let outcome = read(&node, &token, &paths, effort.measured).await;
         pouring.abort();
-    }
-    let p99 = |outcomes: &[Outcome]| median(&outcomes.iter().map(|o| o.p99_us).collect::<Vec<_>>());
+        outcome
+    };
+    let alone = async |_| {
+        node.quiet().await?;
+        read(&node, &token, &paths, effort.measured).await
+    };
+    let (flooded, calm) = by_turns(effort.rounds, beset, alone).await?;
+    let p99 = |outcomes: &[Outcome]| outcomes.iter().map(|o| o.p99_us).collect::<Vec<_>>();
     say(&format!("{capacity:.2} logins/s can be answered; {} were sent", sent.load(Ordering::Relaxed)));
     report.add(Row {
         what: format!("p99 of GET by id, hot, under {FLOOD:.0} times as many logins as can be answered"),
         beside: "the same without logins".into(),
         ours: format!("{:.0}/s, {}", rate(&flooded), latencies(&flooded)),
         yardstick: format!("{:.0}/s, {}", rate(&calm), latencies(&calm)),
-        ratio: p99(&flooded) / p99(&calm),
+        ratio: Spread::of_ratios(&p99(&flooded), &p99(&calm)),
         reach: Some(Reach::AtMost(2.0)),
     });
     node.stop().await

@@ -3,9 +3,15 @@
 //! `cargo bench --bench hygeia` runs every scenario and writes `docs/BENCHMARKS.md`; with names of
 //! scenarios (`-- get post`) it runs those and only prints. Ours is always the release binary as a
 //! process of its own; load, yardsticks and the broker are processes too: this binary again, in a role.
-//! Each pair is measured in rounds, ours and the yardstick's by turns, and told by its medians.
+//! The two sides of a pair are measured one after the other, by turns which first; a row tells the median of the ratios of
+//! its pairs and how far they spread.
 //!
 //! `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (5, per measurement) make it shorter or longer.
+
+/// That of the product, for the yardsticks as well.
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod ask;
 mod audit;

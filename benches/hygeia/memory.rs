@@ -8,7 +8,7 @@ use crate::load::{self, Task, Work};
 use crate::node::Site;
 use crate::patients::post_task;
 use crate::report::{Reach, Report, Row};
-use crate::stats::median;
+use crate::stats::Spread;
 use crate::{Effort, Result, say};
 
 const PATIENTS: usize = 200_000;
@@ -54,7 +54,7 @@ pub(crate) async fn hot(report: &mut Report) -> Result<()> {
         beside: format!("RSS, over {counted} patients"),
         ours: format!("{per_patient:.2} KiB"),
         yardstick: String::new(),
-        ratio: per_patient,
+        ratio: Spread::of(&[per_patient]),
         reach: Some(Reach::AtMost(0.7)),
     });
     node.stop().await
@@ -74,13 +74,16 @@ pub(crate) async fn start(effort: Effort, report: &mut Report) -> Result<()> {
             node.stop().await?;
         }
     }
-    let (first, again, rss) = (median(&first_ms), median(&again_ms), median(&rss_mib));
-    say(&format!("ready after {first:.0} ms at first, {again:.0} ms again; {rss:.1} MiB idle"));
+    let (first, again, rss) = (Spread::of(&first_ms), Spread::of(&again_ms), Spread::of(&rss_mib));
+    say(&format!(
+        "ready after {:.0} ms at first, {:.0} ms again; {:.1} MiB idle",
+        first.median, again.median, rss.median
+    ));
     for (what, ms) in [("on an empty directory", first), ("again", again)] {
         report.add(Row {
             what: format!("ready after start, embedded, {what}"),
             beside: "from the start of the process".into(),
-            ours: format!("{ms:.0} ms"),
+            ours: format!("{:.0} ms", ms.median),
             yardstick: String::new(),
             ratio: ms,
             reach: Some(Reach::AtMost(500.0)),
@@ -89,7 +92,7 @@ pub(crate) async fn start(effort: Effort, report: &mut Report) -> Result<()> {
     report.add(Row {
         what: "RSS when idle, embedded".into(),
         beside: String::new(),
-        ours: format!("{rss:.1} MiB"),
+        ours: format!("{:.1} MiB", rss.median),
         yardstick: String::new(),
         ratio: rss,
         reach: Some(Reach::AtMost(40.0)),

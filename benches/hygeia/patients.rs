@@ -6,7 +6,7 @@ use crate::disk::Disk;
 use crate::load::{self, Outcome, Task, Work};
 use crate::node::{self, Node, Site, token_without_node};
 use crate::report::{Reach, Report, Row};
-use crate::stats::median;
+use crate::stats::{Spread, by_turns, median};
 use crate::yardstick::{self, PatientView};
 use crate::{Effort, Result, broker, pg, relay, say};
 
@@ -81,32 +81,31 @@ async fn beside_axum(
     let yardstick = yardstick::start(patients.last().ok_or("no patients")?.clone()).await?;
     let paths: Vec<String> = patients.iter().map(|p| format!("/api/patients/{}", p.id)).collect();
     let their_token = token_without_node()?;
-    let measure = |address, measured: Duration| {
-        let token = if address == node.http { token } else { &their_token };
-        load::run(Task {
+    let measure = async |name, address, token: &str, measured: Duration| {
+        let outcome = load::run(Task {
             address,
             token: token.into(),
             connections: READERS,
             measured_ms: u64::try_from(measured.as_millis()).ok(),
             work: Work::Get { paths: paths.clone() },
-        })
+        });
+        let outcome = outcome.await?;
+        say(&format!("{name} {:.0}/s", outcome.rate()));
+        Result::Ok(outcome)
     };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for address in [node.http, yardstick.address] {
-        measure(address, Duration::from_secs(1)).await?;
-    }
-    for _ in 0..effort.rounds {
-        theirs.push(measure(yardstick.address, effort.measured).await?);
-        ours.push(measure(node.http, effort.measured).await?);
-        say(&format!("axum {:.0}/s, ours {:.0}/s", last(&theirs).rate(), last(&ours).rate()));
-    }
-    let (our_rate, their_rate) = (rate(&ours), rate(&theirs));
+    let own = async |measured| measure("ours", node.http, token, measured).await;
+    let bare = async |measured| measure("axum", yardstick.address, &their_token, measured).await;
+    own(Duration::from_secs(1)).await?;
+    bare(Duration::from_secs(1)).await?;
+    let (ours, theirs) =
+        by_turns(effort.rounds, async |_| own(effort.measured).await, async |_| bare(effort.measured).await)
+            .await?;
     report.add(Row {
         what: format!("{what} ({READERS} connections)"),
-        beside: "bare axum, HS256 checked each time, same JSON".into(),
-        ours: format!("{our_rate:.0}/s, {}", latencies(&ours)),
-        yardstick: format!("{their_rate:.0}/s, {}", latencies(&theirs)),
-        ratio: our_rate / their_rate,
+        beside: "bare axum that logs nothing, HS256 checked each time, same JSON".into(),
+        ours: format!("{:.0}/s, {}", rate(&ours), latencies(&ours)),
+        yardstick: format!("{:.0}/s, {}", rate(&theirs), latencies(&theirs)),
+        ratio: Spread::of_ratios(&rates(&ours), &rates(&theirs)),
         reach,
     });
     Ok(())
@@ -121,46 +120,48 @@ pub(crate) async fn post(effort: Effort, report: &mut Report) -> Result<()> {
     let site = Site::on(database.url(), &broker.address)?;
     let node = site.start().await?;
     let token = node.token().await?;
-    let (mut many, mut one, mut bench_many, mut bench_one) = (vec![], vec![], vec![], vec![]);
     let mut disk = Disk::default();
-    for round in 0..effort.rounds {
-        disk.look().await?;
-        for (connections, ours) in [(WRITERS, &mut many), (1, &mut one)] {
-            let tag = format!("r{round}c{connections}");
-            let task = post_task(&node, &token, connections, &tag, usize::MAX, Some(effort.measured));
-            ours.push(load::run(task).await?);
-            at_rest(&node, &database).await?;
-        }
-        disk.look().await?;
-        bench_many.push(pg::pgbench(&yard, PGBENCH_CLIENTS, effort.measured).await?);
-        bench_one.push(pg::pgbench(&yard, 1, effort.measured).await?);
-        say(&format!(
-            "ours {:.0} rows/s and {:.0} us, pgbench {:.0} rows/s and {:.0} us",
-            last(&many).rate(),
-            last(&one).mean_us,
-            bench_many.last().map_or(f64::NAN, |o| o.rate),
-            bench_one.last().map_or(f64::NAN, |o| o.mean_us),
-        ));
-    }
+    disk.look().await?;
+    let own = async |pair: usize, connections: usize| {
+        let tag = format!("r{pair}c{connections}");
+        let task = post_task(&node, &token, connections, &tag, usize::MAX, Some(effort.measured));
+        let outcome = load::run(task).await?;
+        say(&format!("ours, {connections} clients: {:.0} rows/s", outcome.rate()));
+        at_rest(&node, &database).await?;
+        Result::Ok(outcome)
+    };
+    let (many, bench_many) = by_turns(
+        effort.rounds,
+        async |pair| own(pair, WRITERS).await,
+        async |_| pg::pgbench(&yard, PGBENCH_CLIENTS, effort.measured).await,
+    )
+    .await?;
+    disk.look().await?;
+    let (one, bench_one) = by_turns(
+        effort.rounds,
+        async |pair| own(pair, 1).await,
+        async |_| pg::pgbench(&yard, 1, effort.measured).await,
+    )
+    .await?;
     disk.look().await?;
     let disk = disk.told();
-    let their_rate = median(&bench_many.iter().map(|o| o.rate).collect::<Vec<_>>());
+    let their_rates: Vec<f64> = bench_many.iter().map(|o| o.rate).collect();
     report.add(Row {
         what: format!("POST patient, PostgreSQL, {WRITERS} clients"),
         beside: format!("pgbench, {PGBENCH_CLIENTS} clients, the same rows one per transaction{disk}"),
         ours: format!("{:.0} rows/s, {}", rate(&many), latencies(&many)),
-        yardstick: format!("{their_rate:.0} rows/s"),
-        ratio: rate(&many) / their_rate,
+        yardstick: format!("{:.0} rows/s", median(&their_rates)),
+        ratio: Spread::of_ratios(&rates(&many), &their_rates),
         reach: Some(Reach::AtLeast(2.0)),
     });
-    let our_us = median(&one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
-    let their_us = median(&bench_one.iter().map(|o| o.mean_us).collect::<Vec<_>>());
+    let our_us: Vec<f64> = one.iter().map(|o| o.mean_us).collect();
+    let their_us: Vec<f64> = bench_one.iter().map(|o| o.mean_us).collect();
     report.add(Row {
         what: "POST patient, PostgreSQL, one client".into(),
         beside: format!("pgbench, one client: one such transaction{disk}"),
-        ours: format!("{our_us:.0} us mean, {}", latencies(&one)),
-        yardstick: format!("{their_us:.0} us mean"),
-        ratio: our_us / their_us,
+        ours: format!("{:.0} us mean, {}", median(&our_us), latencies(&one)),
+        yardstick: format!("{:.0} us mean", median(&their_us)),
+        ratio: Spread::of_ratios(&our_us, &their_us),
         reach: Some(Reach::AtMost(1.5)),
     });
     node.stop().await?;
@@ -219,22 +220,14 @@ pub(crate) fn post_task(
     }
 }
 
-pub(crate) fn last(outcomes: &[Outcome]) -> Outcome {
-    const NAN: f64 = f64::NAN;
-    const NONE: Outcome = Outcome {
-        requests: 0,
-        seconds: NAN,
-        mean_us: NAN,
-        p50_us: NAN,
-        p99_us: NAN,
-        first_answer_us: NAN,
-        idle: NAN,
-    };
-    outcomes.last().copied().unwrap_or(NONE)
+/// Requests per second of each.
+pub(crate) fn rates(outcomes: &[Outcome]) -> Vec<f64> {
+    outcomes.iter().map(Outcome::rate).collect()
 }
 
+/// Requests per second, the median.
 pub(crate) fn rate(outcomes: &[Outcome]) -> f64 {
-    median(&outcomes.iter().map(Outcome::rate).collect::<Vec<_>>())
+    median(&rates(outcomes))
 }
 
 pub(crate) fn latencies(outcomes: &[Outcome]) -> String {

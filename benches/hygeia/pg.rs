@@ -13,20 +13,28 @@ use sqlx::{Connection, Executor, PgConnection};
 pub(crate) use self::harness::{Database, Postgres};
 use crate::{Result, say};
 
-/// The same rows as a registration of ours, one patient per transaction, as few round trips as there
-/// can be: one statement that checks the lease under the lock that a commit of ours takes.
+/// The same rows as a registration of ours with its audit, one patient per transaction, as few round trips as there
+/// can be: one statement that checks the lease under the lock that a commit of ours takes. Ids rise with time, as ours
+/// do; a client has an audit chain of its own, as each of our transactions under way has; the body is as long as that
+/// of one entry.
 const SCRIPT: &str = r#"\set shard random(0, 63)
-WITH new AS MATERIALIZED (
-    SELECT gen_random_uuid() AS id, gen_random_uuid() AS event_id, gen_random_uuid() AS command_id,
-           gen_random_uuid()::text || '@example.com' AS email,
-           (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS at
+WITH moment AS MATERIALIZED (
+    SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS at
+), prefix AS MATERIALIZED (
+    SELECT at, regexp_replace(lpad(to_hex(at / 1000), 12, '0'), '(.{8})', '\1-') || '-7' AS hex FROM moment
+), new AS MATERIALIZED (
+    SELECT (hex || substr(gen_random_uuid()::text, 16))::uuid AS id,
+           (hex || substr(gen_random_uuid()::text, 16))::uuid AS event_id,
+           (hex || substr(gen_random_uuid()::text, 16))::uuid AS command_id,
+           gen_random_uuid()::text || '@example.com' AS email, at
+    FROM prefix
 ), fence AS MATERIALIZED (
     SELECT epoch FROM leases WHERE kind = 'patient' AND shard = :shard AND epoch = 1 FOR KEY SHARE
 ), claimed AS (
     INSERT INTO patient_emails (email_key, patient_id) SELECT email, id FROM new CROSS JOIN fence
 ), inserted AS (
-    INSERT INTO patients (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date)
-    SELECT id, 1, false, at, 'Bench Patient', email, '1 Bench Street, Benchtown', '1980-05-17', '2026-01-02'
+    INSERT INTO patients (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, name_key)
+    SELECT id, 1, false, at, 'Bench Patient', email, '1 Bench Street, Benchtown', '1980-05-17', '2026-01-02', 'bench patient'
     FROM new CROSS JOIN fence
 ), written AS (
     INSERT INTO patient_events (patient_id, version, event_id, command_id, kind, shard, at, subject, traceparent, body)
@@ -38,6 +46,11 @@ WITH new AS MATERIALIZED (
     INSERT INTO outbox (seq, version, patient_id) SELECT seq, version, patient_id FROM written
 ), owed AS (
     INSERT INTO unbilled (seq, version, patient_id) SELECT seq, version, patient_id FROM written
+), audited AS (
+    INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
+    SELECT lpad(:client_id::text, 32, '0')::uuid, at, at, decode(repeat('a7', 32), 'hex'),
+           decode(repeat('5c', 200), 'hex'), ARRAY[hashtext(id::text), 1, 2, 3]
+    FROM new CROSS JOIN fence
 )
 SELECT count(*) FROM fence;
 "#;

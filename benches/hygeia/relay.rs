@@ -19,13 +19,14 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 use serde::{Deserialize, Serialize};
 use time::macros::date;
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::broker::{self, BARE, Broker, OURS, PARTITIONS};
 use crate::node::Site;
 use crate::patients::post_task;
 use crate::report::{Reach, Report, Row};
-use crate::stats::median;
+use crate::stats::{Spread, by_turns, median};
 use crate::{Effort, Result, load, pg, role, say};
 
 const EVENTS: usize = 50_000;
@@ -42,80 +43,106 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
     load::run(post_task(&node, &token, 64, "relay", EVENTS, None)).await?;
     node.stop().await?;
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..effort.rounds {
-        theirs.push(bare_rate(&broker).await?);
+    let own = async |_| {
         let waiting = pg::refill_outbox(&database).await?;
-        ours.push(published_rate(&site, &broker, waiting).await?);
-        let last = |rates: &[f64]| rates.last().copied().unwrap_or(f64::NAN);
-        say(&format!("bare producer {:.0}/s, relay {:.0}/s", last(&theirs), last(&ours)));
-    }
-    let (our_rate, their_rate) = (median(&ours), median(&theirs));
+        let rate = published_rate(&site, &broker, waiting).await?;
+        say(&format!("relay {rate:.0}/s"));
+        Ok(rate)
+    };
+    let bare = async |_| {
+        let rate = bare_rate(&broker).await?;
+        say(&format!("bare producer {rate:.0}/s"));
+        Ok(rate)
+    };
+    let (ours, theirs) = by_turns(effort.rounds, own, bare).await?;
     report.add(Row {
         what: format!("relay, PostgreSQL to Kafka, {EVENTS} events"),
         beside: "bare rdkafka producer, same settings and messages, same broker".into(),
-        ours: format!("{our_rate:.0} events/s"),
-        yardstick: format!("{their_rate:.0} messages/s"),
-        ratio: our_rate / their_rate,
+        ours: format!("{:.0} events/s", median(&ours)),
+        yardstick: format!("{:.0} messages/s", median(&theirs)),
+        ratio: Spread::of_ratios(&ours, &theirs),
         reach: Some(Reach::AtLeast(0.5)),
     });
     Ok(())
 }
 
-/// Messages per second of the bare producer.
+/// Messages per second of the bare producer, by the same clock as ours.
 pub(crate) async fn bare_rate(broker: &Broker) -> Result<f64> {
-    role::done("producer", ProducerTask { brokers: broker.address.clone(), messages: EVENTS }).await
+    let watched = Watched::start(broker, BARE, EVENTS).await?;
+    let task = ProducerTask { brokers: broker.address.clone(), messages: EVENTS };
+    let () = role::done("producer", task).await?;
+    watched.rate().await
 }
 
-/// Events per second from the first one that the broker has to the last.
+/// Events per second of a node that is started beside an outbox in which `waiting` events are.
 async fn published_rate(site: &Site, broker: &Broker, waiting: usize) -> Result<f64> {
-    let brokers = broker.address.clone();
-    let before = tokio::task::spawn_blocking({
-        let brokers = brokers.clone();
-        move || Watch::new(&brokers)?.messages()
-    })
-    .await??;
-    let watched = tokio::task::spawn_blocking(move || -> Result<f64> {
-        let watch = Watch::new(&brokers)?;
-        let deadline = Instant::now() + PATIENCE;
-        let mut first = None;
-        while Instant::now() < deadline {
-            let published = watch.messages()? - before;
-            match first {
-                None if published > 0 => first = Some((Instant::now(), published)),
-                Some((at, seen)) if published >= waiting => {
-                    return Ok((published - seen) as f64 / at.elapsed().as_secs_f64());
-                }
-                _ => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
-        Err(format!("not all of {waiting} events were published within {PATIENCE:?}").into())
-    });
+    let watched = Watched::start(broker, OURS, waiting).await?;
     let node = site.spawn()?;
-    let rate = watched.await?;
+    let rate = watched.rate().await;
     node.stop().await?;
     rate
+}
+
+/// The clock of both sides: it starts with the first message that the broker has, and stops with the last.
+struct Watched(JoinHandle<Result<f64>>);
+
+impl Watched {
+    /// Looks at `topic` from now on, until `expected` messages more are in it.
+    async fn start(broker: &Broker, topic: &'static str, expected: usize) -> Result<Watched> {
+        let brokers = broker.address.clone();
+        let watch = tokio::task::spawn_blocking(move || -> Result<(Watch, usize)> {
+            let watch = Watch::new(&brokers, topic)?;
+            let before = watch.messages()?;
+            Ok((watch, before))
+        });
+        let (watch, before) = watch.await??;
+        Ok(Watched(tokio::task::spawn_blocking(move || watch.rate_of(before, expected))))
+    }
+
+    /// Messages per second, when all are there.
+    async fn rate(self) -> Result<f64> {
+        self.0.await?
+    }
 }
 
 /// Looks at how much a topic holds.
 struct Watch {
     consumer: BaseConsumer,
+    topic: &'static str,
 }
 
 impl Watch {
-    fn new(brokers: &str) -> Result<Watch> {
+    fn new(brokers: &str, topic: &'static str) -> Result<Watch> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers).set("group.id", "bench");
-        Ok(Watch { consumer: BaseConsumer::from_config_and_context(&config, DefaultConsumerContext)? })
+        let consumer = BaseConsumer::from_config_and_context(&config, DefaultConsumerContext)?;
+        Ok(Watch { consumer, topic })
     }
 
     fn messages(&self) -> Result<usize> {
         let mut sum = 0;
         for partition in 0..PARTITIONS {
-            let (_, high) = self.consumer.fetch_watermarks(OURS, partition, Duration::from_secs(10))?;
+            let (_, high) = self.consumer.fetch_watermarks(self.topic, partition, Duration::from_secs(10))?;
             sum += usize::try_from(high)?;
         }
         Ok(sum)
+    }
+
+    /// Messages per second, from the first one beyond `before` to the last of `expected`.
+    fn rate_of(&self, before: usize, expected: usize) -> Result<f64> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut first = None;
+        while Instant::now() < deadline {
+            let published = self.messages()? - before;
+            match first {
+                None if published > 0 => first = Some((Instant::now(), published)),
+                Some((at, seen)) if published >= expected => {
+                    return Ok((published - seen) as f64 / at.elapsed().as_secs_f64());
+                }
+                _ => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        Err(format!("not all of {expected} messages were published within {PATIENCE:?}").into())
     }
 }
 
@@ -140,8 +167,7 @@ impl ProducerContext for Deliveries {
     }
 }
 
-/// The other process: the bare producer. Tells messages per second, from the first one sent to the last
-/// acknowledgement.
+/// The other process: the bare producer. It ends when everything is acknowledged.
 pub(crate) fn producer_role() -> Result<()> {
     let task: ProducerTask = role::task()?;
     let delivered = Arc::new(AtomicUsize::new(0));
@@ -173,7 +199,7 @@ pub(crate) fn producer_role() -> Result<()> {
             return Err("not all messages were delivered".into());
         }
     }
-    role::tell(&(task.messages as f64 / began.elapsed().as_secs_f64()))
+    role::tell(&())
 }
 
 /// A message as our own producer would get it: key, value and headers.

@@ -6,7 +6,7 @@
 mod bare;
 mod ours;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::ask::{MANY, asks_of};
 use crate::report::{Reach, Report, Row};
 use crate::role::{self, Process};
-use crate::stats::median;
+use crate::stats::{Spread, by_turns, median};
 use crate::{Effort, Result, say};
 
 /// How to ask.
@@ -42,9 +42,9 @@ impl Outcome {
     }
 }
 
-/// Two processes. Who asks ends first.
+/// Two processes. The one that asks ends first.
 struct Pair {
-    asking: Process,
+    asking: Arc<Mutex<Process>>,
     _answering: Process,
 }
 
@@ -56,81 +56,48 @@ impl Pair {
             let met_at: String = answering.heard()?;
             let mut asking = Process::start(&format!("{side}-asks"), &met_at)?;
             let () = asking.heard()?;
-            Ok(Pair { asking, _answering: answering })
+            Ok(Pair { asking: Arc::new(Mutex::new(asking)), _answering: answering })
         });
         started.await?
     }
 
-    async fn measure(mut self, askers: usize, measured: Duration) -> Result<(Pair, Outcome)> {
-        let measured = tokio::task::spawn_blocking(move || -> Result<(Pair, Outcome)> {
-            self.asking.say(&Task { askers, measured_ms: u64::try_from(measured.as_millis())? })?;
-            let outcome = self.asking.heard()?;
-            Ok((self, outcome))
+    async fn measure(&self, askers: usize, measured: Duration) -> Result<Outcome> {
+        let asking = Arc::clone(&self.asking);
+        let measured = tokio::task::spawn_blocking(move || -> Result<Outcome> {
+            let mut asking = asking.lock().unwrap_or_else(PoisonError::into_inner);
+            asking.say(&Task { askers, measured_ms: u64::try_from(measured.as_millis())? })?;
+            asking.heard()
         });
         measured.await?
     }
 }
 
-#[derive(Default)]
-struct Rounds {
-    one: Vec<Outcome>,
-    many: Vec<Outcome>,
-}
-
-impl Rounds {
-    async fn measure(&mut self, pair: Pair, measured: Duration) -> Result<Pair> {
-        let (pair, one) = pair.measure(1, measured / 2).await?;
-        let (pair, many) = pair.measure(MANY, measured / 2).await?;
-        say(&format!("one {:.1} us, {MANY} in flight {:.0}/s", one.mean_us(), many.rate()));
-        self.one.push(one);
-        self.many.push(many);
-        Ok(pair)
-    }
-
-    fn one_us(&self) -> f64 {
-        median(&self.one.iter().map(|o| o.mean_us()).collect::<Vec<_>>())
-    }
-
-    fn one_rate(&self) -> f64 {
-        median(&self.one.iter().map(|o| o.rate()).collect::<Vec<_>>())
-    }
-
-    fn many_rate(&self) -> f64 {
-        median(&self.many.iter().map(|o| o.rate()).collect::<Vec<_>>())
-    }
-}
-
-/// Asks each by turns.
+/// Asks each by turns, with as many in flight on both sides.
 pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
-    let (mut own, mut theirs) = (Pair::start("ours").await?, Pair::start("bare").await?);
-    let mut warm = Rounds::default();
-    own = warm.measure(own, Duration::from_secs(1)).await?;
-    theirs = warm.measure(theirs, Duration::from_secs(1)).await?;
-    let (mut ours, mut bare) = (Rounds::default(), Rounds::default());
-    for _ in 0..effort.rounds {
-        theirs = bare.measure(theirs, effort.measured).await?;
-        own = ours.measure(own, effort.measured).await?;
-    }
-    report.add(Row {
-        what: "cross-node ask: a patient in memory, 1 in flight".into(),
-        beside: "ractor_cluster, bare, 1 in flight".into(),
-        ours: format!("{:.1} us", ours.one_us()),
-        yardstick: format!("{:.1} us", bare.one_us()),
-        ratio: ours.one_us() / bare.one_us(),
-        reach: Some(Reach::AtMost(1.2)),
-    });
-    let beside = [("one by one", bare.one_rate(), Some(Reach::AtLeast(3.0)))].into_iter().chain([(
-        "as many in flight",
-        bare.many_rate(),
-        None,
-    )]);
-    for (how, rate, reach) in beside {
+    let (own, bare) = (Pair::start("ours").await?, Pair::start("bare").await?);
+    for askers in [1, MANY] {
+        for pair in [&own, &bare] {
+            pair.measure(askers, Duration::from_secs(1)).await?;
+        }
+        let (ours, theirs) = by_turns(
+            effort.rounds,
+            async |_| own.measure(askers, effort.measured).await,
+            async |_| bare.measure(askers, effort.measured).await,
+        )
+        .await?;
+        let each = |of: fn(Outcome) -> f64, side: &[Outcome]| side.iter().map(|o| of(*o)).collect::<Vec<_>>();
+        let (figure, unit, reach): (fn(Outcome) -> f64, _, _) = match askers {
+            1 => (Outcome::mean_us, " us", Some(Reach::AtMost(1.2))),
+            _ => (Outcome::rate, "/s", None),
+        };
+        let (ours, theirs) = (each(figure, &ours), each(figure, &theirs));
+        say(&format!("{askers} in flight: ours {:.0}{unit}, bare {:.0}{unit}", median(&ours), median(&theirs)));
         report.add(Row {
-            what: format!("cross-node asks, {MANY} in flight"),
-            beside: format!("ractor_cluster, bare, {how}"),
-            ours: format!("{:.0}/s", ours.many_rate()),
-            yardstick: format!("{rate:.0}/s"),
-            ratio: ours.many_rate() / rate,
+            what: format!("cross-node ask: a patient in memory, {askers} in flight"),
+            beside: format!("ractor_cluster, bare, {askers} in flight"),
+            ours: format!("{:.0}{unit}", median(&ours)),
+            yardstick: format!("{:.0}{unit}", median(&theirs)),
+            ratio: Spread::of_ratios(&ours, &theirs),
             reach,
         });
     }

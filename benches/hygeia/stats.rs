@@ -1,4 +1,6 @@
-//! Numbers from samples.
+//! Numbers from samples, and how the samples of two sides are taken.
+
+use crate::Result;
 
 /// The middle one of `values`; the mean of the two middle ones if their number is even; NaN of none.
 pub(crate) fn median(values: &[f64]) -> f64 {
@@ -11,16 +13,53 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// How `ours` does beside `theirs`, pair by pair: the ratio of which a quarter of the pairs are below, the middle one, and
-/// that of which a quarter are above. A pair is measured at one time, so that what a shared machine gives from minute to
-/// minute is in both of its sides.
-pub(crate) fn ratios_of_pairs(ours: &[f64], theirs: &[f64]) -> [f64; 3] {
-    let mut ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
-    ratios.sort_by(f64::total_cmp);
-    let quarter = ratios.len() / 4;
-    let low = ratios.get(quarter).copied().unwrap_or(f64::NAN);
-    let high = ratios.iter().rev().nth(quarter).copied().unwrap_or(f64::NAN);
-    [low, median(&ratios), high]
+/// A figure that was measured several times: its median, and the values between which half of the measurements lie.
+#[derive(Clone, Copy)]
+pub(crate) struct Spread {
+    pub(crate) low: f64,
+    pub(crate) median: f64,
+    pub(crate) high: f64,
+    /// How often it was measured.
+    pub(crate) times: usize,
+}
+
+impl Spread {
+    /// That of `values`.
+    pub(crate) fn of(values: &[f64]) -> Spread {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let quarter = sorted.len() / 4;
+        let low = sorted.get(quarter).copied().unwrap_or(f64::NAN);
+        let high = sorted.iter().rev().nth(quarter).copied().unwrap_or(f64::NAN);
+        Spread { low, median: median(values), high, times: sorted.len() }
+    }
+
+    /// That of the ratios of pairs. The two sides of a pair are measured one right after the other, so that a machine
+    /// that is slower from one minute to the next is slower for both.
+    pub(crate) fn of_ratios(ours: &[f64], theirs: &[f64]) -> Spread {
+        let ratios: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+        Spread::of(&ratios)
+    }
+}
+
+/// Measures both sides `pairs` times. Which side of a pair comes first changes from pair to pair, so that neither
+/// always finds the machine as the other has left it.
+pub(crate) async fn by_turns<A, B>(
+    pairs: usize,
+    mut ours: impl AsyncFnMut(usize) -> Result<A>,
+    mut theirs: impl AsyncFnMut(usize) -> Result<B>,
+) -> Result<(Vec<A>, Vec<B>)> {
+    let (mut own, mut others) = (Vec::with_capacity(pairs), Vec::with_capacity(pairs));
+    for pair in 0..pairs {
+        if pair % 2 == 1 {
+            own.push(ours(pair).await?);
+            others.push(theirs(pair).await?);
+        } else {
+            others.push(theirs(pair).await?);
+            own.push(ours(pair).await?);
+        }
+    }
+    Ok((own, others))
 }
 
 /// The value below which the share `p` of `sorted` lies.
