@@ -91,7 +91,11 @@ pub(crate) async fn run(effort: Effort, report: &mut Report) -> Result<()> {
             _ => (Outcome::rate, "/s", None),
         };
         let (ours, theirs) = (each(figure, &ours), each(figure, &theirs));
-        say(&format!("{askers} in flight: ours {:.0}{unit}, bare {:.0}{unit}", median(&ours), median(&theirs)));
+        say(&format!(
+            "{askers} in flight: ours {:.0}{unit}, bare {:.0}{unit}",
+            median(&ours),
+            median(&theirs)
+        ));
         report.add(Row {
             what: format!("cross-node ask: a patient in memory, {askers} in flight"),
             beside: format!("ractor_cluster, bare, {askers} in flight"),

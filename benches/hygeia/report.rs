@@ -75,8 +75,9 @@ impl Report {
     }
 
     fn table(&self) -> Result<String> {
-        let mut table =
-            String::from("| what | beside | ours | yardstick | ratio or figure (half of the pairs) | goal |\n|---|---|---|---|---|---|\n");
+        let mut table = String::from(
+            "| what | beside | ours | yardstick | ratio or figure (half of the pairs) | goal |\n|---|---|---|---|---|---|\n",
+        );
         for row in &self.rows {
             let Row { what, beside, ours, yardstick, ratio, reach } = row;
             let goal = reach.map_or(String::from("reported"), |reach| reach.told(ratio.median));

@@ -21,8 +21,8 @@ use crate::domain::topic_log::LogAnchor;
 use crate::kafka::Broker;
 use crate::store::{
     Applied, Error, LeaseMark, LeaseRow, LeaseStore, OthersLease, OutboxDepth, OutboxRead, OutboxRows,
-    OutboxStore, ParkRow, PartitionOffset, ProjectionSource, ProjectionStore, PutBack, Queue, Refenced, Result,
-    Taken, TakenLease, TopicLog, UnreadableRow, Wanted,
+    OutboxStore, ParkRow, PartitionOffset, ProjectionSource, ProjectionStore, PutBack, Queue, Refenced,
+    Result, Taken, TakenLease, TopicLog, UnreadableRow, Wanted,
 };
 
 /// How a call ends instead of as it should.

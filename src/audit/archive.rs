@@ -194,6 +194,7 @@ impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
         let heads: Vec<AuditHead> = left.iter().chain(kept).map(|anchor| anchor.head).collect();
         let mut entries = vec![self.entry(archive, uid)];
         for heads in heads.chunks(PINS_AT_ONCE) {
+            self.chains.look().await;
             let mut chain = self.chains.take();
             chain.pin(heads);
             let batch = self.chains.seal(&chain, std::mem::take(&mut entries));
@@ -215,7 +216,7 @@ impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
             at: self.clock.now(),
             action: Action::AuditArchive,
             outcome: Outcome::Done,
-            caller: Caller { subject, role: Role::Admin, from: None },
+            caller: Caller { subject, role: Role::Admin, from: None, break_glass: None },
             patients: Vec::new(),
             trace_id: 0,
             reason: Some(reason.into()),

@@ -132,10 +132,11 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         let (mut seq, mut last): (i64, Mac) = begins.unwrap_or((0, NOTHING_BEFORE));
         // From the first row on, so that none before the anchor goes unseen; then from the last row again, so that
         // no second row at its place does.
-        let mut from = 0;
+        let mut last_row = None;
         loop {
+            let from = last_row.unwrap_or(0);
             let mut page = self.store.audit_batches(chain, from, BATCHES_PAGE).await?;
-            if page.first().is_some_and(|first| from > 0 && first.mac == last) {
+            if page.first().is_some_and(|first| last_row == Some(first.seq) && first.mac == last) {
                 page.remove(0);
             }
             if page.is_empty() {
@@ -155,7 +156,7 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
                         return Ok(());
                     }
                 }
-                (seq, last, from) = (batch.seq + 1, batch.mac, batch.seq);
+                (seq, last, last_row) = (batch.seq + 1, batch.mac, Some(batch.seq));
             }
         }
     }

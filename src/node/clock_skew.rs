@@ -1,7 +1,7 @@
 //! How the node's wall clock stands to the database's.
 //!
-//! Nothing that is promised hangs on it: leases go by the database's clock and by the holder's own boot-time
-//! clock, and the order of events is that of their versions. What suffers are texts: the moments in records and
+//! Nothing that is promised hangs on it: leases go by the boot-time clocks of their holders and takers, and the order
+//! of events is that of their versions. What suffers are texts: the moments in records and
 //! log lines, ages, and tokens, which end by the wall clock of the node that looks at them. So it is told, and
 //! the node serves on.
 

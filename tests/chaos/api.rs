@@ -240,9 +240,11 @@ impl Api {
         self.attempt(front, Call::Look(Look::Get), Some(patient), 0).await
     }
 
-    /// One try to replace the details of the patient that `made_by` registered.
+    /// One try to replace the details of the patient that `made_by` registered. Each has details of its own: what changes
+    /// nothing writes nothing.
     pub(crate) async fn try_update(&self, front: usize, patient: Uuid, made_by: Tag) -> Attempt {
-        let call = Call::Put { tag: made_by, email: Email::Own, expected: None };
+        let tag = fastrand::u64(1 << 40..1 << 60);
+        let call = Call::Put { tag, email: Email::Own, expected: None };
         self.attempt(front, call, Some(patient), made_by).await
     }
 

@@ -23,6 +23,8 @@ pub(crate) const NODES: [&str; 6] = ["patient-1", "patient-2", "billing", "bridg
 pub(crate) const JOINING: &str = "patient";
 /// Who the first ADMIN is.
 pub(crate) const ADMIN: &str = "admin@example.com";
+/// The caller of the load.
+const CLINICIAN: &str = "clinician@example.com";
 
 /// A cluster that runs. Removed with its volumes at the end.
 pub(crate) struct Cluster {
@@ -70,7 +72,7 @@ impl Cluster {
         // Made through the interface, unless it is there already.
         let worker = json!({"email": CLINICIAN, "password": self.password, "role": "CLINICIAN"});
         Api::login(front.clone(), accounts.clone(), admin, admin).await?.post(0, "/api/users", &worker).await;
-        Api::login(front, accounts, (CLINICIAN, &self.password), admin).await
+        Api::login(front, accounts, (CLINICIAN, &*self.password), admin).await
     }
 
     /// Awaits that every node is.
@@ -172,7 +174,7 @@ impl Cluster {
         let client =
             reqwest::Client::builder().timeout(ASK_TIMEOUT).no_proxy().build().map_err(|e| e.to_string())?;
         let said = |error: reqwest::Error| error.to_string();
-        let body = serde_json::json!({"email": ADMIN, "password": self.password});
+        let body = json!({"email": ADMIN, "password": self.password});
         let login =
             client.post(format!("{}/auth/login", self.http)).json(&body).send().await.map_err(said)?;
         let login: serde_json::Value = login.json().await.map_err(said)?;

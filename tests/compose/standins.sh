@@ -46,7 +46,7 @@ files() {
         ln -s "usr/$directory" "$root/$directory"
     done
     closure "$@" | sed -E 's,^/(bin|sbin|lib|lib64)/,/usr/\1/,' | grep -Ev '^/usr/share/(doc|man|info|locale)/' | sort -u |
-        while read -r file; do [ -d "$file" ] && [ ! -L "$file" ] || [ ! -e "$file" ] || echo ".$file"; done |
+        while read -r file; do if [ -L "$file" ] || [ -f "$file" ]; then echo ".$file"; fi; done |
         tar -C / --no-recursion -c -T - | tar -C "$root" -x
     printf 'root:x:0:0::/root:/bin/sh\npostgres:x:999:999::/var/lib/postgresql:/bin/sh\nkafka:x:1000:1000::/:/bin/sh\n' \
         >"$root/etc/passwd"
@@ -117,6 +117,9 @@ build() {
     root=$work/build
     # shellcheck disable=SC2086 # several packages
     files "$root" $shell gcc g++ make perl libc6-dev ca-certificates tar gzip
+    # Names that Debian's alternatives give them, which belong to no package.
+    ln -s gcc "$root/usr/bin/cc"
+    ln -s g++ "$root/usr/bin/c++"
     mkdir -p "$root/opt/rust" "$root/opt/cargo"
     tar -C "$(cd "$top" && rustc --print sysroot)" --exclude=./share --exclude=./lib/rustlib/src -c . |
         tar -C "$root/opt/rust" -x

@@ -91,14 +91,14 @@ impl Writer {
         self.told().counts.registered += 1;
         self.told().acknowledged.insert(id.clone(), 1);
         let path = format!("/api/patients/{id}");
-        if n % 2 == 0 {
+        if n.is_multiple_of(2) {
             body["address"] = json!("2 Other Road");
             if self.send(Method::PUT, &path, &body).await?.0 == StatusCode::OK {
                 self.told().counts.changed += 1;
                 self.told().acknowledged.insert(id.clone(), 2);
             }
         }
-        if n % 5 == 0 {
+        if n.is_multiple_of(5) {
             // From the moment it is sent the record may be gone.
             self.told().acknowledged.remove(&id);
             if self.send(Method::DELETE, &path, &Value::Null).await?.0 == StatusCode::NO_CONTENT {

@@ -24,7 +24,7 @@ use tokio::sync::OnceCell;
 use crate::process::{outside_brokers, within};
 
 /// How long a node may take to start. A busy machine needs many times the three seconds of an idle one.
-const START_PATIENCE: Duration = Duration::from_secs(120);
+const START_PATIENCE: Duration = Duration::from_secs(180);
 /// How long a node may take to end after SIGTERM. It first hands its partitions over.
 const STOP_PATIENCE: Duration = Duration::from_secs(60);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -213,11 +213,13 @@ impl Node {
              transaction.state.log.replication.factor={replicas}\n\
              transaction.state.log.min.isr={replicas_min}\n\
              group.initial.rebalance.delay.ms=0\n\
+             initial.broker.registration.timeout.ms={registers}\n\
              num.network.threads=2\n\
              num.io.threads=2\n\
              log.cleaner.dedupe.buffer.size=4194304\n",
             voters = voters.join(","),
             data = directory.join("data").display(),
+            registers = START_PATIENCE.as_millis(),
         );
         std::fs::write(directory.join("server.properties"), text).expect("written");
         Node { id, directory, port, process: Mutex::new(None) }

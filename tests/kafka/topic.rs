@@ -56,13 +56,16 @@ pub async fn add_partitions(bootstrap: &str, topic: &str, count: usize) {
     assert!(added.iter().all(Result::is_ok), "{added:?}");
 }
 
-/// Writes messages (key, value) that are none of ours, each of them acknowledged.
-pub async fn write(bootstrap: &str, topic: &str, messages: &[(Option<&[u8]>, Option<&[u8]>)]) {
+/// The key and the value of a message that is none of ours.
+pub type Foreign = (Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// Writes messages that are none of ours, each of them acknowledged.
+pub async fn write(bootstrap: &str, topic: &str, messages: &[Foreign]) {
     let producer: FutureProducer = config(bootstrap).create().expect("a producer");
     for (key, value) in messages {
         let mut record: FutureRecord<'_, [u8], [u8]> = FutureRecord::to(topic);
-        record.key = *key;
-        record.payload = *value;
+        record.key = key.as_deref();
+        record.payload = value.as_deref();
         producer.send(record, ASK_TIMEOUT).await.expect("acknowledged");
     }
 }

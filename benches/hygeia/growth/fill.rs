@@ -15,7 +15,7 @@ use hygeia::domain::access::{Action, Caller, Role};
 use hygeia::domain::audit::{Access, Change, Outcome};
 use hygeia::domain::ids::PatientId;
 use hygeia::domain::time::{Clock, MonoTime, Timestamp};
-use hygeia::store::{self, AuditBatch, AuditHead, AuditSearch, AuditStore};
+use hygeia::store::{self, AuditBatch, AuditFound, AuditHead, AuditSearch, AuditStore};
 use uuid::Uuid;
 
 use crate::Result;
@@ -79,7 +79,12 @@ fn audit(ids: &[Uuid], secret: &str, first: Timestamp, last: Timestamp) -> impl 
                 at,
                 action: Action::PatientRead,
                 outcome: Outcome::Done,
-                caller: Caller { subject: subject.into(), role: Role::Clinician, from: None },
+                caller: Caller {
+                    subject: subject.into(),
+                    role: Role::Clinician,
+                    from: None,
+                    break_glass: None,
+                },
                 patients: vec![PatientId(*id)],
                 trace_id: id.as_u128(),
                 reason: None,
@@ -134,8 +139,8 @@ impl AuditStore for Nothing {
         Ok(Vec::new())
     }
 
-    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<Vec<AuditBatch>> {
-        Ok(Vec::new())
+    async fn search_audit(&self, _search: &AuditSearch) -> store::Result<AuditFound> {
+        Ok(AuditFound::default())
     }
 
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> store::Result<Vec<bool>> {

@@ -117,6 +117,7 @@ fn reply_bytes() -> usize {
     let patient = pb::Patient {
         restricted: false,
         again: false,
+        unchanged: false,
         id: id(),
         version: 1,
         created_at_us: 1_790_000_000_000_000,

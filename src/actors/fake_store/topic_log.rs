@@ -3,11 +3,9 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use uuid::Uuid;
 
 use super::FakeStore;
 use crate::domain::event::OutboxEvent;
-use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
 use crate::domain::topic_log::LogAnchor;
 use crate::store::{NextLog, Replay, Replayed, Result, TopicLog, TopicLogStore};

@@ -5,8 +5,8 @@
 //!   have failed in a row and what it held has run out.
 //! - **Re-fence.** A shard with a commit of unknown outcome needs a new epoch, and begins no commit until it has one.
 //!   One statement asks for all such shards; those that come meanwhile go with the next one. It waits for no commit, so
-//!   it holds up neither renewals nor commits: what is in use is asked for again a moment later, and free as soon as the
-//!   commits have ended that were under way. Until then the shard's lease is renewed as any other.
+//!   it holds up neither renewals nor commits: what is in use is asked for again a moment later, and is free as soon as
+//!   the commits have ended that were under way. Until then the shard's lease is renewed as any other.
 //!
 //! Invariant: a shard that runs is told of no epoch but the one after its own. The statement raises just that one, and
 //! only while the row is this node's: so nobody else has had the shard. If somebody has, the lease is lost, the shard

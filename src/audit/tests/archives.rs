@@ -62,7 +62,7 @@ impl Cellar {
     }
 
     fn change_anchors(&self, change: impl FnOnce(&mut Vec<AuditAnchor>)) {
-        change(&mut self.stage.rows.1.lock().unwrap());
+        change(&mut self.stage.rows.2.lock().unwrap());
     }
 }
 
@@ -224,12 +224,12 @@ async fn a_changed_missing_or_foreign_anchor_is_found() {
 async fn an_older_anchor_put_back_is_found() {
     let cellar = Cellar::filled().await;
     cellar.archive("one").await.expect("archived");
-    let old = cellar.stage.rows.1.lock().unwrap().clone();
+    let old = cellar.stage.rows.2.lock().unwrap().clone();
     cellar.stage.hand.0.store(5 * HOUR_US, Ordering::SeqCst);
     cellar.archiver().archive(Timestamp(3 * HOUR_US), &cellar.path("two")).await.expect("archived");
     assert_eq!(cellar.report(&[]).await.faults, []);
     for anchor in old {
-        let newer = cellar.stage.rows.1.lock().unwrap().clone();
+        let newer = cellar.stage.rows.2.lock().unwrap().clone();
         if newer.contains(&anchor) {
             continue;
         }

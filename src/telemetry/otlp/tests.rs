@@ -1,5 +1,6 @@
 //! Spans from events, and a collector that is there, away, slow or full of refusals.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -136,7 +137,9 @@ async fn a_hop_is_a_span_with_the_ids_of_its_line() {
     // Without a layer that could bring more it may have ended by itself.
     let _ = stop.send(());
     running.await.unwrap();
-    assert_eq!(collector.taken.lock().unwrap().len(), 3, "scrapes and other lines are none");
+    // What a busy collector answered too late is sent once more.
+    let ids: HashSet<_> = collector.taken.lock().unwrap().iter().map(|span| span.span_id.clone()).collect();
+    assert_eq!(ids.len(), 3, "scrapes and other lines are none");
     let [shard, journal, request] = spans.as_slice() else { panic!("{spans:?}") };
     assert_eq!(shard.trace_id, trace.trace_id.to_be_bytes());
     assert_eq!(

@@ -26,8 +26,10 @@ async fn a_topic_that_is_deleted_is_made_and_filled_again() {
     clinic.written(&load, 300).await;
     load.stop().await;
     clinic.proven().await;
-    let load = clinic.load();
+    // Nobody writes meanwhile: what the producer sends before the bridge has noticed comes first in the new log.
     topic::delete(&kafka, clinic.topic()).await;
+    clinic.begins_a_new_log().await;
+    let load = clinic.load();
     clinic.written(&load, 100).await;
     load.stop().await;
     clinic.proven().await;
@@ -55,8 +57,7 @@ async fn foreign_messages_are_put_aside_and_count_for_nothing() {
     let clinic = Clinic::open(&kafka, "").await;
     let load = clinic.load();
     clinic.written(&load, 50).await;
-    let foreign = clinic::foreign_messages();
-    let messages: Vec<_> = foreign.iter().map(|(key, value)| (key.as_deref(), value.as_deref())).collect();
+    let messages = clinic::foreign_messages();
     for _ in 0..5 {
         topic::write(&kafka, clinic.topic(), &messages).await;
         clinic.written(&load, 50).await;

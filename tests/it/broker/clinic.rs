@@ -75,11 +75,13 @@ impl Clinic {
 
     /// Clients that register, change and end patients until they are stopped, whatever becomes of the broker.
     pub(super) fn load(&self) -> Load {
+        // No two patients have the same address.
+        let number = fastrand::u32(..);
         let mut load =
             Load { written: Arc::default(), enough: CancellationToken::new(), clients: JoinSet::new() };
-        for number in 0..CLIENTS {
+        for client in 0..CLIENTS {
             let client = Writer {
-                number,
+                name: format!("{number}-{client}"),
                 base: format!("{}/api/patients", self.node.http_url()),
                 client: self.node.client().clone(),
                 token: self.token.clone(),
@@ -96,6 +98,17 @@ impl Clinic {
             });
         }
         load
+    }
+
+    /// Awaits that the bridge has noticed another log of the topic, and has said so.
+    pub(super) async fn begins_a_new_log(&self) {
+        let said =
+            || async { self.node.log().contains("the topic has another log than before").then_some(()) };
+        assert!(
+            within(PATIENCE, said).await.is_some(),
+            "nobody has noticed the new log:\n{}",
+            self.log_end()
+        );
     }
 
     /// Awaits that the clients have written `count` events more.
@@ -271,7 +284,7 @@ fn totals_equal(table: &BTreeMap<Uuid, Vec<Recorded>>, summary: &Value) {
 }
 
 /// Messages that others may write: each is unreadable for us in its own way.
-pub(super) fn foreign_messages() -> Vec<(Option<Vec<u8>>, Option<Vec<u8>>)> {
+pub(super) fn foreign_messages() -> Vec<topic::Foreign> {
     // What has our fields and names no patient, and what the original system writes: it has no versions.
     let nobodys = PatientEvent { patient_id: "nobody".into(), version: 1, ..PatientEvent::default() };
     let original = PatientEvent {
@@ -311,7 +324,8 @@ impl Load {
 
 /// One client.
 struct Writer {
-    number: usize,
+    /// Its patients' names begin with it.
+    name: String,
     base: String,
     client: Client,
     token: String,
@@ -322,7 +336,7 @@ impl Writer {
     /// A patient who is registered and changed; every third one is ended. On a machine that is too busy a write may be
     /// answered too late; then the patient is left as it is.
     async fn life(&self, n: usize) -> Option<()> {
-        let name = format!("{}-{n}", self.number);
+        let name = format!("{}-{n}", self.name);
         let made = self.send(Method::POST, &self.base, Some(patient(&name)), StatusCode::CREATED).await?;
         let url = format!("{}/{}", self.base, made["id"].as_str().expect("an id"));
         for change in 0..2 {

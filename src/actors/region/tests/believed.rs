@@ -19,9 +19,9 @@ use crate::context::TraceContext;
 use crate::domain::access::Caller;
 use crate::domain::cluster::NodeRole;
 use crate::domain::ids::{Kind, ShardNo};
-use crate::domain::time::{Clock, Timestamp};
+use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::health::Health;
-use crate::store::{self, LeaseRow, LeaseStore, Taken, TakenLease};
+use crate::store::{self, LeaseRow, LeaseStore, OthersLease, Refenced, Taken, TakenLease, Wanted};
 
 const TTL: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(3);
@@ -69,11 +69,25 @@ impl LeaseStore for Slow {
         Ok(proposed)
     }
 
-    async fn take(&self, kind: Kind, shards: &[ShardNo], owner: &str, ttl: Duration) -> store::Result<Taken> {
+    async fn take(&self, kind: Kind, wanted: &[Wanted], owner: &str, ttl: Duration) -> store::Result<Taken> {
         self.told.lock().unwrap().push(ttl);
-        let taken = self.sums.take(kind, shards, owner, ttl).await;
+        let taken = self.sums.take(kind, wanted, owner, ttl).await;
         self.clock.pass(self.takes);
         taken
+    }
+
+    async fn refence(
+        &self,
+        kind: Kind,
+        held: &[TakenLease],
+        owner: &str,
+        ttl: Duration,
+    ) -> store::Result<Refenced> {
+        self.sums.refence(kind, held, owner, ttl).await
+    }
+
+    async fn others(&self, kind: Kind, owner: &str) -> store::Result<Vec<OthersLease>> {
+        self.sums.others(kind, owner).await
     }
 
     async fn renew(
@@ -135,13 +149,7 @@ impl Rig {
             limits: ROOMY,
             queries_max: 1,
             handovers_max: 1,
-            lease_times: LeaseTimes {
-                ttl: TTL,
-                margin: MARGIN,
-                statement_timeout: TTL,
-                acquire_poll: TTL,
-                alone_grace: TTL,
-            },
+            lease_times: LeaseTimes { ttl: TTL, margin: MARGIN, acquire_poll: TTL, alone_grace: TTL },
             restart: RestartPolicy { restarts_max: 1, period_ms: 1_000, pause_ms: 1, pause_max_ms: 1 },
         };
         let (region, _) = Actor::spawn(None, Region::default(), args).await.expect("starts");

@@ -21,6 +21,7 @@ use crate::domain::event::RecordedEvent;
 use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, Version};
 use crate::domain::search::{PatientPage, PatientSearch};
 use crate::health::Health;
+use crate::store::contract::on_test_server;
 use crate::store::contract::server::Postgres;
 use crate::store::contract::world::patient;
 use crate::store::{
@@ -32,8 +33,8 @@ use crate::store::{
 const WRITERS: usize = 24;
 /// How long a commit holds its lease row.
 const COMMIT_SECONDS: &str = "0.1";
-/// What a new epoch may take under load: the commits under way, and what is in the journal's queue.
-const BOUND: Duration = Duration::from_secs(2);
+/// What a new epoch may take under load: the commits under way, what is in the journal's queue, and a busy machine.
+const BOUND: Duration = Duration::from_secs(10);
 
 /// Loses the answer to a commit when it is told to.
 struct Losing {
@@ -119,7 +120,7 @@ async fn epoch(store: &Arc<dyn Store>) -> Epoch {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_commits_without_end_does_not_keep_a_new_epoch_away() {
     let database = Postgres::shared_fast().create_database().await;
-    let settings = Settings { url: database.url().to_owned(), connections_max: 32, ..Settings::default() };
+    let settings = Settings { connections_max: 32, ..on_test_server(database.url()) };
     migrate(&settings).await.expect("a schema");
     let store = open(&settings, Use::Serve).await.expect("a store");
     let slow = format!(

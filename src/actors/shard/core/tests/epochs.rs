@@ -52,7 +52,7 @@ impl Stage {
     fn new() -> Self {
         Stage {
             core: Core::new(0, Epoch(1), Limits { hot_entities_max: 9, active_entities_max: 9, ..LIMITS }),
-            world: SimWorld::new(false),
+            world: SimWorld::new(Flaw::None),
             tickets: 0,
             answers: HashMap::new(),
             loads: Vec::new(),

@@ -138,7 +138,7 @@ fn changes_nothing(write: &Write<Patients>, patient: &Patient) -> bool {
 fn the_seeds_reach_what_is_checked() {
     let mut reached = BTreeSet::new();
     for seed in 0..300 {
-        let mut sim = Sim::new(seed, false);
+        let mut sim = Sim::new(seed, super::Flaw::None);
         sim.run(300);
         for question in &sim.questions {
             let Op::Write(write) = &question.op else { continue };
