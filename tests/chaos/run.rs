@@ -26,8 +26,6 @@ use crate::postgres::Stop;
 const SLOW: Duration = Duration::from_millis(120);
 /// How often it is looked whether a node has ended by itself.
 const WATCH: Duration = Duration::from_millis(200);
-/// How long a lease holds.
-const LEASE: Duration = Duration::from_secs(3);
 /// By how much the memory of a node may grow, in MiB, over what it held when it had started.
 const GROWTH_MAX_MIB: u64 = 64;
 
@@ -195,8 +193,8 @@ async fn break_things(cluster: &Arc<Cluster>, faults: Vec<Timed>, begun: Instant
                 let _beside_others = turn.read().await;
                 let from = Instant::now();
                 one_fault(&cluster, timed).await;
-                let holder = matches!(timed.fault, Fault::Stop(node) | Fault::CutOff(node, Break::Silent) if cluster.holders().contains(&node));
-                broken.windows.extend((holder && timed.lasts > LEASE).then(|| (from, Instant::now())));
+                let is_long = cluster.shape().is_long(timed.fault, timed.lasts);
+                broken.windows.extend(is_long.then(|| (from, Instant::now())));
             }
             broken
         });

@@ -129,10 +129,10 @@ pub(crate) fn schedule(seed: u64, shape: &Shape, span: Duration) -> Vec<Timed> {
     let mut rng = fastrand::Rng::with_seed(seed);
     let end = span.saturating_sub(LAST_CALM);
     let mut chosen = needed(&mut rng, shape, span);
-    let mut needs: Duration = chosen.iter().map(|(_, lasts)| *lasts + PAUSE_MAX).sum();
+    let mut needs: Duration = chosen.iter().map(|(_, lasts)| *lasts + QUIET).sum();
     loop {
         let next = (pick(&mut rng, shape), duration(&mut rng, span));
-        needs += next.1 + PAUSE_MAX;
+        needs += next.1 + QUIET;
         if CALM + needs > end {
             break;
         }
@@ -140,20 +140,40 @@ pub(crate) fn schedule(seed: u64, shape: &Shape, span: Duration) -> Vec<Timed> {
     }
     rng.shuffle(&mut chosen);
     let (mut faults, mut at) = (Vec::new(), CALM);
-    for (fault, lasts) in chosen {
+    let mut chosen = chosen.into_iter().peekable();
+    while let Some((fault, lasts)) = chosen.next() {
         faults.push(Timed { at, lasts, fault });
         // Now and then a second one while the first lasts.
         let second = Timed { at: at + lasts / 3, lasts: lasts / 2, fault: pick(&mut rng, shape) };
         if rng.u8(0..4) == 0 && second.fault.goes_with(fault) {
             faults.push(second);
         }
-        at += lasts + Duration::from_millis(rng.u64(300..=PAUSE_MAX.as_millis() as u64));
+        let pause = Duration::from_millis(rng.u64(300..=PAUSE_MAX.as_millis() as u64));
+        let watched =
+            shape.is_long(fault, lasts) || chosen.peek().is_some_and(|next| shape.is_long(next.0, next.1));
+        at += lasts + if watched { QUIET } else { pause };
     }
     faults
 }
 
 /// The longest pause between two faults.
 const PAUSE_MAX: Duration = Duration::from_millis(2_000);
+/// The pause before and after a long fault of a holder: what was broken before is well again, and changes are
+/// acknowledged for as long as is looked at.
+const QUIET: Duration = Duration::from_millis(4_500);
+/// How long a lease holds.
+pub(crate) const LEASE: Duration = Duration::from_secs(3);
+
+impl Shape {
+    /// Whether a node that holds patients is stopped or cut off for longer than a lease.
+    pub(crate) fn is_long(&self, fault: Fault, lasts: Duration) -> bool {
+        let holder = match fault {
+            Fault::Stop(node) | Fault::CutOff(node, Break::Silent) => self.holders.contains(&node),
+            _ => false,
+        };
+        holder && lasts > LEASE
+    }
+}
 
 /// The faults that must not be missing.
 fn needed(rng: &mut fastrand::Rng, shape: &Shape, span: Duration) -> Vec<(Fault, Duration)> {
@@ -228,7 +248,6 @@ mod tests {
     use super::*;
 
     const SPAN: Duration = Duration::from_secs(35);
-    const LEASE: Duration = Duration::from_secs(3);
 
     fn shape() -> Shape {
         Shape {
@@ -284,6 +303,11 @@ mod tests {
                 assert!(faults.iter().filter(holder).any(|timed| timed.lasts > LEASE), "seed {seed}");
             }
             let faults = schedule(seed, &shape(), SPAN);
+            for pair in faults.windows(2).filter(|pair| pair[1].at >= pair[0].at + pair[0].lasts) {
+                let watched = pair.iter().any(|timed| shape().is_long(timed.fault, timed.lasts));
+                let pause = pair[1].at - pair[0].at - pair[0].lasts;
+                assert!(!watched || pause >= QUIET, "seed {seed}: {pair:?}");
+            }
             assert!(with(&faults, |fault| fault == Fault::KilledDatabase), "seed {seed}");
             assert!(with(&faults, |fault| fault == Fault::PausedBroker), "seed {seed}");
             let keeps = schedule(seed, &Shape { broker_keeps: true, ..shape() }, SPAN);
