@@ -93,7 +93,7 @@ const REQUESTS: [Request; 17] = [
 ];
 const POST: &str = "POST patient";
 
-/// What was measured of one kind of request: of each size, the smallest first, each round's outcome.
+/// The outcomes of one kind of request: of each size, the smallest first, each round's outcome.
 struct Line {
     what: &'static str,
     outcomes: Vec<Vec<Outcome>>,
@@ -149,7 +149,7 @@ async fn postgres(effort: Effort, patients: &[u64]) -> Result<Vec<Line>> {
             .with("HYGEIA__KAFKA__GROUP", &name);
         say(&format!("PostgreSQL: {count} patients"));
         let filled = fill::postgres(database.url(), count, JWT_SECRET).await?;
-        // What holds the database and the directory goes with the size.
+        // The size keeps its database and its directory: dropping them would remove both.
         sizes.push((Size::start(&site, count, filled).await?, database, site));
     }
     let lines = measure(effort, &sizes.iter().map(|(size, ..)| size).collect::<Vec<_>>()).await?;

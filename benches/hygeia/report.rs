@@ -163,7 +163,7 @@ Node, load and yardsticks use the same allocator.
 How long a cluster needs after a fault or for a move is measured by the program that causes them: `docs/RELIABILITY.md`.
 ";
 
-/// What it was measured on.
+/// The machine that was measured.
 pub(crate) fn machine() -> Vec<String> {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {

@@ -89,7 +89,7 @@ pub struct Settings {
     pub drain_timeout_ms: u64,
     /// How often it is checked that the topic still has the log that is known, in milliseconds.
     pub log_check_ms: u64,
-    /// What is published again to a new log. At the embedded broker always `uncounted`.
+    /// Which events a new log gets again. At the embedded broker always `uncounted`.
     pub replay: ReplayOf,
     /// How often a row fails before it is parked, while others get through.
     pub park_after_failures: u32,
@@ -99,7 +99,7 @@ pub struct Settings {
     pub park_max_ms: u64,
 }
 
-/// What is published again to a new log of the topic.
+/// Which events a new log of the topic gets again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplayOf {

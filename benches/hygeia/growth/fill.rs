@@ -34,7 +34,7 @@ const SUBJECTS: u64 = 50;
 /// Patients of one audit batch; each patient is in one.
 const BATCH_ENTRIES: usize = 16;
 
-/// What the requests ask about.
+/// The patients that the requests ask about.
 pub(crate) struct Filled {
     /// Patients anywhere in the table.
     pub(crate) some: Vec<Uuid>,

@@ -21,7 +21,7 @@ FROM (SELECT n, (extract(epoch FROM now()) * 1000000)::int8 - ($1 - n + 1) * (31
                ELSE 'P' || (n % 997) END AS first
       FROM generate_series(1::int8, $1) n) made";
 
-/// What follows from them.
+/// The rows that follow from the patients: addresses, events, accounts, and the counts of analytics.
 const DERIVED: [&str; 8] = [
     "INSERT INTO patient_emails (email_key, patient_id) SELECT email, id FROM patients ORDER BY email",
     "INSERT INTO patient_events (patient_id, version, at, command_id, event_id, shard, kind, subject, traceparent, body)

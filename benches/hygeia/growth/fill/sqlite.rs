@@ -26,7 +26,7 @@ SELECT unhex(printf('%012x', at / 1000) || '7' || substr(hex(randomblob(2)), 1, 
     date(at / 1000000, 'unixepoch'), lower(first) || ' ' || n, n % 100 = 99
 FROM made";
 
-/// What follows from them.
+/// The rows that follow from the patients: addresses, events, accounts, and the counts of analytics.
 const DERIVED: [&str; 7] = [
     "INSERT INTO patient_emails (email_key, patient_id) SELECT email, id FROM patients ORDER BY email",
     "INSERT INTO patient_events (patient_id, version, at, command_id, event_id, shard, kind, subject, traceparent, body)
