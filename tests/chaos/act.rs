@@ -1,8 +1,11 @@
 //! What one client does at a time: mostly one operation, sometimes a second one that follows from it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use crate::driver::{Driver, Known};
+use futures::future::join_all;
+
+use crate::driver::{CLIENTS, Driver, Known};
 use crate::machinery::answers::Told;
 use crate::machinery::history::{Call, Email, Look, Outcome, Part};
 use crate::machinery::prompt::{Heard, Try};
@@ -12,6 +15,11 @@ const BUSY: usize = 12;
 /// Patients at the same time that are mostly read. A node that has lost its lease could change one of them and nobody
 /// would notice, were it not fenced: so a client whose front does not answer asks for just that.
 const QUIET: usize = 24;
+/// How long the quiet patients are only read after all of them were changed at once. If the holder of the lease changed
+/// one, it would learn of another node's change, and that this was missing from its memory would not be seen.
+const READ_ONLY: Duration = Duration::from_secs(7);
+/// The number of the client that changes all of them at once.
+const WAVE_CLIENT: u32 = CLIENTS + 1;
 /// All of them.
 pub(crate) const SLOTS: usize = BUSY + QUIET;
 /// Operations on one patient; then another one takes the slot. It bounds the window of a check, and is more than a
@@ -35,6 +43,8 @@ pub(crate) struct Slot {
     filling: bool,
     /// Somebody restricts the record for a moment.
     restricting: bool,
+    /// Until then a quiet patient is only read.
+    read_only_until: Option<Instant>,
 }
 
 /// An address that several patients want.
@@ -98,7 +108,7 @@ impl Act {
             }
         };
         match known {
-            Some(known) if number >= BUSY => Some(self.leave_quiet(known).await),
+            Some(known) if number >= BUSY => Some(self.leave_quiet(number, known).await),
             Some(known) => Some(self.operate(number, known).await),
             None => Some(self.fill(number).await),
         }
@@ -116,11 +126,13 @@ impl Act {
     }
 
     /// A read of a quiet patient; seldom a change, unless the front does not answer.
-    async fn leave_quiet(&mut self, known: Known) -> Outcome {
+    async fn leave_quiet(&mut self, number: usize, known: Known) -> Outcome {
         let (tag, chance) = (self.driver.next_tag(), self.rng.u8(0..100));
+        let read_only_until = self.driver.slots[number].lock().expect("sane").read_only_until;
+        let may_change = read_only_until.is_none_or(|until| Instant::now() >= until);
         let call = match chance {
-            _ if self.waiting => Call::Put { tag, email: Email::Own, expected: None },
-            0 => Call::Patch { tag, part: Part::Address, expected: None },
+            _ if self.waiting && may_change => Call::Put { tag, email: Email::Own, expected: None },
+            0 if may_change => Call::Patch { tag, part: Part::Address, expected: None },
             1..4 => Call::Look(Look::History),
             _ => Call::Look(Look::Get),
         };
@@ -276,4 +288,18 @@ impl Act {
             Err((_, None)) => {}
         }
     }
+}
+
+/// Changes every quiet patient once, all at the same time, through all fronts. Then they are only read for a while.
+pub(crate) async fn change_quiet(driver: &Driver) {
+    let known = |slot: &Mutex<Slot>| {
+        let mut slot = slot.lock().expect("sane");
+        slot.read_only_until = Some(Instant::now() + READ_ONLY);
+        slot.patient
+    };
+    let changes = driver.slots[BUSY..].iter().filter_map(known).zip(0..).map(|(known, n)| {
+        let call = Call::Put { tag: driver.next_tag(), email: Email::Own, expected: None };
+        driver.perform(WAVE_CLIENT, n % driver.api().fronts(), Some(known), call, false)
+    });
+    join_all(changes).await;
 }

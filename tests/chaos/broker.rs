@@ -92,14 +92,22 @@ impl Broker {
 
     /// Whether it keeps its log, so that it can be killed and started again. The mock keeps nothing.
     pub(crate) fn keeps_its_log(&self) -> bool {
-        false
+        matches!(self.kind, Kind::Apache(_))
     }
 
-    /// Ends it without a word.
-    pub(crate) async fn kill(&self) {}
+    /// SIGKILL. For a broker that keeps its log.
+    pub(crate) fn kill(&self) {
+        if let Kind::Apache(cluster) = &self.kind {
+            tokio::task::block_in_place(|| cluster.kill(0));
+        }
+    }
 
-    /// Starts it again after `kill`, with its log.
-    pub(crate) async fn start_again(&self) {}
+    /// Starts it again after `kill`, with its log, and waits until it serves.
+    pub(crate) async fn start_again(&self) {
+        if let Kind::Apache(cluster) = &self.kind {
+            cluster.begin(0).await;
+        }
+    }
 
     /// Connections stay open, nothing answers.
     pub(crate) fn pause(&self) {

@@ -19,7 +19,7 @@ use crate::machinery::history::{Call, Email, Look, Operation, Outcome, Recorder,
 use crate::machinery::prompt::Try;
 
 /// Clients at the same time, shared among the fronts.
-const CLIENTS: u32 = 24;
+pub(crate) const CLIENTS: u32 = 24;
 /// Acts of one client at the same time: one, and those whose answer takes longer than `PATIENT`.
 const OPEN_MAX: usize = 6;
 /// How long a client waits for an act before it begins another, for each that is open.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::history::{Call, Look, Operation, Outcome};
 use super::prompt::{Outage, Why};
+use super::schedule::LEASE;
 
 /// Something that must not be.
 #[derive(Clone, Debug)]
@@ -55,10 +56,13 @@ impl Missed {
         self.read.client != FINAL && self.read.front != self.change.front && went_on(&self.read, outages)
     }
 
-    /// Whether a node that had been stopped and goes on acknowledged a change that another node does not show: the node
-    /// that holds the lease does not know of it. That is what the check of the epoch in a commit prevents.
+    /// Whether a change that an earlier holder acknowledged is not shown: the node that holds the lease does not know of
+    /// it. Either the commit was on its way to the database for longer than the lease held; or a node that had been
+    /// stopped and goes on acknowledged it, and another node does not show it. That is what the check of the epoch in a
+    /// commit prevents.
     pub(crate) fn is_lost_change(&self, outages: &[Outage]) -> bool {
-        self.read.front != self.change.front && went_on(&self.change, outages)
+        let of_other = self.read.front != self.change.front && went_on(&self.change, outages);
+        of_other || came_late(&self.change, outages)
     }
 }
 
@@ -73,6 +77,17 @@ fn went_on(operation: &Operation, outages: &[Outage]) -> bool {
     outages.iter().any(|outage| {
         outage.why == Why::Stopped(operation.front as usize)
             && (outage.to..outage.to + UNAWARE).contains(&operation.returned)
+    })
+}
+
+/// Whether an operation may have waited for a commit that was longer on its way to the database than a lease holds: its
+/// request was sent before or while that way was late, and answered later than a lease holds.
+fn came_late(operation: &Operation, outages: &[Outage]) -> bool {
+    outages.iter().any(|outage| {
+        matches!(outage.why, Why::Late(_))
+            && operation.sent < outage.to
+            && operation.returned > outage.from
+            && operation.returned.saturating_sub(operation.sent) > LEASE
     })
 }
 
@@ -134,5 +149,21 @@ mod tests {
         assert!(!missed(FINAL).is_stale_read(&stop(1, 8_000)), "nobody raced");
         assert!(!missed(2).is_stale_read(&stop(1, 9_000)), "it is stopped still");
         assert!(!missed(2).is_stale_read(&stop(1, 2_000)), "long after");
+    }
+
+    #[test]
+    fn a_commit_that_came_later_than_its_lease_held_tells_it_too() {
+        let late = |from, to| {
+            [Outage { why: Why::Late(2), from: Duration::from_millis(from), to: Duration::from_millis(to) }]
+        };
+        let missed = |sent, returned| {
+            let change = op(1, 1, (sent, returned), PUT, rec(2));
+            Missed { change, read: op(2, 1, (returned + 10, returned + 20), GET, rec(1)) }
+        };
+        assert!(missed(990, 5_400).is_lost_change(&late(1_000, 7_000)), "through any front");
+        assert!(!missed(990, 3_900).is_lost_change(&late(1_000, 7_000)), "the lease may have held");
+        assert!(!missed(7_000, 11_400).is_lost_change(&late(1_000, 7_000)), "sent later");
+        assert!(!missed(990, 5_400).is_lost_change(&[]));
+        assert!(!missed(990, 5_400).is_stale_read(&late(1_000, 7_000)), "nobody was stopped");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! chaos                       one short run with a fixed seed, and a rolling restart: what `cargo test` does
-//! chaos seeds                 CHAOS_SEEDS seeds (5), or the one of HYGEIA_CHAOS_SEED: all faults, and long stops
+//! chaos seeds                 CHAOS_SEEDS seeds (5), or the one of HYGEIA_CHAOS_SEED: any faults, and long ones by turns
 //! chaos counterproof          a build without one of the fences must be found to break what that fence protects
 //! chaos measure failover kill|stop|cut [ROUNDS]
 //! chaos measure move [ROUNDS]
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         match subcommand.as_str() {
-            "seeds" => seeds(&[Kind::Any, Kind::Stops]).await,
+            "seeds" => seeds(&[Kind::Any, Kind::Turns]).await,
             "counterproof" => counterproof().await,
             "measure" => measured().await,
             // What the test runner of cargo may ask of every test binary.
@@ -168,13 +168,14 @@ async fn judged(plan: Plan) -> Option<Judged> {
     }
 }
 
-/// The fence that this build lacks: what its absence must be found to do, and how that is recognised.
-type Missing = (&'static str, fn(&Missed, &[Outage]) -> bool);
+/// The fence that this build lacks: what its absence must be found to do, how that is recognised, and the faults that
+/// bring it about.
+type Missing = (&'static str, fn(&Missed, &[Outage]) -> bool, Kind);
 
 fn missing_fence() -> Missing {
     match (cfg!(feature = "unfenced_commit"), cfg!(feature = "unfenced_read")) {
-        (true, false) => ("an acknowledged change is lost", Missed::is_lost_change),
-        (false, true) => ("a stale read under load", Missed::is_stale_read),
+        (true, false) => ("an acknowledged change is lost", Missed::is_lost_change, Kind::Lates),
+        (false, true) => ("a stale read under load", Missed::is_stale_read, Kind::FrontStops),
         _ => panic!("build with the feature unfenced_commit or unfenced_read, and not with both"),
     }
 }
@@ -182,9 +183,9 @@ fn missing_fence() -> Missing {
 /// Without one of the fences, what that fence prevents has to be found; else the runs that find nothing prove nothing.
 /// No other violation counts.
 async fn counterproof() -> ExitCode {
-    let (what, is_it) = missing_fence();
+    let (what, is_it, kind) = missing_fence();
     for seed in chosen() {
-        let plan = Plan { seed, layout: layout(), span: span(), kind: Kind::FrontStops, rolls: false };
+        let plan = Plan { seed, layout: layout(), span: span(), kind, rolls: false };
         let Some(judged) = judged(plan).await else { continue };
         let missed = judged
             .found

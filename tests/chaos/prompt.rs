@@ -39,6 +39,8 @@ pub(crate) enum Why {
     Stopped(usize),
     /// The node was told to end, or was killed, until it was started again.
     Ended(usize),
+    /// What the node sent to the database came later than a lease holds. The node itself could run.
+    Late(usize),
     /// This program got no processor.
     Starved,
 }
@@ -97,7 +99,7 @@ fn is_explained(asked: Try, outages: &[Outage]) -> bool {
         Why::Stopped(node) => {
             node == asked.node && outage.from <= asked.returned && asked.sent <= outage.to + AFTERMATH
         }
-        Why::Starved => false,
+        Why::Late(_) | Why::Starved => false,
     })
 }
 

@@ -63,6 +63,11 @@ impl Rules {
     /// Who listens is not heard.
     pub(crate) const MUTE: Rules = Rules { forward: Flow::Pass, backward: Flow::Hold, cut: false };
 
+    /// What who dialled sends takes this much longer.
+    pub(crate) const fn late(by: Duration) -> Rules {
+        Rules { forward: Flow::Delay(by), backward: Flow::Pass, cut: false }
+    }
+
     /// Every chunk takes this much longer, both ways.
     pub(crate) const fn slow(by: Duration) -> Rules {
         Rules { forward: Flow::Delay(by), backward: Flow::Delay(by), cut: false }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tokio::sync::RwLock;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::act::change_quiet;
 use crate::cluster::{Cluster, Layout};
 use crate::driver::Driver;
 use crate::invariants;
@@ -15,9 +16,11 @@ use crate::judgement::{Window, answered, explained, operations, settle, slowness
 use crate::machinery::findings::Finding;
 use crate::machinery::histories::{History, second_opinion};
 use crate::machinery::ledger::versions;
-use crate::machinery::prompt::Outage;
+use crate::machinery::prompt::{Outage, Why};
 use crate::machinery::proxy::Rules;
-use crate::machinery::schedule::{Break, Fault, Timed, schedule, stops};
+use crate::machinery::schedule::{
+    Break, Fault, LAST_CALM, LATE, LATE_AT_DATABASE, STOP, Timed, by_turns, schedule,
+};
 use crate::measure::rolling::roll_under_load;
 use crate::memory;
 use crate::postgres::Stop;
@@ -53,10 +56,14 @@ impl Plan {
 pub(crate) enum Kind {
     /// All there are.
     Any,
-    /// Nodes that hold patients are stopped by turns for longer than their leases hold.
-    Stops,
-    /// The same, but only nodes that are fronts too: a client there is answered from the memory of the node.
+    /// Nodes that hold patients are by turns stopped, and made too late at the database, for longer than their leases
+    /// hold.
+    Turns,
+    /// Nodes that hold patients and are fronts too are stopped for longer: a client there is answered from the memory
+    /// of the node.
     FrontStops,
+    /// What nodes that hold patients send to the database comes later than their leases hold.
+    Lates,
 }
 
 impl Kind {
@@ -64,8 +71,9 @@ impl Kind {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Kind::Any => "any",
-            Kind::Stops => "stops",
+            Kind::Turns => "turns",
             Kind::FrontStops => "front-stops",
+            Kind::Lates => "lates",
         }
     }
 }
@@ -90,10 +98,11 @@ pub(crate) async fn run(plan: Plan) -> Result<Judged, String> {
     let holders = cluster.holders();
     let faults = match kind {
         Kind::Any => schedule(seed, &cluster.shape(), span),
-        Kind::Stops => stops(seed, &holders, span),
+        Kind::Turns => by_turns(seed, &holders, &[STOP, LATE_AT_DATABASE], span),
+        Kind::Lates => by_turns(seed, &holders, &[LATE_AT_DATABASE], span),
         Kind::FrontStops => {
             let is_front = |number: &usize| cluster.nodes[*number].roles.contains(&"front");
-            stops(seed, &holders.into_iter().filter(is_front).collect::<Vec<_>>(), span)
+            by_turns(seed, &holders.into_iter().filter(is_front).collect::<Vec<_>>(), &[STOP], span)
         }
     };
     for timed in &faults {
@@ -128,7 +137,7 @@ async fn drive_and_judge(cluster: &Arc<Cluster>, plan: Plan, faults: Vec<Timed>)
     let (base, watch) = (memory::now(cluster).await, memory::Watch::start(cluster));
     let clients = driver.start(seed);
     let begun = Instant::now();
-    let broken = break_things(cluster, faults, begun, span).await;
+    let broken = break_things(cluster, &driver, faults, begun, span).await;
     driver.stop(clients).await;
     cluster.heal().await;
     let healed = Instant::now();
@@ -172,40 +181,52 @@ async fn drive_and_judge(cluster: &Arc<Cluster>, plan: Plan, faults: Vec<Timed>)
 #[derive(Default)]
 struct Broken {
     problems: Vec<String>,
-    /// From when to when a node that holds patients was stopped or cut off for longer than a lease.
+    /// From when to when a node that holds patients was stopped, cut off or late for longer than a lease.
     windows: Vec<(Instant, Instant)>,
 }
 
 /// Breaks what the schedule says, and heals it, until `span` is over and everything is healed.
-async fn break_things(cluster: &Arc<Cluster>, faults: Vec<Timed>, begun: Instant, span: Duration) -> Broken {
+async fn break_things(
+    cluster: &Arc<Cluster>,
+    driver: &Arc<Driver>,
+    faults: Vec<Timed>,
+    begun: Instant,
+    span: Duration,
+) -> Broken {
     let mut breaking = JoinSet::new();
-    // A rolling restart takes as long as it takes, and has to go well: nothing else is broken meanwhile.
-    let turn = Arc::new(RwLock::new(()));
-    for timed in faults {
-        let (cluster, turn) = (Arc::clone(cluster), Arc::clone(&turn));
+    let ends = watch::Sender::new(vec![None; faults.len()]);
+    for (number, timed) in faults.iter().copied().enumerate() {
+        let (cluster, driver) = (Arc::clone(cluster), Arc::clone(driver));
+        let (ends, mut ended) = (ends.clone(), ends.subscribe());
+        let pauses: Vec<_> = faults.iter().map(|earlier| earlier.pause_before(&timed)).collect();
         breaking.spawn(async move {
-            tokio::time::sleep_until((begun + timed.at).into()).await;
-            let mut broken = Broken::default();
+            let mut begins = None;
+            let may_begin = |ends: &Vec<_>| {
+                begins = earliest(begun + timed.at, &pauses, ends);
+                begins.is_some()
+            };
+            ended.wait_for(may_begin).await.expect("this task holds a sender");
+            tokio::time::sleep_until(begins.expect("awaited").into()).await;
+            let (mut broken, from) = (Broken::default(), Instant::now());
             if timed.fault == Fault::RollingRestart {
-                let _alone = turn.write().await;
                 broken.problems.extend(cluster.roll().await.err());
             } else {
-                let _beside_others = turn.read().await;
-                let from = Instant::now();
-                one_fault(&cluster, timed).await;
+                one_fault(&cluster, &driver, timed).await;
                 let is_long = cluster.shape().is_long(timed.fault, timed.lasts);
                 broken.windows.extend(is_long.then(|| (from, Instant::now())));
             }
+            ends.send_modify(|ends| ends[number] = Some(Instant::now()));
             broken
         });
     }
-    let mut broken = Broken::default();
-    while !breaking.is_empty() || begun.elapsed() < span {
+    let (mut broken, mut until) = (Broken::default(), begun + span);
+    while !breaking.is_empty() || Instant::now() < until {
         tokio::select! {
             Some(done) = breaking.join_next() => {
                 let done = done.expect("no panic");
                 broken.problems.extend(done.problems);
                 broken.windows.extend(done.windows);
+                until = until.max(Instant::now() + LAST_CALM);
             }
             () = tokio::time::sleep(WATCH) => broken.problems.extend(cluster.restart_ended().await),
         }
@@ -213,7 +234,14 @@ async fn break_things(cluster: &Arc<Cluster>, faults: Vec<Timed>, begun: Instant
     broken
 }
 
-async fn one_fault(cluster: &Cluster, timed: Timed) {
+/// When a fault begins that is planned for `planned`, and `pauses` after the ends of the earlier ones. None while one of
+/// those is not over: a rolling restart takes as long as it takes, and so does what is started again on a busy machine.
+fn earliest(planned: Instant, pauses: &[Option<Duration>], ends: &[Option<Instant>]) -> Option<Instant> {
+    let earlier = pauses.iter().zip(ends).filter_map(|(pause, end)| Some(((*pause)?, *end)));
+    earlier.map(|(pause, end)| Some(end? + pause)).try_fold(planned, |latest, next| Some(latest.max(next?)))
+}
+
+async fn one_fault(cluster: &Cluster, driver: &Driver, timed: Timed) {
     let over = tokio::time::sleep(timed.lasts);
     match timed.fault {
         Fault::Kill(node) => {
@@ -225,6 +253,17 @@ async fn one_fault(cluster: &Cluster, timed: Timed) {
             cluster.nodes[node].signal(Signal::STOP).await;
             over.await;
             cluster.nodes[node].signal(Signal::CONT).await;
+        }
+        Fault::Database(node, Break::Late) => {
+            cluster.outages.begin(Why::Late(node));
+            cluster.nodes[node].to_database(rules(Break::Late));
+            let healing = async {
+                over.await;
+                cluster.nodes[node].to_database(Rules::PASS);
+                cluster.outages.end(Why::Late(node));
+            };
+            // The changes are on their way when the leases lapse.
+            tokio::join!(change_quiet(driver), healing);
         }
         Fault::Database(node, how) => {
             cluster.nodes[node].to_database(rules(how));
@@ -264,7 +303,7 @@ async fn one_fault(cluster: &Cluster, timed: Timed) {
             cluster.broker.resume();
         }
         Fault::KilledBroker => {
-            cluster.broker.kill().await;
+            cluster.broker.kill();
             over.await;
             cluster.broker.start_again().await;
         }
@@ -279,6 +318,7 @@ fn rules(how: Break) -> Rules {
         Break::Deaf => Rules::DEAF,
         Break::Mute => Rules::MUTE,
         Break::Slow => Rules::slow(SLOW),
+        Break::Late => Rules::late(LATE),
     }
 }
 

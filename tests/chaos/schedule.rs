@@ -1,7 +1,8 @@
 //! Which faults come when. A schedule follows from its seed and the shape of what it is for, and from nothing else.
 //!
 //! Every schedule stops a node that holds patients, or cuts it off from everybody, for longer than its leases hold. A
-//! long one also kills the database, and stops or restarts the broker. The other faults are chosen at random.
+//! long one also kills the database, and stops or restarts the broker. The other faults are chosen at random. A schedule
+//! of faults by turns meets each holder in turn, and each time for longer than its leases hold.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ pub(crate) const LASTS_MAX: Duration = Duration::from_secs(15);
 /// Nothing is broken before.
 const CALM: Duration = Duration::from_secs(2);
 /// Nothing is broken for so long at the end of a run.
-const LAST_CALM: Duration = Duration::from_secs(2);
+pub(crate) const LAST_CALM: Duration = Duration::from_secs(2);
 /// The shortest run in which the database and the broker fail too.
 const LONG_SPAN: Duration = Duration::from_secs(25);
 
@@ -35,6 +36,8 @@ pub(crate) enum Break {
     Mute,
     /// Everything arrives late.
     Slow,
+    /// What the dialling end sends arrives later than a lease holds, and sooner than a request is given up.
+    Late,
 }
 
 /// What goes wrong. Nodes are meant by their number.
@@ -107,6 +110,13 @@ pub(crate) struct Timed {
     pub(crate) fault: Fault,
 }
 
+impl Timed {
+    /// The pause from the end of this fault to the beginning of a later one. None if that begins before.
+    pub(crate) fn pause_before(&self, later: &Timed) -> Option<Duration> {
+        later.at.checked_sub(self.at + self.lasts)
+    }
+}
+
 /// What there is to be broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
@@ -143,9 +153,10 @@ pub(crate) fn schedule(seed: u64, shape: &Shape, span: Duration) -> Vec<Timed> {
     let mut chosen = chosen.into_iter().peekable();
     while let Some((fault, lasts)) = chosen.next() {
         faults.push(Timed { at, lasts, fault });
-        // Now and then a second one while the first lasts.
+        // Now and then a second one while the first lasts; not a long one, which needs quiet before and after.
         let second = Timed { at: at + lasts / 3, lasts: lasts / 2, fault: pick(&mut rng, shape) };
-        if rng.u8(0..4) == 0 && second.fault.goes_with(fault) {
+        let is_long = shape.is_long(second.fault, second.lasts);
+        if rng.u8(0..4) == 0 && second.fault.goes_with(fault) && !is_long {
             faults.push(second);
         }
         let pause = Duration::from_millis(rng.u64(300..=PAUSE_MAX.as_millis() as u64));
@@ -163,12 +174,18 @@ const PAUSE_MAX: Duration = Duration::from_millis(2_000);
 const QUIET: Duration = Duration::from_millis(4_500);
 /// How long a lease holds.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
+/// By how much `Break::Late` delays. The next holder takes the leases up to 3.5 s after the delay has begun: up to 0.25 s
+/// may pass until a renewal is seen, and it looks for leases that have lapsed as often. A node answers within 5 s. In
+/// between a commit that is still on its way must be refused, although its client still waits.
+pub(crate) const LATE: Duration = Duration::from_millis(4_300);
 
 impl Shape {
-    /// Whether a node that holds patients is stopped or cut off for longer than a lease.
+    /// Whether a node that holds patients is stopped, cut off or too late at the database for longer than a lease.
     pub(crate) fn is_long(&self, fault: Fault, lasts: Duration) -> bool {
         let holder = match fault {
-            Fault::Stop(node) | Fault::CutOff(node, Break::Silent) => self.holders.contains(&node),
+            Fault::Stop(node) | Fault::CutOff(node, Break::Silent) | Fault::Database(node, Break::Late) => {
+                self.holders.contains(&node)
+            }
             _ => false,
         };
         holder && lasts > LEASE
@@ -194,19 +211,28 @@ fn needed(rng: &mut fastrand::Rng, shape: &Shape, span: Duration) -> Vec<(Fault,
     needed
 }
 
-/// Nodes out of `among` that are stopped one after the other, each for longer than its leases hold.
-pub(crate) fn stops(seed: u64, among: &[usize], span: Duration) -> Vec<Timed> {
+/// A fault that outlasts the leases of the node that it befalls.
+pub(crate) type LongFault = fn(usize) -> Fault;
+
+/// The node stands still.
+pub(crate) const STOP: LongFault = Fault::Stop;
+/// What the node sends to the database comes too late.
+pub(crate) const LATE_AT_DATABASE: LongFault = |node| Fault::Database(node, Break::Late);
+
+/// Nodes out of `among` that meet a fault one after the other, each for longer than its leases hold: the first fault of
+/// `faults`, then the next, and the first again after the last.
+pub(crate) fn by_turns(seed: u64, among: &[usize], faults: &[LongFault], span: Duration) -> Vec<Timed> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    let (mut faults, mut at) = (Vec::new(), CALM);
+    let (mut timed, mut at) = (Vec::new(), CALM);
     let first = rng.usize(0..among.len());
     loop {
-        // By turns: the node that took over is next, and each of them is met.
-        let node = among[(first + faults.len()) % among.len()];
+        // The node that took over is next, and each of them is met.
+        let (node, fault) = (among[(first + timed.len()) % among.len()], faults[timed.len() % faults.len()]);
         let lasts = Duration::from_millis(rng.u64(HOLDER_MS));
         if at + lasts + LAST_CALM > span {
-            return faults;
+            return timed;
         }
-        faults.push(Timed { at, lasts, fault: Fault::Stop(node) });
+        timed.push(Timed { at, lasts, fault: fault(node) });
         at += lasts + Duration::from_millis(rng.u64(2_000..4_000));
     }
 }
@@ -219,7 +245,7 @@ fn duration(rng: &mut fastrand::Rng, span: Duration) -> Duration {
 }
 
 fn pick(rng: &mut fastrand::Rng, shape: &Shape) -> Fault {
-    let breaks = [Break::Reset, Break::Silent, Break::Deaf, Break::Mute, Break::Slow];
+    let breaks = [Break::Reset, Break::Silent, Break::Deaf, Break::Mute, Break::Slow, Break::Late];
     loop {
         let (node, how) = (rng.usize(0..shape.nodes), breaks[rng.usize(0..breaks.len())]);
         let other = (node + rng.usize(1..shape.nodes.max(2))) % shape.nodes;
@@ -286,7 +312,7 @@ mod tests {
             }
         }
         assert_eq!(kinds.len(), 10, "all but the killed broker");
-        assert_eq!(breaks.len(), 5);
+        assert_eq!(breaks.len(), 6);
         assert!(longest > Duration::from_secs(6));
     }
 
@@ -316,14 +342,26 @@ mod tests {
     }
 
     #[test]
-    fn stops_take_their_turns_and_outlast_a_lease() {
+    fn long_faults_take_their_turns_and_outlast_a_lease() {
         for seed in 0..100 {
-            let faults = stops(seed, &[2, 5], SPAN);
+            let faults = by_turns(seed, &[2, 5], &[STOP], SPAN);
             let met: BTreeSet<_> = faults.iter().map(|timed| timed.fault).collect();
             assert_eq!(met, BTreeSet::from([Fault::Stop(2), Fault::Stop(5)]), "seed {seed}");
             assert!(faults.iter().all(|timed| timed.lasts > LEASE && timed.at + timed.lasts <= SPAN));
+            assert!(faults.iter().all(|timed| shape().is_long(timed.fault, timed.lasts)));
             assert!(faults.is_sorted_by(|one, next| one.at + one.lasts < next.at), "one at a time");
+            for (n, timed) in by_turns(seed, &[2, 5], &[STOP, LATE_AT_DATABASE], SPAN).iter().enumerate() {
+                let is_late = matches!(timed.fault, Fault::Database(2 | 5, Break::Late));
+                assert!(is_late == (n % 2 == 1) && shape().is_long(timed.fault, timed.lasts), "seed {seed}");
+            }
         }
+    }
+
+    #[test]
+    fn what_is_late_outlasts_a_lease_and_comes_before_its_request_is_given_up() {
+        let (taken, given_up) = (LEASE + LEASE / 6, Duration::from_secs(5));
+        assert!(LATE > taken + Duration::from_millis(500), "the next holder has time to load");
+        assert!(LATE + Duration::from_millis(500) < given_up, "the answer has time to come");
     }
 
     #[test]
