@@ -277,6 +277,8 @@ pub struct Applied {
     pub counted: u64,
     /// Observations known already, without effect.
     pub repeated: u64,
+    /// Versions that will not be counted any more: too many later ones of the same patient have been.
+    pub given_up: u64,
 }
 
 /// The analytics projection: results and offsets, always in one transaction.
