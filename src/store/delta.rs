@@ -42,7 +42,8 @@ impl Known {
 
     /// The column `ahead`: a list in JSON, or null for none.
     pub(super) fn ahead(&self) -> Option<String> {
-        let list = || format!("[{}]", self.ahead.iter().map(Version::to_string).collect::<Vec<_>>().join(","));
+        let list =
+            || format!("[{}]", self.ahead.iter().map(Version::to_string).collect::<Vec<_>>().join(","));
         (!self.ahead.is_empty()).then(list)
     }
 
@@ -185,13 +186,18 @@ mod tests {
                     }
                     applied.push(delta.applied.counted);
                     for (id, patient) in delta.patients {
-                        let row = Known::of(patient.version, patient.ahead().as_deref(), patient.date_of_birth);
+                        let row =
+                            Known::of(patient.version, patient.ahead().as_deref(), patient.date_of_birth);
                         known.insert(id, row.expect("a row"));
                     }
                 }
                 births.retain(|_, n| *n != 0);
                 let counted = [cut as u64, 4 - cut as u64, 0];
-                assert_eq!((applied, births), (counted.to_vec(), BTreeMap::from([(new, 1)])), "{order:?}, {cut}");
+                assert_eq!(
+                    (applied, births),
+                    (counted.to_vec(), BTreeMap::from([(new, 1)])),
+                    "{order:?}, {cut}"
+                );
                 assert_eq!(known[&id], Known::of(4, None, Some(new)).expect("a row"), "{order:?}, {cut}");
             }
         }
