@@ -41,7 +41,8 @@ use crate::domain::time::Timestamp;
 use crate::domain::topic_log::LogAnchor;
 
 pub use audit::{
-    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch, AuditStore,
+    AUDIT_BATCHES_MAX, AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition,
+    AuditSearch, AuditStore,
 };
 pub use leases::{LeaseMark, LeaseRow, LeaseStore, OthersLease, Refenced, Taken, TakenLease, Wanted};
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
@@ -277,6 +278,8 @@ pub struct Applied {
     pub counted: u64,
     /// Observations known already, without effect.
     pub repeated: u64,
+    /// Versions that will not be counted any more: too many later ones of the same patient have been.
+    pub given_up: u64,
 }
 
 /// The analytics projection: results and offsets, always in one transaction.

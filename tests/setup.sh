@@ -93,25 +93,29 @@ target() {
     echo "${told:-${CARGO_TARGET_DIR:-$here/target}}"
 }
 
-schemathesis() {
-    # One of one's own choosing takes its place.
-    [ -z "${HYGEIA_TEST_SCHEMATHESIS:-}" ] || return 0
-    wanted=$here/tests/schemathesis.txt
-    place=$(target)/schemathesis
+# A virtual environment of Python named $1, with what the list $2 names; $3 says what is missing.
+python_environment() {
+    wanted=$2
+    place=$(target)/$1
     # What was installed from the same list is there already.
     cmp -s "$wanted" "$place/installed.txt" && return 0
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
-        command -v apt-get >/dev/null 2>&1 || schemathesis_missing "here is no python3 with venv, and no apt-get"
-        [ "$(id -u)" = 0 ] || schemathesis_missing "only root can install python3-venv"
+        command -v apt-get >/dev/null 2>&1 || "$3" "here is no python3 with venv, and no apt-get"
+        [ "$(id -u)" = 0 ] || "$3" "only root can install python3-venv"
         echo "Installing Python for the tests."
-        install_fresh python3-venv || schemathesis_missing "apt-get could not install python3-venv"
+        install_fresh python3-venv || "$3" "apt-get could not install python3-venv"
     fi
-    echo "Installing schemathesis for the tests."
+    echo "Installing $1 for the tests."
     rm -rf "$place"
-    python3 -m venv "$place" || schemathesis_missing "its virtual environment could not be made in $place"
+    python3 -m venv "$place" || "$3" "its virtual environment could not be made in $place"
     "$place/bin/pip" install -q --disable-pip-version-check -r "$wanted" </dev/null ||
-        schemathesis_missing "pip could not install it from PyPI"
+        "$3" "pip could not install it from PyPI"
     cp "$wanted" "$place/installed.txt"
+}
+
+schemathesis() {
+    # One of one's own choosing takes its place.
+    [ -n "${HYGEIA_TEST_SCHEMATHESIS:-}" ] || python_environment schemathesis "$here/tests/schemathesis.txt" schemathesis_missing
 }
 
 # In CI nothing may be skipped.
@@ -189,7 +193,13 @@ END
     rm -rf "$trial"
 }
 
+kafka_client_missing() {
+    echo "The tests on a real Apache Kafka need its client for Python, and $1." >&2
+    exit 1
+}
+
 kafka() {
+    python_environment kafka-client "$here/tests/kafka/client.txt" kafka_client_missing
     wanted=$here/tests/kafka/pom.xml
     place=$(target)/kafka
     # What was fetched from the same list is there already.

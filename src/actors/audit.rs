@@ -1,13 +1,15 @@
 //! The audit journal: has the accesses that the edges of this node record written in sealed batches, as the
 //! journal of changes does with appends. Child of the node's supervisor, where there is an edge.
 //!
-//! While a batch is on its way to the database, accesses gather; what has gathered goes into the next one.
+//! While a batch is on its way to the database, accesses gather; what has gathered goes into the next one. A batch
+//! that takes longer than a commit normally does may be stuck: then a further one is started beside it.
 //!
 //! Invariants:
 //! - Whoever records an access is told once it is durable, and not before: an edge that answers only then shows
 //!   nothing that is not audited. If it cannot be made durable, the recorder is told so.
-//! - One batch is under way at a time. Several at once would be smaller ones, and each costs the database a
-//!   transaction, whatever is in it.
+//! - One batch is under way at a time, unless it takes longer than `batch_wait_ms`. Several at once would be smaller
+//!   ones, and each costs the database a transaction, whatever is in it.
+//! - No access waits for a batch that hangs, while a further one may start: there are `AUDIT_BATCHES_MAX`.
 //! - No more than `queue_max` wait; who comes then is refused.
 //! - The journal never awaits in `handle`.
 //!
@@ -31,7 +33,7 @@ use crate::audit::{Chains, Key};
 use crate::domain::audit::Access;
 use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode, Result};
-use crate::store::{self, AuditStore};
+use crate::store::{self, AUDIT_BATCHES_MAX, AuditStore};
 
 pub use self::gathering::Gathering;
 use self::gathering::Waiting;
@@ -56,13 +58,22 @@ pub struct Settings {
     pub queue_max: usize,
     /// Accesses of one batch.
     pub batch_max: usize,
+    /// How long a batch may be under way before a further one starts beside it, in milliseconds.
+    pub batch_wait_ms: u64,
     /// How often a chain notes where the others are.
     pub pins_every_ms: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { enabled: true, secret: None, queue_max: 8192, batch_max: 512, pins_every_ms: 60_000 }
+        Settings {
+            enabled: true,
+            secret: None,
+            queue_max: 8192,
+            batch_max: 512,
+            batch_wait_ms: 20,
+            pins_every_ms: 60_000,
+        }
     }
 }
 
@@ -75,6 +86,7 @@ impl Settings {
             ("secret", long_enough, "at least 32 bytes"),
             ("queue_max", within(self.queue_max, 1_000_000), "1 to 1000000"),
             ("batch_max", within(self.batch_max, 10_000), "1 to 10000"),
+            ("batch_wait_ms", (1..=1_000).contains(&self.batch_wait_ms), "1 to 1000"),
             ("pins_every_ms", (1..=86_400_000).contains(&self.pins_every_ms), "1 to 86400000"),
         ];
         let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
@@ -146,6 +158,8 @@ pub enum AuditMessage {
     Gathered,
     /// By the journal's own task: its batch has ended.
     BatchEnded,
+    /// By a timer, `batch_wait_ms` after an access had to wait: so many batches had begun then.
+    Waited(u64),
     /// By a timer, every `TEND_EVERY`: what commits must not wait for is due.
     Tend,
     /// By the journal's own task: that has ended.
@@ -176,8 +190,12 @@ pub struct AuditJournal;
 /// The state of one incarnation.
 pub struct AuditState {
     args: AuditArgs,
-    /// Whether a batch is under way.
-    writes: bool,
+    /// The batches under way.
+    under_way: usize,
+    /// The batches begun since the start.
+    begun: u64,
+    /// Whether a timer runs.
+    timed: bool,
     /// Whether the database is being tended.
     tends: bool,
 }
@@ -196,7 +214,7 @@ impl Actor for AuditJournal {
         myself.send_message(AuditMessage::Gathered)?;
         myself.send_message(AuditMessage::Tend)?;
         myself.send_interval(TEND_EVERY, || AuditMessage::Tend);
-        Ok(AuditState { args, writes: false, tends: false })
+        Ok(AuditState { args, under_way: 0, begun: 0, timed: false, tends: false })
     }
 
     async fn handle(
@@ -207,7 +225,13 @@ impl Actor for AuditJournal {
     ) -> std::result::Result<(), ActorProcessingErr> {
         match message {
             AuditMessage::Gathered => {}
-            AuditMessage::BatchEnded => state.writes = false,
+            AuditMessage::BatchEnded => state.under_way -= 1,
+            AuditMessage::Waited(begun) => {
+                state.timed = false;
+                if begun == state.begun {
+                    state.start_batch(&myself);
+                }
+            }
             AuditMessage::Tend => state.tend(&myself),
             AuditMessage::Tended => state.tends = false,
         }
@@ -227,16 +251,27 @@ impl Actor for AuditJournal {
 }
 
 impl AuditState {
-    /// Starts the next batch, if none is under way and there is something to write.
+    /// Starts the next batch; or looks again in a while, if one is under way.
     fn write_next(&mut self, myself: &ActorRef<AuditMessage>) {
-        if self.writes {
-            return;
+        if self.under_way == 0 {
+            self.start_batch(myself);
         }
+        if self.under_way > 0 && self.under_way < AUDIT_BATCHES_MAX && !self.timed {
+            self.timed = true;
+            let begun = self.begun;
+            let wait = Duration::from_millis(self.args.settings.batch_wait_ms);
+            myself.send_after(wait, move || AuditMessage::Waited(begun));
+        }
+    }
+
+    /// Starts a batch, if there is something to write.
+    fn start_batch(&mut self, myself: &ActorRef<AuditMessage>) {
         let batch = self.args.gathering.take(self.args.settings.batch_max);
         if batch.is_empty() {
             return;
         }
-        self.writes = true;
+        self.under_way += 1;
+        self.begun += 1;
         let (args, ended) = (self.args.clone(), Ended(myself.clone(), || AuditMessage::BatchEnded));
         let chains = args.chains.clone();
         tokio::spawn(async move {

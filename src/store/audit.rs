@@ -97,6 +97,9 @@ pub struct AuditFound {
     pub looked_to: Option<AuditPosition>,
 }
 
+/// Batches of one node that a store writes at the same time, at most.
+pub const AUDIT_BATCHES_MAX: usize = 3;
+
 /// The access audit. Rows are only ever added, but for those that are archived.
 #[async_trait]
 pub trait AuditStore: Send + Sync {

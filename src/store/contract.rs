@@ -115,6 +115,7 @@ contract! {
         what_a_broker_forgot_is_told_again,
         what_is_applied_is_not_told_again,
         a_call_that_puts_back_is_bounded,
+        what_is_counted_ahead_keeps_what_is_missing,
         registrations_wait_for_an_account,
         depth_tells_the_oldest,
     }
@@ -129,6 +130,7 @@ contract! {
     projection {
         counts_add_up,
         repeats_have_no_effect,
+        any_order_counts_each_once,
         offsets_never_go_back,
         offsets_belong_to_their_source,
         parallel_consumers_count_once,

@@ -45,7 +45,7 @@ use self::fault::{Failure, Intent};
 use self::lanes::Lanes;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
 use super::trimming::Trimming;
-use super::{Error, Result, Store};
+use super::{AUDIT_BATCHES_MAX, Error, Result, Store};
 use crate::domain::time::Timestamp;
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
@@ -62,7 +62,7 @@ const LEASE_CONNECTIONS: u32 = 4;
 const FOLLOWER_CONNECTIONS: u32 = 6;
 /// Connections for the audit of what is read: nothing is shown before it is audited, so it waits behind nothing, not
 /// even behind a batch whose journal has died.
-const AUDIT_CONNECTIONS: usize = 2;
+const AUDIT_CONNECTIONS: usize = AUDIT_BATCHES_MAX + 1;
 /// The pause between two tries to reach the server at the start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 

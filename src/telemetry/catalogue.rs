@@ -142,7 +142,11 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         "Stored offsets found behind the end of the topic, at which reading does not begin",
     ),
-    ("hygeia_analytics_missed_total", Counter, "Messages that the broker dropped before they were read"),
+    (
+        "hygeia_analytics_missed_total",
+        Counter,
+        "Messages that are not counted: the broker has dropped them, or they came too late",
+    ),
     (
         "hygeia_analytics_dead_letters_total",
         Counter,

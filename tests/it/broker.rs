@@ -8,3 +8,4 @@
 mod any;
 mod clinic;
 mod own;
+mod reader;

@@ -253,6 +253,7 @@ impl Reader {
                 Ok(applied) => {
                     metrics::counter!("hygeia_analytics_counted_total").increment(applied.counted);
                     metrics::counter!("hygeia_analytics_repeated_total").increment(applied.repeated);
+                    note_given_up(applied.given_up);
                     break;
                 }
                 Err(store::Error::Unknown(reason)) => {
@@ -321,5 +322,13 @@ impl Reader {
 
     async fn within<T>(&self, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
         within(Duration::from_millis(self.args.settings.store_timeout_ms), call).await
+    }
+}
+
+/// Says of events that will not be counted: the topic has lost them, and nobody can know their types.
+fn note_given_up(events: u64) {
+    if events > 0 {
+        metrics::counter!("hygeia_analytics_missed_total").increment(events);
+        tracing::error!(events, "events that came too late, or never, are not counted");
     }
 }

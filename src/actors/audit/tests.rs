@@ -99,6 +99,12 @@ struct Stage {
 
 impl Stage {
     async fn set(queue_max: usize, batch_max: usize) -> Stage {
+        // Longer than any test: a batch is taken for stuck in none but the one that says so.
+        let batch_wait_ms = 60_000;
+        Stage::with(Settings { queue_max, batch_max, batch_wait_ms, ..Settings::default() }).await
+    }
+
+    async fn with(settings: Settings) -> Stage {
         let gate = Arc::new(Gate {
             permits: Semaphore::new(0),
             came: Semaphore::new(0),
@@ -113,10 +119,9 @@ impl Stage {
         let key = Key::of(b"a secret of the tests, of 32 bytes");
         let chains =
             Chains::new(key, "test".into(), Arc::clone(&store), Arc::clone(&clock), Duration::from_secs(60));
-        let gathering = Arc::new(Gathering::new(queue_max));
+        let gathering = Arc::new(Gathering::new(settings.queue_max));
         let address = Address::default();
         let handle = AuditHandle::new(Arc::clone(&gathering), address.clone());
-        let settings = Settings { queue_max, batch_max, ..Settings::default() };
         let args = AuditArgs { store, clock, chains, settings, gathering };
         let journal = begin(&args, &address).await;
         Stage { gate, args, address, handle, journal }
@@ -199,6 +204,31 @@ async fn none_of_many_is_left_behind_and_one_batch_is_written_at_a_time() {
     recorded.sort_unstable();
     assert_eq!(recorded, (0..800).collect::<Vec<_>>(), "each once");
     assert_eq!(stage.gate.there_most.load(Ordering::SeqCst), 1);
+}
+
+/// Nothing that is read waits for a batch that does not come back, and there are never more than the store writes.
+#[tokio::test]
+async fn a_batch_that_hangs_holds_up_no_other() {
+    let stage = Stage::with(Settings { batch_wait_ms: 1, ..Settings::default() }).await;
+    let mut recordings = Vec::new();
+    for n in 1..=AUDIT_BATCHES_MAX as u128 {
+        recordings.push(stage.record(n).await);
+        stage.gate.visited().await;
+    }
+    recordings.push(stage.record(100).await);
+    let beyond = tokio::time::timeout(Duration::from_millis(50), stage.gate.visited()).await;
+    assert!(beyond.is_err(), "no further batch is begun");
+    stage.gate.permits.add_permits(100);
+    for recording in recordings {
+        assert_eq!(told(recording).await, Ok(()));
+    }
+    assert_eq!(stage.gate.there_most.load(Ordering::SeqCst), AUDIT_BATCHES_MAX);
+    let mut recorded = stage.gate.rows().concat();
+    recorded.sort_unstable();
+    assert_eq!(recorded, [1, 2, 3, 100]);
+    let chains: std::collections::BTreeSet<_> =
+        stage.gate.rows.lock().unwrap().iter().map(|row| row.chain).collect();
+    assert_eq!(chains.len(), AUDIT_BATCHES_MAX, "two batches never have the same place");
 }
 
 #[tokio::test]

@@ -174,6 +174,21 @@ pub(super) async fn what_is_applied_is_not_told_again(store: Arc<dyn Store>) {
     assert_eq!(put_back(&store, "b4").await, 0);
 }
 
+pub(super) async fn what_is_counted_ahead_keeps_what_is_missing(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let one = region.registered(1, "one@example.com").await;
+    region.done(region.update(&one, "uno@example.com")).await;
+    let events = waiting(&store).await;
+    mark(&store, &events, "b1").await;
+    observe(&store, &events[1..]).await;
+    assert_eq!(put_back(&store, "b2").await, 2);
+    let again = waiting(&store).await;
+    assert_eq!(names(&again), [(1, 1), (1, 2)]);
+    observe(&store, &again).await;
+    mark(&store, &again, "b2").await;
+    assert_eq!(put_back(&store, "b3").await, 0);
+}
+
 pub(super) async fn registrations_wait_for_an_account(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
     let one = region.registered(1, "one@example.com").await;

@@ -89,12 +89,13 @@ async fn known(
 ) -> Result<HashMap<PatientId, Known>> {
     let ids: Vec<Uuid> = observations.iter().map(|o| o.patient_id.0).collect();
     let query = sqlx::query(
-        "SELECT patient_id, version, date_of_birth FROM projection_patients WHERE patient_id = ANY ($1)",
+        "SELECT patient_id, version, ahead, date_of_birth FROM projection_patients WHERE patient_id = ANY ($1)",
     );
     let rows = transaction.rows(query.bind(ids)).await?;
     rows.iter()
         .map(|row| {
-            let known = Known { version: column(row, 1)?, date_of_birth: column(row, 2)? };
+            let ahead: Option<String> = column(row, 2)?;
+            let known = Known::of(column(row, 1)?, ahead.as_deref(), column(row, 3)?)?;
             Ok((PatientId(column(row, 0)?), known))
         })
         .collect()
@@ -108,10 +109,10 @@ async fn write(
 ) -> Result<()> {
     let query = sqlx::query(
         "WITH p AS (
-             INSERT INTO projection_patients (patient_id, version, date_of_birth)
-             SELECT * FROM unnest($1::uuid[], $2::int8[], $3::date[])
+             INSERT INTO projection_patients (patient_id, version, date_of_birth, ahead)
+             SELECT * FROM unnest($1::uuid[], $2::int8[], $3::date[], $15::text[])
              ON CONFLICT (patient_id) DO UPDATE SET
-                 version = excluded.version, date_of_birth = excluded.date_of_birth
+                 version = excluded.version, date_of_birth = excluded.date_of_birth, ahead = excluded.ahead
          ), t AS (
              INSERT INTO projection_event_types AS c (kind, n) SELECT * FROM unnest($4::int2[], $5::int8[])
              ON CONFLICT (kind) DO UPDATE SET n = c.n + excluded.n
@@ -142,6 +143,7 @@ async fn write(
     .bind(&source.broker)
     .bind(&source.topic)
     .bind(offsets.iter().map(|o| o.partition).collect::<Vec<_>>())
-    .bind(offsets.iter().map(|o| o.next_offset).collect::<Vec<_>>());
+    .bind(offsets.iter().map(|o| o.next_offset).collect::<Vec<_>>())
+    .bind(delta.patients.values().map(Known::ahead).collect::<Vec<_>>());
     transaction.rows(query).await.map(drop)
 }

@@ -23,10 +23,12 @@ async fn known(
         if known.contains_key(&id) {
             continue;
         }
-        let query =
-            sqlx::query("SELECT version, date_of_birth FROM projection_patients WHERE patient_id = $1");
+        let query = sqlx::query(
+            "SELECT version, ahead, date_of_birth FROM projection_patients WHERE patient_id = $1",
+        );
         if let Some(row) = rows(connection, query.bind(id.0)).await?.first() {
-            known.insert(id, Known { version: column(row, 0)?, date_of_birth: column(row, 1)? });
+            let ahead: Option<String> = column(row, 1)?;
+            known.insert(id, Known::of(column(row, 0)?, ahead.as_deref(), column(row, 2)?)?);
         }
     }
     Ok(known)
@@ -35,11 +37,12 @@ async fn known(
 async fn write_counts(connection: &mut SqliteConnection, delta: &Delta) -> Result<()> {
     for (id, known) in &delta.patients {
         let query = sqlx::query(
-            "INSERT INTO projection_patients (patient_id, version, date_of_birth) VALUES ($1, $2, $3)
+            "INSERT INTO projection_patients (patient_id, version, date_of_birth, ahead) VALUES ($1, $2, $3, $4)
              ON CONFLICT (patient_id) DO UPDATE SET
-                 version = excluded.version, date_of_birth = excluded.date_of_birth",
+                 version = excluded.version, date_of_birth = excluded.date_of_birth, ahead = excluded.ahead",
         );
-        change(connection, query.bind(id.0).bind(known.version).bind(known.date_of_birth)).await?;
+        let query = query.bind(id.0).bind(known.version).bind(known.date_of_birth);
+        change(connection, query.bind(known.ahead())).await?;
     }
     for (kind, n) in &delta.event_types {
         let query = sqlx::query(

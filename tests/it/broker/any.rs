@@ -1,6 +1,9 @@
 //! What needs no more of a broker than its address.
 
+use std::collections::BTreeMap;
+
 use super::clinic::{self, Clinic};
+use super::reader;
 use crate::kafka::{self, topic};
 
 /// How often clients ask for a topic's partitions where that is looked at; the default is five minutes.
@@ -66,4 +69,33 @@ async fn foreign_messages_are_put_aside_and_count_for_nothing() {
     clinic.proven().await;
     let aside = topic::read(&kafka, &clinic.dead_letters()).await.expect("readable");
     assert_eq!(aside.len(), 5 * messages.len(), "each foreign message is a dead letter, and nothing else is");
+}
+
+/// The rules of `docs/EVENTS.md` are enough to read the topic: its consumer tells of every event once, each patient's in
+/// order.
+#[tokio::test]
+#[ignore = "needs Apache Kafka: `make test` runs it"]
+async fn the_consumer_of_the_documentation_reads_every_event_once() {
+    let kafka = kafka::any().await;
+    let clinic = Clinic::open(&kafka, "").await;
+    let load = clinic.load();
+    clinic.written(&load, 100).await;
+    load.stop().await;
+    clinic.proven().await;
+    let recorded = clinic.table().await;
+    let count = recorded.values().map(Vec::len).sum();
+    let mut told: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in reader::lines(&kafka, clinic.topic(), count).await {
+        let [event_type, patient, version] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("three words: {line:?}");
+        };
+        told.entry(patient.to_owned()).or_default().push(format!("{version} {event_type}"));
+    }
+    let kinds = ["", "PATIENT_CREATED", "PATIENT_UPDATED", "PATIENT_DELETED"];
+    let name = |kind: i16| kinds[usize::try_from(kind).expect("a kind")];
+    let expected = recorded.into_iter().map(|(patient, events)| {
+        let events = events.into_iter().map(|(version, _, kind)| format!("{version} {}", name(kind)));
+        (patient.to_string(), events.collect())
+    });
+    assert_eq!(told, expected.collect());
 }

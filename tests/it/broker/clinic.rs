@@ -212,7 +212,7 @@ impl Clinic {
     }
 
     /// The events of each patient, by version.
-    async fn table(&self) -> BTreeMap<Uuid, Vec<Recorded>> {
+    pub(super) async fn table(&self) -> BTreeMap<Uuid, Vec<Recorded>> {
         let mut connection = self.connect().await;
         let all =
             "SELECT patient_id, version, event_id, kind FROM patient_events ORDER BY patient_id, version";

@@ -1,9 +1,11 @@
-//! The search of the audit: first a walk in the order of time, then the index of terms, a month at a time.
+//! The search of the audit: a walk in the order of time, and the index of terms, a month at a time.
 //!
-//! A common term is found by the walk, which is one index scan in order and stops at the limit. What the walk finds too
-//! seldom is rare, and the index of terms (GIN) has few rows of it; it has them in no order, so they are sorted, and
-//! are taken from one month, so that they stay few. Which of the two is cheaper depends on the term; an index that has
-//! the rows of each term in order would serve both, but costs a commit five times as much.
+//! A common term is found by a walk, which is one index scan in order and stops at the limit. A rare one is found by the
+//! index of terms (GIN), which has few rows of it; it has them in no order, so they are sorted. Which of the two serves
+//! depends on the term, and on when it was used: what somebody did every day last year is common in the month and not
+//! among its newest rows. So a call walks a few rows, asks the index for the rest of the month up to `RARE_ROWS_MAX`,
+//! and if there are more walks on, `WALK_ROWS_MAX` rows. Whatever the term and the table, a call costs no more than
+//! that. An index that has the rows of each term in order would serve alone, but costs a commit five times as much.
 
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -12,14 +14,25 @@ use super::super::{PgQuery, PostgresStore, column, limit};
 use super::batch;
 use crate::domain::time::Timestamp;
 use crate::store::Result;
-use crate::store::audit::{AuditFound, AuditPosition, AuditSearch};
+use crate::store::audit::{AuditBatch, AuditFound, AuditPosition, AuditSearch};
 
-/// The most batches that the walk of one call looks at.
-const WALK_ROWS_MAX: u32 = 2_000;
+/// The rows that a call walks first: enough for a page of a term that is in every eighth of them.
+const GLANCE_ROWS_MAX: u32 = 128;
+/// The most rows of a month that are taken from the index of terms and sorted.
+const RARE_ROWS_MAX: u32 = 1_000;
+/// The most rows that a call walks for a term that is not rare.
+const WALK_ROWS_MAX: u32 = 4_000;
+
+/// What is read of a batch.
+macro_rules! batches {
+    () => {
+        "chain, seq, at, mac, terms, body"
+    };
+}
 
 /// The rows of a search, whatever their terms. `at <= $2` is what months are left out by.
 macro_rules! span {
-    ($columns:literal) => {
+    ($columns:expr) => {
         concat!(
             "SELECT ",
             $columns,
@@ -34,29 +47,47 @@ macro_rules! newest_first {
     };
 }
 
-/// The newest of all rows: $5 of them.
-const NEWEST: &str = concat!(span!("chain, seq, at, mac, terms, body"), newest_first!(), " LIMIT $5");
+/// The batches at the places `hits`, the newest first, beside each what `$about` says; or that alone, if there are none.
+/// Only what is given out is read whole. The limit keeps them from being looked up in any other way than one by one.
+macro_rules! batches_beside {
+    ($about:expr) => {
+        concat!(
+            "SELECT b.chain, b.seq, b.at, b.mac, b.terms, b.body, about.* FROM (",
+            $about,
+            ") about LEFT JOIN LATERAL (SELECT h.chain, h.seq, h.at, r.mac, r.terms, r.body FROM hits h CROSS JOIN LATERAL (
+                 SELECT mac, terms, body FROM audit_batches r
+                 WHERE r.at = h.at AND r.chain = h.chain AND r.seq = h.seq LIMIT 1) r) b ON true
+             ORDER BY b.at DESC, b.chain DESC, b.seq DESC"
+        )
+    };
+}
 
-/// Of the newest $5 rows, those that have all terms: $7 of them.
+/// The newest of all rows: $5 of them.
+const NEWEST: &str = concat!(span!(batches!()), newest_first!(), " LIMIT $5");
+
+/// Of the newest $5 rows, those that have all terms: $7 of them. Beside them how many were walked, and the last of those.
 pub(in super::super) const WALK: &str = concat!(
-    "SELECT chain, seq, at, mac, terms, body FROM (",
-    span!("chain, seq, at, mac, terms, body"),
+    "WITH walked AS MATERIALIZED (",
+    span!("at, chain, seq, terms @> $6::int4[] AS fits"),
     newest_first!(),
-    " LIMIT $5) walked WHERE terms @> $6::int4[]",
+    " LIMIT $5), hits AS (SELECT at, chain, seq FROM walked WHERE fits",
     newest_first!(),
-    " LIMIT $7"
+    " LIMIT $7) ",
+    batches_beside!(
+        "SELECT (SELECT count(*) FROM walked), at AS end_at, chain AS end_chain, seq AS end_seq FROM walked
+         ORDER BY at, chain, seq LIMIT 1"
+    )
 );
 
-/// The last of the newest rows, after $5 others. The walk goes no further.
-const WALK_END: &str = concat!(span!("at, chain, seq"), newest_first!(), " OFFSET $5 LIMIT 1");
-
-/// The rows that have all terms, by the index of terms: $6 of them.
+/// The rows that have all terms, by the index of terms: $7 of them, if there are fewer than $6. Beside them how many
+/// there are, up to $6.
 pub(in super::super) const BY_TERMS: &str = concat!(
     "WITH found AS MATERIALIZED (",
-    span!("chain, seq, at, mac, terms, body"),
-    " AND terms @> $5::int4[]) SELECT chain, seq, at, mac, terms, body FROM found",
+    span!("at, chain, seq"),
+    " AND terms @> $5::int4[] LIMIT $6), hits AS (SELECT at, chain, seq FROM found WHERE (SELECT count(*) FROM found) < $6",
     newest_first!(),
-    " LIMIT $6"
+    " LIMIT $7) ",
+    batches_beside!("SELECT count(*) FROM found")
 );
 
 /// The first moment of the month of $1, or $2 if that is later, and whether there is a row between $2 and it.
@@ -64,57 +95,94 @@ const MONTH: &str = "
 SELECT m.low, EXISTS (SELECT FROM audit_batches WHERE at >= $2 AND at < m.low)
 FROM (SELECT greatest(audit_month($1, 0), $2) AS low) m";
 
+/// Where the columns are that stand beside a batch.
+const BESIDE: usize = 6;
+
 fn bounded(sql: &'static str, from: Timestamp, until: AuditPosition) -> PgQuery<'static> {
     sqlx::query(sql).bind(from.0).bind(until.at.0).bind(until.chain).bind(until.seq)
 }
 
-fn found(rows: &[PgRow], search: &AuditSearch) -> Result<AuditFound> {
-    let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
-    let full = batches.len() >= search.limit_rows as usize;
+fn found(batches: Vec<AuditBatch>, limit_rows: u32) -> AuditFound {
+    let full = batches.len() >= limit_rows as usize;
     let looked_to = batches.last().filter(|_| full).map(AuditPosition::from);
-    Ok(AuditFound { batches, looked_to })
+    AuditFound { batches, looked_to }
+}
+
+/// The batches of rows that may have something beside them alone.
+fn batches_of(rows: &[PgRow]) -> Result<Vec<AuditBatch>> {
+    let mut batches = Vec::with_capacity(rows.len());
+    for row in rows {
+        if column::<Option<Uuid>>(row, 0)?.is_some() {
+            batches.push(batch(row)?);
+        }
+    }
+    Ok(batches)
 }
 
 /// Looks for what `search` says: see above.
 pub(super) async fn search(store: &PostgresStore, search: &AuditSearch) -> Result<AuditFound> {
-    let from = search.from;
     if search.terms.is_empty() {
-        let query = bounded(NEWEST, from, search.until).bind(limit(search.limit_rows));
-        return found(&store.read(query).await?, search);
+        let query = bounded(NEWEST, search.from, search.until).bind(limit(search.limit_rows));
+        return Ok(found(batches_of(&store.read(query).await?)?, search.limit_rows));
     }
-    let walk = bounded(WALK, from, search.until)
-        .bind(limit(WALK_ROWS_MAX))
-        .bind(&search.terms)
-        .bind(limit(search.limit_rows));
-    let walked = found(&store.read(walk).await?, search)?;
-    if walked.looked_to.is_some() {
-        return Ok(walked);
+    let glance = walk(store, search, GLANCE_ROWS_MAX).await?;
+    if is_full(&glance, search) {
+        return Ok(glance);
     }
-    let end = bounded(WALK_END, from, search.until).bind(limit(WALK_ROWS_MAX - 1));
-    let end = store.read(end).await?;
-    let Some(end) = end.first() else { return Ok(walked) };
-    let end = AuditPosition { at: Timestamp(column(end, 0)?), chain: column(end, 1)?, seq: column(end, 2)? };
-    by_terms(store, search, walked, end).await
+    let Some(end) = glance.looked_to else { return Ok(glance) };
+    let rest = rest_of(search, &glance, end);
+    let more = match by_terms(store, &rest, end).await? {
+        Some(found) => found,
+        None => walk(store, &rest, WALK_ROWS_MAX).await?,
+    };
+    let mut batches = glance.batches;
+    batches.extend(more.batches);
+    Ok(AuditFound { batches, looked_to: more.looked_to })
 }
 
-/// Adds to what was `walked` what the rest of the month of `end` has, as far as the limit allows.
+fn is_full(found: &AuditFound, search: &AuditSearch) -> bool {
+    found.batches.len() >= search.limit_rows as usize
+}
+
+/// What is left of `search` behind `end`.
+fn rest_of(search: &AuditSearch, found: &AuditFound, end: AuditPosition) -> AuditSearch {
+    let found_rows = u32::try_from(found.batches.len()).unwrap_or(search.limit_rows);
+    let until = AuditPosition { seq: end.seq - 1, ..end };
+    AuditSearch { until, limit_rows: search.limit_rows - found_rows, ..search.clone() }
+}
+
+/// Walks `rows_max` rows at most.
+async fn walk(store: &PostgresStore, search: &AuditSearch, rows_max: u32) -> Result<AuditFound> {
+    let query = bounded(WALK, search.from, search.until).bind(limit(rows_max));
+    let rows = store.read(query.bind(&search.terms).bind(limit(search.limit_rows))).await?;
+    let walked = found(batches_of(&rows)?, search.limit_rows);
+    let Some(row) = rows.first().filter(|_| walked.looked_to.is_none()) else { return Ok(walked) };
+    let end = AuditPosition {
+        at: Timestamp(column(row, BESIDE + 1)?),
+        chain: column(row, BESIDE + 2)?,
+        seq: column(row, BESIDE + 3)?,
+    };
+    let more = column::<i64>(row, BESIDE)? >= limit(rows_max);
+    Ok(AuditFound { looked_to: more.then_some(end), ..walked })
+}
+
+/// What the month of `end` has of `search`; `None` if that is too much to be sorted.
 async fn by_terms(
     store: &PostgresStore,
     search: &AuditSearch,
-    walked: AuditFound,
     end: AuditPosition,
-) -> Result<AuditFound> {
+) -> Result<Option<AuditFound>> {
     let month = store.read(sqlx::query(MONTH).bind(end.at.0).bind(search.from.0)).await?;
-    let Some(month) = month.first() else { return Ok(walked) };
+    let Some(month) = month.first() else { return Ok(None) };
     let (low, older) = (Timestamp(column(month, 0)?), column::<bool>(month, 1)?);
-    let left = search.limit_rows - u32::try_from(walked.batches.len()).unwrap_or(search.limit_rows);
-    let until = AuditPosition { seq: end.seq - 1, ..end };
-    let query = bounded(BY_TERMS, low, until).bind(&search.terms).bind(limit(left));
+    let query = bounded(BY_TERMS, low, search.until).bind(&search.terms).bind(limit(RARE_ROWS_MAX));
     // These connections plan for the values at hand: how many rows a term has decides which index is cheaper.
-    let rows = store.follow(query).await?;
-    let more = found(&rows, &AuditSearch { limit_rows: left, ..search.clone() })?;
+    let rows = store.follow(query.bind(limit(search.limit_rows))).await?;
+    let Some(first) = rows.first() else { return Ok(None) };
+    if column::<i64>(first, BESIDE)? >= limit(RARE_ROWS_MAX) {
+        return Ok(None);
+    }
+    let found = found(batches_of(&rows)?, search.limit_rows);
     let month_looked_at = older.then_some(AuditPosition { at: low, chain: Uuid::nil(), seq: 0 });
-    let mut batches = walked.batches;
-    batches.extend(more.batches);
-    Ok(AuditFound { batches, looked_to: more.looked_to.or(month_looked_at) })
+    Ok(Some(AuditFound { looked_to: found.looked_to.or(month_looked_at), ..found }))
 }

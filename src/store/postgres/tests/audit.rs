@@ -15,7 +15,8 @@ use crate::domain::time::Timestamp;
 use crate::store::contract::on_test_server;
 use crate::store::contract::server::Postgres;
 use crate::store::{
-    AuditAnchor, AuditBatch, AuditHead, AuditPosition, AuditSearch, Error, Settings, Use, migrate, open,
+    AuditAnchor, AuditBatch, AuditHead, AuditPosition, AuditSearch, Error, Settings, Store, Use, migrate,
+    open,
 };
 
 /// The migration that makes the months.
@@ -45,6 +46,21 @@ async fn month_after_next(stage: &mut Stage) -> Timestamp {
     Timestamp(stage.number(sql).await)
 }
 
+/// The places of all rows with `term`, `limit_rows` a call at most.
+async fn all_of(store: &Arc<dyn Store>, term: i32, limit_rows: u32) -> Vec<(i64, Uuid, i64)> {
+    let mut until = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
+    let mut found = Vec::new();
+    loop {
+        let search = AuditSearch { terms: vec![term], from: Timestamp(i64::MIN), until, limit_rows };
+        let part = store.search_audit(&search).await.expect("found");
+        assert!(part.batches.len() <= limit_rows as usize, "{term}");
+        found.extend(part.batches.iter().map(|batch| (batch.at.0, batch.chain, batch.seq)));
+        let Some(end) = part.looked_to else { return found };
+        assert!((end.at, end.chain, end.seq) <= (until.at, until.chain, until.seq), "it gets on");
+        until = AuditPosition { seq: end.seq - 1, ..end };
+    }
+}
+
 #[tokio::test]
 async fn rows_from_before_the_months_are_all_there() {
     let database = Postgres::shared_fast().create_database().await;
@@ -68,9 +84,7 @@ async fn rows_from_before_the_months_are_all_there() {
     store.append_audit(&batch(3, store.ping().await.expect("a clock"))).await.expect_err("it is taken");
     let now = store.ping().await.expect("a clock");
     store.append_audit(&AuditBatch { seq: 100, ..batch(3, now) }).await.expect("added");
-    let until = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
-    let search = AuditSearch { terms: vec![42], from: Timestamp(0), until, limit_rows: 100 };
-    assert_eq!(store.search_audit(&search).await.expect("an answer").batches.len(), 16);
+    assert_eq!(all_of(&store, 42, 100).await.len(), 16);
     store.close().await;
 }
 
@@ -186,7 +200,10 @@ async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
         &format!("{any}, 2000, ARRAY[1], 16"),
     )
     .await;
-    assert!(walk.contains("_at on ") && !walk.contains("Sort  (") && !walk.contains("Bitmap"), "{walk}");
+    assert!(!walk.contains("Seq Scan on audit") && !walk.contains("Bitmap"), "{walk}");
+    let (_, walked) = walk.split_once("CTE walked").expect("the walk");
+    let (walked, _) = walked.split_once("InitPlan").expect("what follows it");
+    assert!(walked.contains("_at on ") && !walked.contains("Sort  ("), "{walk}");
     // A rare term in one month, as the connections of those who follow plan it: for the values at hand.
     let connector = connector.with([("plan_cache_mode", "force_custom_plan")]);
     let mut connection = connector.connect().await.expect("a session");
@@ -194,8 +211,46 @@ async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
     let low: i64 =
         connection.fetch_one(AssertSqlSafe(format!("SELECT {month}"))).await.expect("a number").get(0);
     let span = format!("{low}, {}, gen_random_uuid(), 0", low + 27 * 86_400_000_000);
-    let types = "int8, int8, uuid, int8, int4[], int8";
-    let rare = plan(&mut connection, types, BY_TERMS, &format!("{span}, ARRAY[hashint4(100000)], 16")).await;
-    assert!(rare.contains("Bitmap Index Scan on audit_batches_20"), "{rare}");
-    assert!(rare.contains("_terms") && !rare.contains("audit_batches_before"), "one month alone:\n{rare}");
+    let types = "int8, int8, uuid, int8, int4[], int8, int8";
+    let rare = format!("{span}, ARRAY[hashint4(100000)], 1000, 16");
+    let rare = plan(&mut connection, types, BY_TERMS, &rare).await;
+    let (_, found) = rare.split_once("CTE found").expect("what is found");
+    let (found, _) = found.split_once("Nested Loop").expect("what follows it");
+    assert!(found.contains("Bitmap Index Scan on audit_batches_20") && found.contains("_terms"), "{rare}");
+    assert!(!found.contains("audit_batches_before"), "one month alone:\n{rare}");
+}
+
+/// Terms that are everywhere, nowhere among the newest rows, seldom, once, and not at all: of each every row is found, the
+/// newest first, whatever the way that a call takes.
+#[tokio::test]
+async fn a_search_finds_every_row_of_a_term_however_common_it_is() {
+    const ABSENT_AMONG_THE_NEWEST: &str = "
+        UPDATE audit_batches SET terms = terms || 3 WHERE seq % 20 = 0;
+        UPDATE audit_batches SET terms = terms || 4 WHERE seq % 100 = 7;
+        UPDATE audit_batches SET terms = array_remove(terms, 2)
+            WHERE at > (SELECT at FROM audit_batches ORDER BY at DESC OFFSET 3000 LIMIT 1);
+        ANALYZE audit_batches;";
+    let database = Postgres::shared_fast().create_database().await;
+    let settings = Settings { statement_timeout_ms: 120_000, ..on_test_server(database.url()) };
+    migrate(&settings).await.expect("a schema");
+    let connector = Connector::new(&settings.url.parse().expect("a URL"), &settings);
+    let mut connection = connector.connect().await.expect("a session");
+    connection.execute(FILL).await.expect("filled");
+    connection.execute(ABSENT_AMONG_THE_NEWEST).await.expect("changed");
+    let store = open(&settings, Use::Serve).await.expect("a store");
+    store.tend_audit().await.expect("sorted in");
+    for (term, limit_rows) in [(1, 4_096), (2, 4_096), (3, 64), (4, 16), (5, 16)] {
+        let rows: Vec<(i64, Uuid, i64)> = sqlx::query_as(
+            "SELECT at, chain, seq FROM audit_batches WHERE terms @> ARRAY[$1::int4] 
+             ORDER BY at DESC, chain DESC, seq DESC",
+        )
+        .bind(term)
+        .fetch_all(&mut connection)
+        .await
+        .expect("rows");
+        let found = all_of(&store, term, limit_rows).await;
+        assert!(found == rows, "term {term}: {} of {} rows", found.len(), rows.len());
+        assert_eq!(rows.is_empty(), term == 5, "{term}");
+    }
+    store.close().await;
 }
