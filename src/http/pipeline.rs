@@ -192,7 +192,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
             deadline: Duration::from_millis(settings.request_deadline_ms),
             body_max_bytes: settings.body_max_bytes,
             // The settings were checked.
-            proxies: TrustedProxies::parse(&settings.trusted_proxies).unwrap_or_default(),
+            proxies: TrustedProxies::parse(&settings.trusted_proxies, settings.forwarded_by)
+                .unwrap_or_default(),
             compress_min_bytes: settings.compress_min_bytes,
             frame: Frame::new(settings),
             admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
