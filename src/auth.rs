@@ -38,10 +38,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::access::{Caller, Role};
+use crate::domain::email::{EMAIL_MAX_CHARS, EmailKey};
 use crate::domain::ids::SessionId;
-use crate::domain::patient::email_key;
 use crate::domain::time::{Clock, Timestamp};
-use crate::domain::validate::EMAIL_MAX_CHARS;
+use crate::domain::validate::FieldErrors;
 use crate::error::{Error as Failure, ErrorCode, Result};
 use crate::store::{self, CallerStore};
 
@@ -158,7 +158,7 @@ impl Auth {
     /// it is not costs one hash, too.
     ///
     /// # Errors
-    /// `Unauthenticated`: they do not fit, without a word on which. `TooManyRequests`: too many logins of that
+    /// `Invalid`: a control character is in `email`. `Unauthenticated`: they do not fit, without a word on which. `TooManyRequests`: too many logins of that
     /// account or address have failed. `Overloaded`: too many log in. `Unavailable`: the database cannot say.
     /// `OutcomeUnknown`: whether the session was stored is not known. `Internal`: the stored hash is damaged, or
     /// there is no key to sign with.
@@ -169,7 +169,8 @@ impl Auth {
     }
 
     async fn try_login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
-        let email = email_key(email.trim());
+        // What no address can be costs as much as a wrong one, but for what no statement takes.
+        let email = EmailKey::of_any_length(email).map_err(invalid_email)?;
         let standing = self.recognise(&email, password, from).await?;
         let grant = self.inner.sessions.start(&email, standing.1).await?;
         self.granted(&email, standing, grant).await
@@ -186,7 +187,7 @@ impl Auth {
         outcome.map(drop).inspect_err(|failure| note_login(failure.code.as_str()))
     }
 
-    /// What the user of `email`, as `email_key` writes it, may do, and since when what they are given holds, if
+    /// What the user of `email`, as `EmailKey` writes it, may do, and since when what they are given holds, if
     /// `password` is theirs.
     async fn recognise(
         &self,
@@ -328,6 +329,15 @@ impl Auth {
             None => Ok(()),
         }
     }
+}
+
+/// The form of an address that a caller names somebody by: the only one that reaches the database.
+fn sought(email: &str) -> Result<EmailKey> {
+    EmailKey::sought(email).map_err(invalid_email)
+}
+
+fn invalid_email(message: &'static str) -> Failure {
+    Failure::invalid_fields(FieldErrors::from([("email", message)]))
 }
 
 fn note_login(outcome: &'static str) {

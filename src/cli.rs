@@ -113,7 +113,9 @@ fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure
         Command::Cluster(command) => cluster::run(command, environment, &mut out),
         Command::Migrate(settings) => {
             let config = load(settings)?.config;
-            if with_tool(&config, backend::migrate(&config))? {
+            let made = with_tool(&config, backend::migrate(&config))?;
+            writeln!(out, "the database is up to date")?;
+            if made {
                 writeln!(out, "the first administrator was made")?;
             }
             Ok(())
@@ -221,7 +223,9 @@ mod tests {
         assert!(parse("hygeia --http-listen 127.0.0.1:0").unwrap().command.is_none());
         assert!(parse("hygeia serve --http-listen 127.0.0.1:0 --set a.b=c --set d=e").is_ok());
         assert!(parse("hygeia --set a.b=c serve").is_err(), "it would be lost in silence");
-        assert!(parse("hygeia user add a@b.c hunter2").is_err(), "a password is no argument");
+        assert!(parse("hygeia user add a@b.c --role ADMIN").is_ok());
+        assert!(parse("hygeia user add a@b.c").is_err(), "nobody becomes ADMIN unasked");
+        assert!(parse("hygeia user add a@b.c --role ADMIN hunter2").is_err(), "a password is no argument");
         assert!(parse("hygeia user add a@b.c --role NURSE").is_err());
     }
 }

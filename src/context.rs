@@ -1,5 +1,7 @@
 //! What travels with every request and every actor message: trace, deadline, command id and caller.
 
+pub mod fields;
+
 use std::fmt;
 use std::time::Duration;
 

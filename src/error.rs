@@ -31,6 +31,8 @@ pub enum ErrorCode {
     PayloadTooLarge,
     /// The body is not of the type the route takes.
     UnsupportedMediaType,
+    /// The body is sent in a way that nobody here reads.
+    NotImplemented,
     /// The caller was too slow in sending its request.
     RequestTimeout,
     /// Too many of the same have come from the caller, or for the account. Nothing was done.
@@ -52,7 +54,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [ErrorCode; 19] = [
+    pub const ALL: [ErrorCode; 20] = [
         ErrorCode::Invalid,
         ErrorCode::Unauthenticated,
         ErrorCode::Forbidden,
@@ -64,6 +66,7 @@ impl ErrorCode {
         ErrorCode::KeyExpired,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
+        ErrorCode::NotImplemented,
         ErrorCode::RequestTimeout,
         ErrorCode::TooManyRequests,
         ErrorCode::RateLimited,
@@ -77,7 +80,9 @@ impl ErrorCode {
     const fn row(self) -> (&'static str, &'static str, u16, i32) {
         match self {
             ErrorCode::Invalid => ("INVALID", "The request is not valid", 400, 3),
-            ErrorCode::Unauthenticated => ("UNAUTHENTICATED", "A valid token is needed", 401, 16),
+            ErrorCode::Unauthenticated => {
+                ("UNAUTHENTICATED", "The caller could not be authenticated", 401, 16)
+            }
             ErrorCode::Forbidden => ("FORBIDDEN", "The caller may not do this", 403, 7),
             ErrorCode::NotFound => ("NOT_FOUND", "There is no such thing", 404, 5),
             ErrorCode::MethodNotAllowed => ("METHOD_NOT_ALLOWED", "The method is not allowed here", 405, 12),
@@ -94,6 +99,9 @@ impl ErrorCode {
             ErrorCode::PayloadTooLarge => ("PAYLOAD_TOO_LARGE", "The body is too large", 413, 8),
             ErrorCode::UnsupportedMediaType => {
                 ("UNSUPPORTED_MEDIA_TYPE", "The body's type is not supported", 415, 3)
+            }
+            ErrorCode::NotImplemented => {
+                ("NOT_IMPLEMENTED", "The body is in a transfer coding that is not supported", 501, 12)
             }
             ErrorCode::RequestTimeout => ("REQUEST_TIMEOUT", "The request was sent too slowly", 408, 4),
             ErrorCode::TooManyRequests => ("TOO_MANY_REQUESTS", "Too many tries; nothing was done", 429, 8),

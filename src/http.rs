@@ -37,12 +37,14 @@ mod history;
 mod idempotency;
 mod listener;
 mod login;
+mod message;
 mod observe;
 mod ops;
 mod patch;
 mod patients;
 mod pipeline;
 mod problem;
+mod query;
 mod rate;
 mod reply;
 mod routes;
@@ -71,7 +73,7 @@ use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::rate::RATE_MAX;
 
-pub use client_address::TrustedProxies;
+pub use client_address::{ForwardedBy, TrustedProxies};
 pub use docs::openapi;
 pub use listener::Drained;
 
@@ -114,9 +116,12 @@ pub struct Settings {
     /// ends with it. If idle connections were ended at once, a request just sent over one would be lost, and its
     /// client could not know whether it was carried out.
     pub drain_idle_ms: u64,
-    /// Proxies of our own, by address or network: of requests that come from them `X-Forwarded-For` says from whom
-    /// (for the limits of logins). None: the header is not read.
+    /// Proxies of our own, by address or network: of requests that come from them the field `forwarded_by` says from
+    /// whom (for the limits of logins, and the audit). None: no field is read.
     pub trusted_proxies: Vec<String>,
+    /// The field in which those proxies name the client: `x-forwarded-for`, or `forwarded` (RFC 7239). The other one is
+    /// not read.
+    pub forwarded_by: ForwardedBy,
     /// Requests of one subject that are worked on per second, in the long run; beyond, they are refused as
     /// `RATE_LIMITED`. Per node: with several fronts a subject has as much at each of them. Zero: no limit.
     ///
@@ -153,6 +158,7 @@ impl Default for Settings {
             drain_timeout_ms: 4000,
             drain_idle_ms: 500,
             trusted_proxies: Vec::new(),
+            forwarded_by: ForwardedBy::default(),
             rate_limit_per_s: 1000,
             rate_limit_burst: 2000,
             rate_limit_subjects_max: 10_000,
@@ -184,7 +190,7 @@ impl Settings {
             ("drain_idle_ms", within(self.drain_idle_ms, 0, 60_000)),
             (
                 "trusted_proxies",
-                TrustedProxies::parse(&self.trusted_proxies)
+                TrustedProxies::parse(&self.trusted_proxies, self.forwarded_by)
                     .err()
                     .map(|_| "addresses, and networks such as 10.0.0.0/8".to_owned()),
             ),

@@ -4,12 +4,9 @@
 //! Invariant: nobody is made where there is a user already, and no user that is there is changed. Of several who
 //! try at once one makes the user, the others find it.
 
-use validator::ValidateEmail;
-
 use super::{Settings, Users, validate_password};
 use crate::domain::access::Role;
-use crate::domain::patient::email_key;
-use crate::domain::validate::EMAIL_MAX_CHARS;
+use crate::domain::email::EmailAddress;
 use crate::error::{Error, ErrorCode, Result};
 
 const PASSWORD_MISSING: &str = "auth.first_admin_email is set without a password: set \
@@ -38,8 +35,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<(&'static str, String)> {
             "together with an address: set HYGEIA__AUTH__FIRST_ADMIN_EMAIL".into(),
         )),
         (Some(email), Some(password)) => {
-            let key = email_key(email.trim());
-            if key.chars().count() > EMAIL_MAX_CHARS || !key.validate_email() {
+            if EmailAddress::parse(email).is_err() {
                 problems.push(("first_admin_email", "an e-mail address".into()));
             }
             if let Err(message) = validate_password(password.reveal()) {

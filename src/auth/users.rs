@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use validator::ValidateEmail;
-
 use crate::domain::access::{Caller, Role};
-use crate::domain::patient::email_key;
+use crate::domain::email::{EmailAddress, EmailKey};
 use crate::domain::time::{Clock, Timestamp};
-use crate::domain::validate::{EMAIL_MAX_CHARS, FieldErrors};
+use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, UserRow, UserStore};
 
 use super::password::{self, Hasher};
-use super::{Auth, Settings, validate_password};
+use super::{Auth, Settings, sought, validate_password};
 
 /// A user without what is secret.
 #[derive(Clone, PartialEq, Eq)]
@@ -72,11 +70,14 @@ impl Users {
     /// `Invalid`: the address is none, or the password breaks `validate_password`. `AlreadyExists`: the
     /// address has a user. `Unavailable`, `OutcomeUnknown`, `Internal`: the database's.
     pub async fn create(&self, email: &str, password: &str, role: Role) -> Result<User> {
-        let email = email_key(email.trim());
         let mut errors = FieldErrors::new();
-        if email.chars().count() > EMAIL_MAX_CHARS || !email.validate_email() {
-            errors.insert("email", "Email should be valid");
-        }
+        let email = EmailAddress::parse(email).map_or_else(
+            |message| {
+                errors.insert("email", message);
+                String::new()
+            },
+            |email| email.key().to_string(),
+        );
         let known = self.common_passwords && password::is_common(password);
         if let (false, Err(message)) = (known, validate_password(password)) {
             errors.insert("password", message);
@@ -108,7 +109,7 @@ impl Users {
             return Err(Error::invalid_fields(FieldErrors::from([("password", message)])));
         }
         let hash = self.hasher.hash(password).await?;
-        found(self.store.set_password_hash(&email_key(email.trim()), &hash, self.clock.now()).await)
+        found(self.store.set_password_hash(&sought(email)?, &hash, self.clock.now()).await)
     }
 
     /// Sets a new password for `caller`, who knows the old one; `auth` looks at that as at a login's. Tokens already
@@ -133,7 +134,7 @@ impl Users {
     ///
     /// # Errors
     /// `NotFound`: there is no such user; else the database's.
-    pub async fn change(&self, email: &str, change: Change) -> Result<User> {
+    pub async fn change(&self, email: &EmailKey, change: Change) -> Result<User> {
         if let Some(role) = change.role {
             found(self.store.set_user_role(email, role.as_str()).await)?;
         }
@@ -149,15 +150,18 @@ impl Users {
     /// # Errors
     /// `NotFound`: there is no such user; else the database's.
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<()> {
-        found(self.store.set_user_disabled(&email_key(email.trim()), disabled).await)
+        found(self.store.set_user_disabled(&sought(email)?, disabled).await)
     }
 
     /// Users in the order of their addresses, after `after`, at most `limit_rows`.
     ///
     /// # Errors
-    /// The database's.
+    /// `Invalid`: `after` can be nobody's address. Else the database's.
     pub async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<User>> {
-        let rows = self.store.list_users(after, limit_rows).await.map_err(|error| read(&error))?;
+        let after = after.map(EmailKey::place).transpose();
+        let after =
+            after.map_err(|message| Error::invalid_fields(FieldErrors::from([("after", message)])))?;
+        let rows = self.store.list_users(after.as_deref(), limit_rows).await.map_err(|error| read(&error))?;
         Ok(rows.into_iter().map(shown).collect())
     }
 }

@@ -21,7 +21,7 @@ pub(super) enum Command {
         /// The e-mail address to log in with
         email: String,
         /// What the user may do
-        #[arg(long, default_value = Role::Admin.as_str(),
+        #[arg(long,
             value_parser = PossibleValuesParser::new(Role::ALL.iter().map(|role| role.as_str())))]
         role: String,
         #[command(flatten)]
@@ -80,12 +80,20 @@ pub(super) async fn run(
     match action {
         Action::Add { email, role } => {
             let role = Role::parse(role).ok_or_else(|| Failure::new(Exit::Usage, "no such role"))?;
-            users.add(email, &password()?, role).await
+            users.add(email, &password()?, role).await?;
+            writeln!(out, "added {email} with the role {}", role.as_str())?;
         }
-        Action::Passwd { email } => users.set_password(email, &password()?).await,
-        Action::SetDisabled { email, disabled } => users.set_disabled(email, *disabled).await,
-        Action::List => list(users, out).await,
+        Action::Passwd { email } => {
+            users.set_password(email, &password()?).await?;
+            writeln!(out, "set the password of {email}")?;
+        }
+        Action::SetDisabled { email, disabled } => {
+            users.set_disabled(email, *disabled).await?;
+            writeln!(out, "{} {email}", if *disabled { "disabled" } else { "enabled" })?;
+        }
+        Action::List => list(users, out).await?,
     }
+    Ok(())
 }
 
 async fn list(users: &dyn Users, out: &mut (dyn Write + Send)) -> Result<(), Failure> {
@@ -170,7 +178,10 @@ mod tests {
             done(Action::SetDisabled { email: email(), disabled: false }, &users).await,
             done(Action::Passwd { email: email() }, &users).await,
         ];
-        assert_eq!(printed.concat(), "");
+        assert_eq!(
+            printed.concat(),
+            "added a@b.c with the role ADMIN\ndisabled a@b.c\nenabled a@b.c\nset the password of a@b.c\n"
+        );
         let calls = users.calls.lock().unwrap().clone();
         assert_eq!(
             calls,

@@ -6,6 +6,7 @@ use ::time::Date;
 
 use super::access::Caller;
 use super::conditions::Conditions;
+use super::email::email_key;
 use super::ids::{PatientId, Version};
 use super::time::Timestamp;
 
@@ -29,7 +30,7 @@ pub struct Patient {
 pub struct PatientDetails {
     /// Full name, 1 to 100 characters.
     pub name: Box<str>,
-    /// E-mail address as given. Unique over living patients without regard to case.
+    /// E-mail address as given. Unique over living patients by its `email_key`.
     pub email: Box<str>,
     /// Postal address.
     pub address: Box<str>,
@@ -51,11 +52,6 @@ impl PatientDetails {
     pub fn email_key(&self) -> String {
         email_key(&self.email)
     }
-}
-
-/// The form of an e-mail address under which it is unique: lower case.
-pub fn email_key(email: &str) -> String {
-    email.to_lowercase()
 }
 
 /// A change of the details; `registered_date` stays as it is if it is not given.

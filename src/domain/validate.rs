@@ -6,20 +6,14 @@ use std::collections::BTreeMap;
 use ::time::Date;
 use ::time::macros::format_description;
 use uuid::Uuid;
-use validator::ValidateEmail;
 
+use super::email::EmailAddress;
 use super::ids::PatientId;
 use super::patient::{PatientChange, PatientDetails, PatientPatch};
-use super::text::{is_bidi_control, is_noncharacter, nfc};
+use super::text::{has_hidden, is_bidi_control, is_blank, is_noncharacter, nfc, trimmed};
 
 /// The most characters a name may have.
 pub const NAME_MAX_CHARS: usize = 100;
-/// The most characters an e-mail address may have (RFC 5321, 4.5.3.1.3: a path of 256 octets with
-/// its angle brackets).
-pub const EMAIL_MAX_CHARS: usize = 254;
-/// The same in bytes, of which the standard speaks: an address may have other letters than those of ASCII
-/// (RFC 6531, section 3.3).
-pub const EMAIL_MAX_BYTES: usize = EMAIL_MAX_CHARS;
 /// The most characters an address may have.
 pub const ADDRESS_MAX_CHARS: usize = 500;
 
@@ -155,8 +149,18 @@ fn uuid(value: &str, errors: &mut FieldErrors) -> Option<PatientId> {
     parsed.map(PatientId)
 }
 
-const REGISTERED_FORM: &str = "Registered date must be a date of the form YYYY-MM-DD";
-const BIRTH_FORM: &str = "Date of birth must be a date of the form YYYY-MM-DD";
+const REGISTERED: DateWords = DateWords {
+    field: "registeredDate",
+    required: "Registered date is required",
+    form: "Registered date must be a date of the form YYYY-MM-DD",
+    no_day: "Registered date is not a calendar date: there is no such day",
+};
+const BIRTH: DateWords = DateWords {
+    field: "dateOfBirth",
+    required: "Date of birth is required",
+    form: "Date of birth must be a date of the form YYYY-MM-DD",
+    no_day: "Date of birth is not a calendar date: there is no such day",
+};
 const BIRTH_FUTURE: &str = "Date of birth cannot be in the future";
 const BIRTH_EARLIEST_YEAR: i32 = 1850;
 const BIRTH_TOO_EARLY: &str = "Date of birth cannot be before 1850";
@@ -182,6 +186,7 @@ struct Words {
     required: &'static str,
     too_long: &'static str,
     control: &'static str,
+    hidden: &'static str,
     /// None: it may hold marks of direction.
     bidi: Option<&'static str>,
 }
@@ -192,6 +197,7 @@ fn name(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
         required: "Name is required",
         too_long: "Name cannot exceed 100 characters",
         control: "Name cannot contain control characters",
+        hidden: "Name cannot contain invisible characters",
         bidi: Some("Name cannot contain characters that steer the direction of text"),
     };
     text(value, &words, NAME_MAX_CHARS, errors)
@@ -203,20 +209,25 @@ fn address(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
         required: "Address is required",
         too_long: "Address cannot exceed 500 characters",
         control: "Address cannot contain control characters",
+        hidden: "Address cannot contain invisible characters",
         bidi: None,
     };
     text(value, &words, ADDRESS_MAX_CHARS, errors)
 }
 
-/// A text in Normalization Form C that is neither blank nor too long, and holds no control characters
-/// (PostgreSQL has no NUL in a text, and no terminal should be steered by a name), no noncharacters and no
-/// marks of direction; a line break is fine in an address alone.
+/// A text in Normalization Form C in which something can be seen, and which is not too long. What cannot be seen is
+/// trimmed, and refused inside unless a script needs it. So are control characters (PostgreSQL has no NUL in a
+/// text, and no terminal should be steered by a name), noncharacters and marks of direction. A line break and marks
+/// of direction are fine in an address alone.
 fn text(value: Option<&str>, words: &Words, max_chars: usize, errors: &mut FieldErrors) -> Option<Box<str>> {
-    let value = nfc(value.unwrap_or_default().trim());
-    let bad_char =
-        |c: char| (c.is_control() && !(words.field == "address" && c == '\n')) || is_noncharacter(c);
+    let value = nfc(trimmed(value.unwrap_or_default()));
+    let breaks_line = |c: char| matches!(c, '\n' | '\u{2028}' | '\u{2029}');
+    let bad_char = |c: char| {
+        ((c.is_control() || breaks_line(c)) && !(words.field == "address" && breaks_line(c)))
+            || is_noncharacter(c)
+    };
     let steering = words.bidi.filter(|_| value.contains(is_bidi_control));
-    let message = if value.is_empty() {
+    let message = if is_blank(&value) {
         words.required
     } else if value.chars().count() > max_chars {
         words.too_long
@@ -224,6 +235,8 @@ fn text(value: Option<&str>, words: &Words, max_chars: usize, errors: &mut Field
         words.control
     } else if let Some(message) = steering {
         message
+    } else if has_hidden(&value, |c| words.bidi.is_none() && is_bidi_control(c)) {
+        words.hidden
     } else {
         return Some(value.into());
     };
@@ -232,28 +245,21 @@ fn text(value: Option<&str>, words: &Words, max_chars: usize, errors: &mut Field
 }
 
 fn email(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
-    let value = nfc(value.unwrap_or_default().trim());
-    let message = if value.is_empty() {
-        "Email is required"
-    } else if value.len() > EMAIL_MAX_BYTES {
-        "Email cannot exceed 254 bytes"
-    } else if value.contains(is_bidi_control) {
-        "Email cannot contain characters that steer the direction of text"
-    } else if !value.validate_email() {
-        "Email should be valid"
-    } else {
-        return Some(value.into());
-    };
-    errors.insert("email", message);
-    None
+    match EmailAddress::parse(value.unwrap_or_default()) {
+        Ok(email) => Some(email.given().into()),
+        Err(message) => {
+            errors.insert("email", message);
+            None
+        }
+    }
 }
 
 fn registered(value: Option<&str>, errors: &mut FieldErrors) -> Option<Date> {
-    date(value, "registeredDate", "Registered date is required", REGISTERED_FORM, errors)
+    date(value, &REGISTERED, errors)
 }
 
 fn birth(value: Option<&str>, today: Date, errors: &mut FieldErrors) -> Option<Date> {
-    let birth = date(value, "dateOfBirth", "Date of birth is required", BIRTH_FORM, errors)?;
+    let birth = date(value, &BIRTH, errors)?;
     let message = if birth > today {
         BIRTH_FUTURE
     } else if birth.year() < BIRTH_EARLIEST_YEAR {
@@ -261,32 +267,53 @@ fn birth(value: Option<&str>, today: Date, errors: &mut FieldErrors) -> Option<D
     } else {
         return Some(birth);
     };
-    errors.insert("dateOfBirth", message);
+    errors.insert(BIRTH.field, message);
     None
 }
 
-fn date(
-    value: Option<&str>,
+/// What is said of a date that does not hold.
+struct DateWords {
     field: &'static str,
     required: &'static str,
     form: &'static str,
-    errors: &mut FieldErrors,
-) -> Option<Date> {
-    let value = value.unwrap_or_default().trim();
-    if value.is_empty() {
-        errors.insert(field, required);
-        return None;
-    }
-    let parsed = parse_date(value);
-    if parsed.is_none() {
-        errors.insert(field, form);
-    }
-    parsed
+    no_day: &'static str,
+}
+
+fn date(value: Option<&str>, words: &DateWords, errors: &mut FieldErrors) -> Option<Date> {
+    let value = trimmed(value.unwrap_or_default());
+    let message = match parse_date(value) {
+        Ok(date) => return Some(date),
+        Err(_) if value.is_empty() => words.required,
+        Err(BadDate::Form) => words.form,
+        Err(BadDate::NoSuchDay) => words.no_day,
+    };
+    errors.insert(words.field, message);
+    None
+}
+
+/// Why a text is no date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadDate {
+    /// It is not written as one.
+    Form,
+    /// It is written as one, and the calendar has no such day: 2023-02-29.
+    NoSuchDay,
 }
 
 /// A calendar date of the form `YYYY-MM-DD` (RFC 3339 `full-date`), and nothing else.
-pub fn parse_date(text: &str) -> Option<Date> {
-    (text.len() == 10).then(|| Date::parse(text, format_description!("[year]-[month]-[day]")).ok()).flatten()
+///
+/// # Errors
+/// Why it is none.
+pub fn parse_date(text: &str) -> Result<Date, BadDate> {
+    let formed = text.len() == 10
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(at, b)| if matches!(at, 4 | 7) { b == b'-' } else { b.is_ascii_digit() });
+    if !formed {
+        return Err(BadDate::Form);
+    }
+    Date::parse(text, format_description!("[year]-[month]-[day]")).map_err(|_| BadDate::NoSuchDay)
 }
 
 /// `date` as `YYYY-MM-DD`.
@@ -328,6 +355,8 @@ mod tests {
         let details = registration(&input, TODAY).expect("valid");
         assert_eq!(&*details.name, "Zo\u{eb} \u{5d0}\u{5d1}");
         assert_eq!(&*details.address, "1 \u{200f}Way", "an address may be in two directions");
+        input.name = Some("\u{200b}\u{202e}Zoe\u{ad}");
+        assert_eq!(&*registration(&input, TODAY).expect("valid").name, "Zoe", "what nobody sees is trimmed");
         // As many characters as may be, once they are put together.
         let name = "e\u{301}".repeat(NAME_MAX_CHARS);
         input.name = Some(&name);
@@ -362,6 +391,16 @@ mod tests {
             (Box::new(|i| i.name = Some("   ")), "name", "Name is required"),
             (Box::new(|i| i.name = Some(&long_name)), "name", "Name cannot exceed 100 characters"),
             (Box::new(|i| i.name = Some("a\0b")), "name", "Name cannot contain control characters"),
+            (Box::new(|i| i.name = Some("\u{200b}\u{2060}\u{3164}")), "name", "Name is required"),
+            (Box::new(|i| i.name = Some("\u{2800}\u{301}")), "name", "Name is required"),
+            (Box::new(|i| i.address = Some("\u{e0001}\u{ad} \u{202e}")), "address", "Address is required"),
+            (Box::new(|i| i.name = Some("A\u{200d}da")), "name", "Name cannot contain invisible characters"),
+            (
+                Box::new(|i| i.address = Some("Lon\u{ad}don")),
+                "address",
+                "Address cannot contain invisible characters",
+            ),
+            (Box::new(|i| i.name = Some("a\u{2028}b")), "name", "Name cannot contain control characters"),
             (Box::new(|i| i.email = Some("not-an-address")), "email", "Email should be valid"),
             (Box::new(|i| i.name = Some("a\u{ffff}b")), "name", "Name cannot contain control characters"),
             (
@@ -381,11 +420,15 @@ mod tests {
                 "address",
                 "Address cannot exceed 500 characters",
             ),
-            (Box::new(|i| i.date_of_birth = Some("10.12.1815")), "dateOfBirth", BIRTH_FORM),
-            (Box::new(|i| i.date_of_birth = Some("2026-02-30")), "dateOfBirth", BIRTH_FORM),
+            (Box::new(|i| i.date_of_birth = Some("10.12.1815")), "dateOfBirth", BIRTH.form),
+            (Box::new(|i| i.date_of_birth = Some("2026-02-30")), "dateOfBirth", BIRTH.no_day),
+            (Box::new(|i| i.date_of_birth = Some("2023-02-29")), "dateOfBirth", BIRTH.no_day),
+            (Box::new(|i| i.date_of_birth = Some("2026-13-01")), "dateOfBirth", BIRTH.no_day),
+            (Box::new(|i| i.date_of_birth = Some("+026-01-01")), "dateOfBirth", BIRTH.form),
+            (Box::new(|i| i.registered_date = Some("2026-00-00")), "registeredDate", REGISTERED.no_day),
             (Box::new(|i| i.date_of_birth = Some("2026-04-01")), "dateOfBirth", BIRTH_FUTURE),
             (Box::new(|i| i.date_of_birth = Some("0001-01-01")), "dateOfBirth", BIRTH_TOO_EARLY),
-            (Box::new(|i| i.registered_date = Some("soon")), "registeredDate", REGISTERED_FORM),
+            (Box::new(|i| i.registered_date = Some("soon")), "registeredDate", REGISTERED.form),
         ];
         for (edit, field, message) in cases {
             let mut input = valid();

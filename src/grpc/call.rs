@@ -26,6 +26,7 @@ use tower::{Layer, Service};
 use super::connection::ConnectionInfo;
 use super::status;
 use crate::context::TraceContext;
+use crate::context::fields::{repeated, trace_of};
 use crate::domain::access::{Action, Caller};
 use crate::domain::time::{Clock, MonoTime};
 use crate::error::{Error, ErrorCode};
@@ -144,14 +145,14 @@ impl Shared {
         // more precise than ours, comes in time.
         let reserve = (budget / 10).min(RESERVE_MAX);
         let call = Call {
-            trace: trace(request.headers()),
+            trace: trace_of(request.headers()),
             deadline: began.plus(budget.saturating_sub(2 * reserve)),
             from: request.extensions().get::<ConnectionInfo>().and_then(|connection| connection.from),
             method,
             begun: Arc::default(),
         };
         request.extensions_mut().insert(call.clone());
-        let answer = match self.admit(method, &request) {
+        let answer = match once(request.headers()).and_then(|()| self.admit(method, &request)) {
             Ok(permits) => {
                 let answer = run(service, request, &call, budget.saturating_sub(reserve)).await;
                 if method.is_probe_stream() {
@@ -181,6 +182,16 @@ impl Shared {
         };
         let on_server = Arc::clone(&self.calls).try_acquire_owned().map_err(full)?;
         Ok((on_connection, Some(on_server)))
+    }
+}
+
+/// Metadata that has one value has one.
+fn once(headers: &HeaderMap) -> Result<(), Error> {
+    match repeated(headers) {
+        Some(name) => {
+            Err(Error::new(ErrorCode::Invalid, format!("The metadata \"{name}\" is given more than once")))
+        }
+        None => Ok(()),
     }
 }
 
@@ -293,14 +304,6 @@ fn method(path: &str) -> Method {
         _ if path.starts_with("/grpc.reflection.") => Method::Reflection,
         _ => Method::Other,
     }
-}
-
-fn trace(headers: &HeaderMap) -> TraceContext {
-    headers
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok())
-        .and_then(TraceContext::parse)
-        .map_or_else(TraceContext::root, |caller| caller.child())
 }
 
 /// The caller's own limit: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). What is not

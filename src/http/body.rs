@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap};
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap,
+};
 use http_body_util::BodyExt;
 
 use hyper::body::Body as _;
 
 use crate::error::ErrorCode;
 
-use super::problem::Failure;
+use super::patch::MERGE_PATCH_JSON;
+use super::problem::{ACCEPT_PATCH, Failure};
 
 /// How much of a body that nobody wants is read all the same, and for how long: a caller who still sends
 /// when the connection closes would otherwise see a reset instead of the answer.
@@ -33,10 +36,7 @@ pub(super) async fn receive(
     if declared.is_some_and(|length| length > max_bytes as u64) {
         return Err(too_large(max_bytes));
     }
-    if !is_json(headers, taken) {
-        let detail = format!("The body must be {taken}, in UTF-8 and not compressed");
-        return Err(Failure::new(ErrorCode::UnsupportedMediaType, detail));
-    }
+    check_type(headers, taken)?;
     let mut whole = Bytes::new();
     let mut parts = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -60,18 +60,35 @@ fn too_large(max_bytes: usize) -> Failure {
     Failure::new(ErrorCode::PayloadTooLarge, format!("The body may have at most {max_bytes} bytes"))
 }
 
-/// The type `taken`, whatever its parameters but for a charset other than UTF-8 (RFC 8259, section 8.1),
-/// and without a content coding.
-fn is_json(headers: &HeaderMap, taken: &str) -> bool {
-    let text = |name| headers.get(name).map(|v| v.to_str().unwrap_or("?"));
-    let plain = text(CONTENT_ENCODING).is_none_or(|coding| coding.eq_ignore_ascii_case("identity"));
-    let mut parts = text(CONTENT_TYPE).unwrap_or_default().split(';').map(str::trim);
-    let json = parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(taken));
-    let utf8 = parts.filter_map(|parameter| parameter.split_once('=')).all(|(name, value)| {
-        !name.trim().eq_ignore_ascii_case("charset")
-            || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
-    });
-    plain && json && utf8
+/// Whether the body is of the type `taken`, in UTF-8 (RFC 8259, section 8.1), and without a content coding. Its other
+/// parameters do not matter.
+fn check_type(headers: &HeaderMap, taken: &'static str) -> Result<(), Failure> {
+    let refused = |detail: String, takes| {
+        Err(Failure { takes: Some(takes), ..Failure::new(ErrorCode::UnsupportedMediaType, detail) })
+    };
+    let codings =
+        headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
+    let plain = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
+    if !codings.map(<[u8]>::trim_ascii).all(plain) {
+        let detail = "The body must not be compressed: send it without Content-Encoding".to_owned();
+        return refused(detail, (ACCEPT_ENCODING, "identity"));
+    }
+    let takes = (if taken == MERGE_PATCH_JSON { ACCEPT_PATCH } else { ACCEPT }, taken);
+    let Some(given) = headers.get(CONTENT_TYPE) else {
+        return refused(format!("Content-Type is missing: the body must be {taken}"), takes);
+    };
+    let mut parts = given.to_str().unwrap_or_default().split(';').map(str::trim);
+    if !parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(taken)) {
+        return refused(format!("The body's media type (Content-Type) must be {taken}"), takes);
+    }
+    let utf8 = |charset: &str| charset.eq_ignore_ascii_case("utf-8") || charset.eq_ignore_ascii_case("utf8");
+    let mut charsets = parts
+        .filter_map(|parameter| parameter.split_once('='))
+        .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
+    if !charsets.all(|(_, charset)| utf8(charset.trim().trim_matches('"'))) {
+        return refused("The body's charset (Content-Type) must be utf-8".to_owned(), takes);
+    }
+    Ok(())
 }
 
 /// Reads on for a while what the request still sends, for nothing.
@@ -110,27 +127,43 @@ mod tests {
     }
 
     #[test]
-    fn only_plain_utf8_json_is_json() {
-        for (content_type, coding, taken) in [
-            (Some("application/json"), None, true),
-            (Some("Application/JSON; charset=UTF-8"), None, true),
-            (Some("application/json; charset=\"utf-8\"; v=1"), Some("identity"), true),
-            (Some("application/json; charset=latin1"), None, false),
-            (Some("application/json"), Some("gzip"), false),
-            (Some("application/jsonp"), None, false),
-            (Some("text/json"), None, false),
-            (Some(""), None, false),
-            (None, None, false),
+    fn what_is_wrong_with_a_body_is_told_apart() {
+        const JSON: &str = "application/json";
+        for (content_type, codings, wrong) in [
+            (Some(JSON), &[][..], None),
+            (Some("Application/JSON; charset=UTF-8"), &[], None),
+            (Some("application/json;charset=utf8"), &[], None),
+            (Some("application/json; charset=\"utf-8\"; v=1"), &["identity"], None),
+            (Some(JSON), &["", "Identity, identity"], None),
+            (Some("application/json; charset=latin1"), &[], Some(("charset", "accept"))),
+            (Some("application/json; charset=utf-8; charset=utf-16"), &[], Some(("charset", "accept"))),
+            (Some("application/json; charset="), &[], Some(("charset", "accept"))),
+            (Some(JSON), &["gzip"], Some(("compressed", "accept-encoding"))),
+            (Some(JSON), &["br"], Some(("compressed", "accept-encoding"))),
+            (Some(JSON), &["identity", "deflate"], Some(("compressed", "accept-encoding"))),
+            (Some("text/plain"), &["identity, gzip"], Some(("compressed", "accept-encoding"))),
+            (Some("application/jsonp"), &[], Some(("media type", "accept"))),
+            (Some("text/json"), &[], Some(("media type", "accept"))),
+            (Some("application/json, text/plain"), &[], Some(("media type", "accept"))),
+            (Some(""), &[], Some(("media type", "accept"))),
+            (None, &[], Some(("missing", "accept"))),
         ] {
             let mut map = HeaderMap::new();
-            if let Some(value) = content_type {
-                map.insert(CONTENT_TYPE, HeaderValue::from_static(value));
+            map.extend(content_type.map(|value| (CONTENT_TYPE, HeaderValue::from_static(value))));
+            for value in codings {
+                map.append(CONTENT_ENCODING, HeaderValue::from_static(value));
             }
-            if let Some(value) = coding {
-                map.insert(CONTENT_ENCODING, HeaderValue::from_static(value));
+            let told = check_type(&map, JSON).err();
+            let said = format!("{content_type:?} {codings:?} {told:?}");
+            assert_eq!(told.is_some(), wrong.is_some(), "{said}");
+            if let (Some(failure), Some((word, takes))) = (told, wrong) {
+                assert!(failure.error.detail.contains(word), "{said}");
+                assert_eq!(failure.takes.expect("what is taken").0, takes, "{said}");
             }
-            assert_eq!(is_json(&map, "application/json"), taken, "{content_type:?} {coding:?}");
         }
+        let patch = headers(&[(CONTENT_TYPE, JSON)]);
+        let refused = check_type(&patch, MERGE_PATCH_JSON).expect_err("no merge patch");
+        assert_eq!(refused.takes, Some((ACCEPT_PATCH, MERGE_PATCH_JSON)));
     }
 
     #[tokio::test]

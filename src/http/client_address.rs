@@ -1,42 +1,117 @@
 //! Where a request comes from: the peer of its connection, or, where that is a proxy of our own, who the proxy says.
 //!
-//! Invariant: `X-Forwarded-For` is read only if the peer is one of `trusted_proxies`, and from its end: what stands
-//! before the last address that is not one of them was written by the client, and could be anything.
+//! Invariant: the proxies' field is read only if the peer is one of `trusted_proxies`, and from its end: what stands
+//! before the last address that is not one of them was written by the client, and could be anything. Which field that is
+//! a setting says: a client could write the other one, and the proxy would pass it on.
 
 use std::net::{IpAddr, SocketAddr};
 
-use http::request;
+use http::{HeaderName, request};
 use ipnet::IpNet;
+use serde::Deserialize;
 
-/// The header in which proxies note whom they speak for.
-const FORWARDED_FOR: &str = "x-forwarded-for";
-/// Addresses read of it.
+/// Addresses read of the field.
 const HOPS_MAX: usize = 16;
+
+/// The field in which proxies note whom they speak for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedBy {
+    /// `X-Forwarded-For`: addresses, with ports or without.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+impl ForwardedBy {
+    const fn name(self) -> HeaderName {
+        match self {
+            ForwardedBy::XForwardedFor => HeaderName::from_static("x-forwarded-for"),
+            ForwardedBy::Forwarded => http::header::FORWARDED,
+        }
+    }
+
+    /// The addresses in `line`, the last first; `None` is one that is not told.
+    fn hops(self, line: &str) -> Vec<Option<IpAddr>> {
+        match self {
+            ForwardedBy::XForwardedFor => {
+                line.rsplit(',').take(HOPS_MAX).map(|hop| node(hop.trim())).collect()
+            }
+            // Quotes are counted from the end: what a client has begun must not swallow what a proxy adds.
+            ForwardedBy::Forwarded => line.rsplit(unquoted(',')).take(HOPS_MAX).map(forwarded_for).collect(),
+        }
+    }
+}
+
+/// The `for` of an element of `Forwarded` (RFC 7239, section 4).
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut given = element
+        .split(unquoted(';'))
+        .filter_map(|pair| pair.split_once('='))
+        .filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
+    let (_, value) = given.next().filter(|_| given.next().is_none())?;
+    let value = value.trim();
+    node(value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value))
+}
+
+/// An address, with a port or without; one of IPv6 with a port is in brackets.
+fn node(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(address);
+    }
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let (address, port) = bracketed.split_once(']')?;
+        let port = port.strip_prefix(':').map_or(port.is_empty(), is_port);
+        return address.parse().ok().filter(|_| port).map(IpAddr::V6);
+    }
+    let (address, port) = text.split_once(':')?;
+    address.parse().ok().filter(|_| is_port(port)).map(IpAddr::V4)
+}
+
+/// A port, or the name that a proxy has given it (RFC 7239, section 6).
+fn is_port(text: &str) -> bool {
+    let named = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    text.parse::<u16>().is_ok() || text.strip_prefix('_').is_some_and(named)
+}
+
+/// Tells each `separator` that is not within quotes, asked character by character.
+fn unquoted(separator: char) -> impl FnMut(char) -> bool {
+    let mut quoted = false;
+    move |c| {
+        quoted ^= c == '"';
+        c == separator && !quoted
+    }
+}
 
 /// The peer of a connection, among a request's extensions.
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// The proxies that are believed.
+/// The proxies that are believed, and where they say what.
 #[derive(Clone, Debug, Default)]
-pub struct TrustedProxies(Vec<IpNet>);
+pub struct TrustedProxies {
+    networks: Vec<IpNet>,
+    forwarded_by: ForwardedBy,
+}
 
 impl TrustedProxies {
     /// Addresses, and networks as `10.0.0.0/8`.
     ///
     /// # Errors
     /// The first that is neither.
-    pub fn parse(texts: &[String]) -> Result<Self, String> {
+    pub fn parse(texts: &[String], forwarded_by: ForwardedBy) -> Result<Self, String> {
         let network = |text: &String| {
             let text = text.trim();
             let alone = || text.parse::<IpAddr>().map(IpNet::from);
             text.parse::<IpNet>().or_else(|_| alone()).map_err(|_| text.to_owned())
         };
-        texts.iter().map(network).collect::<Result<_, _>>().map(TrustedProxies)
+        let networks = texts.iter().map(network).collect::<Result<_, _>>()?;
+        Ok(TrustedProxies { networks, forwarded_by })
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(&address))
+        self.networks.iter().any(|network| network.contains(&address))
     }
 
     /// Who sent the request; `None` if not even its peer is known.
@@ -46,11 +121,11 @@ impl TrustedProxies {
             return Some(peer);
         }
         // Several headers are one list (RFC 9110, section 5.3).
-        let lines = parts.headers.get_all(FORWARDED_FOR).iter().rev();
-        let hops = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
+        let lines = parts.headers.get_all(self.forwarded_by.name()).iter().rev();
+        let hops = lines.flat_map(|line| self.forwarded_by.hops(line.to_str().unwrap_or_default()));
         let mut client = peer;
         for hop in hops.take(HOPS_MAX) {
-            let Ok(address) = hop.trim().parse::<IpAddr>() else { break };
+            let Some(address) = hop else { break };
             client = address.to_canonical();
             if !self.trusts(client) {
                 break;
@@ -64,16 +139,20 @@ impl TrustedProxies {
 mod tests {
     use super::*;
 
-    fn client(trusted: &[&str], peer: &str, forwarded: &[&str]) -> String {
+    fn client_by(by: ForwardedBy, trusted: &[&str], peer: &str, forwarded: &[&str]) -> String {
         let texts: Vec<String> = trusted.iter().map(|&text| text.to_owned()).collect();
-        let proxies = TrustedProxies::parse(&texts).expect("networks");
+        let proxies = TrustedProxies::parse(&texts, by).expect("networks");
         let mut request = http::Request::builder();
         for line in forwarded {
-            request = request.header(FORWARDED_FOR, *line);
+            request = request.header(by.name(), *line);
         }
         let (mut parts, ()) = request.body(()).expect("a request").into_parts();
         parts.extensions.insert(Peer(SocketAddr::new(peer.parse().expect("an address"), 1)));
         proxies.client_of(&parts).expect("known").to_string()
+    }
+
+    fn client(trusted: &[&str], peer: &str, forwarded: &[&str]) -> String {
+        client_by(ForwardedBy::XForwardedFor, trusted, peer, forwarded)
     }
 
     #[test]
@@ -92,11 +171,55 @@ mod tests {
     }
 
     #[test]
+    fn a_port_does_not_hide_the_address() {
+        let inside = |forwarded: &str| client(&["10.0.0.0/8", "2001:db8:1::/48"], "10.1.2.3", &[forwarded]);
+        for (forwarded, from) in [
+            ("198.51.100.7:1234", "198.51.100.7"),
+            ("[2001:db8::1]:9", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("1.1.1.1, 198.51.100.7:1234, 10.0.0.1:80", "198.51.100.7"),
+            ("198.51.100.7:1234,[2001:db8:1::5]:80", "198.51.100.7"),
+            ("[::ffff:198.51.100.7]:9", "198.51.100.7"),
+            ("\"1.1.1.1, 198.51.100.7:1", "198.51.100.7"),
+            ("198.51.100.7:", "10.1.2.3"),
+            ("198.51.100.7:x", "10.1.2.3"),
+            ("198.51.100.7:70000", "10.1.2.3"),
+            ("[198.51.100.7]:1", "10.1.2.3"),
+            ("[2001:db8::1", "10.1.2.3"),
+            ("[2001:db8::1]9", "10.1.2.3"),
+            ("", "10.1.2.3"),
+        ] {
+            assert_eq!(inside(forwarded), from, "{forwarded}");
+        }
+    }
+
+    #[test]
+    fn forwarded_is_read_where_a_setting_says_so() {
+        let inside = |lines: &[&str]| client_by(ForwardedBy::Forwarded, &["10.0.0.0/8"], "10.1.2.3", lines);
+        for (lines, from) in [
+            (&["for=198.51.100.7"][..], "198.51.100.7"),
+            (&["For=\"198.51.100.7:1234\""], "198.51.100.7"),
+            (&["for=\"[2001:db8::1]:9\""], "2001:db8::1"),
+            (&["proto=https;for=198.51.100.7;by=_x"], "198.51.100.7"),
+            (&["for=1.1.1.1, for=198.51.100.7"], "198.51.100.7"),
+            (&["for=1.1.1.1", "for=198.51.100.7, for=10.0.0.4"], "198.51.100.7"),
+            (&["for=198.51.100.7;host=\"a,b;for=1.1.1.1\""], "198.51.100.7"),
+            (&["for=\"198.51.100.7:_port\""], "198.51.100.7"),
+            (&["for=\"evil, for=198.51.100.7"], "198.51.100.7"),
+            (&["for=unknown"], "10.1.2.3"),
+            (&["for=_hidden"], "10.1.2.3"),
+            (&["for=1.1.1.1;for=2.2.2.2"], "10.1.2.3"),
+            (&["198.51.100.7"], "10.1.2.3"),
+            (&[], "10.1.2.3"),
+        ] {
+            assert_eq!(inside(lines), from, "{lines:?}");
+        }
+    }
+
+    #[test]
     fn what_is_no_network_is_named() {
-        assert_eq!(
-            TrustedProxies::parse(&["10.0.0.1".into(), "proxy".into()]).err(),
-            Some("proxy".to_owned())
-        );
-        assert!(TrustedProxies::parse(&["2001:db8::/32".into(), " ::1 ".into()]).is_ok());
+        let parse = |texts: &[String]| TrustedProxies::parse(texts, ForwardedBy::default());
+        assert_eq!(parse(&["10.0.0.1".into(), "proxy".into()]).err(), Some("proxy".to_owned()));
+        assert!(parse(&["2001:db8::/32".into(), " ::1 ".into()]).is_ok());
     }
 }

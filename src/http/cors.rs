@@ -6,19 +6,20 @@
 //! This is part of the pipeline and no layer around it, because the layer at hand answers every OPTIONS request as if
 //! it were a preflight: those without `Origin` would lose their `Allow`, and none of them would be noted.
 
+use http::HeaderValue;
 use http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
     ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_METHOD, HeaderMap, ORIGIN,
     VARY,
 };
-use http::{HeaderValue, Uri};
+use url::{Host, Url};
 
 /// Origins that can be configured, at most: each request with an `Origin` is compared with all of them.
 const ORIGINS_MAX: usize = 32;
 
 /// What a page may send beside what it always may.
 const REQUEST_HEADERS: &str = "accept-language, authorization, content-type, idempotency-key, if-match, \
-                               if-none-match, traceparent, x-request-id";
+                               if-none-match, traceparent, tracestate, x-break-glass, x-request-id";
 /// What a page may read beside what it always may.
 const EXPOSED_HEADERS: &str = "allow, etag, link, location, ratelimit, ratelimit-policy, retry-after, traceparent, \
                                www-authenticate, x-request-id";
@@ -28,16 +29,19 @@ const MAX_AGE_S: &str = "600";
 /// What is wrong with a list of origins, if anything.
 pub(super) fn problem(origins: &[String]) -> Option<String> {
     let holds = origins.len() <= ORIGINS_MAX && origins.iter().all(|origin| is_origin(origin));
-    (!holds).then(|| format!("at most {ORIGINS_MAX} origins such as https://app.example.org, without a path"))
+    (!holds).then(|| {
+        format!(
+            "at most {ORIGINS_MAX} origins as browsers write them, such as https://app.example.org: without a path, \
+             a pattern, or the port that the scheme has anyway"
+        )
+    })
 }
 
-/// An origin as browsers write it (RFC 6454, section 6.2).
+/// An origin as browsers write it (RFC 6454, section 6.2; WHATWG URL). Any other text would never be met.
 fn is_origin(text: &str) -> bool {
-    let Ok(uri) = text.parse::<Uri>() else { return false };
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
-    matches!(scheme, "http" | "https")
-        && !authority.as_str().contains('@')
-        && text == format!("{scheme}://{authority}").to_lowercase()
+    let Ok(url) = Url::parse(text) else { return false };
+    let pattern = matches!(url.host(), Some(Host::Domain(name)) if name.contains('*'));
+    matches!(url.scheme(), "http" | "https") && !pattern && url.origin().ascii_serialization() == text
 }
 
 /// The origins that are let in.
@@ -90,9 +94,13 @@ mod tests {
 
     #[test]
     fn an_origin_is_a_scheme_and_a_host() {
-        for good in
-            ["https://app.example.org", "http://localhost:3000", "https://[::1]:8443", "http://10.0.0.1"]
-        {
+        for good in [
+            "https://app.example.org",
+            "http://localhost:3000",
+            "https://[::1]:8443",
+            "http://10.0.0.1",
+            "https://a.org:80",
+        ] {
             assert!(is_origin(good), "{good}");
         }
         for bad in [
@@ -107,6 +115,19 @@ mod tests {
             "ftp://app.example.org",
             "https://user@app.example.org",
             "https://a?b",
+            "https://*.example.org",
+            "https://*",
+            "https://app.example.org:443",
+            "http://app.example.org:80",
+            "https://app.example.org:",
+            "https://app.example.org:0443",
+            "https://app.example.org:65536",
+            "https://b\u{fc}cher.example",
+            "https://127.1",
+            "https://[0:0::1]",
+            "https://app.example.org,https://b.example.org",
+            " https://app.example.org",
+            "https://app.example.org#x",
         ] {
             assert!(!is_origin(bad), "{bad}");
         }

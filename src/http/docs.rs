@@ -195,12 +195,12 @@ fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
 /// Every code that a request of `endpoint` can end in.
 fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
     let mut codes = endpoint.refuses.to_vec();
+    codes.extend([ErrorCode::Invalid, ErrorCode::NotImplemented]);
     if matches!(endpoint.handler, Handler::Named(..)) {
         codes.extend([ErrorCode::Unauthenticated, ErrorCode::Forbidden, ErrorCode::RateLimited]);
     }
     if endpoint.takes != Takes::Nothing {
         codes.extend([
-            ErrorCode::Invalid,
             ErrorCode::PayloadTooLarge,
             ErrorCode::UnsupportedMediaType,
             ErrorCode::RequestTimeout,
@@ -295,6 +295,12 @@ mod tests {
                     let response = &operation["responses"][code.http_status().to_string()];
                     assert!(response.is_object(), "{said}: {code:?}");
                 }
+                let parameters = operation["parameters"].as_array().into_iter().flatten();
+                let asked: Vec<&str> = parameters
+                    .filter(|parameter| parameter["in"] == "query")
+                    .filter_map(|parameter| parameter["name"].as_str())
+                    .collect();
+                assert_eq!(asked, endpoint.query, "{said}");
                 let guarded = matches!(endpoint.handler, Handler::Named(..));
                 assert_eq!(operation["security"].is_array(), guarded, "{said}");
                 assert_eq!(operation["requestBody"].is_object(), endpoint.takes != Takes::Nothing, "{said}");

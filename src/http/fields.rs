@@ -29,6 +29,8 @@ pub(super) struct Fields<'a, const N: usize> {
     /// Which of them are null.
     pub(super) nulls: [bool; N],
     wrong: FieldErrors,
+    /// Those that no rule may let pass.
+    with_nul: FieldErrors,
     other: BTreeMap<String, &'static str>,
 }
 
@@ -42,6 +44,9 @@ impl<'a, const N: usize> Fields<'a, N> {
         let read = Names(names).deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
         read.map_err(|error| {
             // The reader's own words could repeat what was sent.
+            if let Some(wrong) = no_text(body) {
+                return Failure::new(ErrorCode::Invalid, wrong);
+            }
             let detail = match error.classify() {
                 serde_json::error::Category::Data if error.to_string().starts_with(TOO_DEEP) => {
                     TOO_DEEP.to_owned()
@@ -60,7 +65,9 @@ impl<'a, const N: usize> Fields<'a, N> {
     pub(super) fn checked<T>(self, ruled: Result<T, FieldErrors>) -> Result<T, Failure> {
         let mut errors = self.wrong;
         match ruled {
-            Ok(value) if errors.is_empty() && self.other.is_empty() => return Ok(value),
+            Ok(value) if errors.is_empty() && self.with_nul.is_empty() && self.other.is_empty() => {
+                return Ok(value);
+            }
             Ok(_) => {}
             Err(by_rules) => {
                 for (field, message) in by_rules {
@@ -68,11 +75,30 @@ impl<'a, const N: usize> Fields<'a, N> {
                 }
             }
         }
+        for (field, message) in self.with_nul {
+            errors.entry(field).or_insert(message);
+        }
         let mut failure = Failure::from(Error::invalid_fields(errors));
         failure.other_fields = self.other;
         Err(failure)
     }
 }
+
+/// Why `body` is no JSON text at all (RFC 8259, section 8.1), if a line and a column would not say it.
+fn no_text(body: &[u8]) -> Option<&'static str> {
+    if body.trim_ascii().is_empty() {
+        Some("The body is empty: it must be a JSON object")
+    } else if body.starts_with(b"\xef\xbb\xbf") {
+        Some("The body begins with a byte order mark (U+FEFF): send the JSON without it")
+    } else if std::str::from_utf8(body).is_err() {
+        Some("The body is not UTF-8")
+    } else {
+        None
+    }
+}
+
+/// A NUL in a text: no database here holds one.
+const NUL: &str = "Cannot contain the character U+0000";
 
 struct Names<const N: usize>([&'static str; N]);
 
@@ -96,6 +122,7 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
             values: [const { None }; N],
             nulls: [false; N],
             wrong: FieldErrors::new(),
+            with_nul: FieldErrors::new(),
             other: BTreeMap::new(),
         };
         let mut seen = [false; N];
@@ -114,7 +141,12 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
                 continue;
             }
             match map.next_value()? {
-                Given::Text(text) => fields.values[at] = Some(text),
+                Given::Text(text) => {
+                    if text.contains('\0') {
+                        fields.with_nul.insert(self.0[at], NUL);
+                    }
+                    fields.values[at] = Some(text);
+                }
                 Given::Null => fields.nulls[at] = true,
                 Given::Other => {
                     fields.wrong.insert(self.0[at], "Should be a text");
@@ -328,6 +360,16 @@ mod tests {
     }
 
     #[test]
+    fn a_nul_passes_no_rule_and_takes_no_rules_words() {
+        let fields = || read("{\"name\": \"a\\u0000\", \"email\": \"\\u0000\"}").expect("an object");
+        let ruled = FieldErrors::from([("name", "Name cannot contain control characters")]);
+        let failure = fields().checked(Err::<(), _>(ruled)).expect_err("wrong");
+        assert_eq!(failure.error.fields["name"], "Name cannot contain control characters");
+        assert_eq!(failure.error.fields["email"], NUL);
+        assert_eq!(fields().checked(Ok::<_, FieldErrors>(())).expect_err("a NUL").error.fields.len(), 2);
+    }
+
+    #[test]
     fn what_is_no_object_is_refused_without_repeating_it() {
         for body in [
             "",
@@ -345,7 +387,17 @@ mod tests {
             assert_eq!(failure.error.code, ErrorCode::Invalid);
             assert!(!failure.error.detail.contains("canary"), "{}", failure.error.detail);
         }
-        assert!(Fields::read(b"{\"name\": \"\xff\"}", NAMES).is_err(), "no UTF-8");
+        for (body, why) in [
+            (&b""[..], "empty"),
+            (b" \r\n", "empty"),
+            (b"\xef\xbb\xbf{}", "byte order mark"),
+            (b"\xff\xfe{\0}\0", "UTF-8"),
+            (b"{\"name\": \"\xff\"}", "UTF-8"),
+            (b"{\"name\": \n\"", "line 2, column 1"),
+        ] {
+            let failure = Fields::read(body, NAMES).expect_err(why);
+            assert!(failure.error.detail.contains(why), "{}", failure.error.detail);
+        }
         assert!(read(&format!("{{\"a\": {}", "[".repeat(100_000))).is_err(), "too deep");
     }
 

@@ -8,13 +8,13 @@ use http::header::{CACHE_CONTROL, HeaderMap};
 use http::{HeaderName, HeaderValue};
 
 use crate::context::TraceContext;
+use crate::context::fields::{TRACEPARENT, trace_of};
 use crate::domain::access::Caller;
 use crate::domain::time::MonoTime;
 use crate::rate::Quota;
 
 use super::Settings;
 use super::cors::Cors;
-use super::observe::{TRACEPARENT, trace_of};
 use super::problem::Failure;
 use super::rate::Limit;
 use super::security::Security;

@@ -19,6 +19,7 @@ use crate::error::ErrorCode;
 
 use super::pipeline::Call;
 use super::problem::Failure;
+use super::query::Query;
 use super::{AppState, patients, reply};
 
 /// Versions on one page if the caller does not say how many.
@@ -93,28 +94,21 @@ pub(super) async fn history(app: Arc<AppState>, call: Call) -> Result<Response, 
     Ok(response)
 }
 
+/// What can be asked of a history.
+pub(super) const PARAMETERS: [&str; 2] = ["after", "limit"];
+
 /// Which versions are asked for: after this one, at most so many.
 fn page_of(call: &Call) -> Result<(Version, u32), Failure> {
-    let (mut after, mut limit) = (None, None);
-    for (name, value) in form_urlencoded::parse(call.parts.uri.query().unwrap_or_default().as_bytes()) {
-        match &*name {
-            "after" if after.is_none() => {
-                let given = value.parse().ok().filter(|after: &Version| *after >= 0);
-                after =
-                    Some(given.ok_or_else(|| Failure::field("after", "After should be a version, or 0"))?);
-            }
-            "limit" if limit.is_none() => {
-                let given = value.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit));
-                limit = Some(
-                    given.ok_or_else(|| Failure::field("limit", "Limit should be a number from 1 to 200"))?,
-                );
-            }
-            "after" => return Err(Failure::field("after", "Given more than once")),
-            "limit" => return Err(Failure::field("limit", "Given more than once")),
-            _ => return Err(Failure::new(ErrorCode::Invalid, "The parameters are after and limit")),
-        }
+    let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
+    let after = query.get("after").map_or(Some(0), |text| text.parse().ok().filter(|after| *after >= 0));
+    let limit = query.get("limit").map_or(Some(LIMIT_DEFAULT), |text| {
+        text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit))
+    });
+    match (after, limit) {
+        (Some(after), Some(limit)) => Ok((after, limit)),
+        (None, _) => Err(Failure::field("after", "After should be a version, or 0")),
+        (_, None) => Err(Failure::field("limit", "Limit should be a number from 1 to 200")),
     }
-    Ok((after.unwrap_or(0), limit.unwrap_or(LIMIT_DEFAULT)))
 }
 
 /// The record as of `version`, whatever became of it since.

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use http::HeaderValue;
-use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::{HeaderValue, StatusCode};
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -225,9 +225,14 @@ async fn connection(
                 // Of a request with both lengths, `Transfer-Encoding` and `Content-Length`, the first alone counts, and
                 // the connection has to end (RFC 9112, section 6.1): a proxy that went by the other one would take what
                 // follows for another request. By now it cannot be told any more whether there were both.
-                if chunked || draining.is_cancelled() {
+                // What follows a body that nobody has read to its end would be taken for a request.
+                if chunked || draining.is_cancelled() || seat.cut_short() {
                     // The connection ends with this answer, and its client knows.
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                if answer.status() == StatusCode::NOT_MODIFIED {
+                    // It would have to be that of the record (RFC 9110, section 8.6), and the router says that of nothing.
+                    answer.headers_mut().remove(CONTENT_LENGTH);
                 }
                 Ok::<_, Ended>(seats::answered(&seat, answer))
             }

@@ -4,25 +4,12 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use http::header::HeaderMap;
 use metrics::{Counter, Histogram};
 
 use crate::context::TraceContext;
 use crate::error::ErrorCode;
 
 use super::frame::Exchange;
-
-/// The header that carries a trace (W3C Trace Context).
-pub(super) const TRACEPARENT: &str = "traceparent";
-
-/// The hop that a request with these headers starts: in the caller's trace, or in a new one.
-pub(super) fn trace_of(headers: &HeaderMap) -> TraceContext {
-    headers
-        .get(TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .and_then(TraceContext::parse)
-        .map_or_else(TraceContext::root, |parent| parent.child())
-}
 
 /// Notes the requests of one method and route. The label sets are bounded: templates and methods of the
 /// route table, and five classes of status.

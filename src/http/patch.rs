@@ -4,7 +4,7 @@
 use time::Date;
 
 use crate::domain::patient::PatientPatch;
-use crate::domain::validate::{PatientInput, patch};
+use crate::domain::validate::{FieldErrors, PatientInput, patch};
 
 use super::fields::Fields;
 use super::patients::FIELDS;
@@ -13,22 +13,28 @@ use super::problem::Failure;
 /// The media type of a merge patch.
 pub(super) const MERGE_PATCH_JSON: &str = "application/merge-patch+json";
 
+const NOT_REMOVED: &str = "Cannot be null: leave it out to keep it as it is";
+
 /// The patch that `body` says, by the rules of the day `today`.
 ///
 /// # Errors
 /// `Invalid`, with everything that is wrong.
 pub(super) fn read(body: &[u8], today: Date) -> Result<PatientPatch, Failure> {
     let fields = Fields::read(body, FIELDS)?;
-    // To take a field away is to give it empty: the rules say that it is required.
-    let given = |at: usize| fields.values[at].as_deref().or(fields.nulls[at].then_some(""));
-    let input = PatientInput {
-        name: given(0),
-        email: given(1),
-        address: given(2),
-        date_of_birth: given(3),
-        registered_date: given(4),
+    let [name, email, address, date_of_birth, registered_date] =
+        fields.values.each_ref().map(|value| value.as_deref());
+    let made = patch(&PatientInput { name, email, address, date_of_birth, registered_date }, today);
+    // To take a field away is to give it as null.
+    let taken = FIELDS.into_iter().zip(fields.nulls).filter(|(_, null)| *null);
+    let taken: FieldErrors = taken.map(|(field, _)| (field, NOT_REMOVED)).collect();
+    let made = match made {
+        Ok(patch) if taken.is_empty() => Ok(patch),
+        Ok(_) => Err(taken),
+        Err(mut errors) => {
+            errors.extend(taken);
+            Err(errors)
+        }
     };
-    let made = patch(&input, today);
     fields.checked(made)
 }
 
@@ -61,16 +67,7 @@ mod tests {
             "name": null, "email": null, "address": null, "dateOfBirth": null, "registeredDate": null
         }));
         let said: Vec<_> = failure.expect_err("required").error.fields.into_values().collect();
-        assert_eq!(
-            said,
-            [
-                "Address is required",
-                "Date of birth is required",
-                "Email is required",
-                "Name is required",
-                "Registered date is required",
-            ]
-        );
+        assert_eq!(said, [NOT_REMOVED; 5]);
         let failure = read_json(json!({"name": 7, "email": "x", "version": 2})).expect_err("wrong");
         assert_eq!(failure.error.fields["name"], "Should be a text");
         assert_eq!(failure.error.fields["email"], "Email should be valid");

@@ -17,6 +17,7 @@ use super::fields::Fields;
 use super::idempotency::{Keyed, Turn};
 use super::pipeline::{Call, tail};
 use super::problem::Failure;
+use super::query::Query;
 use super::shown::{PatientBody, Shown};
 use super::{AppState, conditional, history, reply};
 
@@ -179,13 +180,15 @@ pub(super) async fn get(app: Arc<AppState>, call: Call) -> Result<Response, Fail
     Ok(response)
 }
 
+/// What can be asked of a record.
+pub(super) const PARAMETERS: [&str; 1] = ["version"];
+
 /// The version asked for, if one is.
 fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
-    let query = form_urlencoded::parse(call.parts.uri.query().unwrap_or_default().as_bytes());
-    let mut given = query.filter(|(name, _)| name == "version");
-    let Some((_, text)) = given.next() else { return Ok(None) };
+    let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
+    let Some(text) = query.get("version") else { return Ok(None) };
     match text.parse() {
-        Ok(version) if version > 0 && given.next().is_none() => Ok(Some(version)),
+        Ok(version) if version > 0 => Ok(Some(version)),
         _ => Err(Failure::field("version", "Should be one number from 1 on")),
     }
 }

@@ -38,9 +38,10 @@ use super::client_address::TrustedProxies;
 use super::frame::{Exchange, Frame};
 use super::observe::Meter;
 use super::patch::MERGE_PATCH_JSON;
-use super::problem::Failure;
+use super::problem::{ACCEPT_PATCH, Failure};
+use super::query::Query;
 use super::stage::{Registers, Stage};
-use super::{Settings, body, break_glass, reply};
+use super::{Settings, body, break_glass, message, reply};
 
 pub(super) use router::{router, router_of_part};
 
@@ -54,6 +55,8 @@ pub(super) struct Endpoint<S: 'static> {
     pub(super) path: &'static str,
     /// How the handler itself refuses; for the documentation.
     pub(super) refuses: &'static [ErrorCode],
+    /// The parameters that its query may have.
+    pub(super) query: &'static [&'static str],
     pub(super) takes: Takes,
     pub(super) effect: Effect,
     pub(super) admission: Admission,
@@ -92,13 +95,24 @@ impl Verb {
     }
 }
 
-/// What body an endpoint takes.
+/// What body an endpoint takes. Of a patch it is told in `Accept-Patch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Takes {
     Nothing,
     Json,
     /// RFC 7396.
     MergePatch,
+}
+
+impl Takes {
+    /// None: no body.
+    pub(super) const fn media_type(self) -> Option<&'static str> {
+        match self {
+            Takes::Nothing => None,
+            Takes::Json => Some("application/json"),
+            Takes::MergePatch => Some(MERGE_PATCH_JSON),
+        }
+    }
 }
 
 /// What it means if a handler is not over at the deadline.
@@ -192,7 +206,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
             deadline: Duration::from_millis(settings.request_deadline_ms),
             body_max_bytes: settings.body_max_bytes,
             // The settings were checked.
-            proxies: TrustedProxies::parse(&settings.trusted_proxies).unwrap_or_default(),
+            proxies: TrustedProxies::parse(&settings.trusted_proxies, settings.forwarded_by)
+                .unwrap_or_default(),
             compress_min_bytes: settings.compress_min_bytes,
             frame: Frame::new(settings),
             admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
@@ -301,6 +316,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         incoming: &mut Body,
         stage: &Stage,
     ) -> Result<(Option<Caller>, Bytes), Failure> {
+        message::check(request)?;
         let caller = match endpoint.handler {
             Handler::Open(_) => None,
             Handler::Named(action, _) => {
@@ -316,17 +332,12 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 Some(caller)
             }
         };
-        let body = match endpoint.takes {
-            Takes::Nothing => Bytes::new(),
-            Takes::Json => {
+        Query::read(request.uri.query(), endpoint.query)?;
+        let body = match endpoint.takes.media_type() {
+            None => Bytes::new(),
+            Some(taken) => {
                 stage.enter(Stage::RECEIVING);
-                body::receive(&request.headers, incoming, self.body_max_bytes, "application/json").await?
-            }
-            Takes::MergePatch => {
-                stage.enter(Stage::RECEIVING);
-                let received =
-                    body::receive(&request.headers, incoming, self.body_max_bytes, MERGE_PATCH_JSON).await;
-                received.map_err(|failure| Failure { takes_merge_patch: true, ..failure })?
+                body::receive(&request.headers, incoming, self.body_max_bytes, taken).await?
             }
         };
         Ok((caller, body))
@@ -376,22 +387,28 @@ impl<S: Send + Sync + 'static> Edge<S> {
         if parts.headers.get(CONTENT_LENGTH).is_none_or(|length| length != "0") {
             body::discard(&parts.headers, incoming).await;
         }
-        let failure = Failure::new(refusal.code, refusal.detail);
-        let mut response = self.finish(Err(failure), &refusal.meter, &exchange);
+        let refused = Err(Failure::new(refusal.code, refusal.detail));
+        let outcome = message::check(&parts).and(refused);
+        let mut response = self.finish(outcome, &refusal.meter, &exchange);
         if let Some(allow) = &refusal.allow {
             response.headers_mut().insert(ALLOW, allow.clone());
         }
         response
     }
 
-    /// Answers OPTIONS (RFC 9110, section 9.3.7). `allow` names the methods of what was asked about.
-    async fn options(&self, allow: &HeaderValue, meter: &Meter, request: Request) -> Response {
+    /// Answers OPTIONS (RFC 9110, section 9.3.7), with the `methods` of what was asked about.
+    async fn options(&self, methods: &Methods, meter: &Meter, request: Request) -> Response {
         let exchange = self.frame.begin(request.headers(), self.clock.mono());
         let (parts, incoming) = request.into_parts();
         body::discard(&parts.headers, incoming).await;
-        let mut response = reply::empty(StatusCode::NO_CONTENT);
-        self.frame.options(&exchange, &parts.headers, allow, response.headers_mut());
-        self.finish(Ok(response), meter, &exchange)
+        let outcome = message::check(&parts).map(|()| {
+            let mut response = reply::empty(StatusCode::NO_CONTENT);
+            self.frame.options(&exchange, &parts.headers, &methods.allow, response.headers_mut());
+            let patches = methods.patches.map(|taken| (ACCEPT_PATCH, HeaderValue::from_static(taken)));
+            response.headers_mut().extend(patches);
+            response
+        });
+        self.finish(outcome, meter, &exchange)
     }
 }
 
@@ -418,6 +435,15 @@ impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         self.in_flight.decrement(1.0);
     }
+}
+
+/// The methods of a route.
+#[derive(Clone)]
+struct Methods {
+    /// As `Allow` has them.
+    allow: HeaderValue,
+    /// The media type of a patch, where PATCH is one of them (RFC 5789, section 3.1).
+    patches: Option<&'static str>,
 }
 
 /// How what no endpoint takes is refused.

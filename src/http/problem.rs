@@ -15,7 +15,8 @@ use crate::domain::ids::PatientId;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
-use super::patch::MERGE_PATCH_JSON;
+/// The field that names the media types of patches (RFC 5789).
+pub(super) const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 /// The media type of problems.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
@@ -30,20 +31,14 @@ pub(super) struct Failure {
     pub(super) token_shown: bool,
     /// For `OutcomeUnknown` of a registration: the id that the patient has, if there is one.
     pub(super) registers: Option<PatientId>,
-    /// For `UnsupportedMediaType`: whether it is a merge patch that is taken, which is said then (RFC 5789,
-    /// section 2.2).
-    pub(super) takes_merge_patch: bool,
+    /// For `UnsupportedMediaType`: the field that says what is taken (RFC 9110, section 15.5.16; RFC 5789, section
+    /// 2.2).
+    pub(super) takes: Option<(HeaderName, &'static str)>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure {
-            error,
-            other_fields: BTreeMap::new(),
-            token_shown: false,
-            registers: None,
-            takes_merge_patch: false,
-        }
+        Failure { error, other_fields: BTreeMap::new(), token_shown: false, registers: None, takes: None }
     }
 }
 
@@ -75,12 +70,10 @@ impl Failure {
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
         }
-        if code == ErrorCode::UnsupportedMediaType && self.takes_merge_patch {
-            let taken = HeaderValue::from_static(MERGE_PATCH_JSON);
-            headers.insert(HeaderName::from_static("accept-patch"), taken);
-        }
+        headers.extend(self.takes.map(|(name, taken)| (name, HeaderValue::from_static(taken))));
         // The rest of the body is not read: what follows on the connection would be taken for a request.
-        if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout) {
+        if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout | ErrorCode::NotImplemented)
+        {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response

@@ -66,24 +66,30 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
         &[],
         Handler::Named(Action::OwnToken, |s, c| login::validate(s, c).boxed()),
     ),
-    named(
-        Verb::Get,
-        "/api/patients",
-        &[Invalid],
-        Handler::Named(Action::PatientList, |s, c| search::list(s, c).boxed()),
-    ),
+    Endpoint {
+        query: &search::PARAMETERS,
+        ..named(
+            Verb::Get,
+            "/api/patients",
+            &[Invalid],
+            Handler::Named(Action::PatientList, |s, c| search::list(s, c).boxed()),
+        )
+    },
     named(
         Verb::Post,
         "/api/patients",
         &[AlreadyExists, KeyReused, KeyExpired],
         Handler::Named(Action::PatientRegister, |s, c| patients::register(s, c).boxed()),
     ),
-    named(
-        Verb::Get,
-        "/api/patients/{id}",
-        &[Invalid, NotFound, PreconditionFailed],
-        Handler::Named(Action::PatientRead, |s, c| patients::get(s, c).boxed()),
-    ),
+    Endpoint {
+        query: &patients::PARAMETERS,
+        ..named(
+            Verb::Get,
+            "/api/patients/{id}",
+            &[Invalid, NotFound, PreconditionFailed],
+            Handler::Named(Action::PatientRead, |s, c| patients::get(s, c).boxed()),
+        )
+    },
     named(
         Verb::Put,
         "/api/patients/{id}",
@@ -114,12 +120,15 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
         &[Invalid, NotFound],
         Handler::Named(Action::PatientRestrict, |s, c| patients::unrestrict(s, c).boxed()),
     ),
-    named(
-        Verb::Get,
-        "/api/patients/{id}/history",
-        &[Invalid, NotFound],
-        Handler::Named(Action::PatientHistory, |s, c| history::history(s, c).boxed()),
-    ),
+    Endpoint {
+        query: &history::PARAMETERS,
+        ..named(
+            Verb::Get,
+            "/api/patients/{id}/history",
+            &[Invalid, NotFound],
+            Handler::Named(Action::PatientHistory, |s, c| history::history(s, c).boxed()),
+        )
+    },
     named(
         Verb::Get,
         "/api/analytics/summary",
@@ -132,12 +141,15 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
         &[Invalid, NotFound],
         Handler::Named(Action::AccountRead, |s, c| billing::account(s, c).boxed()),
     ),
-    named(
-        Verb::Get,
-        "/api/users",
-        &[Invalid],
-        Handler::Named(Action::UserList, |s, c| users::list(s, c).boxed()),
-    ),
+    Endpoint {
+        query: &users::PARAMETERS,
+        ..named(
+            Verb::Get,
+            "/api/users",
+            &[Invalid],
+            Handler::Named(Action::UserList, |s, c| users::list(s, c).boxed()),
+        )
+    },
     named(
         Verb::Post,
         "/api/users",
@@ -160,12 +172,15 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
         &[TooManyRequests],
         Handler::Named(Action::OwnPassword, |s, c| users::password(s, c).boxed()),
     ),
-    named(
-        Verb::Get,
-        "/api/audit",
-        &[Invalid],
-        Handler::Named(Action::AuditRead, |s, c| audit::list(s, c).boxed()),
-    ),
+    Endpoint {
+        query: &audit::PARAMETERS,
+        ..named(
+            Verb::Get,
+            "/api/audit",
+            &[Invalid],
+            Handler::Named(Action::AuditRead, |s, c| audit::list(s, c).boxed()),
+        )
+    },
     exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
     exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
     exempt("/metrics", Handler::Open(|s, c| ops::metrics(Arc::clone(&s.metrics), c).boxed())),
@@ -226,7 +241,7 @@ const fn named(
         Verb::Post | Verb::Put => (Takes::Json, Effect::Writes),
         Verb::Patch => (Takes::MergePatch, Effect::Writes),
     };
-    Endpoint { verb, path, refuses, takes, effect, admission: Admission::Counted, handler }
+    Endpoint { verb, path, refuses, query: &[], takes, effect, admission: Admission::Counted, handler }
 }
 
 /// One whose path says it all.
@@ -247,7 +262,16 @@ const fn open(
     takes: Takes,
     handler: Handler<AppState>,
 ) -> Endpoint<AppState> {
-    Endpoint { verb, path, refuses, takes, effect: Effect::Reads, admission: Admission::Counted, handler }
+    Endpoint {
+        verb,
+        path,
+        refuses,
+        query: &[],
+        takes,
+        effect: Effect::Reads,
+        admission: Admission::Counted,
+        handler,
+    }
 }
 
 const fn exempt<S>(path: &'static str, handler: Handler<S>) -> Endpoint<S> {
@@ -255,6 +279,7 @@ const fn exempt<S>(path: &'static str, handler: Handler<S>) -> Endpoint<S> {
         verb: Verb::Get,
         path,
         refuses: &[],
+        query: &[],
         takes: Takes::Nothing,
         effect: Effect::Reads,
         admission: Admission::Exempt,

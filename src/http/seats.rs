@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(super) struct Seat {
     epoch: Instant,
     /// Milliseconds after `epoch` since which it waits, or one of the two below.
     since: AtomicU64,
+    /// Nobody read the body of its last request to the end.
+    cut_short: AtomicBool,
 }
 
 /// Its request is being answered.
@@ -41,7 +43,7 @@ const ENDED: u64 = u64::MAX - 1;
 
 impl Seat {
     fn new(epoch: Instant) -> Arc<Self> {
-        let seat = Seat { epoch, since: AtomicU64::new(ANSWERED) };
+        let seat = Seat { epoch, since: AtomicU64::new(ANSWERED), cut_short: AtomicBool::new(false) };
         seat.waiting();
         Arc::new(seat)
     }
@@ -65,6 +67,11 @@ impl Seat {
     fn answering(&self) -> bool {
         let arrived = |was| (was != ENDED).then_some(ANSWERED);
         self.since.try_update(Ordering::AcqRel, Ordering::Acquire, arrived).is_ok()
+    }
+
+    /// Whether a body was given up before its end: the connection has to end with the answer.
+    pub(super) fn cut_short(&self) -> bool {
+        self.cut_short.load(Ordering::Acquire)
     }
 
     fn now_ms(&self) -> u64 {
@@ -119,6 +126,7 @@ impl Arriving {
 impl Drop for Arriving {
     fn drop(&mut self) {
         if !self.arrived {
+            self.seat.cut_short.store(true, Ordering::Release);
             self.seat.answering();
         }
     }

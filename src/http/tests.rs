@@ -3,6 +3,7 @@
 mod connections;
 mod frame;
 mod hostile;
+mod messages;
 mod pipeline;
 
 use std::net::SocketAddr;
@@ -59,7 +60,7 @@ impl Drop for LetGo {
 
 type Shared = Arc<Switches>;
 
-static ENDPOINTS: [Endpoint<Shared>; 15] = [
+static ENDPOINTS: [Endpoint<Shared>; 18] = [
     endpoint(Verb::Get, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
     endpoint(Verb::Post, "/open", Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed())),
     endpoint(
@@ -76,6 +77,27 @@ static ENDPOINTS: [Endpoint<Shared>; 15] = [
             async move { reply::json(StatusCode::OK, &call.body.len()) }.boxed()
         }),
     ),
+    endpoint(
+        Verb::Get,
+        "/same",
+        Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::NOT_MODIFIED)) }.boxed()),
+    ),
+    Endpoint {
+        takes: Takes::MergePatch,
+        ..endpoint(
+            Verb::Patch,
+            "/patch",
+            Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed()),
+        )
+    },
+    Endpoint {
+        takes: Takes::Nothing,
+        ..endpoint(
+            Verb::Post,
+            "/bodiless",
+            Handler::Open(|_, _| async { Ok(reply::empty(StatusCode::OK)) }.boxed()),
+        )
+    },
     endpoint(Verb::Get, "/hold", Handler::Open(|app, _| hold(app).boxed())),
     endpoint(Verb::Get, "/never", Handler::Named(Action::OwnToken, |_, _| std::future::pending().boxed())),
     endpoint(Verb::Put, "/never", Handler::Named(Action::OwnToken, |_, _| std::future::pending().boxed())),
@@ -109,7 +131,16 @@ const fn endpoint(verb: Verb, path: &'static str, handler: Handler<Shared>) -> E
         Verb::Get | Verb::Delete => (Takes::Nothing, Effect::Reads),
         Verb::Post | Verb::Put | Verb::Patch => (Takes::Json, Effect::Writes),
     };
-    Endpoint { verb, path, refuses: &[], takes, effect, admission: Admission::Counted, handler }
+    Endpoint {
+        verb,
+        path,
+        refuses: &[],
+        query: &["canary"],
+        takes,
+        effect,
+        admission: Admission::Counted,
+        handler,
+    }
 }
 
 async fn hold(app: Arc<Shared>) -> Result<Response, Failure> {

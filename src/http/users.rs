@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::extract::{FromRequestParts, Path};
 use axum::response::Response;
 use http::header::{LINK, LOCATION};
 use http::{HeaderValue, StatusCode};
@@ -12,15 +12,18 @@ use utoipa::ToSchema;
 
 use crate::auth::{Change, User};
 use crate::domain::access::Role;
-use crate::domain::patient::email_key;
+use crate::domain::email::EmailKey;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
 use super::fields::Fields;
 use super::pipeline::Call;
 use super::problem::Failure;
+use super::query::Query;
 use super::{AppState, reply};
 
+/// What can be asked of the list.
+pub(super) const PARAMETERS: [&str; 2] = ["limit", "after"];
 const LIMIT_DEFAULT: u32 = 100;
 const LIMIT_MAX: u32 = 1000;
 
@@ -103,15 +106,13 @@ pub(super) struct PasswordForm {
     responses((status = 200, description = "A page of users.", body = Vec<UserBody>,
         headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
 pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
-    let query = Query::<Vec<(String, String)>>::try_from_uri(&call.parts.uri)
-        .map_err(|_| Failure::new(ErrorCode::Invalid, "The query cannot be read"))?;
-    let one = |name: &str| query.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let limit = one("limit")
+    let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
+    let limit = query
+        .get("limit")
         .map_or(Some(LIMIT_DEFAULT), |text| text.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n)))
         .ok_or_else(|| Failure::field("limit", "Limit should be a number from 1 to 1000"))?;
-    let after = one("after").map(email_key);
     // One more than asked for tells whether there is more.
-    let mut users = app.users.list(after.as_deref(), limit + 1).await?;
+    let mut users = app.users.list(query.get("after"), limit + 1).await?;
     let more = users.len() > limit as usize;
     users.truncate(limit as usize);
     let shown: Vec<UserBody<'_>> = users.iter().map(UserBody::from).collect();
@@ -160,8 +161,9 @@ const ROLES: &str = "Should be ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or
 pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Response, Failure> {
     let email = Path::<String>::from_request_parts(&mut call.parts, &())
         .await
-        .map(|path| email_key(&path.0))
-        .map_err(|_| Failure::field("email", "Should be an e-mail address"))?;
+        .map_err(|_| "Should be an e-mail address")
+        .and_then(|path| EmailKey::sought(&path.0))
+        .map_err(|message| Failure::field("email", message))?;
     // What the reader says could repeat what was sent.
     let form: ChangeForm = serde_json::from_slice(&call.body).map_err(|_| {
         Failure::new(ErrorCode::Invalid, "Known are role (a text) and disabled (true or false)")
@@ -170,7 +172,7 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
         Some(None) => return Err(Failure::field("role", ROLES)),
         role => role.flatten(),
     };
-    if email == *call.ctx.caller.subject {
+    if *email == *call.ctx.caller.subject {
         return Err(Error::new(ErrorCode::Forbidden, "Nobody changes their own role or standing").into());
     }
     let user = app.users.change(&email, Change { role, disabled: form.disabled }).await?;

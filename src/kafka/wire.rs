@@ -134,7 +134,7 @@ pub fn decode(message: &Incoming) -> Result<Observation, Unreadable> {
     let date_of_birth = match event_type {
         EventType::Deleted => None,
         EventType::Created | EventType::Updated => {
-            Some(parse_date(&event.date_of_birth).ok_or(Unreadable::DateOfBirth)?)
+            Some(parse_date(&event.date_of_birth).map_err(|_| Unreadable::DateOfBirth)?)
         }
     };
     Ok(Observation {

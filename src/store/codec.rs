@@ -88,8 +88,8 @@ impl EventRow {
                 name: body.name.into(),
                 email: body.email.into(),
                 address: body.address.into(),
-                date_of_birth: parse_date(&body.date_of_birth)?,
-                registered_date: parse_date(&body.registered_date)?,
+                date_of_birth: parse_date(&body.date_of_birth).ok()?,
+                registered_date: parse_date(&body.registered_date).ok()?,
             },
         };
         Some(RecordedEvent {

@@ -306,7 +306,8 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
 /// What a migration leaves to be done, and may be broken off and done again.
 async fn after_migrations(connection: &mut sqlx::PgConnection) -> Result<()> {
     audit::make_months(connection).await?;
-    search::fill_keys(connection).await
+    search::fill_keys(connection).await?;
+    search::move_emails(connection).await
 }
 
 fn clone_of(migrator: &Migrator) -> Migrator {

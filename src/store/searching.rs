@@ -23,6 +23,17 @@ const ROUNDS_MAX: usize = 8;
 /// How many rows without a key are given one at once.
 pub(super) const KEYED_AT_ONCE: u32 = 500;
 
+/// Says that keys of e-mail addresses could not be brought into their form, because another has it.
+pub(super) fn warn_of_taken(what: &'static str, taken: u64) {
+    if taken > 0 {
+        tracing::warn!(
+            target: "hygeia::store",
+            taken,
+            "{what} have the e-mail address of another, written in another way: give them other addresses"
+        );
+    }
+}
+
 /// What stands before and behind all days that a record may have.
 const FIRST_DAY: Date = date!(0000 - 01 - 01);
 const LAST_DAY: Date = date!(9999 - 12 - 31);

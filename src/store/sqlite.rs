@@ -233,7 +233,11 @@ async fn prepare_schema(
 }
 
 async fn fill_keys(connection: &mut SqliteConnection, settings: &Settings) -> Result<()> {
-    match timeout(ms(settings.migrate_timeout_ms), search::fill_keys(connection)).await {
+    let filling = async {
+        search::fill_keys(connection).await?;
+        search::move_emails(connection).await
+    };
+    match timeout(ms(settings.migrate_timeout_ms), filling).await {
         Ok(filled) => filled,
         Err(_) => Err(Error::Unavailable("filling the keys took too long: call it again".to_owned())),
     }

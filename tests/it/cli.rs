@@ -63,7 +63,7 @@ fn a_wrong_configuration_is_told_with_exit_code_78_by_every_command() {
         &["migrate"],
         &["healthcheck"],
         &["user", "list"],
-        &["user", "add", "joe@example.com"],
+        &["user", "add", "joe@example.com", "--role", "ADMIN"],
     ];
     for command in commands {
         let (code, out, err) = run(command, &[("HYGEIA__HTTP__LISTEN", "nowhere")]);
@@ -96,7 +96,13 @@ fn a_wrong_configuration_is_told_with_exit_code_78_by_every_command() {
 
 #[test]
 fn wrong_arguments_are_told_with_exit_code_64_and_help_is_no_failure() {
-    for arguments in [&["fly"][..], &["serve", "--fly"], &["user"], &["check", "--set", "canary"]] {
+    for arguments in [
+        &["fly"][..],
+        &["serve", "--fly"],
+        &["user"],
+        &["user", "add", "joe@example.com"],
+        &["check", "--set", "canary"],
+    ] {
         let (code, out, err) = run(arguments, &[]);
         assert_eq!((code, out.as_str()), (64, ""), "{arguments:?}");
         assert!(!err.is_empty() && !err.contains("canary"), "{err}");

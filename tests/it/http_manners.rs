@@ -171,7 +171,10 @@ async fn a_patch_changes_what_it_names() {
     assert_eq!(body(patched).await, expected);
 
     let said = problem(api.patch(&id, &json!({"name": null, "email": "x"}), &[]).await, 400, "INVALID").await;
-    assert_eq!(said["errors"], json!({"name": "Name is required", "email": "Email should be valid"}));
+    assert_eq!(
+        said["errors"],
+        json!({"name": "Cannot be null: leave it out to keep it as it is", "email": "Email should be valid"})
+    );
     let said = problem(api.patch(&id, &json!({"version": 3}), &[]).await, 400, "INVALID").await;
     assert_eq!(said["errors"], json!({"version": "Unknown field"}));
     for media_type in ["application/json", "application/json-patch+json"] {

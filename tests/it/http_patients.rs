@@ -171,7 +171,7 @@ async fn every_rule_says_its_own_words() {
         ("email", json!(["a@b.c"]), "Should be a text"),
         ("address", json!("x".repeat(501)), "Address cannot exceed 500 characters"),
         ("address", json!(true), "Should be a text"),
-        ("dateOfBirth", json!("2026-02-30"), "Date of birth must be a date of the form YYYY-MM-DD"),
+        ("dateOfBirth", json!("2026-02-30"), "Date of birth is not a calendar date: there is no such day"),
         ("dateOfBirth", json!("10.12.1985"), "Date of birth must be a date of the form YYYY-MM-DD"),
         ("dateOfBirth", json!("2999-01-01"), "Date of birth cannot be in the future"),
         ("registeredDate", json!("soon"), "Registered date must be a date of the form YYYY-MM-DD"),

@@ -30,6 +30,7 @@ mod roles;
 mod schemathesis;
 mod security_map;
 mod sessions;
+mod texts;
 mod tracing;
 
 // Those of the program that breaks clusters.

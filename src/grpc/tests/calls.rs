@@ -247,3 +247,21 @@ fn the_messages_are_those_of_the_wire() {
     assert_eq!(response.encode_to_vec(), golden);
     assert_eq!(BillingResponse::decode(&golden[..]), Ok(response));
 }
+
+#[tokio::test]
+async fn metadata_of_one_value_is_given_once() {
+    let running = start(settings()).await;
+    let mut client = running.client().await;
+    for (name, value) in [("authorization", "Bearer other"), ("authorization", "x"), ("grpc-timeout", "1S")] {
+        let mut request = with(asking(NAME), "grpc-timeout", "9S");
+        request.metadata_mut().append(name, value.parse().unwrap());
+        let status = client.create_billing_account(request).await.expect_err("refused");
+        assert_eq!((status.code(), error_code(&status)), (Code::InvalidArgument, "INVALID"), "{name}");
+        assert!(status.message().contains(name), "{}", status.message());
+    }
+    assert!(running.fake.asked.lock().unwrap().is_empty());
+    let mut request = with(asking(NAME), "traceparent", TRACEPARENT);
+    request.metadata_mut().append("traceparent", TRACEPARENT.parse().unwrap());
+    let answer = client.create_billing_account(request).await.expect("opened");
+    assert_ne!(answer.metadata().get("trace-id").unwrap(), "0af7651916cd43dd8448eb211c80319c", "a new trace");
+}

@@ -10,7 +10,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderValue, Method};
 
-use super::{Edge, Endpoint, Refusal, Verb};
+use super::{Edge, Endpoint, Methods, Refusal, Verb};
 use crate::error::ErrorCode;
 use crate::http::compress::{Accepted, Compression};
 use crate::http::observe::Meter;
@@ -53,7 +53,9 @@ pub(in crate::http) fn router_of_part<S: Send + Sync + 'static>(
             methods = methods.merge(served);
         }
         let allow = allow(of_path().map(|endpoint| endpoint.verb));
-        methods = methods.merge(options(edge, path, allow.clone()));
+        let patch = of_path().find(|endpoint| endpoint.verb == Verb::Patch);
+        let patches = patch.and_then(|endpoint| endpoint.takes.media_type());
+        methods = methods.merge(options(edge, path, Methods { allow: allow.clone(), patches }));
         let refused = refusal(
             edge,
             Refusal {
@@ -78,6 +80,7 @@ fn of_no_route<S: Send + Sync + 'static>(
     let meter = Meter::new("OTHER", "unmatched");
     let refused = refusal(edge, Refusal { code: ErrorCode::NotFound, detail: unmatched, allow: None, meter });
     let (edge, meter) = (Arc::clone(edge), Arc::new(Meter::new("OPTIONS", "*")));
+    let of_server = Methods { allow: of_server, patches: None };
     move |request| {
         if request.method() != Method::OPTIONS || request.uri().path() != "*" {
             return refused(request);
@@ -99,12 +102,12 @@ fn allow(verbs: impl Iterator<Item = Verb>) -> HeaderValue {
 fn options<S: Send + Sync + 'static>(
     edge: &Arc<Edge<S>>,
     route: &'static str,
-    allow: HeaderValue,
+    methods: Methods,
 ) -> MethodRouter {
     let (edge, meter) = (Arc::clone(edge), Arc::new(Meter::new("OPTIONS", route)));
     on(MethodFilter::OPTIONS, move |request: Request| {
-        let (edge, meter, allow) = (Arc::clone(&edge), Arc::clone(&meter), allow.clone());
-        async move { edge.options(&allow, &meter, request).await }
+        let (edge, meter, methods) = (Arc::clone(&edge), Arc::clone(&meter), methods.clone());
+        async move { edge.options(&methods, &meter, request).await }
     })
 }
 

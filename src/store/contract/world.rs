@@ -7,9 +7,10 @@ use time::macros::date;
 use uuid::Uuid;
 
 use crate::domain::access::Caller;
+use crate::domain::email::email_key;
 use crate::domain::event::RecordedEvent;
 use crate::domain::ids::{CommandId, Epoch, EventId, Kind, PatientId, ShardNo};
-use crate::domain::patient::{Patient, PatientDetails, PatientEvent, PatientState, email_key};
+use crate::domain::patient::{Patient, PatientDetails, PatientEvent, PatientState};
 use crate::domain::search::PatientSearch;
 use crate::domain::time::Timestamp;
 use crate::store::{AppendOutcome, PatientAppend, Result, Store, TakenLease};

@@ -6,11 +6,12 @@ use uuid::Uuid;
 
 use super::fault::{Failure, Intent};
 use super::{PgQuery, PostgresStore, column, decode, limit};
+use crate::domain::email::email_key;
 use crate::domain::patient::Patient;
 use crate::domain::text::search_key;
-use crate::store::Result;
 use crate::store::codec::PatientRow;
-use crate::store::searching::{Dialect, KEYED_AT_ONCE, Scan, Scans};
+use crate::store::searching::{Dialect, KEYED_AT_ONCE, Scan, Scans, warn_of_taken};
+use crate::store::{Error, Result};
 
 /// The statement of `scan`.
 pub(super) fn query_of(scan: Scan) -> PgQuery<'static> {
@@ -38,14 +39,17 @@ impl Scans for PostgresStore {
     }
 }
 
+/// Whether the last of it was done does not matter: it is done again.
+fn failed(error: sqlx::Error) -> Error {
+    Failure::Failed(error).into_error(Intent::Read)
+}
+
 /// Gives the rows their keys that were written before there were any, a few at a time. It may be broken off and
 /// called again.
 ///
 /// # Errors
 /// `Unavailable`: not done yet.
 pub(super) async fn fill_keys(connection: &mut PgConnection) -> Result<()> {
-    // Whether the last of it was done does not matter: it is done again.
-    let failed = |error: sqlx::Error| Failure::Failed(error).into_error(Intent::Read);
     loop {
         let rows: Vec<PgRow> = sqlx::query(
             "SELECT id, name FROM patients WHERE NOT deleted AND name_key IS NULL ORDER BY id LIMIT $1",
@@ -74,4 +78,54 @@ pub(super) async fn fill_keys(connection: &mut PgConnection) -> Result<()> {
         .await
         .map_err(failed)?;
     }
+}
+
+/// Those of `keys` that have another form, with it.
+fn moved(keys: Vec<String>) -> (Vec<String>, Vec<String>) {
+    keys.into_iter().map(|old| (email_key(&old), old)).filter(|(new, old)| new != old).unzip()
+}
+
+/// Brings the e-mail addresses of patients and users that were taken before there was the form in ASCII into it. Where
+/// another patient has the address already, the claim is given up: one address, one claim. A user's name stays then.
+///
+/// # Errors
+/// `Unavailable`: not done yet.
+pub(super) async fn move_emails(connection: &mut PgConnection) -> Result<()> {
+    const PATIENTS: &str = "SELECT email_key FROM patient_emails
+        WHERE octet_length(email_key) <> char_length(email_key) AND email_key > $1 ORDER BY email_key LIMIT $2";
+    // A row that has gone meanwhile is moved nowhere.
+    const MOVE: &str = "WITH gone AS (
+            DELETE FROM patient_emails e USING unnest($1::text[], $2::text[]) AS t(new, old)
+            WHERE e.email_key = t.old RETURNING t.new, e.patient_id
+        ), moved AS (
+            INSERT INTO patient_emails (email_key, patient_id) SELECT new, patient_id FROM gone
+            ON CONFLICT DO NOTHING RETURNING 1
+        )
+        SELECT (SELECT count(*) FROM gone) - (SELECT count(*) FROM moved)";
+    const USERS: &str = "SELECT email FROM users
+        WHERE octet_length(email) <> char_length(email) AND email > $1 ORDER BY email LIMIT $2";
+    const RENAME: &str = "WITH named AS (
+            UPDATE users u SET email = t.new FROM (
+                SELECT new, min(old) AS old FROM unnest($1::text[], $2::text[]) AS t(new, old)
+                WHERE NOT EXISTS (SELECT FROM users WHERE email = t.new) GROUP BY new
+            ) AS t
+            WHERE u.email = t.old RETURNING 1
+        )
+        SELECT cardinality($1) - (SELECT count(*) FROM named)";
+    for (what, read, change) in [("patients", PATIENTS, MOVE), ("users", USERS, RENAME)] {
+        let (mut after, mut taken) = (String::new(), 0_u64);
+        loop {
+            let query = sqlx::query(read).bind(&after).bind(i64::from(KEYED_AT_ONCE));
+            let rows: Vec<PgRow> = query.fetch_all(&mut *connection).await.map_err(failed)?;
+            let keys = rows.iter().map(|row| column(row, 0)).collect::<Result<Vec<String>>>()?;
+            let Some(last) = keys.last() else { break };
+            after.clone_from(last);
+            let (new, old) = moved(keys);
+            let query = sqlx::query(change).bind(new).bind(old);
+            let left: i64 = column(&query.fetch_one(&mut *connection).await.map_err(failed)?, 0)?;
+            taken += u64::try_from(left).unwrap_or_default();
+        }
+        warn_of_taken(what, taken);
+    }
+    Ok(())
 }

@@ -5,11 +5,12 @@ use sqlx::sqlite::SqliteConnection;
 use uuid::Uuid;
 
 use super::{SqliteQuery, SqliteStore, change, column, decode, rows};
+use crate::domain::email::email_key;
 use crate::domain::patient::Patient;
 use crate::domain::text::search_key;
 use crate::store::Result;
 use crate::store::codec::PatientRow;
-use crate::store::searching::{Dialect, KEYED_AT_ONCE, Scan, Scans};
+use crate::store::searching::{Dialect, KEYED_AT_ONCE, Scan, Scans, warn_of_taken};
 
 /// The statement of `scan`.
 pub(super) fn query_of(scan: Scan) -> SqliteQuery<'static> {
@@ -57,4 +58,48 @@ pub(super) async fn fill_keys(connection: &mut SqliteConnection) -> Result<()> {
             change(connection, fill.bind(search_key(&name)).bind(id).bind(name)).await?;
         }
     }
+}
+
+/// Brings the e-mail addresses of patients and users that were taken before there was the form in ASCII into it. Where
+/// another patient has the address already, the claim is given up: one address, one claim. A user's name stays then.
+///
+/// # Errors
+/// `Unavailable`: not done yet.
+pub(super) async fn move_emails(connection: &mut SqliteConnection) -> Result<()> {
+    const PATIENTS: (&str, [&str; 2]) = (
+        "SELECT email_key FROM patient_emails
+         WHERE length(CAST(email_key AS BLOB)) <> length(email_key) AND email_key > $1 ORDER BY email_key LIMIT $2",
+        [
+            "INSERT INTO patient_emails (email_key, patient_id)
+             SELECT $1, patient_id FROM patient_emails WHERE email_key = $2 ON CONFLICT DO NOTHING",
+            "DELETE FROM patient_emails WHERE email_key = $2 AND $1 <> $2",
+        ],
+    );
+    const USERS: (&str, [&str; 2]) = (
+        "SELECT email FROM users
+         WHERE length(CAST(email AS BLOB)) <> length(email) AND email > $1 ORDER BY email LIMIT $2",
+        ["UPDATE OR IGNORE users SET email = $1 WHERE email = $2", "SELECT $1, $2"],
+    );
+    for (what, (read, [first, second])) in [("patients", PATIENTS), ("users", USERS)] {
+        let (mut after, mut taken) = (String::new(), 0);
+        loop {
+            let found = rows(connection, sqlx::query(read).bind(after.clone()).bind(KEYED_AT_ONCE)).await?;
+            let keys = found.iter().map(|row| column(row, 0)).collect::<Result<Vec<String>>>()?;
+            let Some(last) = keys.last() else { break };
+            after.clone_from(last);
+            // All or none of it: a claim must not be lost in between.
+            change(connection, sqlx::query("BEGIN IMMEDIATE")).await?;
+            for old in keys {
+                let new = email_key(&old);
+                if new != old {
+                    let moved = sqlx::query(first).bind(new.clone()).bind(old.clone());
+                    taken += u64::from(change(connection, moved).await? == 0);
+                    change(connection, sqlx::query(second).bind(new).bind(old)).await?;
+                }
+            }
+            change(connection, sqlx::query("COMMIT")).await?;
+        }
+        warn_of_taken(what, taken);
+    }
+    Ok(())
 }

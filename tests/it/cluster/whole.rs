@@ -129,7 +129,7 @@ async fn the_whole_way_through_the_five_nodes_of_the_file() {
     let site =
         Site::new(database, &cluster_toml()).with("HYGEIA__KAFKA__BROKERS", &broker.bootstrap_servers());
     site.run(&["migrate"], "");
-    site.run(&["user", "add", USER], PASSWORD);
+    site.run(&["user", "add", USER, "--role", "ADMIN"], PASSWORD);
     let mut up = site.up(&[]);
     let mut nodes = BTreeMap::new();
     for name in NODES {

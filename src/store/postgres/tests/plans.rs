@@ -106,3 +106,35 @@ async fn rows_from_before_get_their_keys() {
     assert_eq!(stage.number("SELECT count(*) FROM patients WHERE name_key LIKE 'old %'").await, 1234);
     assert_eq!(stage.number("SELECT count(*) FROM patients WHERE deleted AND name_key IS NULL").await, 1);
 }
+
+#[tokio::test]
+async fn addresses_from_before_get_their_form() {
+    let mut stage = super::Stage::set(|_| ()).await;
+    let region = &stage.region;
+    region.registered(1, "ada@xn--bcher-kva.example").await;
+    region.registered(2, "noa@xn--bcher-kva.example").await;
+    // As they were written before: three of two addresses, and one that no rule takes.
+    let before = "
+        UPDATE patient_emails SET email_key = 'noa@b\u{fc}cher.example' WHERE email_key LIKE 'noa@%';
+        INSERT INTO patient_emails VALUES ('ada@b\u{fc}cher.example', gen_random_uuid()),
+            ('no\u{eb}@example.org', gen_random_uuid());
+        UPDATE patients SET name = 'STRA\u{df}E', name_key = 'stra\u{df}e';
+        INSERT INTO users (email, password_hash, role, disabled, created_at) VALUES
+            ('eve@b\u{fc}cher.example', 'x', 'ADMIN', false, 1), ('bob@b\u{fc}cher.example', 'x', 'ADMIN', false, 1),
+            ('bob@xn--bcher-kva.example', 'x', 'ADMIN', false, 1);
+        DELETE FROM _sqlx_migrations WHERE version = 12; DROP INDEX patient_emails_unkeyed";
+    stage.other(before).await;
+    let url = stage._database.url().to_owned();
+    migrate(&on_test_server(&url)).await.expect("keys");
+    migrate(&on_test_server(&url)).await.expect("nothing more to do");
+    for (sql, count) in [
+        ("SELECT count(*) FROM patient_emails", 3),
+        ("SELECT count(*) FROM patient_emails WHERE email_key = 'noa@xn--bcher-kva.example'", 1),
+        ("SELECT count(*) FROM patient_emails WHERE email_key = 'no\u{eb}@example.org'", 1),
+        ("SELECT count(*) FROM patients WHERE name_key = 'strasse'", 2),
+        ("SELECT count(*) FROM users WHERE email = 'eve@xn--bcher-kva.example'", 1),
+        ("SELECT count(*) FROM users WHERE email LIKE 'bob@%'", 2),
+    ] {
+        assert_eq!(stage.number(sql).await, count, "{sql}");
+    }
+}

@@ -124,3 +124,43 @@ async fn rows_from_before_get_their_keys() {
     assert_eq!(found.len(), 3);
     store.close().await;
 }
+
+#[tokio::test]
+async fn addresses_from_before_get_their_form() {
+    let (_directory, settings) = place();
+    let store: std::sync::Arc<dyn Store> = serve(&settings).await;
+    let region = Region::start(&store).await;
+    region.registered(1, "ada@xn--bcher-kva.example").await;
+    region.registered(2, "noa@xn--bcher-kva.example").await;
+    store.close().await;
+    drop((region, store));
+    let mut session = other_process(&settings).await;
+    // As they were written before: three of two addresses, and one that no rule takes.
+    for before in [
+        "UPDATE patient_emails SET email_key = 'noa@b\u{fc}cher.example' WHERE email_key LIKE 'noa@%'",
+        "INSERT INTO patient_emails VALUES ('ada@b\u{fc}cher.example', x'00000000000000000000000000000009'),
+            ('no\u{eb}@example.org', x'0000000000000000000000000000000a')",
+        "UPDATE patients SET name = 'STRA\u{df}E', name_key = 'stra\u{df}e'",
+        "INSERT INTO users (email, password_hash, role, disabled, created_at) VALUES
+            ('eve@b\u{fc}cher.example', 'x', 'ADMIN', 0, 1), ('bob@b\u{fc}cher.example', 'x', 'ADMIN', 0, 1),
+            ('bob@xn--bcher-kva.example', 'x', 'ADMIN', 0, 1)",
+        "DELETE FROM _sqlx_migrations WHERE version = 12",
+        "DROP INDEX patient_emails_unkeyed",
+    ] {
+        session.execute(before).await.expect(before);
+    }
+    drop(session);
+    serve(&settings).await.close().await;
+    let mut session = other_process(&settings).await;
+    for (sql, count) in [
+        ("SELECT count(*) FROM patient_emails", 3),
+        ("SELECT count(*) FROM patient_emails WHERE email_key = 'noa@xn--bcher-kva.example'", 1),
+        ("SELECT count(*) FROM patient_emails WHERE email_key = 'no\u{eb}@example.org'", 1),
+        ("SELECT count(*) FROM patients WHERE name_key = 'strasse'", 2),
+        ("SELECT count(*) FROM users WHERE email = 'eve@xn--bcher-kva.example'", 1),
+        ("SELECT count(*) FROM users WHERE email LIKE 'bob@%'", 2),
+    ] {
+        let counted: i64 = sqlx::query_scalar(sql).fetch_one(&mut session).await.expect(sql);
+        assert_eq!(counted, count, "{sql}");
+    }
+}
