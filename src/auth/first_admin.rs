@@ -6,7 +6,7 @@
 
 use validator::ValidateEmail;
 
-use super::{Settings, Users, validate_password};
+use super::{By, Settings, Users, validate_password};
 use crate::domain::access::Role;
 use crate::domain::patient::email_key;
 use crate::domain::validate::EMAIL_MAX_CHARS;
@@ -73,7 +73,7 @@ pub async fn make_first_admin(settings: &Settings, users: &Users) -> Result<Firs
     if !users.list(None, 1).await?.is_empty() {
         return Ok(FirstAdmin::NotNeeded);
     }
-    match users.create(email, password.reveal(), Role::Admin).await {
+    match users.create(email, password.reveal(), Role::Admin, By::SetUp).await {
         Ok(_) => Ok(FirstAdmin::Made),
         Err(error) if error.code == ErrorCode::AlreadyExists => Ok(FirstAdmin::NotNeeded),
         Err(error) => Err(error),

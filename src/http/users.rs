@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::auth::{Change, User};
+use crate::auth::{By, Change, User};
 use crate::domain::access::Role;
 use crate::domain::patient::email_key;
 use crate::domain::validate::FieldErrors;
@@ -139,7 +139,7 @@ pub(super) async fn create(app: Arc<AppState>, call: Call) -> Result<Response, F
         None => Err(FieldErrors::from([("role", ROLES)])),
     };
     let role = fields.checked(role)?;
-    let user = app.users.create(&email, &password, role).await?;
+    let user = app.users.create(&email, &password, role, By::Caller(&call.ctx.caller)).await?;
     let mut response = reply::json(StatusCode::CREATED, &UserBody::from(&user))?;
     if let Ok(location) = HeaderValue::try_from(format!("/api/users/{}", escaped(&user.email))) {
         response.headers_mut().insert(LOCATION, location);
@@ -151,8 +151,8 @@ const ROLES: &str = "Should be ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or
 
 /// Changes what a user may do, or keeps a user out.
 ///
-/// What was given to a disabled user no longer holds, at the latest after `auth.user_cache_ms`. An administrator
-/// cannot do either to themselves, so that there is always one left.
+/// A disabling ends all sessions of the user for good, at the latest after `auth.user_cache_ms`. An administrator
+/// cannot do either to themselves, and one enabled administrator is always left.
 #[utoipa::path(patch, path = "/api/users/{email}", operation_id = "changeUser", tag = "users",
     params(("email" = String, Path, description = "The user's e-mail address.")),
     request_body = ChangeForm,
@@ -173,7 +173,8 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
     if email == *call.ctx.caller.subject {
         return Err(Error::new(ErrorCode::Forbidden, "Nobody changes their own role or standing").into());
     }
-    let user = app.users.change(&email, Change { role, disabled: form.disabled }).await?;
+    let change = Change { role, disabled: form.disabled };
+    let user = app.users.change(&email, change, By::Caller(&call.ctx.caller)).await?;
     reply::json(StatusCode::OK, &UserBody::from(&user))
 }
 
