@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use crate::auth::{By, Change, User};
 use crate::domain::access::Role;
+use crate::domain::audit::Detail;
 use crate::domain::patient::email_key;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
@@ -139,6 +140,7 @@ pub(super) async fn create(app: Arc<AppState>, call: Call) -> Result<Response, F
         None => Err(FieldErrors::from([("role", ROLES)])),
     };
     let role = fields.checked(role)?;
+    call.accessed.is_about(Detail { role: Some(role), ..Detail::of_account(&email_key(email.trim())) });
     let user = app.users.create(&email, &password, role, By::Caller(&call.ctx.caller)).await?;
     let mut response = reply::json(StatusCode::CREATED, &UserBody::from(&user))?;
     if let Ok(location) = HeaderValue::try_from(format!("/api/users/{}", escaped(&user.email))) {
@@ -170,11 +172,14 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
         Some(None) => return Err(Failure::field("role", ROLES)),
         role => role.flatten(),
     };
+    call.accessed.is_about(Detail { role, disabled: form.disabled, ..Detail::of_account(&email) });
     if email == *call.ctx.caller.subject {
         return Err(Error::new(ErrorCode::Forbidden, "Nobody changes their own role or standing").into());
     }
     let change = Change { role, disabled: form.disabled };
     let user = app.users.change(&email, change, By::Caller(&call.ctx.caller)).await?;
+    let is_now = Detail { role: Role::parse(&user.role), disabled: Some(user.disabled), ..Detail::of_account(&email) };
+    call.accessed.is_about(is_now);
     reply::json(StatusCode::OK, &UserBody::from(&user))
 }
 

@@ -87,6 +87,7 @@ contract! {
         every_order_goes_page_by_page,
         a_filter_finds_those_it_says,
         who_begins_with_it_is_found_once,
+        whose_name_begins_with_it_is_found_by_that_alone,
         a_page_is_bounded_whatever_is_found_twice,
         pages_fit_together_whoever_comes_and_goes,
     }

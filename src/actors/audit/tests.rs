@@ -149,6 +149,7 @@ fn access(n: u128) -> Access {
         trace_id: n,
         reason: None,
         change: None,
+        detail: None,
     }
 }
 
