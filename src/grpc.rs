@@ -80,7 +80,8 @@ pub struct Settings {
     pub keepalive_timeout_ms: u64,
     /// How long calls in flight may go on when the server stops, in milliseconds.
     pub drain_timeout_ms: u64,
-    /// How many calls of one subject are worked on per second, in the long run, on this node. Zero: no limit.
+    /// How many calls of one subject are worked on per second, in the long run, on this node; a denial counts as
+    /// `rate::DENIAL_COST`. Zero: no limit.
     pub rate_limit_per_s: u32,
     /// How many calls a subject may make at once, after a pause.
     pub rate_limit_burst: u32,

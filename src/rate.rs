@@ -133,7 +133,10 @@ mod tests {
             taken
         });
         assert_eq!(denied.count(), 12 + 998, "a bucket of them, then one each 10 ms");
-        assert!(limiter.take(&eve, at(10_200)).is_ok_and(|quota| quota.left == 99), "and then it is full again");
+        assert!(
+            limiter.take(&eve, at(10_200)).is_ok_and(|quota| quota.left == 99),
+            "and then it is full again"
+        );
     }
 
     #[test]

@@ -41,7 +41,8 @@ use crate::domain::time::Timestamp;
 use crate::domain::topic_log::LogAnchor;
 
 pub use audit::{
-    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch, AuditStore,
+    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch,
+    AuditStore, EventAt,
 };
 pub use leases::{LeaseMark, LeaseRow, LeaseStore, OthersLease, Refenced, Taken, TakenLease, Wanted};
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};

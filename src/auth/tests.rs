@@ -220,12 +220,17 @@ async fn an_administrator_makes_and_changes_users() {
     admin.create("Ada@Example.com", "violet-anchor", Role::Admin, By::Operator).await.expect("made");
     let again = admin.create(EMAIL, "violet-anchor", Role::Admin, By::Operator).await.expect_err("taken");
     assert_eq!(again.code, ErrorCode::AlreadyExists);
-    let wrong = admin.create("not an address", "short", Role::Admin, By::Operator).await.expect_err("invalid");
+    let wrong =
+        admin.create("not an address", "short", Role::Admin, By::Operator).await.expect_err("invalid");
     assert_eq!(wrong.fields.into_keys().collect::<Vec<_>>(), ["email", "password"]);
-    let long = admin.create("b@example.com", &"x".repeat(73), Role::Admin, By::Operator).await.expect_err("too long");
+    let long = admin
+        .create("b@example.com", &"x".repeat(73), Role::Admin, By::Operator)
+        .await
+        .expect_err("too long");
     assert_eq!(long.fields["password"], "Password cannot exceed 72 bytes");
 
-    let common = admin.create("b@example.com", "Password123", Role::Admin, By::Operator).await.expect_err("common");
+    let common =
+        admin.create("b@example.com", "Password123", Role::Admin, By::Operator).await.expect_err("common");
     assert_eq!(common.fields["password"], "Password is one of the most common ones");
     let demo = Users::new(&settings(), users.clone(), clock.clone()).allowing_common_passwords();
     assert!(demo.create("c@example.com", "short", Role::Admin, By::Operator).await.is_err());

@@ -122,7 +122,8 @@ impl Detail {
     pub fn of_search(parameters: &[(String, String)]) -> Self {
         let kept = parameters.iter().filter(|(name, _)| !matches!(name.as_str(), "limit" | "cursor"));
         let text = kept.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&");
-        let search = (!text.is_empty()).then(|| text.chars().take(SEARCH_MAX_CHARS).collect::<String>().into());
+        let search =
+            (!text.is_empty()).then(|| text.chars().take(SEARCH_MAX_CHARS).collect::<String>().into());
         Detail { search, ..Detail::default() }
     }
 }
@@ -181,7 +182,10 @@ mod tests {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
         let of = |asked: &[(&str, &str)]| Detail::of_search(&pairs(asked)).search;
-        assert_eq!(of(&[("q", "ada l"), ("limit", "3"), ("sort", "name"), ("cursor", "x")]).as_deref(), Some("q=ada l&sort=name"));
+        assert_eq!(
+            of(&[("q", "ada l"), ("limit", "3"), ("sort", "name"), ("cursor", "x")]).as_deref(),
+            Some("q=ada l&sort=name")
+        );
         assert_eq!(of(&[("limit", "3")]), None);
         let long = of(&[("q", &"\u{e9}".repeat(5000))]).expect("kept");
         assert_eq!(long.chars().count(), SEARCH_MAX_CHARS);

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tonic::metadata::MetadataMap;
 use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
@@ -16,10 +16,10 @@ use crate::actors::open_accounts::OpenAccounts;
 use crate::auth::{self, Auth};
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::{Action, Caller};
+use crate::domain::account::Account;
 use crate::domain::audit::{Access, Outcome};
 use crate::domain::ids::{CommandId, PatientId};
 use crate::domain::time::{Clock, Timestamp};
-use crate::domain::account::Account;
 use crate::domain::validate::{AccountHolder, AccountInput, account};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::billing_service_server::BillingService;

@@ -42,8 +42,16 @@ mod tests {
         for none in [&b""[..], b"  ", format!("{longest}x").as_bytes(), b"\xff"] {
             assert_eq!(read(none), None);
         }
-        let blank = ["\u{200b}", "\u{2060}\u{feff}", "\u{ad}\u{200d}\u{200e}", "\u{3164}\u{3164}\u{3164}", "\u{2800}\u{2800}"];
-        for none in blank.into_iter().chain([".", "...", "-", "?!", "x", "\u{1f198}\u{1f198}", "\u{301}\u{301}"]) {
+        let blank = [
+            "\u{200b}",
+            "\u{2060}\u{feff}",
+            "\u{ad}\u{200d}\u{200e}",
+            "\u{3164}\u{3164}\u{3164}",
+            "\u{2800}\u{2800}",
+        ];
+        for none in
+            blank.into_iter().chain([".", "...", "-", "?!", "x", "\u{1f198}\u{1f198}", "\u{301}\u{301}"])
+        {
             assert_eq!(read(none.as_bytes()), None, "{none:?}");
         }
     }

@@ -10,6 +10,7 @@
 //! A handler that changes something runs in a task of its own, with the recording of the access: a caller who goes away,
 //! or a deadline, ends neither. So there is no change without its entry in the audit.
 
+mod admitted;
 mod router;
 
 use std::net::IpAddr;
@@ -27,7 +28,7 @@ use futures::future::BoxFuture;
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, HeaderMap};
 use http::{HeaderValue, StatusCode, request};
 use metrics::Gauge;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::actors::audit::AuditHandle;
@@ -47,6 +48,7 @@ use super::problem::Failure;
 use super::stage::{Registers, Stage};
 use super::{Settings, body, break_glass, reply};
 
+use admitted::Admitted;
 pub(super) use router::{router, router_of_part};
 
 /// What handlers end in.
@@ -484,25 +486,6 @@ impl<S: Send + Sync + 'static> Edge<S> {
 fn forbidden(action: Action, caller: &Caller) -> Failure {
     let (role, action) = (caller.role.as_str(), action.as_str());
     Failure::from(Error::new(ErrorCode::Forbidden, format!("The role {role} is not permitted {action}")))
-}
-
-/// The place of one request, which it leaves also if it is dropped unfinished.
-struct Admitted {
-    _permit: OwnedSemaphorePermit,
-    in_flight: Gauge,
-}
-
-impl Admitted {
-    fn new(permit: OwnedSemaphorePermit, in_flight: &Gauge) -> Self {
-        in_flight.increment(1.0);
-        Admitted { _permit: permit, in_flight: in_flight.clone() }
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        self.in_flight.decrement(1.0);
-    }
 }
 
 /// How what no endpoint takes is refused.

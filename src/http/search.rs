@@ -90,7 +90,11 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     let mut response = reply::json(StatusCode::OK, &shown)?;
     let last = patients.last().filter(|_| more).map(|last| wanted.place_of(last));
     if let Some(place) = last.or(page.resume) {
-        let link = link_to(&list, limit, &cursor::give_out(&app.auth, &seen_in(view, &list), &place).unwrap_or_default());
+        let link = link_to(
+            &list,
+            limit,
+            &cursor::give_out(&app.auth, &seen_in(view, &list), &place).unwrap_or_default(),
+        );
         response.headers_mut().extend(HeaderValue::try_from(link).ok().map(|link| (LINK, link)));
     }
     Ok(response)

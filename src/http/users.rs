@@ -178,7 +178,8 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
     }
     let change = Change { role, disabled: form.disabled };
     let user = app.users.change(&email, change, By::Caller(&call.ctx.caller)).await?;
-    let is_now = Detail { role: Role::parse(&user.role), disabled: Some(user.disabled), ..Detail::of_account(&email) };
+    let is_now =
+        Detail { role: Role::parse(&user.role), disabled: Some(user.disabled), ..Detail::of_account(&email) };
     call.accessed.is_about(is_now);
     reply::json(StatusCode::OK, &UserBody::from(&user))
 }

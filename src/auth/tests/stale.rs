@@ -166,7 +166,8 @@ async fn administrators_who_change_each_other_leave_one() {
     let [ada, bea, cleo] = [EMAIL, others[0], others[1]].map(caller);
     let off = Change { disabled: Some(true), ..Change::default() };
     let demoted = Change { role: Some(Role::Clinician), ..Change::default() };
-    let code = |came: crate::error::Result<_>| came.map(drop).map_err(|error: crate::error::Error| error.code);
+    let code =
+        |came: crate::error::Result<_>| came.map(drop).map_err(|error: crate::error::Error| error.code);
     assert_eq!(code(users.change(others[0], off, By::Caller(&ada)).await), Ok(()));
     // Her request was let in before that.
     for change in [off, demoted] {

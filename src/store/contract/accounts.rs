@@ -73,7 +73,8 @@ pub(super) async fn users_are_kept(store: Arc<dyn Store>) {
     assert_eq!(store.add_user(&other, &ChangedBy::Operator).await, Ok(UserAdded::Taken));
     assert_eq!(store.find_user("a@example.com").await.expect("an answer"), Some(user("a@example.com")));
 
-    let set = |email: &'static str, judged, at| store.set_password_hash(email, "$2b$04$y", judged, Timestamp(at));
+    let set =
+        |email: &'static str, judged, at| store.set_password_hash(email, "$2b$04$y", judged, Timestamp(at));
     assert_eq!(set("a@example.com", None, 7).await, Ok(true));
     assert_eq!(set("x@example.com", None, 7).await, Ok(false));
     assert_eq!(set("a@example.com", Some("$2b$04$x"), 9).await, Ok(false), "it is another by now");
@@ -125,7 +126,9 @@ pub(super) async fn an_administrator_is_judged_again_and_one_is_always_left(stor
         }
     };
     assert_eq!(change("b@example.com", &disable, &by("a@example.com", "ADMIN")).await, "done");
-    for changer in [by("b@example.com", "ADMIN"), by("a@example.com", "CLINICIAN"), by("x@example.com", "ADMIN")] {
+    for changer in
+        [by("b@example.com", "ADMIN"), by("a@example.com", "CLINICIAN"), by("x@example.com", "ADMIN")]
+    {
         assert_eq!(change("a@example.com", &disable, &changer).await, "not permitted");
         assert_eq!(store.add_user(&user("d@example.com"), &changer).await, Ok(UserAdded::NotPermitted));
     }
@@ -137,7 +140,10 @@ pub(super) async fn an_administrator_is_judged_again_and_one_is_always_left(stor
     }
     let added = store.add_user(&user("d@example.com"), &by("a@example.com", "ADMIN")).await;
     assert_eq!(added, Ok(UserAdded::Done));
-    assert_eq!(store.add_user(&user("d@example.com"), &by("a@example.com", "ADMIN")).await, Ok(UserAdded::Taken));
+    assert_eq!(
+        store.add_user(&user("d@example.com"), &by("a@example.com", "ADMIN")).await,
+        Ok(UserAdded::Taken)
+    );
     assert_eq!(store.add_user(&user("e@example.com"), &ChangedBy::SetUp).await, Ok(UserAdded::Taken));
 }
 
@@ -179,7 +185,8 @@ pub(super) async fn of_set_ups_at_once_one_adds_the_first_user(store: Arc<dyn St
             store.add_user(&user(&format!("{n}@example.com")), &by).await.expect("an answer")
         })
     });
-    let added: Vec<UserAdded> = join_all(tries).await.into_iter().map(|added| added.expect("joined")).collect();
+    let added: Vec<UserAdded> =
+        join_all(tries).await.into_iter().map(|added| added.expect("joined")).collect();
     let by_set_up = added[..7].iter().filter(|added| **added == UserAdded::Done).count();
     assert!(by_set_up <= 1 && added[7] == UserAdded::Done, "{added:?}");
 }

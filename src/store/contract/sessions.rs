@@ -74,7 +74,11 @@ async fn start(store: &Arc<dyn Store>, session: &NewSession) -> Vec<SessionId> {
     start_among(store, session, 100).await.expect("as judged")
 }
 
-async fn start_among(store: &Arc<dyn Store>, session: &NewSession, sessions_max: u32) -> Option<Vec<SessionId>> {
+async fn start_among(
+    store: &Arc<dyn Store>,
+    session: &NewSession,
+    sessions_max: u32,
+) -> Option<Vec<SessionId>> {
     let revocation = Revocation { at: session.created_at, ..revocation(0) };
     store.start_session(session, HASH, sessions_max, revocation).await.expect("an answer")
 }

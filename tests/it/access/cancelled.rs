@@ -69,7 +69,8 @@ async fn a_caller_who_goes_away_leaves_no_change_without_a_row() {
     // Users to be changed, and records to be changed, restricted and ended.
     let mut records = Vec::new();
     for n in 0..EACH {
-        let body = json!({"email": format!("old{n}@clinic.example"), "password": PASSWORD, "role": "CLINICIAN"});
+        let body =
+            json!({"email": format!("old{n}@clinic.example"), "password": PASSWORD, "role": "CLINICIAN"});
         let made = clinic.ask(Role::Admin, Method::POST, "/api/users", Some(&body)).await;
         assert_eq!(made.status(), StatusCode::CREATED);
         records.push(clinic.register(Role::FrontDesk, &format!("cut{n}")).await);

@@ -17,7 +17,10 @@ async fn rows_of_users_name_account_and_role() {
     assert_eq!(made.status(), StatusCode::CREATED);
     let row = clinic.newest("action=USER_CREATE").await;
     let account = json!("nurse+1@clinic.example");
-    assert_eq!((&row["account"], &row["accountRole"], &row["outcome"]), (&account, &json!("BILLING"), &json!("DONE")));
+    assert_eq!(
+        (&row["account"], &row["accountRole"], &row["outcome"]),
+        (&account, &json!("BILLING"), &json!("DONE"))
+    );
     let again = clinic.ask(Role::Admin, Method::POST, "/api/users", Some(&new)).await;
     assert_eq!(again.status(), StatusCode::CONFLICT);
     let row = clinic.newest("action=USER_CREATE").await;
@@ -126,7 +129,8 @@ async fn denials_are_counted_before_they_are_recorded() {
     let other = clinic.ask(Role::Admin, Method::GET, path, None).await;
     assert_eq!(other.status(), StatusCode::OK, "another caller is not held up");
     let rows = crate::harness::eventually("the auditor may ask again", || async {
-        let answer = clinic.ask(Role::Auditor, Method::GET, "/api/audit?action=ANALYTICS_READ&limit=1000", None);
+        let answer =
+            clinic.ask(Role::Auditor, Method::GET, "/api/audit?action=ANALYTICS_READ&limit=1000", None);
         let answer = answer.await;
         (answer.status() == StatusCode::OK).then_some(answer)
     })

@@ -162,7 +162,8 @@ async fn a_restricted_record_is_for_those_who_break_the_glass() {
     let said = |row: &Value| (row["outcome"].clone(), row["restricted"].clone(), row["reason"].clone());
     let said: Vec<_> = rows.iter().map(said).collect();
     let (on, off, none) = (json!(true), json!(false), Value::Null);
-    let expected = [(json!("DENIED"), on.clone(), none.clone()), (json!("DONE"), off.clone(), json!(why[0].1))];
+    let expected =
+        [(json!("DENIED"), on.clone(), none.clone()), (json!("DONE"), off.clone(), json!(why[0].1))];
     assert_eq!(said[..2], expected);
     assert_eq!(said[said.len() - 1], (json!("DONE"), on, none.clone()));
     assert_eq!(said[2..said.len() - 1], vec![(json!("DENIED"), off, none); 8]);
@@ -336,7 +337,7 @@ async fn billing_finds_names_alone() {
     let clinic = Clinic::open(Site::fresh().set_up()).await;
     let id = clinic.register(Role::FrontDesk, "billed").await;
     let shown = json!({"id": id, "name": "Patient billed"});
-    for query in ["q=patient%20bil", "email=patient-billed@example.com", "bornAfter=1900-01-01&limit=1000"] {
+    for query in ["q=patient%20bil", "sort=name&limit=1000", "sort=-created&limit=1000"] {
         let list = json_of(clinic.get(Role::Billing, &format!("/api/patients?{query}"), &[]).await).await;
         let list = list.as_array().expect("a page");
         assert!(list.contains(&shown), "{query}");
