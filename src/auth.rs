@@ -3,10 +3,12 @@
 //! Invariants:
 //! - A token is a JWT (RFC 7519) under the one algorithm that is configured; type, issuer, audience, subject, role,
 //!   session and an end are required of it.
-//! - A token holds only while its session is not revoked, and while its user exists, is not disabled, and has
-//!   not changed the password since; the
-//!   former is known within 5 s, the latter anew at least every `user_cache_ms`. If the database cannot be asked,
-//!   nobody is refused as unknown: it is `Unavailable`, or `Internal` if it is broken.
+//! - A token holds only while its session is not revoked, and while its user exists, is not disabled, and is of the
+//!   generation of the token's session. The former is known within 5 s, the latter anew at least every `user_cache_ms`,
+//!   and at once on the node that changes the user. If the database cannot be asked, nobody is refused as unknown: it is
+//!   `Unavailable`, or `Internal` if it is broken.
+//! - What was judged is looked at again in the transaction that acts on it: the hash and the generation when a session
+//!   begins or goes on, the hash when a password is changed, the right of an administrator when a user is.
 //! - A login that fails says and costs the same whether the user is unknown, disabled, or the password
 //!   wrong or too long. Where `bcrypt_cost` was lowered, hashes made before still cost more to check, and so
 //!   tell their users from unknown ones until the passwords are set anew.
@@ -43,7 +45,7 @@ use crate::domain::ids::SessionId;
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error as Failure, ErrorCode, Result};
-use crate::store::{self, CallerStore};
+use crate::store::{self, CallerStore, UserRow};
 
 use callers::Callers;
 use limits::{Attempt, Limits};
@@ -57,7 +59,7 @@ pub use password::{PASSWORD_MAX_BYTES, PASSWORD_MIN_BYTES, validate_password};
 pub use sessions::Announce;
 pub use settings::{BCRYPT_COST_MIN, SecretText, Settings, TokenAlgorithm};
 pub use token::{KeySet, PublicKey};
-pub use users::{Change, User, Users};
+pub use users::{By, Change, User, Users};
 
 /// How far the clocks of nodes may differ, and how long a change may take to be seen in the database, where what
 /// one node wrote is judged by another.
@@ -124,6 +126,14 @@ pub struct Auth {
     inner: Arc<Inner>,
 }
 
+/// What a password was found to fit.
+struct Judged {
+    role: Role,
+    password_hash: String,
+    /// `UserRow::sessions_not_before`
+    generation: Timestamp,
+}
+
 struct Inner {
     tokens: Tokens,
     sessions: Sessions,
@@ -171,30 +181,25 @@ impl Auth {
     async fn try_login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
         // What no address can be costs as much as a wrong one, but for what no statement takes.
         let email = EmailKey::of_any_length(email).map_err(invalid_email)?;
-        let standing = self.recognise(&email, password, from).await?;
-        let grant = self.inner.sessions.start(&email, standing.1).await?;
-        self.granted(&email, standing, grant).await
+        let judged = self.recognise(&email, password, from).await?;
+        // A password that was changed meanwhile was wrong.
+        let grant = self.inner.sessions.start(&email, &judged).await?.ok_or_else(wrong_password)?;
+        self.granted(&email, judged.role, grant).await
     }
 
-    /// Whether `password` is that of a caller who is known already, as before a change of it. Tried and counted as
-    /// a login is: else whoever has a token could guess without end.
+    /// The hash that `password`, that of a caller who is known already, fits, as before a change of it. Tried and
+    /// counted as a login is: else whoever has a token could guess without end.
     ///
     /// # Errors
     /// As `login`, but for what concerns sessions and keys.
-    async fn confirm(&self, caller: &Caller, password: &str) -> Result<()> {
+    async fn confirm(&self, caller: &Caller, password: &str) -> Result<String> {
         let outcome = self.recognise(&caller.subject, password, caller.from).await;
         // A password that fits is not yet a login, a wrong one is a guess all the same.
-        outcome.map(drop).inspect_err(|failure| note_login(failure.code.as_str()))
+        outcome.map(|judged| judged.password_hash).inspect_err(|failure| note_login(failure.code.as_str()))
     }
 
-    /// What the user of `email`, as `EmailKey` writes it, may do, and since when what they are given holds, if
-    /// `password` is theirs.
-    async fn recognise(
-        &self,
-        email: &str,
-        password: &str,
-        from: Option<IpAddr>,
-    ) -> Result<(Role, Timestamp)> {
+    /// The user of `email`, as `EmailKey` writes it, if `password` is theirs.
+    async fn recognise(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Judged> {
         let inner = &*self.inner;
         let attempt = Attempt::new(email, from);
         inner.limits.check(&attempt)?;
@@ -204,16 +209,18 @@ impl Auth {
         let user =
             if email.chars().count() <= EMAIL_MAX_CHARS { inner.callers.find(email).await? } else { None };
         let user = user.filter(|user| !user.disabled);
-        let role = user.as_ref().and_then(|user| Role::parse(&user.role));
-        let not_before = user.as_ref().map_or(Timestamp::default(), |user| user.sessions_not_before);
-        let hash = user.map(|user| user.password_hash);
+        let hash = user.as_ref().map(|user| user.password_hash.clone());
         let fits = inner.hasher.verify(place, password, hash).await?;
-        match role {
-            Some(role) if fits => {
+        let judged = user.and_then(|user| {
+            let UserRow { role, password_hash, sessions_not_before: generation, .. } = user;
+            Some(Judged { role: Role::parse(&role)?, password_hash, generation })
+        });
+        match judged {
+            Some(judged) if fits => {
                 inner.limits.forgive(&attempt).await;
-                Ok((role, not_before))
+                Ok(judged)
             }
-            _ => Err(Failure::new(ErrorCode::Unauthenticated, "The e-mail address or the password is wrong")),
+            _ => Err(wrong_password()),
         }
     }
 
@@ -224,18 +231,18 @@ impl Auth {
     /// over. `Unavailable`: the database cannot say. `OutcomeUnknown`: it may be used now.
     pub async fn refresh(&self, refresh_token: &str) -> Result<Login> {
         let inner = &*self.inner;
-        let (subject, grant) = inner.sessions.refresh(refresh_token).await?;
-        match inner.callers.standing(&Arc::from(subject.as_str())).await? {
-            Some(standing) if grant.begun_at >= standing.1 => self.granted(&subject, standing, grant).await,
-            _ => {
+        let (subject, role, grant) = inner.sessions.refresh(refresh_token).await?;
+        match Role::parse(&role) {
+            Some(role) => self.granted(&subject, role, grant).await,
+            None => {
                 inner.sessions.revoke(grant.session).await?;
                 Err(token::refused())
             }
         }
     }
 
-    async fn granted(&self, subject: &str, standing: (Role, Timestamp), grant: Grant) -> Result<Login> {
-        let token = self.inner.tokens.sign(subject, standing, (grant.session, grant.ends_at)).await?;
+    async fn granted(&self, subject: &str, role: Role, grant: Grant) -> Result<Login> {
+        let token = self.inner.tokens.sign(subject, role, &grant).await?;
         let Grant { refresh_token, refresh_expires_in, .. } = grant;
         Ok(Login { token, refresh_token, refresh_expires_in })
     }
@@ -254,7 +261,9 @@ impl Auth {
     /// # Errors
     /// `Unavailable`: the database cannot do it now. `OutcomeUnknown`: they may be over.
     pub async fn logout_all(&self, subject: &str) -> Result<usize> {
-        self.inner.sessions.revoke_all(subject).await
+        let ended = self.inner.sessions.revoke_all(subject).await;
+        self.inner.callers.forget(subject);
+        ended
     }
 
     /// The caller who shows `bearer_token`, as the database knows them now.
@@ -263,11 +272,12 @@ impl Auth {
     /// `Unauthenticated`: the token does not hold, or its user is no longer let in. `Unavailable`: the
     /// database cannot say. `Overloaded`: more sessions are revoked than can be remembered.
     pub async fn authenticate(&self, bearer_token: &str) -> Result<Caller> {
-        let token::Verified { subject, session, given_at, .. } =
+        let token::Verified { subject, session, user_generation, .. } =
             self.inner.tokens.verify(bearer_token).await?;
         self.inner.sessions.check(session).await?;
         match self.inner.callers.standing(&subject).await? {
-            Some((role, not_before)) if given_at >= not_before => {
+            // Not `==`: the generation that is remembered here may be the one before.
+            Some((role, generation)) if user_generation >= generation => {
                 Ok(Caller { subject, role, from: None, break_glass: None })
             }
             _ => Err(token::refused()),
@@ -338,6 +348,10 @@ fn sought(email: &str) -> Result<EmailKey> {
 
 fn invalid_email(message: &'static str) -> Failure {
     Failure::invalid_fields(FieldErrors::from([("email", message)]))
+}
+
+fn wrong_password() -> Failure {
+    Failure::new(ErrorCode::Unauthenticated, "The e-mail address or the password is wrong")
 }
 
 fn note_login(outcome: &'static str) {

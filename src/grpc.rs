@@ -25,7 +25,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
@@ -44,6 +44,8 @@ type BillingServer = BillingServiceServer<Billing>;
 
 /// The part's name in health.
 const PART: &str = "grpc";
+/// How long openings whose callers have gone may take to end when the server stops.
+const CHANGES_LIMIT: Duration = Duration::from_secs(1);
 /// What one stream, and one connection, may send before we have read it (RFC 9113, section 5.2).
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
@@ -78,7 +80,8 @@ pub struct Settings {
     pub keepalive_timeout_ms: u64,
     /// How long calls in flight may go on when the server stops, in milliseconds.
     pub drain_timeout_ms: u64,
-    /// How many calls of one subject are worked on per second, in the long run, on this node. Zero: no limit.
+    /// How many calls of one subject are worked on per second, in the long run, on this node; a denial counts as
+    /// `rate::DENIAL_COST`. Zero: no limit.
     pub rate_limit_per_s: u32,
     /// How many calls a subject may make at once, after a pause.
     pub rate_limit_burst: u32,
@@ -227,6 +230,7 @@ impl Server {
             opening_timeout: Duration::from_millis(settings.opening_timeout_ms),
         };
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let changes = TaskTracker::new();
         let mut serving = Box::pin(
             transport(&settings, &state)
                 .add_service(
@@ -241,6 +245,7 @@ impl Server {
                             settings.rate_limit_subjects_max,
                         ),
                         clock: Arc::clone(&state.clock),
+                        changes: changes.clone(),
                     })
                     .max_decoding_message_size(settings.message_max_bytes),
                 )
@@ -266,12 +271,20 @@ impl Server {
         drop(follower);
         probes::not_serving(&reporter).await;
         stop.cancel();
-        if let Ok(drained) = timeout(Duration::from_millis(settings.drain_timeout_ms), &mut serving).await {
-            return Ok(drained?);
+        let drained = timeout(Duration::from_millis(settings.drain_timeout_ms), &mut serving).await;
+        let ended = match drained {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::warn!(target: "hygeia::grpc", "calls in flight were cut off at the end of the drain");
+                cut.cancel();
+                serving.await
+            }
+        };
+        changes.close();
+        if timeout(CHANGES_LIMIT, changes.wait()).await.is_err() {
+            tracing::warn!(target: "hygeia::grpc", "openings whose callers had gone were cut off");
         }
-        tracing::warn!(target: "hygeia::grpc", "calls in flight were cut off at the end of the drain");
-        cut.cancel();
-        Ok(serving.await?)
+        Ok(ended?)
     }
 }
 

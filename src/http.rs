@@ -11,7 +11,8 @@
 //!   the outcome is known.
 //! - Nothing is unbounded: connections, heads, bodies, requests in flight, the time a peer may stall.
 //! - What is not answered by an open route has a named caller: the handlers' types say so (`pipeline::Handler`).
-//! - A handler that is dropped because its client went away harms nothing: the actors own what was begun.
+//! - A handler that reads is dropped when its client goes away, and harms nothing. One that changes something goes on,
+//!   and so does the recording of what it did.
 //! - Logs hold the route's template and the caller's name of its request (`X-Request-Id`), never a path, a query, a
 //!   body or a token.
 //! - Every route answers OPTIONS, and HEAD where it answers GET; every answer has the headers of `frame`.
@@ -60,8 +61,10 @@ mod users;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
+use tokio_util::task::TaskTracker;
 
 use crate::actors::analytics::AnalyticsHandle;
 use crate::actors::audit::{AuditHandle, AuditReader};
@@ -126,7 +129,8 @@ pub struct Settings {
     /// `RATE_LIMITED`. Per node: with several fronts a subject has as much at each of them. Zero: no limit.
     ///
     /// On by default, far above what a person or a well-behaved program needs: it is there so that a program run wild,
-    /// or a stolen token, cannot take the whole node or carry off every record in a minute.
+    /// or a stolen token, cannot take the whole node or carry off every record in a minute. A denial counts as
+    /// `rate::DENIAL_COST`, because it is a row of the audit.
     pub rate_limit_per_s: u32,
     /// Requests that a subject may make at once, after a pause.
     pub rate_limit_burst: u32,
@@ -269,7 +273,11 @@ pub struct Server {
     router: axum::Router,
     health: Health,
     in_flight: InFlight,
+    changes: TaskTracker,
 }
+
+/// How long changes whose callers have gone may take to end when the server stops.
+const CHANGES_LIMIT: Duration = Duration::from_secs(1);
 
 impl Server {
     /// Takes the address. Connections wait until `serve`.
@@ -281,7 +289,7 @@ impl Server {
         let edge = pipeline::Edge::new(&settings, auth, app.audit.clone(), clock, app);
         let router = pipeline::router(&edge, &routes::ROUTES);
         let listener = listener::Listener::bind(settings).await?;
-        Ok(Server { listener, router, health, in_flight: edge.in_flight() })
+        Ok(Server { listener, router, health, in_flight: edge.in_flight(), changes: edge.changes() })
     }
 
     /// As `bind`, for a node that is no front: it says how it is, and nothing else.
@@ -293,7 +301,7 @@ impl Server {
         let edge = pipeline::Edge::new(&settings, None, AuditHandle::off(), clock, ops);
         let router = pipeline::router_of_part(&edge, &routes::OPS_ROUTES, NO_FRONT);
         let listener = listener::Listener::bind(settings).await?;
-        Ok(Server { listener, router, health, in_flight: edge.in_flight() })
+        Ok(Server { listener, router, health, in_flight: edge.in_flight(), changes: edge.changes() })
     }
 
     /// Says how many requests are being worked on.
@@ -315,6 +323,11 @@ impl Server {
             shutdown.await;
             health.report("http", Status::NotReady("draining".into()));
         };
-        self.listener.serve(self.router, stopping).await
+        let drained = self.listener.serve(self.router, stopping).await;
+        self.changes.close();
+        if tokio::time::timeout(CHANGES_LIMIT, self.changes.wait()).await.is_err() {
+            tracing::warn!(changes = self.changes.len(), "changes whose callers had gone were cut off");
+        }
+        drained
     }
 }

@@ -172,6 +172,8 @@ impl Node {
         let http = match &auth {
             Some(auth) if runs(Role::Front) => {
                 let analytics = AnalyticsHandle::new(actors.analytics.clone(), Arc::clone(&clock));
+                let users =
+                    Users::new(&config.auth, Arc::clone(&store) as _, Arc::clone(&clock)).seen_by(auth);
                 let app = http::AppState {
                     patients: actors.patients.handle(&parts),
                     billing: actors.accounts.handle(&parts),
@@ -180,7 +182,7 @@ impl Node {
                         None => analytics,
                     },
                     auth: auth.clone(),
-                    users: Arc::new(Users::new(&config.auth, Arc::clone(&store) as _, Arc::clone(&clock))),
+                    users: Arc::new(users),
                     audit: recorder.clone(),
                     audit_reader: AuditReader::new(Arc::clone(&store) as _),
                     health: health.clone(),

@@ -19,6 +19,10 @@ const SECOND_NS: u64 = 1_000_000_000;
 /// The most requests per second, and the largest bucket, that can be set.
 pub const RATE_MAX: u32 = 1_000_000;
 
+/// How many requests a denial stands for: it is a row of the audit that nobody reads a record for. So at the default
+/// limit a subject leaves 100 of them per second, in the long run.
+pub const DENIAL_COST: u32 = 10;
+
 /// What is left to a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
@@ -56,7 +60,8 @@ impl Limiter {
     /// Takes one request from the bucket of `subject`.
     ///
     /// # Errors
-    /// The bucket is empty; within a second (`per_s` is 1 at least) there is one request in it again.
+    /// The bucket is empty; within a second (`per_s` is 1 at least) there is one request in it again, unless it owes
+    /// the cost of denials.
     pub fn take(&self, subject: &Arc<str>, now: MonoTime) -> Result<Quota, Quota> {
         let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let full_at = buckets.get_or_insert_mut(Arc::clone(subject), || 0);
@@ -66,6 +71,14 @@ impl Limiter {
         }
         *full_at = now.0 + spent_ns + self.interval_ns;
         Ok(self.quota(spent_ns + self.interval_ns))
+    }
+
+    /// The request of `subject` that was taken last has been denied: takes the rest of `DENIAL_COST`. The bucket may owe
+    /// it, and lets no request through until that is paid.
+    pub fn charge_denial(&self, subject: &Arc<str>, now: MonoTime) {
+        let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let full_at = buckets.get_or_insert_mut(Arc::clone(subject), || 0);
+        *full_at = (*full_at).max(now.0) + u64::from(DENIAL_COST - 1) * self.interval_ns;
     }
 
     fn quota(&self, spent_ns: u64) -> Quota {
@@ -107,6 +120,23 @@ mod tests {
         // Full is full, however long nobody asks; and a clock read a little earlier by another thread is no harm.
         assert_eq!(limiter.take(&ada, at(60_000)), Ok(Quota { left: 2, full_in_s: 1 }));
         assert_eq!(limiter.take(&ada, at(59_990)), Ok(Quota { left: 0, full_in_s: 1 }));
+    }
+
+    #[test]
+    fn a_denial_stands_for_many_requests() {
+        let (limiter, eve) = (Limiter::new(1000, 100, 8).expect("a limit"), Arc::from("eve"));
+        let denied = (0..10_000).filter(|ms| {
+            let taken = limiter.take(&eve, at(*ms)).is_ok();
+            if taken {
+                limiter.charge_denial(&eve, at(*ms));
+            }
+            taken
+        });
+        assert_eq!(denied.count(), 12 + 998, "a bucket of them, then one each 10 ms");
+        assert!(
+            limiter.take(&eve, at(10_200)).is_ok_and(|quota| quota.left == 99),
+            "and then it is full again"
+        );
     }
 
     #[test]

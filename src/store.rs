@@ -42,7 +42,7 @@ use crate::domain::topic_log::LogAnchor;
 
 pub use audit::{
     AUDIT_BATCHES_MAX, AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition,
-    AuditSearch, AuditStore,
+    AuditSearch, AuditStore, EventAt,
 };
 pub use leases::{LeaseMark, LeaseRow, LeaseStore, OthersLease, Refenced, Taken, TakenLease, Wanted};
 pub use open::{DEFAULT_URL, Settings, Use, migrate, open};
@@ -326,7 +326,8 @@ pub struct UserRow {
     pub disabled: bool,
     /// When the user was made.
     pub created_at: Timestamp,
-    /// Tokens given before this moment do not hold.
+    /// The generation of what the user is given: it rises with each change of the password, each disabling and each
+    /// logout everywhere. Sessions and tokens of an earlier one do not hold.
     pub sessions_not_before: Timestamp,
 }
 
@@ -340,19 +341,80 @@ impl std::fmt::Debug for UserRow {
     }
 }
 
+/// Who changes users. It is judged in the transaction of the change, because a user may have lost the right to it
+/// since the request was let in.
+#[derive(Clone, Debug)]
+pub enum ChangedBy {
+    /// Whoever can run the program on the database.
+    Operator,
+    /// The set-up: it adds a user only if there is none.
+    SetUp,
+    /// The user who logs in with `email`, who must be enabled and have the role.
+    User {
+        /// The user's e-mail address.
+        email: String,
+        /// `Role::as_str`
+        role: String,
+    },
+}
+
+/// What became of a user to be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserAdded {
+    /// The user is there.
+    Done,
+    /// The e-mail address is taken, or for `ChangedBy::SetUp`: there is a user.
+    Taken,
+    /// The user who adds is not permitted to any more.
+    NotPermitted,
+}
+
+/// What is changed of a user; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct UserChange {
+    /// `Role::as_str`
+    pub role: Option<String>,
+    /// Whether the user is kept out.
+    pub disabled: Option<bool>,
+}
+
+/// What became of a change of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserChanged {
+    /// It was made; the user as it is now.
+    Done(UserRow),
+    /// There is no such user.
+    Nobody,
+    /// The user who changes is not permitted to any more.
+    NotPermitted,
+    /// It would leave no enabled ADMIN. An operator may do that.
+    LastAdmin,
+}
+
 /// Users.
 #[async_trait]
 pub trait UserStore: Send + Sync {
     /// The user who logs in with `email` (lower case).
     async fn find_user(&self, email: &str) -> Result<Option<UserRow>>;
-    /// Adds a user; false if the e-mail address is taken.
-    async fn add_user(&self, user: &UserRow) -> Result<bool>;
-    /// Sets the password's hash, and ends what was given before `now`; false if there is no such user.
-    async fn set_password_hash(&self, email: &str, password_hash: &str, now: Timestamp) -> Result<bool>;
-    /// Sets the role (`Role::as_str`); false if there is no such user.
-    async fn set_user_role(&self, email: &str, role: &str) -> Result<bool>;
-    /// Disables or enables; false if there is no such user.
-    async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool>;
+    /// Adds a user.
+    async fn add_user(&self, user: &UserRow, by: &ChangedBy) -> Result<UserAdded>;
+    /// Sets the password's hash and begins the next generation; false if there is no such user. With `judged`, only if
+    /// that is still the hash and the user is enabled.
+    async fn set_password_hash(
+        &self,
+        email: &str,
+        password_hash: &str,
+        judged: Option<&str>,
+        now: Timestamp,
+    ) -> Result<bool>;
+    /// Changes a user. A disabling begins the next generation.
+    async fn change_user(
+        &self,
+        email: &str,
+        change: &UserChange,
+        by: &ChangedBy,
+        now: Timestamp,
+    ) -> Result<UserChanged>;
     /// Users in the order of e-mail addresses, after `after`, at most `limit_rows`.
     async fn list_users(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>>;
 }

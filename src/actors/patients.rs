@@ -8,7 +8,7 @@ use super::directory::{Asker, restricted};
 use super::entity::{Applied, Decision, Entity, Loaded, Refused, Stamp, Write};
 use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::Action;
-use crate::domain::audit::{Access, Change, Outcome};
+use crate::domain::audit::{Access, Change, Detail, Outcome};
 use crate::domain::conditions::Conditions;
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, Fingerprint, Kind, PatientId, Version};
@@ -425,6 +425,8 @@ impl Entity for Patients {
             trace_id: trace.map_or(0, |trace| trace.trace_id),
             reason: reason(append),
             change: Some(Change { event: recorded.event_id, version: recorded.version() }),
+            detail: (append.action == Action::PatientRestrict)
+                .then(|| Box::new(Detail::of_mark(recorded.event.patient().restricted))),
         })
     }
 
@@ -450,9 +452,10 @@ impl Entity for Patients {
     }
 }
 
-/// Why the glass was broken for `append`, if it was. The mark itself is set and taken off without.
+/// Why the glass was broken for `append`, if it was: for a change of a restricted record, and for taking the mark off.
 fn reason(append: &PatientAppend) -> Option<Box<str>> {
-    let needed = append.action != Action::PatientRestrict && append.recorded.event.patient().restricted;
+    let marked = append.recorded.event.patient().restricted;
+    let needed = if append.action == Action::PatientRestrict { !marked } else { marked };
     append.caller.break_glass.as_deref().filter(|_| needed).map(Into::into)
 }
 

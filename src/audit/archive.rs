@@ -221,6 +221,7 @@ impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
             trace_id: 0,
             reason: Some(reason.into()),
             change: None,
+            detail: None,
         }
     }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::Mac;
 use crate::domain::access::{Action, Caller, Role};
-use crate::domain::audit::{Access, Change, Outcome};
+use crate::domain::audit::{Access, Change, Detail, Outcome};
 use crate::domain::ids::{EventId, PatientId};
 use crate::domain::time::Timestamp;
 use crate::proto::audit as pb;
@@ -57,6 +57,7 @@ pub(super) fn write(content: &Content, at: Timestamp) -> Vec<u8> {
             reason: access.reason.as_deref().unwrap_or_default().to_owned(),
             event: access.change.map(|change| change.event.0.as_bytes().to_vec()).unwrap_or_default(),
             version: access.change.map(|change| change.version).unwrap_or_default(),
+            detail: access.detail.as_deref().map(written),
         });
     }
     let opening = content
@@ -94,6 +95,28 @@ pub fn read(body: &[u8], at: Timestamp) -> Result<Content, Unreadable> {
     })
 }
 
+fn written(detail: &Detail) -> pb::Detail {
+    let Detail { account, role, disabled, restricted, search } = detail;
+    pb::Detail {
+        account: account.as_deref().unwrap_or_default().to_owned(),
+        role: role.map_or("", Role::as_str).to_owned(),
+        disabled: *disabled,
+        restricted: *restricted,
+        search: search.as_deref().unwrap_or_default().to_owned(),
+    }
+}
+
+/// `None` if it names a role that there is not.
+fn detail(written: pb::Detail) -> Option<Detail> {
+    let pb::Detail { account, role, disabled, restricted, search } = written;
+    let text = |text: String| (!text.is_empty()).then(|| text.into());
+    let role = match role.as_str() {
+        "" => None,
+        name => Some(Role::parse(name)?),
+    };
+    Some(Detail { account: text(account), role, disabled, restricted, search: text(search) })
+}
+
 fn caller(who: pb::Who) -> Option<Caller> {
     let from = match who.from.len() {
         0 => None,
@@ -123,6 +146,10 @@ fn access(entry: pb::Entry, at: Timestamp, callers: &[Caller]) -> Option<Access>
         trace_id: u128::from_be_bytes(entry.trace.try_into().ok()?),
         reason: (!entry.reason.is_empty()).then(|| entry.reason.into()),
         change,
+        detail: match entry.detail {
+            Some(written) => Some(Box::new(detail(written)?)),
+            None => None,
+        },
     })
 }
 
@@ -202,6 +229,7 @@ pub(super) mod tests {
             trace_id: n,
             reason: None,
             change: None,
+            detail: None,
         }
     }
 
@@ -216,6 +244,16 @@ pub(super) mod tests {
                     patients: Vec::new(),
                     outcome: Outcome::Denied,
                     caller: Caller::system("x"),
+                    ..some_access(2)
+                },
+                Access { detail: Some(Box::new(Detail::of_mark(false))), ..some_access(2) },
+                Access {
+                    detail: Some(Box::new(Detail {
+                        role: Some(Role::Billing),
+                        disabled: Some(true),
+                        search: Some("q=ada".into()),
+                        ..Detail::of_account("ada@example.com")
+                    })),
                     ..some_access(2)
                 },
                 Access {

@@ -7,8 +7,13 @@ use uuid::Uuid;
 
 use super::archive::{Archive, Run};
 use super::chain::{Keys, Mac, NOTHING_BEFORE};
-use super::entry::{Terms, read};
-use crate::store::{self, AuditAnchor, AuditArchiveStore, AuditBatch, AuditHead};
+use super::entry::{Content, Terms, read, term_of_patient};
+use crate::domain::audit::{Access, Change};
+use crate::domain::ids::{EventId, PatientId, Version};
+use crate::domain::time::Timestamp;
+use crate::store::{
+    self, AuditAnchor, AuditArchiveStore, AuditBatch, AuditHead, AuditPosition, AuditSearch, EventAt,
+};
 
 /// Chains asked for at once.
 pub(super) const CHAINS_PAGE: u32 = 256;
@@ -130,11 +135,11 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         self.chains.insert(chain);
         let begins = self.anchors.get(&chain).map(|anchor| (anchor.head.seq + 1, anchor.head.mac));
         let (mut seq, mut last): (i64, Mac) = begins.unwrap_or((0, NOTHING_BEFORE));
-        // From the first row on, so that none before the anchor goes unseen; then from the last row again, so that
-        // no second row at its place does.
+        // From the first row on that there may be, so that none before the anchor goes unseen; then from the last row
+        // again, so that no second row at its place does.
         let mut last_row = None;
         loop {
-            let from = last_row.unwrap_or(0);
+            let from = last_row.unwrap_or(i64::MIN);
             let mut page = self.store.audit_batches(chain, from, BATCHES_PAGE).await?;
             if page.first().is_some_and(|first| last_row == Some(first.seq) && first.mac == last) {
                 page.remove(0);
@@ -146,9 +151,10 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
             for batch in page {
                 self.report.batches += 1;
                 match check(self.keys, &batch, seq, &last) {
-                    Ok((entries, pinned)) => {
-                        self.report.entries += entries;
-                        self.note_pins(pinned);
+                    Ok(Content { pins, entries, .. }) => {
+                        self.report.entries += entries.len() as u64;
+                        self.note_pins(pins);
+                        self.verify_events(chain, seq, &entries).await?;
                     }
                     Err(what) => {
                         // What follows hangs on this one: one fault a chain says where to look.
@@ -157,6 +163,63 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
                     }
                 }
                 (seq, last, last_row) = (batch.seq + 1, batch.mac, Some(batch.seq));
+            }
+        }
+    }
+
+    /// Looks for the event of each change that was submitted. It may be missing, because a change that was submitted may
+    /// have been refused. But then no entry has claimed what stands in its place, or there is nothing after it.
+    async fn verify_events(&mut self, chain: Uuid, seq: i64, entries: &[Access]) -> store::Result<()> {
+        let submitted = entries.iter().filter_map(|access| Some((*access.patients.first()?, access.change?)));
+        let submitted: Vec<(PatientId, Change)> = submitted.collect();
+        if submitted.is_empty() {
+            return Ok(());
+        }
+        let made = self.store.changes_made(&submitted).await?;
+        let unmade = submitted
+            .iter()
+            .zip(made)
+            .filter(|(_, made)| !made)
+            .map(|((patient, change), _)| (*patient, change.version));
+        let unmade: Vec<(PatientId, Version)> = unmade.collect();
+        let there = if unmade.is_empty() { Vec::new() } else { self.store.events_at(&unmade).await? };
+        for ((patient, version), EventAt { event, newest }) in unmade.into_iter().zip(there) {
+            let what = match event {
+                Some(event) if !self.is_claimed(patient, event).await? => {
+                    "the history has another event in the place of this change, and no entry tells of it"
+                }
+                None if newest > version => "the event of this change is missing, and later ones are there",
+                _ => continue,
+            };
+            self.report.faults.push(Fault { chain, seq, what });
+        }
+        Ok(())
+    }
+
+    /// Whether an entry tells of `event`. What was archived may do so.
+    async fn is_claimed(&self, patient: PatientId, event: EventId) -> store::Result<bool> {
+        if !self.anchors.is_empty() {
+            return Ok(true);
+        }
+        let youngest = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
+        let mut search = AuditSearch {
+            terms: vec![term_of_patient(patient)],
+            from: Timestamp(i64::MIN),
+            until: youngest,
+            limit_rows: BATCHES_PAGE,
+        };
+        loop {
+            let found = self.store.search_audit(&search).await?;
+            let contents = found.batches.iter().filter_map(|batch| read(&batch.body, batch.at).ok());
+            let claims = |access: &Access| access.change.is_some_and(|change| change.event == event);
+            if contents.flat_map(|content| content.entries).any(|access| claims(&access)) {
+                return Ok(true);
+            }
+            match found.looked_to {
+                Some(AuditPosition { at, chain, seq }) if seq > i64::MIN => {
+                    search.until = AuditPosition { at, chain, seq: seq - 1 };
+                }
+                _ => return Ok(false),
             }
         }
     }
@@ -233,13 +296,13 @@ enum Place {
     Missing,
 }
 
-/// How many entries `batch` has, and what it pins, if it is what belongs at `seq`.
+/// What `batch` holds, if it is what belongs at `seq`.
 pub(super) fn check(
     keys: &Keys,
     batch: &AuditBatch,
     seq: i64,
     before: &Mac,
-) -> Result<(u64, Vec<AuditHead>), &'static str> {
+) -> Result<Content, &'static str> {
     if batch.seq < seq {
         return Err("another row stands at a place that is taken, or before the anchor");
     }
@@ -263,5 +326,5 @@ pub(super) fn check(
     if Terms::of(&content.entries).0 != batch.terms {
         return Err("its search terms were changed");
     }
-    Ok((content.entries.len() as u64, content.pins))
+    Ok(content)
 }

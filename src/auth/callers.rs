@@ -1,9 +1,13 @@
 //! What the database says of users, remembered for a moment.
 //!
-//! Invariants: what is answered from memory was asked of the database less than `user_cache_ms` ago; at most
-//! one question per user is on its way, whoever waits for it; a question that failed is not remembered.
+//! Invariants:
+//! - What is answered from memory was asked of the database less than `user_cache_ms` ago, and after the last change of
+//!   that user by this node.
+//! - At most one question per user is on its way, whoever waits for it. A question that failed, or that a change of the
+//!   user has overtaken, is not remembered.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,13 +22,13 @@ use crate::store::{self, CallerStore, UserRow};
 
 use super::Settings;
 
-/// What a user may do, and since when tokens hold; `None` for one who is unknown, disabled, or of a role unknown
-/// here.
+/// What a user may do, and the generation of tokens that hold; `None` for one who is unknown, disabled, or of a role
+/// unknown here.
 type Standing = Option<(Role, Timestamp)>;
 type Question = Shared<BoxFuture<'static, Result<Standing>>>;
 
 enum Known {
-    Asked(Question),
+    Asked { number: u64, question: Question },
     Answered { standing: Standing, asked_at: MonoTime },
 }
 
@@ -35,6 +39,8 @@ pub(super) struct Callers {
     ttl: Duration,
     lookup_timeout: Duration,
     known: Arc<Mutex<LruCache<Arc<str>, Known>>>,
+    /// Tells questions apart.
+    asked: Arc<AtomicU64>,
 }
 
 impl Callers {
@@ -46,6 +52,7 @@ impl Callers {
             ttl: Duration::from_millis(settings.user_cache_ms),
             lookup_timeout: Duration::from_millis(settings.user_lookup_timeout_ms),
             known: Arc::new(Mutex::new(LruCache::new(capacity))),
+            asked: Arc::default(),
         }
     }
 
@@ -71,33 +78,39 @@ impl Callers {
 
     /// What `subject` may do.
     pub(super) async fn standing(&self, subject: &Arc<str>) -> Result<Standing> {
-        let question = {
+        let (number, question) = {
             let now = self.clock.mono();
             let mut known = self.lock();
             match known.get(subject) {
                 Some(Known::Answered { standing, asked_at }) if now.since(*asked_at) < self.ttl => {
                     return Ok(*standing);
                 }
-                Some(Known::Asked(question)) => question.clone(),
+                Some(Known::Asked { number, question }) => (*number, question.clone()),
                 _ => {
-                    let question = self.ask(Arc::clone(subject));
-                    known.put(Arc::clone(subject), Known::Asked(question.clone()));
-                    question
+                    let number = self.asked.fetch_add(1, Ordering::Relaxed);
+                    let question = self.ask(Arc::clone(subject), number);
+                    known.put(Arc::clone(subject), Known::Asked { number, question: question.clone() });
+                    (number, question)
                 }
             }
         };
         let answer = question.await;
         if answer.is_err() {
             let mut known = self.lock();
-            if matches!(known.peek(subject), Some(Known::Asked(_))) {
+            if awaits(&known, subject, number) {
                 known.pop(subject);
             }
         }
         answer
     }
 
+    /// This node has changed `subject`, or may have: the next request asks the database again.
+    pub(super) fn forget(&self, subject: &str) {
+        self.lock().pop(subject);
+    }
+
     /// Asks in a task of its own: a caller who goes away leaves the others their answer.
-    fn ask(&self, subject: Arc<str>) -> Question {
+    fn ask(&self, subject: Arc<str>, number: u64) -> Question {
         let this = self.clone();
         let asking = tokio::spawn(async move {
             let asked_at = this.clock.mono();
@@ -105,7 +118,11 @@ impl Callers {
             let standing = user
                 .filter(|user| !user.disabled)
                 .and_then(|user| Some((Role::parse(&user.role)?, user.sessions_not_before)));
-            this.lock().put(subject, Known::Answered { standing, asked_at });
+            let mut known = this.lock();
+            // The user may have been changed, and forgotten, since the question was sent.
+            if awaits(&known, &subject, number) {
+                known.put(subject, Known::Answered { standing, asked_at });
+            }
             Ok(standing)
         });
         asking
@@ -124,6 +141,11 @@ impl Callers {
     fn lock(&self) -> MutexGuard<'_, LruCache<Arc<str>, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the answer to that question is still to be remembered.
+fn awaits(known: &LruCache<Arc<str>, Known>, subject: &str, number: u64) -> bool {
+    matches!(known.peek(subject), Some(Known::Asked { number: last, .. }) if *last == number)
 }
 
 fn lookup_code(error: &store::Error) -> ErrorCode {

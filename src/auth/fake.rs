@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 
 use crate::domain::access::Role;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
-use crate::store::{Error, Result, UserRow, UserStore};
+use crate::store::{ChangedBy, Error, Result, UserAdded, UserChange, UserChanged, UserRow, UserStore};
 
 use super::{Auth, SecretText, Settings, TokenAlgorithm};
 use kept::Kept;
@@ -57,7 +57,7 @@ impl Clock for FakeClock {
     }
 }
 
-/// Users in memory. While `gate` has no permits, look-ups wait.
+/// Users in memory. While `gate` has no permits, look-ups wait; while `sessions_gate` has none, sessions wait to begin.
 pub(crate) struct FakeUsers {
     users: Mutex<BTreeMap<String, UserRow>>,
     failure: Mutex<Option<Error>>,
@@ -66,6 +66,8 @@ pub(crate) struct FakeUsers {
     pub(crate) revocation_reads: AtomicUsize,
     kept: Mutex<Kept>,
     pub(crate) gate: Semaphore,
+    pub(crate) sessions_begun: AtomicUsize,
+    pub(crate) sessions_gate: Semaphore,
 }
 
 impl FakeUsers {
@@ -78,6 +80,8 @@ impl FakeUsers {
             revocation_reads: AtomicUsize::new(0),
             kept: Mutex::default(),
             gate: Semaphore::new(Semaphore::MAX_PERMITS),
+            sessions_begun: AtomicUsize::new(0),
+            sessions_gate: Semaphore::new(Semaphore::MAX_PERMITS),
         })
     }
 
@@ -104,9 +108,15 @@ impl FakeUsers {
         *self.failure.lock().expect("held briefly") = failure;
     }
 
-    fn with_user(&self, email: &str, change: impl FnOnce(&mut UserRow)) -> Result<bool> {
-        self.fails()?;
-        Ok(self.users.lock().expect("held briefly").get_mut(email).map(change).is_some())
+    pub(super) fn user(&self, email: &str) -> Option<UserRow> {
+        self.users.lock().expect("held briefly").get(email).cloned()
+    }
+
+    /// What a logout everywhere does to the user.
+    pub(super) fn next_generation(&self, email: &str, now: Timestamp) {
+        if let Some(user) = self.users.lock().expect("held briefly").get_mut(email) {
+            user.sessions_not_before = next_generation(user, now);
+        }
     }
 
     /// What else the database holds.
@@ -119,6 +129,15 @@ impl FakeUsers {
     }
 }
 
+fn next_generation(user: &UserRow, now: Timestamp) -> Timestamp {
+    now.max(Timestamp(user.sessions_not_before.0 + 1))
+}
+
+fn is_permitted(users: &BTreeMap<String, UserRow>, by: &ChangedBy) -> bool {
+    let ChangedBy::User { email, role } = by else { return true };
+    users.get(email).is_some_and(|user| !user.disabled && user.role == *role)
+}
+
 #[async_trait]
 impl UserStore for FakeUsers {
     async fn find_user(&self, email: &str) -> Result<Option<UserRow>> {
@@ -128,27 +147,62 @@ impl UserStore for FakeUsers {
         Ok(self.users.lock().expect("held briefly").get(email).cloned())
     }
 
-    async fn add_user(&self, user: &UserRow) -> Result<bool> {
+    async fn add_user(&self, user: &UserRow, by: &ChangedBy) -> Result<UserAdded> {
         self.fails()?;
         let mut users = self.users.lock().expect("held briefly");
-        let free = !users.contains_key(&user.email);
-        users.entry(user.email.clone()).or_insert_with(|| user.clone());
-        Ok(free)
+        if !is_permitted(&users, by) {
+            return Ok(UserAdded::NotPermitted);
+        }
+        if users.contains_key(&user.email) || matches!(by, ChangedBy::SetUp) && !users.is_empty() {
+            return Ok(UserAdded::Taken);
+        }
+        users.insert(user.email.clone(), user.clone());
+        Ok(UserAdded::Done)
     }
 
-    async fn set_password_hash(&self, email: &str, password_hash: &str, now: Timestamp) -> Result<bool> {
-        self.with_user(email, |user| {
-            user.password_hash = password_hash.into();
-            user.sessions_not_before = now;
-        })
+    async fn set_password_hash(
+        &self,
+        email: &str,
+        password_hash: &str,
+        judged: Option<&str>,
+        now: Timestamp,
+    ) -> Result<bool> {
+        self.fails()?;
+        let mut users = self.users.lock().expect("held briefly");
+        let as_judged =
+            |user: &UserRow| judged.is_none_or(|hash| !user.disabled && user.password_hash == hash);
+        let Some(user) = users.get_mut(email).filter(|user| as_judged(user)) else { return Ok(false) };
+        user.password_hash = password_hash.into();
+        user.sessions_not_before = next_generation(user, now);
+        Ok(true)
     }
 
-    async fn set_user_role(&self, email: &str, role: &str) -> Result<bool> {
-        self.with_user(email, |user| user.role = role.into())
-    }
-
-    async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool> {
-        self.with_user(email, |user| user.disabled = disabled)
+    async fn change_user(
+        &self,
+        email: &str,
+        change: &UserChange,
+        by: &ChangedBy,
+        now: Timestamp,
+    ) -> Result<UserChanged> {
+        self.fails()?;
+        let mut users = self.users.lock().expect("held briefly");
+        if !is_permitted(&users, by) {
+            return Ok(UserChanged::NotPermitted);
+        }
+        let Some(user) = users.get_mut(email) else { return Ok(UserChanged::Nobody) };
+        let before = user.clone();
+        user.role = change.role.clone().unwrap_or_else(|| before.role.clone());
+        user.disabled = change.disabled.unwrap_or(before.disabled);
+        if change.disabled == Some(true) {
+            user.sessions_not_before = next_generation(user, now);
+        }
+        let after = user.clone();
+        let is_admin = |user: &UserRow| user.role == Role::Admin.as_str() && !user.disabled;
+        if matches!(by, ChangedBy::User { .. }) && !users.values().any(is_admin) {
+            users.insert(email.to_owned(), before);
+            return Ok(UserChanged::LastAdmin);
+        }
+        Ok(UserChanged::Done(after))
     }
 
     async fn list_users(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>> {

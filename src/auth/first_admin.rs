@@ -4,7 +4,7 @@
 //! Invariant: nobody is made where there is a user already, and no user that is there is changed. Of several who
 //! try at once one makes the user, the others find it.
 
-use super::{Settings, Users, validate_password};
+use super::{By, Settings, Users, validate_password};
 use crate::domain::access::Role;
 use crate::domain::email::EmailAddress;
 use crate::error::{Error, ErrorCode, Result};
@@ -69,7 +69,7 @@ pub async fn make_first_admin(settings: &Settings, users: &Users) -> Result<Firs
     if !users.list(None, 1).await?.is_empty() {
         return Ok(FirstAdmin::NotNeeded);
     }
-    match users.create(email, password.reveal(), Role::Admin).await {
+    match users.create(email, password.reveal(), Role::Admin, By::SetUp).await {
         Ok(_) => Ok(FirstAdmin::Made),
         Err(error) if error.code == ErrorCode::AlreadyExists => Ok(FirstAdmin::NotNeeded),
         Err(error) => Err(error),

@@ -6,6 +6,8 @@
 //! - No token is accepted before the revoked sessions are known, nor on knowledge older than `STALE_AFTER`: then
 //!   the database is asked first. So a node that has just started, or slept, knows them too.
 //! - A revocation is in the database before anybody is told of it.
+//! - A session begins, and goes on, in the transaction that looks whether its user is still as judged: a change of the
+//!   password, a disabling and a logout everywhere begin another generation, and leave no session of the one before.
 //! - Memory is bounded: more revoked sessions than `revocations_max`, and no token is accepted.
 
 use std::collections::HashMap;
@@ -23,7 +25,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, CallerStore, Hash, NewSession, Revocation, Rotation};
 
 use super::together::Together;
-use super::{CLOCKS_APART_MAX, Settings, lookup_failed, timed};
+use super::{CLOCKS_APART_MAX, Judged, Settings, lookup_failed, timed};
 
 /// Revocations reach every node within this time: nothing is decided on older knowledge.
 const STALE_AFTER: Duration = Duration::from_secs(5);
@@ -67,7 +69,8 @@ pub(super) struct Sessions {
 /// A session just begun or refreshed.
 pub(super) struct Grant {
     pub(super) session: SessionId,
-    pub(super) begun_at: Timestamp,
+    /// Of its user, as it was in the transaction that gave it.
+    pub(super) generation: Timestamp,
     pub(super) ends_at: Timestamp,
     pub(super) refresh_token: String,
     pub(super) refresh_expires_in: Duration,
@@ -191,28 +194,32 @@ impl Sessions {
         self.remember(sessions.iter().map(|id| (*id, until)));
     }
 
-    /// Begins a session of `subject`. It counts as begun after `not_before`, whatever this node's clock says.
-    pub(super) async fn start(&self, subject: &str, not_before: Timestamp) -> Result<Grant> {
+    /// Begins a session of `subject`, whose password was found to fit `judged`; `None` if the user was changed since.
+    pub(super) async fn start(&self, subject: &str, judged: &Judged) -> Result<Option<Grant>> {
         let (refresh_token, token) = new_token()?;
-        let now = self.clock.now().max(not_before);
+        let (now, generation) = (self.clock.now(), judged.generation);
         let ends_at = forth(now, self.lasts);
         let session = NewSession {
             id: SessionId(Uuid::now_v7()),
             subject: subject.to_owned(),
+            generation,
             created_at: now,
             ends_at,
             keep_until: forth(ends_at, self.outlives),
             token,
         };
-        let starting = self.store.start_session(&session, self.per_user_max, self.revocation());
-        let surplus = timed(self.timeout, starting).await.map_err(|error| write_failed(&error))?;
+        let starting =
+            self.store.start_session(&session, &judged.password_hash, self.per_user_max, self.revocation());
+        let Some(surplus) = timed(self.timeout, starting).await.map_err(|error| write_failed(&error))? else {
+            return Ok(None);
+        };
         self.tell(&surplus);
         let refresh_expires_in = self.until_idle(now, ends_at);
-        Ok(Grant { session: session.id, begun_at: now, ends_at, refresh_token, refresh_expires_in })
+        Ok(Some(Grant { session: session.id, generation, ends_at, refresh_token, refresh_expires_in }))
     }
 
-    /// Takes `refresh_token` for the next one; with it, whose session it is.
-    pub(super) async fn refresh(&self, refresh_token: &str) -> Result<(String, Grant)> {
+    /// Takes `refresh_token` for the next one; with it, whose session it is, and the role of that user now.
+    pub(super) async fn refresh(&self, refresh_token: &str) -> Result<(String, String, Grant)> {
         if refresh_token.len() != TOKEN_CHARS {
             return Err(not_good());
         }
@@ -222,10 +229,10 @@ impl Sessions {
         let given_after = back(revocation.at, self.idles);
         let rotating = self.store.rotate_token(&used, &next_hash, given_after, revocation);
         match timed(self.timeout, rotating).await.map_err(|error| write_failed(&error))? {
-            Rotation::Done { session, subject, created_at, ends_at } => {
+            Rotation::Done { session, subject, role, generation, ends_at } => {
                 let refresh_expires_in = self.until_idle(revocation.at, ends_at);
-                let begun_at = created_at;
-                Ok((subject, Grant { session, begun_at, ends_at, refresh_token: next, refresh_expires_in }))
+                let grant = Grant { session, generation, ends_at, refresh_token: next, refresh_expires_in };
+                Ok((subject, role, grant))
             }
             Rotation::Reused { session } => {
                 tracing::warn!(%session, "a refresh token was used a second time: its session is revoked");

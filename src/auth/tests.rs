@@ -4,6 +4,7 @@ mod forged;
 mod keys;
 mod limits;
 mod sessions;
+mod stale;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,7 @@ use crate::error::ErrorCode;
 use crate::store;
 
 use super::fake::{FakeClock, FakeUsers, SECRET, auth, auth_with, eddsa, settings};
-use super::{Auth, Error, SecretText, Settings, TokenAlgorithm, Users, bearer};
+use super::{Auth, By, Error, SecretText, Settings, TokenAlgorithm, Users, bearer};
 
 const EMAIL: &str = "ada@example.com";
 
@@ -123,7 +124,10 @@ async fn a_disabled_user_is_out_within_the_time_of_the_cache() {
     assert_eq!(error.code, ErrorCode::Unauthenticated);
     admin.set_disabled(EMAIL, false).await.expect("enabled");
     clock.step(Duration::from_millis(1000));
-    auth.authenticate(&token).await.expect("in again");
+    let error = auth.authenticate(&token).await.expect_err("a disabling ends sessions for good");
+    assert_eq!(error.code, ErrorCode::Unauthenticated);
+    let again = auth.login(EMAIL, "password123", None).await.expect("logged in").token.text;
+    auth.authenticate(&again).await.expect("in again");
 }
 
 #[tokio::test]
@@ -213,18 +217,23 @@ async fn nothing_secret_is_printed() {
 async fn an_administrator_makes_and_changes_users() {
     let (users, clock) = (FakeUsers::new(), FakeClock::new());
     let admin = Users::new(&settings(), users.clone(), clock.clone());
-    admin.create("Ada@Example.com", "violet-anchor", Role::Admin).await.expect("made");
-    let again = admin.create(EMAIL, "violet-anchor", Role::Admin).await.expect_err("taken");
+    admin.create("Ada@Example.com", "violet-anchor", Role::Admin, By::Operator).await.expect("made");
+    let again = admin.create(EMAIL, "violet-anchor", Role::Admin, By::Operator).await.expect_err("taken");
     assert_eq!(again.code, ErrorCode::AlreadyExists);
-    let wrong = admin.create("not an address", "short", Role::Admin).await.expect_err("invalid");
+    let wrong =
+        admin.create("not an address", "short", Role::Admin, By::Operator).await.expect_err("invalid");
     assert_eq!(wrong.fields.into_keys().collect::<Vec<_>>(), ["email", "password"]);
-    let long = admin.create("b@example.com", &"x".repeat(73), Role::Admin).await.expect_err("too long");
+    let long = admin
+        .create("b@example.com", &"x".repeat(73), Role::Admin, By::Operator)
+        .await
+        .expect_err("too long");
     assert_eq!(long.fields["password"], "Password cannot exceed 72 bytes");
 
-    let common = admin.create("b@example.com", "Password123", Role::Admin).await.expect_err("common");
+    let common =
+        admin.create("b@example.com", "Password123", Role::Admin, By::Operator).await.expect_err("common");
     assert_eq!(common.fields["password"], "Password is one of the most common ones");
     let demo = Users::new(&settings(), users.clone(), clock.clone()).allowing_common_passwords();
-    assert!(demo.create("c@example.com", "short", Role::Admin).await.is_err());
+    assert!(demo.create("c@example.com", "short", Role::Admin, By::Operator).await.is_err());
 
     admin.set_password("ADA@example.com", "another password").await.expect("set");
     let auth = auth(&users, &clock);

@@ -27,6 +27,7 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::store::CallerStore;
 
 use super::keys::{Keys, broken};
+use super::sessions::Grant;
 use super::{Settings, TokenAlgorithm};
 
 /// How far the clocks of the nodes may differ.
@@ -44,6 +45,9 @@ struct Claims<'a> {
     role: Cow<'a, str>,
     /// The session that it belongs to.
     sid: Uuid,
+    /// The generation of the user that the session is of. A node of an older version leaves it out.
+    #[serde(rename = "gen", default, skip_serializing_if = "Option::is_none")]
+    generation: Option<i64>,
     jti: Uuid,
     iat: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,8 +69,8 @@ struct Head<'a> {
 pub(super) struct Verified {
     pub(super) subject: Arc<str>,
     pub(super) session: SessionId,
-    /// When it was given, in whole seconds.
-    pub(super) given_at: Timestamp,
+    /// The generation of the user that its session is of. Where it does not say, the whole second in which it was given.
+    pub(super) user_generation: Timestamp,
     /// The first second in which it no longer holds, leeway included.
     ends: u64,
     /// Of the key that signed it.
@@ -155,26 +159,18 @@ impl Tokens {
         }
     }
 
-    /// A token for `subject` in `session`, from now on, and not beyond the session's end. It is dated by whole
-    /// seconds: one given in the second of `not_before`, before which tokens do not hold, or where clocks run behind
-    /// it, is dated after it.
-    pub(super) async fn sign(
-        &self,
-        subject: &str,
-        (role, not_before): (Role, Timestamp),
-        (session, session_ends_at): (SessionId, Timestamp),
-    ) -> Result<super::Token> {
-        let since = u64::try_from(not_before.0).unwrap_or(0).div_ceil(1_000_000);
+    /// A token for `subject` in the session of `grant`, from now on, and not beyond the session's end.
+    pub(super) async fn sign(&self, subject: &str, role: Role, grant: &Grant) -> Result<super::Token> {
         let now = self.now_seconds();
-        let now = now.max(since.min(now.saturating_add(LEEWAY_SECONDS)));
-        let session_ends = u64::try_from(session_ends_at.0).unwrap_or(0) / 1_000_000;
+        let session_ends = u64::try_from(grant.ends_at.0).unwrap_or(0) / 1_000_000;
         let ends = now.saturating_add(self.ttl.as_secs()).min(session_ends);
         let claims = Claims {
             iss: self.issuer.as_str().into(),
             aud: self.audience.as_str().into(),
             sub: subject.into(),
             role: role.as_str().into(),
-            sid: session.0,
+            sid: grant.session.0,
+            generation: Some(grant.generation.0),
             jti: Uuid::now_v7(),
             iat: now,
             nbf: None,
@@ -261,12 +257,13 @@ impl Tokens {
         if claims.iat > latest || claims.nbf.is_some_and(|begins| begins > latest) || claims.sub.is_empty() {
             return Err(refused());
         }
+        let given_at = i64::try_from(claims.iat).unwrap_or(0).saturating_mul(1_000_000);
         // The database says what a user may do now; the token must still name a role there is.
         Role::parse(&claims.role).ok_or_else(refused)?;
         Ok(Verified {
             subject: Arc::from(claims.sub),
             session: SessionId(claims.sid),
-            given_at: Timestamp(i64::try_from(claims.iat).unwrap_or(0).saturating_mul(1_000_000)),
+            user_generation: Timestamp(claims.generation.unwrap_or(given_at)),
             ends: claims.exp.saturating_add(LEEWAY_SECONDS),
             generation,
         })

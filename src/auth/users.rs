@@ -1,14 +1,18 @@
-//! Users as an administrator handles them: what the command line calls.
+//! Users as an administrator handles them: what `/api/users` and the command line call.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::OwnedMutexGuard;
 
 use crate::domain::access::{Caller, Role};
 use crate::domain::email::{EmailAddress, EmailKey};
 use crate::domain::time::{Clock, Timestamp};
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode, Result};
-use crate::store::{self, UserRow, UserStore};
+use crate::store::{self, ChangedBy, UserAdded, UserChange, UserChanged, UserRow, UserStore};
 
+use super::callers::Callers;
 use super::password::{self, Hasher};
 use super::{Auth, Settings, sought, validate_password};
 
@@ -44,18 +48,73 @@ pub struct Change {
     pub disabled: Option<bool>,
 }
 
+/// Who makes and changes users.
+#[derive(Clone, Copy, Debug)]
+pub enum By<'a> {
+    /// Whoever can run the program on the database.
+    Operator,
+    /// The set-up of a database without users.
+    SetUp,
+    /// A user, whose right to it is judged again in the transaction of the change.
+    Caller(&'a Caller),
+}
+
+impl By<'_> {
+    fn judged_again(self) -> ChangedBy {
+        match self {
+            By::Operator => ChangedBy::Operator,
+            By::SetUp => ChangedBy::SetUp,
+            By::Caller(caller) => ChangedBy::User {
+                email: caller.subject.as_ref().to_owned(),
+                role: caller.role.as_str().to_owned(),
+            },
+        }
+    }
+}
+
 /// Makes and changes users. Needs no secret for tokens.
 pub struct Users {
     store: Arc<dyn UserStore>,
     clock: Arc<dyn Clock>,
     hasher: Hasher,
     common_passwords: bool,
+    turns: Turns,
+    /// What this node remembers of users, if it lets callers in.
+    callers: Option<Callers>,
+}
+
+/// Makes requests that add a user of the same address wait for each other: the second finds the user of the first
+/// before it hashes a password. There are no more turns than requests that wait.
+#[derive(Default)]
+struct Turns(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
+
+impl Turns {
+    async fn of(&self, email: &str) -> OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let known = turns.get(email).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let turn = Arc::default();
+                turns.insert(email.to_owned(), Arc::downgrade(&turn));
+                turn
+            })
+        };
+        turn.lock_owned().await
+    }
 }
 
 impl Users {
     /// The users in `store`.
     pub fn new(settings: &Settings, store: Arc<dyn UserStore>, clock: Arc<dyn Clock>) -> Self {
-        Users { store, clock, hasher: Hasher::new(settings), common_passwords: false }
+        let hasher = Hasher::new(settings);
+        Users { store, clock, hasher, common_passwords: false, turns: Turns::default(), callers: None }
+    }
+
+    /// Has `auth` forget what it remembers of a user who is changed: the change holds on this node at once.
+    #[must_use]
+    pub fn seen_by(self, auth: &Auth) -> Self {
+        Users { callers: Some(auth.inner.callers.clone()), ..self }
     }
 
     /// For the demo's user, whose password everyone knows: the list of common ones is not looked at.
@@ -68,8 +127,9 @@ impl Users {
     ///
     /// # Errors
     /// `Invalid`: the address is none, or the password breaks `validate_password`. `AlreadyExists`: the
-    /// address has a user. `Unavailable`, `OutcomeUnknown`, `Internal`: the database's.
-    pub async fn create(&self, email: &str, password: &str, role: Role) -> Result<User> {
+    /// address has a user, or `by` is `SetUp` and there is a user. `Forbidden`: the caller is not permitted to any more.
+    /// `Unavailable`, `OutcomeUnknown`, `Internal`: the database's.
+    pub async fn create(&self, email: &str, password: &str, role: Role, by: By<'_>) -> Result<User> {
         let mut errors = FieldErrors::new();
         let email = EmailAddress::parse(email).map_or_else(
             |message| {
@@ -85,6 +145,11 @@ impl Users {
         if !errors.is_empty() {
             return Err(Error::invalid_fields(errors));
         }
+        let _turn = self.turns.of(&email).await;
+        // Hashing is costly, and only so many passwords may wait for it.
+        if self.store.find_user(&email).await.map_err(|error| read(&error))?.is_some() {
+            return Err(taken());
+        }
         let user = UserRow {
             email,
             password_hash: self.hasher.hash(password).await?,
@@ -93,14 +158,16 @@ impl Users {
             created_at: self.clock.now(),
             sessions_not_before: Timestamp::default(),
         };
-        match self.store.add_user(&user).await {
-            Ok(true) => Ok(shown(user)),
-            Ok(false) => Err(Error::new(ErrorCode::AlreadyExists, "There is a user of this e-mail address")),
+        match self.store.add_user(&user, &by.judged_again()).await {
+            Ok(UserAdded::Done) => Ok(shown(user)),
+            Ok(UserAdded::Taken) => Err(taken()),
+            Ok(UserAdded::NotPermitted) => Err(no_longer_permitted()),
             Err(error) => Err(written(&error)),
         }
     }
 
-    /// Sets a new password. Tokens already given no longer hold: on a running node within `user_cache_ms`.
+    /// Sets a new password. No session and no token given before holds any more: on other running nodes within
+    /// `user_cache_ms`.
     ///
     /// # Errors
     /// As `create`; `NotFound`: there is no such user.
@@ -108,49 +175,76 @@ impl Users {
         if let Err(message) = validate_password(password) {
             return Err(Error::invalid_fields(FieldErrors::from([("password", message)])));
         }
-        let hash = self.hasher.hash(password).await?;
-        found(self.store.set_password_hash(&sought(email)?, &hash, self.clock.now()).await)
+        match self.replace_password(&sought(email)?, password, None).await? {
+            true => Ok(()),
+            false => Err(nobody()),
+        }
     }
 
-    /// Sets a new password for `caller`, who knows the old one; `auth` looks at that as at a login's. Tokens already
-    /// given no longer hold.
+    /// False if there is no such user, or with `judged`, if that is not the user's hash any more.
+    async fn replace_password(&self, email: &str, password: &str, judged: Option<&str>) -> Result<bool> {
+        let hash = self.hasher.hash(password).await?;
+        let set = self.store.set_password_hash(email, &hash, judged, self.clock.now()).await;
+        self.forget(email);
+        set.map_err(|error| written(&error))
+    }
+
+    fn forget(&self, email: &str) {
+        if let Some(callers) = &self.callers {
+            callers.forget(email);
+        }
+    }
+
+    /// Sets a new password for `caller`, who knows the old one; `auth` looks at that as at a login's. No session and no
+    /// token given before holds any more.
     ///
     /// # Errors
-    /// `Forbidden`: the old password is another. `TooManyRequests`: too many logins of that account or address have
+    /// `Forbidden`: the old password is wrong, or was changed meanwhile. `TooManyRequests`: too many logins of that account or address have
     /// failed. Else as `set_password`.
     pub async fn change_password(&self, auth: &Auth, caller: &Caller, old: &str, new: &str) -> Result<()> {
         if let Err(message) = validate_password(new) {
             return Err(Error::invalid_fields(FieldErrors::from([("newPassword", message)])));
         }
-        auth.confirm(caller, old).await.map_err(|failure| match failure.code {
-            // The token holds: this caller need not log in again.
-            ErrorCode::Unauthenticated => Error::new(ErrorCode::Forbidden, "The old password is another"),
+        // The token holds: this caller need not log in again.
+        let wrong = || Error::new(ErrorCode::Forbidden, "The current password is wrong");
+        let judged = auth.confirm(caller, old).await.map_err(|failure| match failure.code {
+            ErrorCode::Unauthenticated => wrong(),
             _ => failure,
         })?;
-        self.set_password(&caller.subject, new).await
+        match self.replace_password(&caller.subject, new, Some(&judged)).await? {
+            true => Ok(()),
+            false => Err(wrong()),
+        }
     }
 
-    /// Changes what a user may do, and whether.
+    /// Changes what a user may do, and whether, at once. A disabling ends all sessions of the user for good. On other
+    /// running nodes it holds within `user_cache_ms`.
     ///
     /// # Errors
-    /// `NotFound`: there is no such user; else the database's.
-    pub async fn change(&self, email: &EmailKey, change: Change) -> Result<User> {
-        if let Some(role) = change.role {
-            found(self.store.set_user_role(email, role.as_str()).await)?;
+    /// `NotFound`: there is no such user. `Forbidden`: the caller is not permitted to any more, or no enabled ADMIN
+    /// would be left; an operator may leave none. Else the database's.
+    pub async fn change(&self, email: &EmailKey, change: Change, by: By<'_>) -> Result<User> {
+        let Change { role, disabled } = change;
+        let change = UserChange { role: role.map(|role| role.as_str().to_owned()), disabled };
+        let changed = self.store.change_user(email, &change, &by.judged_again(), self.clock.now()).await;
+        self.forget(email);
+        match changed.map_err(|error| written(&error))? {
+            UserChanged::Done(user) => Ok(shown(user)),
+            UserChanged::Nobody => Err(nobody()),
+            UserChanged::NotPermitted => Err(no_longer_permitted()),
+            UserChanged::LastAdmin => {
+                Err(Error::new(ErrorCode::Forbidden, "One enabled user of the role ADMIN has to be left"))
+            }
         }
-        if let Some(disabled) = change.disabled {
-            found(self.store.set_user_disabled(email, disabled).await)?;
-        }
-        let user = self.store.find_user(email).await.map_err(|error| read(&error))?;
-        user.map(shown).ok_or_else(nobody)
     }
 
-    /// Disables a user, or lets one in again. On a running node it holds within `user_cache_ms`.
+    /// Disables a user, or lets one in again.
     ///
     /// # Errors
-    /// `NotFound`: there is no such user; else the database's.
+    /// As `change` by an operator.
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<()> {
-        found(self.store.set_user_disabled(&sought(email)?, disabled).await)
+        let change = Change { disabled: Some(disabled), ..Change::default() };
+        self.change(&sought(email)?, change, By::Operator).await.map(drop)
     }
 
     /// Users in the order of their addresses, after `after`, at most `limit_rows`.
@@ -183,12 +277,12 @@ fn read(error: &store::Error) -> Error {
     Error::new(code, error.to_string())
 }
 
-fn found(changed: store::Result<bool>) -> Result<()> {
-    match changed {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(nobody()),
-        Err(error) => Err(written(&error)),
-    }
+fn taken() -> Error {
+    Error::new(ErrorCode::AlreadyExists, "There is a user of this e-mail address")
+}
+
+fn no_longer_permitted() -> Error {
+    Error::new(ErrorCode::Forbidden, "The caller is not permitted to change users any more")
 }
 
 /// A failed write, in the words of the database: the caller is the administrator.

@@ -5,14 +5,14 @@ use std::io::{BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 use time::{Date, Month, UtcOffset};
 
 use super::failure::{Exit, Failure};
 use super::settings::SettingArgs;
 use crate::audit::{Archive, Report, read_archive};
-use crate::domain::audit::Access;
+use crate::domain::audit::{Access, Detail};
 use crate::domain::time::Timestamp;
 
 #[derive(Debug, Subcommand)]
@@ -164,6 +164,20 @@ fn line_of(id: &str, access: &Access) -> serde_json::Value {
     if let Some(change) = access.change {
         line["eventId"] = json!(change.event.0);
         line["version"] = json!(change.version);
+    }
+    let Some(Detail { account, role, disabled, restricted, search }) = access.detail.as_deref() else {
+        return line;
+    };
+    for (name, said) in [
+        ("account", account.as_deref().map(Value::from)),
+        ("accountRole", role.map(|role| Value::from(role.as_str()))),
+        ("accountDisabled", disabled.map(Value::from)),
+        ("restricted", restricted.map(Value::from)),
+        ("search", search.as_deref().map(Value::from)),
+    ] {
+        if let Some(said) = said {
+            line[name] = said;
+        }
     }
     line
 }

@@ -36,7 +36,7 @@ pub(super) trait Users: Send + Sync {
 #[async_trait]
 impl Users for auth::Users {
     async fn add(&self, email: &str, password: &str, role: Role) -> Result<(), Failure> {
-        self.create(email, password, role).await?;
+        self.create(email, password, role, auth::By::Operator).await?;
         Ok(())
     }
 

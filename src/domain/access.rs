@@ -218,7 +218,7 @@ pub struct Caller {
     pub role: Role,
     /// From which address the request came, as the edge saw it. None for a part of the system.
     pub from: Option<std::net::IpAddr>,
-    /// Why the caller needs to see a restricted record, in the caller's words, 1 to 500 characters. It opens nothing
+    /// Why the caller needs to see a restricted record, in the caller's words, up to 500 characters. It opens nothing
     /// for a role that does not break the glass: see `sees_restricted`.
     pub break_glass: Option<Arc<str>>,
 }

@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use super::access::{Action, Caller};
+use super::access::{Action, Caller, Role};
+use super::email::EMAIL_MAX_CHARS;
 use super::ids::{EventId, PatientId, Version};
 use super::time::Timestamp;
 
@@ -80,6 +81,53 @@ pub struct Change {
     pub version: Version,
 }
 
+/// The most characters that are kept of a search.
+const SEARCH_MAX_CHARS: usize = 1000;
+
+/// What an access was about, beside whose records.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// The user who was made or changed, by the e-mail address.
+    pub account: Option<Box<str>>,
+    /// The role that the user was to have, or has now.
+    pub role: Option<Role>,
+    /// Whether the user was to be kept out, or is now.
+    pub disabled: Option<bool>,
+    /// Whether the record was to be restricted, or is now.
+    pub restricted: Option<bool>,
+    /// What was searched for: the parameters of the request.
+    pub search: Option<Box<str>>,
+}
+
+/// Never prints who was changed, nor what was searched for.
+impl fmt::Debug for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Detail(..)")
+    }
+}
+
+impl Detail {
+    /// About the user of `email`, of which no more is kept than an address may have.
+    pub fn of_account(email: &str) -> Self {
+        let account: String = email.chars().take(EMAIL_MAX_CHARS).collect();
+        Detail { account: Some(account.into()), ..Detail::default() }
+    }
+
+    /// About the mark of a record.
+    pub fn of_mark(restricted: bool) -> Self {
+        Detail { restricted: Some(restricted), ..Detail::default() }
+    }
+
+    /// A search with these parameters, but for those that only say which part of the list is asked for.
+    pub fn of_search(parameters: &[(String, String)]) -> Self {
+        let kept = parameters.iter().filter(|(name, _)| !matches!(name.as_str(), "limit" | "cursor"));
+        let text = kept.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&");
+        let search =
+            (!text.is_empty()).then(|| text.chars().take(SEARCH_MAX_CHARS).collect::<String>().into());
+        Detail { search, ..Detail::default() }
+    }
+}
+
 /// One access.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Access {
@@ -99,6 +147,8 @@ pub struct Access {
     pub reason: Option<Box<str>>,
     /// Of a `Submitted` change.
     pub change: Option<Change>,
+    /// What it was about, if there is more to say.
+    pub detail: Option<Box<Detail>>,
 }
 
 /// Never prints who, nor why.
@@ -127,6 +177,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_of_a_search_has_an_end() {
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+        };
+        let of = |asked: &[(&str, &str)]| Detail::of_search(&pairs(asked)).search;
+        assert_eq!(
+            of(&[("q", "ada l"), ("limit", "3"), ("sort", "name"), ("cursor", "x")]).as_deref(),
+            Some("q=ada l&sort=name")
+        );
+        assert_eq!(of(&[("limit", "3")]), None);
+        let long = of(&[("q", &"\u{e9}".repeat(5000))]).expect("kept");
+        assert_eq!(long.chars().count(), SEARCH_MAX_CHARS);
+    }
+
+    #[test]
     fn debug_tells_neither_who_nor_why() {
         let access = Access {
             at: Timestamp(0),
@@ -137,7 +202,9 @@ mod tests {
             trace_id: 1,
             reason: Some("canary".into()),
             change: None,
+            detail: Some(Box::new(Detail::of_account("canary"))),
         };
+        assert!(!format!("{:?}", access.detail).contains("canary"));
         assert!(!format!("{access:?}").contains("canary"));
     }
 }

@@ -174,9 +174,10 @@ pub enum Decided {
 
 /// What `command` of the caller `by` does to `state` at `now` under `conditions`, or why it may not.
 /// Whether there is a record comes first, then whether the caller may see it, and last whether it is as expected
-/// (RFC 9110, section 13.2.1): a refusal says nothing of a record that the caller may not see. Only the mark itself
-/// may be set and taken off unseen. Conditions are judged whether or not the command would change anything. That
-/// the e-mail address is free is decided by the store at commit, since it concerns all patients.
+/// (RFC 9110, section 13.2.1): a refusal says nothing of a record that the caller may not see. The mark may be set
+/// unseen. Whoever takes it off says why, whatever the role, because the record can be read from then on. Conditions are
+/// judged whether or not the command would change anything. That the e-mail address is free is decided by the store at
+/// commit, since it concerns all patients.
 ///
 /// # Errors
 /// The refusal of the rules; nothing has happened then.
@@ -199,6 +200,9 @@ pub fn decide(
         (_, PatientState::Active(patient)) => patient,
     };
     if patient.restricted && command.needs_sight() && !by.sees_restricted() {
+        return Err(Refusal::Restricted);
+    }
+    if patient.restricted && matches!(command, PatientCommand::Restrict(false)) && by.break_glass.is_none() {
         return Err(Refusal::Restricted);
     }
     if !conditions.meet(patient.version) {
@@ -330,8 +334,11 @@ pub(crate) mod tests {
         let changed = by(&caller(Role::Clinician, Some("unconscious")), &update("Ada King"), true);
         let Ok(Decided::Event(changed)) = changed else { panic!("{changed:?}") };
         assert!(changed.patient().restricted && changed.version() == 4);
+        let silent = by(&caller(Role::Admin, None), &PatientCommand::Restrict(false), true);
+        assert_eq!(silent, Err(Refusal::Restricted), "the mark is not taken off without a word");
         for mark in [true, false] {
-            let marked = by(&caller(Role::Admin, None), &PatientCommand::Restrict(mark), !mark);
+            let why = (!mark).then_some("marked by mistake");
+            let marked = by(&caller(Role::Admin, why), &PatientCommand::Restrict(mark), !mark);
             let Ok(Decided::Event(marked)) = marked else { panic!("{marked:?}") };
             assert_eq!(**marked.patient(), Patient { version: 4, ..Patient::clone(&record(mark)) });
         }

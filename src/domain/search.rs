@@ -18,6 +18,8 @@ pub enum Filter {
     /// Whose name or e-mail address begins with this, in the form of `search_key`. The order is that of what
     /// begins with it: the name, or else the address.
     Begins(Box<str>),
+    /// Whose name begins with this, in the form of `search_key`: for callers who are shown names alone.
+    NameBegins(Box<str>),
     /// Who has this e-mail address, in its unique form.
     Email(Box<str>),
     /// Who was born after the one day and before the other.
@@ -37,6 +39,7 @@ impl std::fmt::Debug for Filter {
         f.write_str(match self {
             Filter::All => "All",
             Filter::Begins(_) => "Begins(..)",
+            Filter::NameBegins(_) => "NameBegins(..)",
             Filter::Email(_) => "Email(..)",
             Filter::Born { .. } => "Born(..)",
             Filter::RegisteredAfter(_) => "RegisteredAfter(..)",
@@ -120,7 +123,7 @@ impl Filter {
     pub const fn sorts(&self) -> &'static [Sort] {
         match self {
             Filter::All | Filter::Email(_) => &[Sort::Created, Sort::Name, Sort::Born, Sort::Registered],
-            Filter::Begins(_) => &[Sort::Name],
+            Filter::Begins(_) | Filter::NameBegins(_) => &[Sort::Name],
             Filter::Born { .. } => &[Sort::Born],
             Filter::RegisteredAfter(_) => &[Sort::Registered],
         }

@@ -1,8 +1,10 @@
 //! `BillingService`: a call in, an account out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
@@ -12,12 +14,13 @@ use super::status;
 use crate::actors::audit::AuditHandle;
 use crate::actors::open_accounts::OpenAccounts;
 use crate::auth::{self, Auth};
-use crate::context::RequestContext;
+use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::{Action, Caller};
+use crate::domain::account::Account;
 use crate::domain::audit::{Access, Outcome};
 use crate::domain::ids::{CommandId, PatientId};
-use crate::domain::time::Clock;
-use crate::domain::validate::{AccountInput, account};
+use crate::domain::time::{Clock, Timestamp};
+use crate::domain::validate::{AccountHolder, AccountInput, account};
 use crate::error::{Error, ErrorCode, Result};
 use crate::proto::billing_service_server::BillingService;
 use crate::proto::{BillingRequest, BillingResponse};
@@ -48,7 +51,12 @@ pub(super) struct Billing {
     /// None: a subject may call as often as it likes.
     pub(super) limiter: Option<Limiter>,
     pub(super) clock: Arc<dyn Clock>,
+    /// Openings under way.
+    pub(super) changes: TaskTracker,
 }
+
+/// How long an opening may go on after its deadline. What it calls has limits of its own, which are shorter.
+const CHANGE_GRACE: Duration = Duration::from_secs(20);
 
 #[async_trait]
 impl BillingService for Billing {
@@ -63,41 +71,21 @@ impl BillingService for Billing {
     }
 }
 
-impl Billing {
-    async fn open(&self, request: &Request<BillingRequest>) -> Result<BillingResponse> {
-        let call = request
-            .extensions()
-            .get::<Call>()
-            .ok_or_else(|| Error::new(ErrorCode::Internal, "The call came without its envelope"))?;
-        let caller = Caller { from: call.from, ..self.caller(request.metadata()).await? };
-        let recorded = |outcome, patient: Option<PatientId>| Access {
-            at: self.clock.now(),
-            action: Action::AccountOpen,
-            outcome,
-            caller: caller.clone(),
-            patients: patient.into_iter().collect(),
-            trace_id: call.trace.trace_id,
-            reason: None,
-            change: None,
-        };
-        if let Err(denied) = call.permit(&caller) {
-            let patient = Uuid::try_parse(&request.get_ref().patient_id).ok().map(PatientId);
-            self.audit.record(recorded(Outcome::Denied, patient)).await?;
-            return Err(denied);
-        }
-        self.count(&caller)?;
-        let asked = request.get_ref();
-        let holder =
-            account(&AccountInput { patient_id: &asked.patient_id, name: &asked.name, email: &asked.email })
-                .map_err(Error::invalid_fields)?;
-        let ctx = RequestContext {
-            trace: call.trace,
-            deadline: call.deadline,
-            command_id: CommandId(Uuid::now_v7()),
-            caller: caller.clone(),
-        };
-        call.begin();
-        let opened = self.accounts.open(&ctx, holder.patient_id, &holder.name, &holder.email).await;
+/// One opening, and its entry in the audit.
+struct Opening {
+    accounts: Arc<dyn OpenAccounts>,
+    audit: AuditHandle,
+    clock: Arc<dyn Clock>,
+    ctx: RequestContext,
+    holder: AccountHolder,
+    /// Keeps the call's place among those in flight.
+    _call: Call,
+}
+
+impl Opening {
+    async fn carry_out(self) -> Result<Arc<Account>> {
+        let Opening { accounts, audit, clock, ctx, holder, _call } = self;
+        let opened = accounts.open(&ctx, holder.patient_id, &holder.name, &holder.email).await;
         let outcome = match &opened {
             Ok(_) => Some(Outcome::Done),
             Err(error) => match error.code {
@@ -107,11 +95,81 @@ impl Billing {
             },
         };
         if let Some(outcome) = outcome {
+            let opening = access(&ctx.caller, ctx.trace, clock.now(), outcome, Some(holder.patient_id));
             // Opening is idempotent: who is told that the outcome is not known may ask again.
-            let told = self.audit.record(recorded(outcome, Some(holder.patient_id))).await;
+            let told = audit.record(opening).await;
             told.map_err(|error| Error { code: ErrorCode::OutcomeUnknown, ..error })?;
         }
-        let account = opened?;
+        opened
+    }
+}
+
+fn access(
+    caller: &Caller,
+    trace: TraceContext,
+    at: Timestamp,
+    outcome: Outcome,
+    patient: Option<PatientId>,
+) -> Access {
+    Access {
+        at,
+        action: Action::AccountOpen,
+        outcome,
+        caller: caller.clone(),
+        patients: patient.into_iter().collect(),
+        trace_id: trace.trace_id,
+        reason: None,
+        change: None,
+        detail: None,
+    }
+}
+
+impl Billing {
+    async fn open(&self, request: &Request<BillingRequest>) -> Result<BillingResponse> {
+        let call = request
+            .extensions()
+            .get::<Call>()
+            .ok_or_else(|| Error::new(ErrorCode::Internal, "The call came without its envelope"))?;
+        let caller = Caller { from: call.from, ..self.caller(request.metadata()).await? };
+        // Counted first: a denial is a row of the audit, and the limit bounds those too.
+        self.count(&caller)?;
+        if let Err(denied) = call.permit(&caller) {
+            if let Some(limiter) = &self.limiter {
+                limiter.charge_denial(&caller.subject, self.clock.mono());
+            }
+            let patient = Uuid::try_parse(&request.get_ref().patient_id).ok().map(PatientId);
+            let denial = access(&caller, call.trace, self.clock.now(), Outcome::Denied, patient);
+            self.audit.record(denial).await?;
+            return Err(denied);
+        }
+        let asked = request.get_ref();
+        let holder =
+            account(&AccountInput { patient_id: &asked.patient_id, name: &asked.name, email: &asked.email })
+                .map_err(Error::invalid_fields)?;
+        let ctx = RequestContext {
+            trace: call.trace,
+            deadline: call.deadline,
+            command_id: CommandId(Uuid::now_v7()),
+            caller,
+        };
+        call.begin();
+        let limit = Duration::from_nanos(call.deadline.0.saturating_sub(self.clock.mono().0)) + CHANGE_GRACE;
+        let opening = Opening {
+            accounts: Arc::clone(&self.accounts),
+            audit: self.audit.clone(),
+            clock: Arc::clone(&self.clock),
+            ctx,
+            holder,
+            _call: call.clone(),
+        };
+        // In a task of its own: a caller who goes away ends neither the opening nor its entry in the audit.
+        let account = match self.changes.spawn(tokio::time::timeout(limit, opening.carry_out())).await {
+            Ok(Ok(opened)) => opened?,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Ok(Err(_)) | Err(_) => {
+                return Err(Error::new(ErrorCode::OutcomeUnknown, "The time was up before the answer came"));
+            }
+        };
         Ok(BillingResponse { account_id: account.id.to_string(), status: account.status.as_str().to_owned() })
     }
 

@@ -49,6 +49,8 @@ pub(super) struct Call {
     method: Method,
     /// Set when something was begun that may have an effect.
     begun: Arc<AtomicBool>,
+    /// Its place, for as long as there is work on it, whether or not its caller waits.
+    permits: Arc<Permits>,
 }
 
 impl Call {
@@ -144,27 +146,29 @@ impl Shared {
         // What works on the call gets the least, so that its own word on a missed deadline, which is
         // more precise than ours, comes in time.
         let reserve = (budget / 10).min(RESERVE_MAX);
-        let call = Call {
-            trace: trace_of(request.headers()),
-            deadline: began.plus(budget.saturating_sub(2 * reserve)),
-            from: request.extensions().get::<ConnectionInfo>().and_then(|connection| connection.from),
-            method,
-            begun: Arc::default(),
-        };
-        request.extensions_mut().insert(call.clone());
+        let trace = trace_of(request.headers());
         let answer = match once(request.headers()).and_then(|()| self.admit(method, &request)) {
             Ok(permits) => {
+                let call = Call {
+                    trace,
+                    deadline: began.plus(budget.saturating_sub(2 * reserve)),
+                    from: request.extensions().get::<ConnectionInfo>().and_then(|connection| connection.from),
+                    method,
+                    begun: Arc::default(),
+                    permits: Arc::new(permits),
+                };
+                request.extensions_mut().insert(call.clone());
                 let answer = run(service, request, &call, budget.saturating_sub(reserve)).await;
                 if method.is_probe_stream() {
-                    answer.map(|response| holding(response, permits))
+                    answer.map(|response| holding(response, call.permits))
                 } else {
                     answer
                 }
             }
             Err(error) => Err(error),
         };
-        let (response, code) = finish(answer, &call.trace);
-        log(method, code, &call.trace, self.clock.mono().since(began));
+        let (response, code) = finish(answer, &trace);
+        log(method, code, &trace, self.clock.mono().since(began));
         response
     }
 
@@ -198,7 +202,7 @@ fn once(headers: &HeaderMap) -> Result<(), Error> {
 type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 
 /// `response`, which gives back `permits` at the end of its stream.
-fn holding(response: Response<Body>, permits: Permits) -> Response<Body> {
+fn holding(response: Response<Body>, permits: Arc<Permits>) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &permits;

@@ -12,7 +12,7 @@
 //! What cannot be kept is not answered: the caller gets 503, and of a change that was made 504 with
 //! `OUTCOME_UNKNOWN`.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use axum::response::Response;
 use uuid::Uuid;
@@ -20,12 +20,13 @@ use uuid::Uuid;
 use crate::actors::audit::AuditHandle;
 use crate::context::TraceContext;
 use crate::domain::access::{Action, Caller};
-use crate::domain::audit::{Access, Outcome};
+use crate::domain::audit::{Access, Detail, Outcome};
+use crate::domain::email::email_key;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
 use crate::error::ErrorCode;
 
-use super::pipeline::Effect;
+use super::pipeline::{Effect, Verb};
 use super::problem::Failure;
 
 /// What a handler notes of the access that it serves.
@@ -34,6 +35,7 @@ pub(super) struct Accessed {
     patients: OnceLock<Vec<PatientId>>,
     breaks_glass: OnceLock<()>,
     recorded: OnceLock<()>,
+    detail: Mutex<Option<Box<Detail>>>,
 }
 
 impl Accessed {
@@ -47,6 +49,15 @@ impl Accessed {
     /// forgotten here is recorded twice, and not left out.
     pub(super) fn is_recorded(&self) {
         let _ = self.recorded.set(());
+    }
+
+    /// What the access is about. What is noted last is kept: first what was asked for, then what came of it.
+    pub(super) fn is_about(&self, detail: Detail) {
+        *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(detail));
+    }
+
+    fn detail(&self) -> Option<Box<Detail>> {
+        self.detail.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A restricted record is shown: the caller's reason is kept.
@@ -89,6 +100,7 @@ pub(super) async fn recorded(
         trace_id: asked.trace.trace_id,
         reason: reason.map(Into::into),
         change: None,
+        detail: asked.accessed.detail(),
     };
     match (journal.record(access).await, &outcome, asked.effect) {
         (Ok(()), ..) => outcome,
@@ -127,6 +139,19 @@ pub(super) fn patient_of(template: &str, path: &str) -> Option<PatientId> {
     let place = template.split('/').position(names)?;
     let text = path.split('/').nth(place).filter(|text| text.len() == 36)?;
     Uuid::try_parse(text).ok().map(PatientId)
+}
+
+/// What a request is about by its path alone, so that a denial says it too.
+pub(super) fn detail_of(template: &str, verb: Verb, path: &str) -> Option<Detail> {
+    match template {
+        "/api/patients/{id}/restriction" => Some(Detail::of_mark(verb == Verb::Put)),
+        "/api/users/{email}" => {
+            let escaped = path.rsplit('/').next().unwrap_or_default().replace('+', "%2B");
+            let (email, _) = form_urlencoded::parse(escaped.as_bytes()).next()?;
+            Some(Detail::of_account(&email_key(&email)))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -170,6 +195,18 @@ mod tests {
         ] {
             assert_eq!(said(Action::PatientRegister, Some(refused)), Some(Outcome::Refused));
         }
+    }
+
+    #[test]
+    fn a_path_says_what_it_is_about() {
+        let of = |template, verb, path| detail_of(template, verb, path);
+        let mark = |verb| of("/api/patients/{id}/restriction", verb, "/api/patients/7/restriction");
+        assert_eq!(mark(Verb::Put), Some(Detail::of_mark(true)));
+        assert_eq!(mark(Verb::Delete), Some(Detail::of_mark(false)));
+        let user = |path| of("/api/users/{email}", Verb::Patch, path);
+        assert_eq!(user("/api/users/Ada+1%40example.com"), Some(Detail::of_account("ada+1@example.com")));
+        assert_eq!(user("/api/users/"), None);
+        assert_eq!(of("/api/users", Verb::Post, "/api/users"), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::actors::audit::{AuditPlace, AuditQuery};
 use crate::auth::Auth;
-use crate::domain::access::Action;
+use crate::domain::access::{Action, Role};
 use crate::domain::audit::{Access, Outcome};
 use crate::domain::email::EmailKey;
 use crate::domain::ids::PatientId;
@@ -26,7 +26,7 @@ use crate::error::Error;
 
 use super::pipeline::Call;
 use super::problem::Failure;
-use super::query::Query;
+use super::query::{Query, searched};
 use super::{AppState, reply};
 
 /// What can be asked.
@@ -75,10 +75,27 @@ pub(super) struct AccessBody<'a> {
     /// Of a change: the version that the patient has after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<i64>,
+    /// The user who was made or changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<&'a str>,
+    /// The role of that user after the change, or the one that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    account_role: Option<&'static str>,
+    /// Whether that user was disabled by the change, or was to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_disabled: Option<bool>,
+    /// Of PATIENT_RESTRICT: whether the mark was set (true) or taken off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restricted: Option<bool>,
+    /// Of a list: what was searched for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    search: Option<&'a str>,
 }
 
 impl<'a> AccessBody<'a> {
     fn of(place: &AuditPlace, access: &'a Access) -> Self {
+        let detail = access.detail.as_deref();
         AccessBody {
             id: format!("{}/{}/{}", place.chain, place.seq, place.index),
             at: access.at.to_offset(),
@@ -91,6 +108,11 @@ impl<'a> AccessBody<'a> {
             trace_id: format!("{:032x}", access.trace_id),
             reason: access.reason.as_deref(),
             version: access.change.map(|change| change.version),
+            account: detail.and_then(|detail| detail.account.as_deref()),
+            account_role: detail.and_then(|detail| detail.role).map(Role::as_str),
+            account_disabled: detail.and_then(|detail| detail.disabled),
+            restricted: detail.and_then(|detail| detail.restricted),
+            search: detail.and_then(|detail| detail.search.as_deref()),
         }
     }
 }
@@ -113,6 +135,7 @@ impl<'a> AccessBody<'a> {
     responses((status = 200, description = "A page of accesses.", body = Vec<AccessBody>,
         headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there may be more.")))))]
 pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    call.accessed.is_about(searched(call.parts.uri.query()));
     let given = Query::read(call.parts.uri.query(), &PARAMETERS)?;
     let wanted = Wanted::of(&given, |text| take_back(&app.auth, text)).map_err(Error::invalid_fields)?;
     let page = app.audit_reader.page(&wanted.query, wanted.after, wanted.limit).await?;

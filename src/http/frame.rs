@@ -84,6 +84,13 @@ impl Frame {
         outcome
     }
 
+    /// Takes from the caller's limit what a denial costs beyond the request.
+    pub(super) fn charge_denial(&self, caller: &Caller, now: MonoTime) {
+        if let Some(limit) = &self.limit {
+            limit.charge_denial(caller, now);
+        }
+    }
+
     /// The answer to OPTIONS, of a route with these methods.
     pub(super) fn options(
         &self,

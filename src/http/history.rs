@@ -66,7 +66,7 @@ pub(super) struct FieldChange {
         ("id" = Uuid, Path, description = "The patient's id."),
         ("after" = Option<i64>, Query, description = "Versions after this one.", minimum = 0, example = 0),
         ("limit" = Option<u32>, Query, description = "Versions on the page.", minimum = 1, maximum = 200, example = 50),
-        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
     ),
     responses((status = 200, description = "A page of versions.", body = Vec<EntryBody>,
         headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]

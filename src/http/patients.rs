@@ -156,7 +156,7 @@ fn unconditional(keyed: &Keyed) -> Conditions {
         ("If-None-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`: answered with 304 if one \
             is the record's."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, one of which must be the record's."),
-        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
     ),
     responses(
         (status = 200, description = "The record.", body = Shown,
@@ -202,7 +202,7 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
         ("id" = Uuid, Path, description = "The patient's id."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
             record's: else 412, and nothing is changed."),
-        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
     ),
     request_body = PatientForm,
     responses((status = 200, description = "The record as it is now.", body = PatientBody,
@@ -229,7 +229,7 @@ pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, F
         ("id" = Uuid, Path, description = "The patient's id."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
             record's: else 412, and nothing is changed."),
-        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat: a \
             text that no other request has, such as `\"8e03978e-40d5-43dd-bc93-6894a57f9324\"`.", max_length = 257),
     ),
@@ -264,8 +264,14 @@ pub(super) async fn restrict(app: Arc<AppState>, call: Call) -> Result<Response,
 }
 
 /// Ends the restriction of a patient's record.
+///
+/// Whoever ends it says why in `X-Break-Glass`, whatever the role: from then on the record can be read. The audit keeps
+/// the reason.
 #[utoipa::path(delete, path = "/api/patients/{id}/restriction", operation_id = "unrestrictPatient", tag = "patients",
-    params(("id" = Uuid, Path, description = "The patient's id.")),
+    params(
+        ("id" = Uuid, Path, description = "The patient's id."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why the restriction ends: 2 to 500 characters."),
+    ),
     responses((status = 204, description = "It is not restricted.")))]
 pub(super) async fn unrestrict(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     set_restricted(&app, &call, false).await
@@ -287,7 +293,7 @@ async fn set_restricted(app: &AppState, call: &Call, restricted: bool) -> Result
         ("id" = Uuid, Path, description = "The patient's id."),
         ("If-Match" = Option<String>, Header, description = "Entity tags, such as `\"3\"`, one of which must be the \
             record's: else 412, and nothing is changed."),
-        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 1 to 500 characters."),
+        ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
     ),
     responses((status = 204, description = "Ended.")))]
 pub(super) async fn delete(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {

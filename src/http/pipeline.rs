@@ -1,4 +1,4 @@
-//! What happens to every request, in this order: route (404, 405), token (401), role (403), its caller's limit (429), body
+//! What happens to every request, in this order: route (404, 405), token (401), its caller's limit (429), role (403), body
 //! (413, 415, 408), admission (503), handler; around it all the frame (trace, request id, headers of every answer), the
 //! deadline, the catching of panics, and the notes. Endpoints are data (`Endpoint`), so that the router and the
 //! documentation are made of the same table, and a handler that needs a caller cannot be written down without the
@@ -6,7 +6,11 @@
 //!
 //! Admission comes last: a request that is still on its way, or from nobody known, takes no place from one that
 //! could be worked on.
+//!
+//! A handler that changes something runs in a task of its own, with the recording of the access: a caller who goes away,
+//! or a deadline, ends neither. So there is no change without its entry in the audit.
 
+mod admitted;
 mod router;
 
 use std::net::IpAddr;
@@ -24,12 +28,14 @@ use futures::future::BoxFuture;
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, HeaderMap};
 use http::{HeaderValue, StatusCode, request};
 use metrics::Gauge;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 use crate::actors::audit::AuditHandle;
 use crate::auth::{self, Auth};
-use crate::context::RequestContext;
+use crate::context::{RequestContext, TraceContext};
 use crate::domain::access::{Action, Caller};
+use crate::domain::ids::PatientId;
 use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode};
 
@@ -43,6 +49,7 @@ use super::query::Query;
 use super::stage::{Registers, Stage};
 use super::{Settings, body, break_glass, message, reply};
 
+use admitted::Admitted;
 pub(super) use router::{router, router_of_part};
 
 /// What handlers end in.
@@ -173,6 +180,26 @@ pub(super) fn tail<'a>(parts: &'a request::Parts, template: &str) -> &'a str {
 /// which knows more than the edge, comes in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 
+/// How long a change may go on after its deadline. The calls of a handler have limits of their own, which are shorter.
+const CHANGE_GRACE: Duration = Duration::from_secs(20);
+
+/// A request that has passed all checks.
+struct Ready {
+    answer: Answer,
+    /// Its place, until its access is recorded.
+    _admitted: Option<Admitted>,
+}
+
+/// What the recording of an access needs, beside what came of it.
+struct Recorded {
+    action: Option<Action>,
+    effect: Effect,
+    trace: TraceContext,
+    /// The patient that the path names.
+    named: Option<PatientId>,
+    stage: Arc<Stage>,
+}
+
 /// What all endpoints share, and what their handlers speak to.
 pub(super) struct Edge<S> {
     /// None where no endpoint asks who a caller is.
@@ -188,6 +215,8 @@ pub(super) struct Edge<S> {
     admitted: Arc<Semaphore>,
     in_flight_max: usize,
     in_flight: Gauge,
+    /// Changes under way.
+    changes: TaskTracker,
     app: Arc<S>,
 }
 
@@ -213,6 +242,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
             admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
             in_flight_max: settings.in_flight_max,
             in_flight: metrics::gauge!("hygeia_http_in_flight"),
+            changes: TaskTracker::new(),
             app: Arc::new(app),
         })
     }
@@ -223,7 +253,17 @@ impl<S: Send + Sync + 'static> Edge<S> {
         Arc::new(move || most.saturating_sub(admitted.available_permits()))
     }
 
-    async fn serve(&self, endpoint: &'static Endpoint<S>, meter: &Meter, request: Request) -> Response {
+    /// The changes that go on without their callers: to be waited for before the node stops.
+    pub(super) fn changes(&self) -> TaskTracker {
+        self.changes.clone()
+    }
+
+    async fn serve(
+        self: &Arc<Self>,
+        endpoint: &'static Endpoint<S>,
+        meter: &Meter,
+        request: Request,
+    ) -> Response {
         let exchange = self.frame.begin(request.headers(), self.clock.mono());
         let working = AssertUnwindSafe(self.within_deadline(endpoint, &exchange, request));
         let outcome = working.catch_unwind().await.unwrap_or_else(|_panic| {
@@ -234,12 +274,12 @@ impl<S: Send + Sync + 'static> Edge<S> {
     }
 
     async fn within_deadline(
-        &self,
+        self: &Arc<Self>,
         endpoint: &'static Endpoint<S>,
         exchange: &Exchange,
         request: Request,
     ) -> Result<Response, Failure> {
-        let stage = Stage::new();
+        let stage = Arc::new(Stage::new());
         let working = self.perform(endpoint, exchange, request, &stage);
         let outcome = match tokio::time::timeout(self.deadline, working).await {
             Ok(outcome) => outcome,
@@ -253,30 +293,73 @@ impl<S: Send + Sync + 'static> Edge<S> {
 
     /// Works on the request, and has the access recorded before anybody is told what came of it.
     async fn perform(
-        &self,
+        self: &Arc<Self>,
         endpoint: &'static Endpoint<S>,
         exchange: &Exchange,
         request: Request,
-        stage: &Stage,
+        stage: &Arc<Stage>,
     ) -> Result<Response, Failure> {
-        let named = accesses::patient_of(endpoint.path, request.uri().path());
-        let outcome = self.work(endpoint, exchange, request, stage).await;
-        let (Handler::Named(action, _), Some(caller)) = (&endpoint.handler, stage.caller.get()) else {
-            return outcome;
+        let recorded = Recorded {
+            action: match endpoint.handler {
+                Handler::Named(action, _) => Some(action),
+                Handler::Open(_) => None,
+            },
+            effect: endpoint.effect,
+            trace: exchange.trace,
+            named: accesses::patient_of(endpoint.path, request.uri().path()),
+            stage: Arc::clone(stage),
         };
+        if let Some(detail) = accesses::detail_of(endpoint.path, endpoint.verb, request.uri().path()) {
+            stage.accessed.is_about(detail);
+        }
+        let ready = match self.ready(endpoint, exchange, request, stage).await {
+            Ok(ready) => ready,
+            Err(failure) => return self.record(recorded, Err(failure)).await,
+        };
+        let carried_out = Arc::clone(self).carry_out(ready, recorded);
+        match endpoint.effect {
+            Effect::Reads => carried_out.await,
+            Effect::Writes => {
+                let limit = self.deadline + CHANGE_GRACE;
+                let task = self.changes.spawn(tokio::time::timeout(limit, carried_out));
+                match task.await {
+                    Ok(Ok(outcome)) => outcome,
+                    Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                    Ok(Err(_)) | Err(_) => Err(stage.late(endpoint.effect)),
+                }
+            }
+        }
+    }
+
+    async fn carry_out(self: Arc<Self>, ready: Ready, recorded: Recorded) -> Result<Response, Failure> {
+        let Ready { answer, _admitted } = ready;
+        let outcome = answer.await;
+        self.record(recorded, outcome).await
+    }
+
+    async fn record(
+        &self,
+        recorded: Recorded,
+        outcome: Result<Response, Failure>,
+    ) -> Result<Response, Failure> {
+        let Recorded { action, effect, trace, named, stage } = recorded;
+        let (Some(action), Some(caller)) = (action, stage.caller.get()) else { return outcome };
+        if outcome.as_ref().is_err_and(|failure| failure.error.code == ErrorCode::Forbidden) {
+            self.frame.charge_denial(caller, self.clock.mono());
+        }
         let patient = stage.registers.get().or(named);
-        let (action, effect, accessed) = (*action, endpoint.effect, &*stage.accessed);
-        let asked = Asked { action, effect, caller, trace: &exchange.trace, patient, accessed };
+        let asked = Asked { action, effect, caller, trace: &trace, patient, accessed: &stage.accessed };
         accesses::recorded(&self.audit, self.clock.now(), asked, outcome).await
     }
 
-    async fn work(
+    /// Checks the request, and has its handler make what is to be done.
+    async fn ready(
         &self,
         endpoint: &'static Endpoint<S>,
         exchange: &Exchange,
         request: Request,
         stage: &Stage,
-    ) -> Result<Response, Failure> {
+    ) -> Result<Ready, Failure> {
         let (parts, mut incoming) = request.into_parts();
         let checked = self.check(endpoint, exchange, &parts, &mut incoming, stage).await;
         let (caller, body) = match checked {
@@ -288,12 +371,12 @@ impl<S: Send + Sync + 'static> Edge<S> {
         };
         // A body that no endpoint wants is not waited for.
         drop(incoming);
-        let _admitted = self.admit(endpoint.admission)?;
+        let admitted = self.admit(endpoint.admission)?;
         let (app, path) = (Arc::clone(&self.app), endpoint.path);
         stage.enter(Stage::HANDED_OVER);
-        match (&endpoint.handler, caller) {
+        let answer = match (&endpoint.handler, caller) {
             (Handler::Open(handler), _) => {
-                handler(app, OpenCall { from: self.proxies.client_of(&parts), parts, body, path }).await
+                handler(app, OpenCall { from: self.proxies.client_of(&parts), parts, body, path })
             }
             (Handler::Named(_, handler), Some(caller)) => {
                 let spent = self.clock.mono().since(exchange.began) + ANSWER_MARGIN;
@@ -301,10 +384,13 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 let ctx = RequestContext::new(caller, exchange.trace, &*self.clock, budget);
                 let registers = Arc::clone(&stage.registers);
                 let accessed = Arc::clone(&stage.accessed);
-                handler(app, Call { ctx, parts, body, path, registers, accessed }).await
+                handler(app, Call { ctx, parts, body, path, registers, accessed })
             }
-            (Handler::Named(..), None) => Err(Failure::new(ErrorCode::Unauthenticated, "A token is needed")),
-        }
+            (Handler::Named(..), None) => {
+                return Err(Failure::new(ErrorCode::Unauthenticated, "A token is needed"));
+            }
+        };
+        Ok(Ready { answer, _admitted: admitted })
     }
 
     /// What stands before the handler: the token, the limit of whose it is, then the body.
@@ -325,10 +411,11 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 let caller = Caller { from, break_glass, ..self.caller(&request.headers).await? };
                 // Known from here on, also for the audit of a denial.
                 let caller = stage.caller.get_or_init(|| caller).clone();
+                // Counted first: a denial is a row of the audit, and the limit bounds those too.
+                self.frame.count(exchange, &caller)?;
                 if !action.permits(caller.role) {
                     return Err(forbidden(action, &caller));
                 }
-                self.frame.count(exchange, &caller)?;
                 Some(caller)
             }
         };
@@ -344,11 +431,11 @@ impl<S: Send + Sync + 'static> Edge<S> {
     }
 
     /// A place among the requests worked on, for as long as it is held.
-    fn admit(&self, admission: Admission) -> Result<Option<Admitted<'_>>, Failure> {
+    fn admit(&self, admission: Admission) -> Result<Option<Admitted>, Failure> {
         if admission == Admission::Exempt {
             return Ok(None);
         }
-        match self.admitted.try_acquire() {
+        match Arc::clone(&self.admitted).try_acquire_owned() {
             Ok(permit) => Ok(Some(Admitted::new(permit, &self.in_flight))),
             Err(_) => Err(Failure::new(ErrorCode::Overloaded, "Too many requests are being worked on")),
         }
@@ -416,25 +503,6 @@ impl<S: Send + Sync + 'static> Edge<S> {
 fn forbidden(action: Action, caller: &Caller) -> Failure {
     let (role, action) = (caller.role.as_str(), action.as_str());
     Failure::from(Error::new(ErrorCode::Forbidden, format!("The role {role} is not permitted {action}")))
-}
-
-/// The place of one request, which it leaves also if it is dropped unfinished.
-struct Admitted<'a> {
-    _permit: SemaphorePermit<'a>,
-    in_flight: &'a Gauge,
-}
-
-impl<'a> Admitted<'a> {
-    fn new(permit: SemaphorePermit<'a>, in_flight: &'a Gauge) -> Self {
-        in_flight.increment(1.0);
-        Admitted { _permit: permit, in_flight }
-    }
-}
-
-impl Drop for Admitted<'_> {
-    fn drop(&mut self) {
-        self.in_flight.decrement(1.0);
-    }
 }
 
 /// The methods of a route.

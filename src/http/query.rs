@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::domain::audit::Detail;
 use crate::domain::validate::FieldErrors;
 use crate::error::Error;
 
@@ -56,6 +57,12 @@ impl Query {
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
+}
+
+/// What the audit keeps of a search, also of one that is refused.
+pub(super) fn searched(query: Option<&str>) -> Detail {
+    let given = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    Detail::of_search(&given.into_owned().collect::<Vec<_>>())
 }
 
 /// `text` without its percent-encoding; `None` if that is broken, or it is no UTF-8.

@@ -50,6 +50,11 @@ impl Limit {
         }
     }
 
+    /// Takes from the caller's bucket what a denial costs beyond the request.
+    pub(super) fn charge_denial(&self, caller: &Caller, now: MonoTime) {
+        self.limiter.charge_denial(&caller.subject, now);
+    }
+
     /// Says in `headers` what is left.
     pub(super) fn tell(&self, quota: Quota, headers: &mut HeaderMap) {
         headers.insert(HeaderName::from_static(RATE_LIMIT_POLICY), self.policy.clone());

@@ -1,6 +1,7 @@
 //! `GET /api/patients`: pages of living patients. What can be asked together is what one index answers in order;
 //! anything else is refused with what is possible.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::response::Response;
@@ -9,15 +10,16 @@ use http::header::LINK;
 use http::{HeaderValue, StatusCode};
 use time::Date;
 
+use crate::domain::access::View;
 use crate::domain::email::{EMAIL_MAX_CHARS, EmailAddress, EmailKey};
 use crate::domain::search::{Filter, PatientSearch, Place, Sort};
 use crate::domain::text::{search_key, trimmed};
 use crate::domain::validate::{BadDate, FieldErrors, parse_date};
-use crate::error::Error;
+use crate::error::{Error, ErrorCode};
 
 use super::pipeline::Call;
 use super::problem::Failure;
-use super::query::Query;
+use super::query::{Query, searched};
 use super::shown::Shown;
 use super::{AppState, cursor, reply};
 
@@ -45,7 +47,8 @@ const SORTS: [(&str, Sort, bool); 8] = [
 /// and `registeredAfter` one can be given; `q` comes in the order of what it finds, `bornAfter` and `bornBefore` go
 /// with `born` or `-born`, `registeredAfter` with `registered` or `-registered`. A page may be shorter than its limit.
 /// Nobody who is there all the while is left out or shown twice, whoever comes or goes meanwhile. Restricted records
-/// are in no list. A caller of the role BILLING is shown `id` and `name` alone.
+/// are in no list. A caller of the role BILLING is shown `id` and `name` alone: `q` looks at the name alone, the list can
+/// be sorted by `created` and `name`, and whatever else concerns another field is refused with 403.
 #[utoipa::path(get, path = "/api/patients", operation_id = "listPatients", tag = "patients",
     params(
         ("q" = Option<String>, Query, description = "How the name or the e-mail address begins, in any case, such \
@@ -63,8 +66,12 @@ const SORTS: [(&str, Sort, bool); 8] = [
     responses((status = 200, description = "A page of records.", body = Vec<Shown>,
         headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
 pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
+    // A search that is refused says what it was for, too.
+    call.accessed.is_about(searched(call.parts.uri.query()));
     let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
-    let Page { search, list } = Page::of(&query, |list, text| cursor::take_back(&app.auth, list, text))?;
+    let view = call.ctx.caller.role.sees();
+    let take_back = |list: &str, text: &str| cursor::take_back(&app.auth, &seen_in(view, list), text);
+    let Page { search, list } = Page::of(&query, view, take_back)?;
     // One more than asked for tells whether there is more.
     let limit = search.limit_rows;
     let wanted = PatientSearch { limit_rows: limit + 1, ..search };
@@ -77,10 +84,34 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     let mut response = reply::json(StatusCode::OK, &shown)?;
     let last = patients.last().filter(|_| more).map(|last| wanted.place_of(last));
     if let Some(place) = last.or(page.resume) {
-        let link = link_to(&list, limit, &cursor::give_out(&app.auth, &list, &place).unwrap_or_default());
+        let link = link_to(
+            &list,
+            limit,
+            &cursor::give_out(&app.auth, &seen_in(view, &list), &place).unwrap_or_default(),
+        );
         response.headers_mut().extend(HeaderValue::try_from(link).ok().map(|link| (LINK, link)));
     }
     Ok(response)
+}
+
+/// The list as cursors are bound to it: the place of one who is shown whole records is none among names.
+fn seen_in(view: View, list: &str) -> Cow<'_, str> {
+    match view {
+        View::Whole => list.into(),
+        View::NameOnly => format!("names {list}").into(),
+    }
+}
+
+/// What a caller who is shown names alone may not ask for, if `query` does: what would tell of other fields.
+fn beyond_names(query: &Query) -> Option<Failure> {
+    const FIELDS: [&str; 4] = ["email", "bornAfter", "bornBefore", "registeredAfter"];
+    const SORTS: [&str; 4] = ["born", "-born", "registered", "-registered"];
+    let by_field = FIELDS.into_iter().find(|name| query.get(name).is_some());
+    let by_sort = query.get("sort").filter(|sort| SORTS.contains(sort)).map(|_| "sort");
+    by_field.or(by_sort).map(|name| {
+        let detail = format!("The role is shown id and name alone: {name} would tell of another field");
+        Failure::from(Error::new(ErrorCode::Forbidden, detail))
+    })
 }
 
 fn link_to(list: &str, limit: u32, cursor: &str) -> String {
@@ -97,8 +128,15 @@ struct Page {
 }
 
 impl Page {
-    fn of(query: &Query, take_back: impl Fn(&str, &str) -> Option<Place>) -> Result<Self, Failure> {
-        let mut given = Given { query, errors: FieldErrors::new() };
+    fn of(
+        query: &Query,
+        view: View,
+        take_back: impl Fn(&str, &str) -> Option<Place>,
+    ) -> Result<Self, Failure> {
+        if let Some(failure) = beyond_names(query).filter(|_| view == View::NameOnly) {
+            return Err(failure);
+        }
+        let mut given = Given { query, view, errors: FieldErrors::new() };
         let (filter, mut list) = given.filter();
         let (sort, descending) = given.sort(&filter);
         let limit = given.one("limit").map_or(Some(LIMIT_DEFAULT), |text| {
@@ -129,6 +167,7 @@ impl Page {
 /// The parameters, and what is wrong with them.
 struct Given<'a> {
     query: &'a Query,
+    view: View,
     errors: FieldErrors,
 }
 
@@ -196,7 +235,10 @@ impl<'a> Given<'a> {
         let filter = match (begins, email, registered) {
             (Some(prefix), ..) => {
                 list.append_pair("q", &prefix);
-                Filter::Begins(prefix)
+                match self.view {
+                    View::Whole => Filter::Begins(prefix),
+                    View::NameOnly => Filter::NameBegins(prefix),
+                }
             }
             (_, Some(key), _) => {
                 list.append_pair("email", &key);
@@ -224,10 +266,11 @@ impl<'a> Given<'a> {
             self.wrong("sort", "Should be created, name, born or registered, or one of them after a -");
             return usual;
         };
-        let backwards_match = *descending && matches!(filter, Filter::Begins(_));
+        let begins = matches!(filter, Filter::Begins(_) | Filter::NameBegins(_));
+        let backwards_match = *descending && begins;
         if !filter.sorts().contains(sort) || backwards_match {
             let message = match filter {
-                Filter::Begins(_) => "With q it can only be name",
+                Filter::Begins(_) | Filter::NameBegins(_) => "With q it can only be name",
                 Filter::Born { .. } => "With bornAfter or bornBefore it can be born or -born",
                 _ => "With registeredAfter it can be registered or -registered",
             };
@@ -254,7 +297,7 @@ mod tests {
     /// `good` is the cursor of every list.
     fn page(query: &str) -> Result<Page, Failure> {
         let query = Query::read(Some(query), &PARAMETERS)?;
-        Page::of(&query, |_, text| (text == "good").then(place))
+        Page::of(&query, View::Whole, |_, text| (text == "good").then(place))
     }
 
     #[test]
@@ -331,6 +374,34 @@ mod tests {
         }
         let errors = page("q=a&bornBefore=2000-01-01&email=a@b.c").expect_err("three kinds").error.fields;
         assert_eq!(errors.into_keys().collect::<Vec<_>>(), ["bornBefore", "email", "q"]);
+    }
+
+    #[test]
+    fn who_is_shown_names_alone_asks_by_names_alone() {
+        let asked = |query: &str| {
+            let query = Query::read(Some(query), &PARAMETERS)?;
+            Page::of(&query, View::NameOnly, |_, _| None)
+        };
+        for query in [
+            "email=a%40b.c",
+            "bornAfter=2000-01-01",
+            "bornBefore=2000-01-01",
+            "registeredAfter=2000-01-01",
+            "sort=born",
+            "sort=-born",
+            "sort=registered",
+            "sort=-registered",
+            "q=ada&sort=born",
+            "bornAfter=nonsense",
+        ] {
+            assert_eq!(asked(query).expect_err(query).error.code, ErrorCode::Forbidden, "{query}");
+        }
+        assert_eq!(asked("q=Ada").expect("a page").search.filter, Filter::NameBegins("ada".into()));
+        for query in ["", "sort=name", "sort=-name", "sort=-created", "limit=7"] {
+            assert_eq!(asked(query).expect(query).search, page(query).expect(query).search);
+        }
+        assert_eq!(asked("q=a&sort=-name").expect_err("one way").error.code, ErrorCode::Invalid);
+        assert_ne!(seen_in(View::NameOnly, "q=ada"), seen_in(View::Whole, "q=ada"));
     }
 
     #[test]

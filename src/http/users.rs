@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::auth::{Change, User};
+use crate::auth::{By, Change, User};
 use crate::domain::access::Role;
-use crate::domain::email::EmailKey;
+use crate::domain::audit::Detail;
+use crate::domain::email::{EmailKey, email_key};
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
@@ -140,7 +141,8 @@ pub(super) async fn create(app: Arc<AppState>, call: Call) -> Result<Response, F
         None => Err(FieldErrors::from([("role", ROLES)])),
     };
     let role = fields.checked(role)?;
-    let user = app.users.create(&email, &password, role).await?;
+    call.accessed.is_about(Detail { role: Some(role), ..Detail::of_account(&email_key(&email)) });
+    let user = app.users.create(&email, &password, role, By::Caller(&call.ctx.caller)).await?;
     let mut response = reply::json(StatusCode::CREATED, &UserBody::from(&user))?;
     if let Ok(location) = HeaderValue::try_from(format!("/api/users/{}", escaped(&user.email))) {
         response.headers_mut().insert(LOCATION, location);
@@ -152,8 +154,8 @@ const ROLES: &str = "Should be ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or
 
 /// Changes what a user may do, or keeps a user out.
 ///
-/// What was given to a disabled user no longer holds, at the latest after `auth.user_cache_ms`. An administrator
-/// cannot do either to themselves, so that there is always one left.
+/// A disabling ends all sessions of the user for good, at the latest after `auth.user_cache_ms`. An administrator
+/// cannot do either to themselves, and one enabled administrator is always left.
 #[utoipa::path(patch, path = "/api/users/{email}", operation_id = "changeUser", tag = "users",
     params(("email" = String, Path, description = "The user's e-mail address.")),
     request_body = ChangeForm,
@@ -172,10 +174,15 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
         Some(None) => return Err(Failure::field("role", ROLES)),
         role => role.flatten(),
     };
+    call.accessed.is_about(Detail { role, disabled: form.disabled, ..Detail::of_account(&email) });
     if *email == *call.ctx.caller.subject {
         return Err(Error::new(ErrorCode::Forbidden, "Nobody changes their own role or standing").into());
     }
-    let user = app.users.change(&email, Change { role, disabled: form.disabled }).await?;
+    let change = Change { role, disabled: form.disabled };
+    let user = app.users.change(&email, change, By::Caller(&call.ctx.caller)).await?;
+    let is_now =
+        Detail { role: Role::parse(&user.role), disabled: Some(user.disabled), ..Detail::of_account(&email) };
+    call.accessed.is_about(is_now);
     reply::json(StatusCode::OK, &UserBody::from(&user))
 }
 

@@ -141,7 +141,8 @@ impl Demo {
             self.register(PatientId(Uuid::from_u128(FIRST_ID + number)), details).await?;
         }
         let users = auth::Users::new(&self.auth, Arc::clone(&self.store) as _, Arc::clone(&self.clock));
-        already(users.allowing_common_passwords().create(USER, PASSWORD, Role::Admin).await.map(drop))?;
+        let users = users.allowing_common_passwords();
+        already(users.create(USER, PASSWORD, Role::Admin, auth::By::Operator).await.map(drop))?;
         Ok(true)
     }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Result;
 use crate::domain::audit::Change;
-use crate::domain::ids::PatientId;
+use crate::domain::ids::{EventId, PatientId, Version};
 use crate::domain::time::Timestamp;
 
 /// A batch of entries: one row.
@@ -126,9 +126,22 @@ pub trait AuditStore: Send + Sync {
     }
 }
 
-/// The access audit as `hygeia audit` sees it: with its anchors, and with what can be taken away.
+/// What the history of a patient has at a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventAt {
+    /// The event of that version, if there is one.
+    pub event: Option<EventId>,
+    /// The newest version that there is; 0 if there is none.
+    pub newest: Version,
+}
+
+/// The access audit as `hygeia audit` sees it: with its anchors, with what can be taken away, and beside the history
+/// of patients.
 #[async_trait]
 pub trait AuditArchiveStore: AuditStore {
+    /// What the history has at each of `places`.
+    async fn events_at(&self, places: &[(PatientId, Version)]) -> Result<Vec<EventAt>>;
+
     /// Anchors in the order of their chains, of those after `after`.
     async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditAnchor>>;
 

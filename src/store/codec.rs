@@ -7,7 +7,7 @@ use sqlx::FromRow;
 use time::Date;
 use uuid::Uuid;
 
-use super::{Attempts, Error, Hash, Result, Rotation};
+use super::{Attempts, ChangedBy, Error, Hash, Result, Rotation};
 use crate::domain::account::{Account, AccountStatus};
 use crate::domain::event::{EventType, OutboxEvent, RecordedEvent};
 use crate::domain::ids::{AccountId, CommandId, EventId, Fingerprint, PatientId, SessionId};
@@ -213,6 +213,14 @@ impl From<UserColumns> for super::UserRow {
     }
 }
 
+/// The user who changes users, and the role that was judged. None unless it is a user.
+pub(super) fn changer(by: &ChangedBy) -> (Option<&str>, Option<&str>) {
+    match by {
+        ChangedBy::User { email, role } => (Some(email), Some(role)),
+        ChangedBy::Operator | ChangedBy::SetUp => (None, None),
+    }
+}
+
 /// A key that signs tokens.
 #[derive(FromRow)]
 pub(super) struct SigningKeyColumns {
@@ -259,9 +267,11 @@ impl From<SecretColumns> for super::SharedSecret {
 pub(super) struct ShownToken {
     pub(super) session_id: Uuid,
     subject: String,
-    created_at: i64,
+    role: String,
+    /// Of the user, now.
+    user_generation: i64,
     ends_at: i64,
-    /// The session goes on.
+    /// The session goes on, and its user is let in.
     live: bool,
     /// The token is not its newest.
     used: bool,
@@ -277,8 +287,9 @@ impl ShownToken {
             (false, _, _) | (true, false, true) => Rotation::Refused,
             (true, true, _) => Rotation::Reused { session },
             (true, false, false) => {
-                let (created_at, ends_at) = (Timestamp(self.created_at), Timestamp(self.ends_at));
-                Rotation::Done { session, subject: self.subject, created_at, ends_at }
+                let (generation, ends_at) = (Timestamp(self.user_generation), Timestamp(self.ends_at));
+                let ShownToken { subject, role, .. } = self;
+                Rotation::Done { session, subject, role, generation, ends_at }
             }
         }
     }

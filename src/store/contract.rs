@@ -87,6 +87,7 @@ contract! {
         every_order_goes_page_by_page,
         a_filter_finds_those_it_says,
         who_begins_with_it_is_found_once,
+        whose_name_begins_with_it_is_found_by_that_alone,
         a_page_is_bounded_whatever_is_found_twice,
         pages_fit_together_whoever_comes_and_goes,
     }
@@ -139,6 +140,9 @@ contract! {
         a_patient_has_one_account,
         accounts_are_fenced,
         users_are_kept,
+        an_administrator_is_judged_again_and_one_is_always_left,
+        administrators_who_disable_each_other_at_once_leave_one,
+        of_set_ups_at_once_one_adds_the_first_user,
         a_store_answers_a_ping,
     }
     audit {
@@ -161,6 +165,9 @@ contract! {
         a_token_that_lay_unused_for_too_long_is_good_no_more,
         used_tokens_are_kept_up_to_a_bound,
         a_user_has_so_many_sessions_and_may_end_them_all,
+        a_session_begins_only_while_its_user_is_as_judged,
+        a_session_goes_on_only_in_the_generation_of_its_user,
+        no_session_outlives_a_change_of_the_password,
         attempts_are_counted_in_windows,
         attempts_at_once_are_all_counted,
     }

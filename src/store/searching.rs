@@ -147,6 +147,14 @@ fn scan_of(search: &PatientSearch) -> Result<Scan> {
             let limit_rows = if after.is_some() { 0 } else { *limit_rows };
             return Ok(Scan::Email(Span { lower, upper, descending: false, limit_rows }));
         }
+        (Filter::NameBegins(prefix), _) => {
+            let end = prefix_end(prefix).unwrap_or_else(|| LAST.to_string());
+            let after = after.map(|place| (place, text_of(&place.key)));
+            let mut span = span(search, (prefix.to_string(), end), after)?;
+            // Names that are the end itself do not begin with it.
+            span.upper.1 = Uuid::nil();
+            Scan::Name(span)
+        }
         (_, Sort::Created) => {
             let time = |key: &Key| if let Key::Time(time) = key { Some(time.0) } else { None };
             Scan::Created(span(search, (i64::MIN, i64::MAX), after.map(|p| (p, time(&p.key))))?)

@@ -83,6 +83,8 @@ pub struct NewSession {
     pub id: SessionId,
     /// Whose it is.
     pub subject: String,
+    /// The user's `UserRow::sessions_not_before` when the password was judged.
+    pub generation: Timestamp,
     /// When it begins.
     pub created_at: Timestamp,
     /// From then on it cannot be refreshed.
@@ -122,8 +124,10 @@ pub enum Rotation {
         session: SessionId,
         /// Whose.
         subject: String,
-        /// `NewSession::created_at`
-        created_at: Timestamp,
+        /// `UserRow::role`, now.
+        role: String,
+        /// `UserRow::sessions_not_before`, now.
+        generation: Timestamp,
         /// `NewSession::ends_at`
         ends_at: Timestamp,
     },
@@ -132,23 +136,26 @@ pub enum Rotation {
         /// Its session.
         session: SessionId,
     },
-    /// It is unknown, has lain unused for too long, or its session is over.
+    /// It is unknown, has lain unused for too long, its session is over or of an earlier generation, or its user is
+    /// disabled.
     Refused,
 }
 
 /// Sessions and their refresh tokens.
 #[async_trait]
 pub trait SessionStore: Send + Sync {
-    /// Adds `session`. Of the sessions of its subject that are not revoked all but the youngest `sessions_max` are;
+    /// Adds `session`, if its user is enabled and still has the hash `judged` and the generation of the session;
+    /// `None` if not. Of the sessions of its subject that are not revoked all but the youngest `sessions_max` are;
     /// answers with those.
     async fn start_session(
         &self,
         session: &NewSession,
+        judged: &str,
         sessions_max: u32,
         revocation: Revocation,
-    ) -> Result<Vec<SessionId>>;
-    /// Takes the refresh token `used` for `next`, if it is good and was given after `given_after`. Of calls at the
-    /// same time one gets through.
+    ) -> Result<Option<Vec<SessionId>>>;
+    /// Takes the refresh token `used` for `next`, if it is good, was given after `given_after`, and its user is still
+    /// let in. Of calls at the same time one gets through.
     async fn rotate_token(
         &self,
         used: &Hash,
@@ -158,7 +165,8 @@ pub trait SessionStore: Send + Sync {
     ) -> Result<Rotation>;
     /// Ends a session; false if it is unknown, or was revoked before.
     async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool>;
-    /// Ends all sessions of `subject`; answers with those that had not been.
+    /// Ends all sessions of `subject` and begins the next generation, so that no login under way escapes; answers
+    /// with the sessions that had not been ended.
     async fn revoke_sessions_of(&self, subject: &str, revocation: Revocation) -> Result<Vec<SessionId>>;
     /// Sessions revoked after `after` (a time and, at that time, an id) in that order, at most `limit_rows`.
     async fn revoked_sessions(

@@ -1,6 +1,8 @@
 //! Who may what, and what the access audit keeps of it, against nodes as they are run.
 
 mod archive;
+mod cancelled;
+mod details;
 mod restricted;
 mod table;
 mod walk;

@@ -284,3 +284,99 @@ async fn too_many_wrong_old_passwords_must_wait_on_every_front() {
         assert_eq!(holds(node, &token).await, StatusCode::OK, "what was given goes on");
     }
 }
+
+/// Logs in with `password`; the tokens, if it was let in.
+async fn login_with(node: &Node, password: &str) -> Option<(String, String)> {
+    let (status, body) = post(node, "/auth/login", &json!({"email": USER, "password": password})).await;
+    (status == StatusCode::OK).then(|| tokens(&body))
+}
+
+async fn new_password(node: &Node, token: &str, old: &str, new: &str) -> StatusCode {
+    let url = format!("{}/api/users/me/password", node.http_url());
+    let body = json!({"oldPassword": old, "newPassword": new});
+    node.client().post(url).bearer_auth(token).json(&body).send().await.expect("an answer").status()
+}
+
+/// Whoever has the old password tries all the while, at both fronts, and with tokens of before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_password_puts_out_whoever_has_the_old_one() {
+    let (site, one, database) = first().await;
+    let (_other_site, two) = second(&database, Some(&one)).await;
+    login(&two).await;
+    let (site, nodes) = (Arc::new(site), Arc::new([one, two]));
+    let mut password = PASSWORD.to_owned();
+    for round in 0..4 {
+        let next = format!("violet anchor of round {round}");
+        let before = login_with(&nodes[0], &password).await.expect("logged in");
+        let elsewhere = login_with(&nodes[1], &password).await.expect("logged in");
+        for (node, (token, _)) in nodes.iter().zip([&before, &elsewhere]) {
+            assert_eq!(holds(node, token).await, StatusCode::OK, "the user is remembered now");
+        }
+        let (stop, tried) = (Arc::new(AtomicBool::new(false)), password.clone());
+        let guessing = nodes.iter().enumerate().map(|(n, _)| {
+            let (nodes, stop, tried) = (Arc::clone(&nodes), Arc::clone(&stop), tried.clone());
+            tokio::spawn(async move {
+                let mut given = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match login_with(&nodes[n], &tried).await {
+                        Some(tokens) => given.push(tokens),
+                        None => break,
+                    }
+                }
+                given
+            })
+        });
+        let guessing: Vec<_> = guessing.collect();
+        if round % 2 == 0 {
+            let set = new_password(&nodes[0], &before.0, &password, &next).await;
+            if set == StatusCode::NO_CONTENT {
+                assert_eq!(holds(&nodes[0], &before.0).await, StatusCode::UNAUTHORIZED, "here at once");
+            } else {
+                // A machine that is too busy answers too late, and goes on.
+                assert_eq!(set, StatusCode::GATEWAY_TIMEOUT);
+                eventually("the password is set", || async { login_with(&nodes[1], &next).await.map(drop) })
+                    .await;
+            }
+        } else {
+            let (tool, next) = (Arc::clone(&site), next.clone());
+            let set = tokio::task::spawn_blocking(move || tool.run(&["user", "passwd", USER], &next));
+            set.await.expect("set");
+        }
+        for (node, (_, again)) in nodes.iter().zip([&before, &elsewhere]) {
+            assert_eq!(refresh(node, again).await.0, StatusCode::UNAUTHORIZED, "at once, everywhere");
+        }
+        let since = Instant::now();
+        stop.store(true, Ordering::Relaxed);
+        let mut given = vec![before, elsewhere];
+        for guesser in guessing {
+            given.extend(guesser.await.expect("no panic"));
+        }
+        println!("round {round}: {} sessions of before", given.len());
+        for (token, again) in &given {
+            for node in nodes.iter() {
+                assert!(refused_after(node, token, since).await < REACHES_WITHIN);
+                assert_eq!(refresh(node, again).await.0, StatusCode::UNAUTHORIZED, "round {round}");
+            }
+        }
+        // What a refused refresh gave nobody, and what was given after the change holds.
+        let (token, again) = login_with(&nodes[1], &next).await.expect("logged in");
+        assert_eq!(holds(&nodes[0], &token).await, StatusCode::OK);
+        assert_eq!(refresh(&nodes[0], &again).await.0, StatusCode::OK);
+        password = next;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_disabled_and_let_in_again_has_no_session_of_before() {
+    let (site, one, _database) = first().await;
+    let (token, again) = login(&one).await;
+    let site = Arc::new(site);
+    for command in ["disable", "enable"] {
+        let tool = Arc::clone(&site);
+        tokio::task::spawn_blocking(move || tool.run(&["user", command, USER], "")).await.expect("done");
+    }
+    assert_eq!(refresh(&one, &again).await.0, StatusCode::UNAUTHORIZED);
+    refused_after(&one, &token, Instant::now()).await;
+    let (token, _) = login(&one).await;
+    assert_eq!(holds(&one, &token).await, StatusCode::OK);
+}

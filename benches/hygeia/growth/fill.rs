@@ -89,6 +89,7 @@ fn audit(ids: &[Uuid], secret: &str, first: Timestamp, last: Timestamp) -> impl 
                 trace_id: id.as_u128(),
                 reason: None,
                 change: None,
+                detail: None,
             }
         });
         let chain = chains.take();

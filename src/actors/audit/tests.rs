@@ -154,6 +154,7 @@ fn access(n: u128) -> Access {
         trace_id: n,
         reason: None,
         change: None,
+        detail: None,
     }
 }
 

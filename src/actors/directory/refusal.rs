@@ -29,8 +29,8 @@ pub(super) fn refusal(refused: Refused) -> Error {
 pub(in crate::actors) fn restricted() -> Error {
     Error::new(
         ErrorCode::Forbidden,
-        "The record is restricted: it takes a CLINICIAN who says in the header X-Break-Glass why it is needed, \
-         in 1 to 500 characters",
+        "The record is restricted: a CLINICIAN may see it who says why in the header X-Break-Glass, in 2 to 500 \
+         characters with at least two letters or digits. Taking the mark off needs a reason too",
     )
 }
 

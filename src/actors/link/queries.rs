@@ -32,7 +32,7 @@ pub(super) fn body(query: &PatientQuery) -> Body {
         }
         _ => Body::SearchPatients(pb::SearchPatients {
             filter: said_filter(filter),
-            sort: said_sort(*sort).into(),
+            sort: said_sort(filter, *sort).into(),
             descending: *descending,
             after: after.as_ref().map(said_place),
             limit_rows: *limit_rows,
@@ -55,15 +55,18 @@ pub(super) fn read_list(list: pb::ListPatients) -> Option<PatientQuery> {
 /// What `SearchPatients` asks for.
 pub(super) fn read_search(search: pb::SearchPatients) -> Option<PatientQuery> {
     use pb::search_patients::Filter as Said;
+    let names_alone = search.sort() == pb::Sort::NameAlone;
     let sort = match search.sort() {
         pb::Sort::Created => Sort::Created,
-        pb::Sort::Name => Sort::Name,
+        pb::Sort::Name | pb::Sort::NameAlone => Sort::Name,
         pb::Sort::Born => Sort::Born,
         pb::Sort::Registered => Sort::Registered,
         pb::Sort::Unspecified => return None,
     };
     let filter = match search.filter {
         None => Filter::All,
+        Some(Said::Begins(prefix)) if names_alone => Filter::NameBegins(prefix.into()),
+        _ if names_alone => return None,
         Some(Said::Begins(prefix)) => Filter::Begins(prefix.into()),
         Some(Said::Email(key)) => Filter::Email(key.into()),
         Some(Said::Born(born)) => {
@@ -89,7 +92,7 @@ fn said_filter(filter: &Filter) -> Option<pb::search_patients::Filter> {
     use pb::search_patients::Filter as Said;
     match filter {
         Filter::All => None,
-        Filter::Begins(prefix) => Some(Said::Begins(prefix.as_ref().into())),
+        Filter::Begins(prefix) | Filter::NameBegins(prefix) => Some(Said::Begins(prefix.as_ref().into())),
         Filter::Email(key) => Some(Said::Email(key.as_ref().into())),
         Filter::Born { after, before } => {
             let (after, before) =
@@ -100,8 +103,9 @@ fn said_filter(filter: &Filter) -> Option<pb::search_patients::Filter> {
     }
 }
 
-const fn said_sort(sort: Sort) -> pb::Sort {
+const fn said_sort(filter: &Filter, sort: Sort) -> pb::Sort {
     match sort {
+        Sort::Name if matches!(filter, Filter::NameBegins(_)) => pb::Sort::NameAlone,
         Sort::Created => pb::Sort::Created,
         Sort::Name => pb::Sort::Name,
         Sort::Born => pb::Sort::Born,

@@ -93,7 +93,7 @@ impl<'a, W: Write> Writer<'a, W> {
         let Some(mut run) = self.run else { return Err(ArchiveError::Fault("a row without a chain".into())) };
         let (seq, chain) = (run.last.seq + 1, run.last.chain);
         let checked = check(self.keys, batch, seq, &run.last.mac);
-        let (entries, _) =
+        let content =
             checked.map_err(|what| ArchiveError::Fault(format!("chain {chain} row {seq}: {what}")))?;
         if seq == run.first_seq {
             self.item(Item::Run(pb::ArchiveRun {
@@ -111,7 +111,7 @@ impl<'a, W: Write> Writer<'a, W> {
         run.last = AuditHead { chain, seq, mac: batch.mac };
         self.run = Some(run);
         self.archive.rows += 1;
-        self.archive.entries += entries;
+        self.archive.entries += content.entries.len() as u64;
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use crate::domain::ids::SessionId;
 use crate::domain::time::Timestamp;
 use crate::store::{
     AttemptStore, Attempts, Hash, KeyStore, NewSession, Result, Revocation, RevokedSession, Rotation,
-    SessionStore, SharedSecret, SigningKeyRow,
+    SessionStore, SharedSecret, SigningKeyRow, UserRow,
 };
 
 struct Session {
@@ -89,16 +89,25 @@ impl SessionStore for FakeUsers {
     async fn start_session(
         &self,
         session: &NewSession,
+        judged: &str,
         sessions_max: u32,
         revocation: Revocation,
-    ) -> Result<Vec<SessionId>> {
+    ) -> Result<Option<Vec<SessionId>>> {
+        self.sessions_begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        let _passed = self.sessions_gate.acquire().await;
         self.fails()?;
+        let as_judged = |user: UserRow| {
+            !user.disabled && user.password_hash == judged && user.sessions_not_before == session.generation
+        };
+        if !self.user(&session.subject).is_some_and(as_judged) {
+            return Ok(None);
+        }
         let mut kept = self.kept();
         let mut surplus = kept.live(&session.subject);
         surplus.truncate((surplus.len() + 1).saturating_sub(sessions_max as usize));
         kept.tokens.insert(session.token, (session.id, session.created_at, false));
         kept.sessions.insert(session.id, Session { begun: session.clone(), revocation: None });
-        Ok(kept.revoke(surplus, revocation))
+        Ok(Some(kept.revoke(surplus, revocation)))
     }
 
     async fn rotate_token(
@@ -114,8 +123,11 @@ impl SessionStore for FakeUsers {
             return Ok(Rotation::Refused);
         };
         let Some(session) = kept.sessions.get(&id) else { return Ok(Rotation::Refused) };
-        let NewSession { subject, created_at, ends_at, .. } = session.begun.clone();
-        if session.revocation.is_some() || ends_at <= revocation.at {
+        let NewSession { subject, ends_at, generation: begun_under, .. } = session.begun.clone();
+        let Some(user) = self.user(&subject) else { return Ok(Rotation::Refused) };
+        let UserRow { role, disabled, sessions_not_before: generation, .. } = user;
+        let is_over = session.revocation.is_some() || ends_at <= revocation.at;
+        if is_over || disabled || begun_under < generation {
             return Ok(Rotation::Refused);
         }
         if was_used {
@@ -127,7 +139,7 @@ impl SessionStore for FakeUsers {
         }
         kept.tokens.insert(*used, (id, given_at, true));
         kept.tokens.insert(*next, (id, revocation.at, false));
-        Ok(Rotation::Done { session: id, subject, created_at, ends_at })
+        Ok(Rotation::Done { session: id, subject, role, generation, ends_at })
     }
 
     async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool> {
@@ -142,6 +154,7 @@ impl SessionStore for FakeUsers {
 
     async fn revoke_sessions_of(&self, subject: &str, revocation: Revocation) -> Result<Vec<SessionId>> {
         self.fails()?;
+        self.next_generation(subject, revocation.at);
         let mut kept = self.kept();
         let live = kept.live(subject);
         Ok(kept.revoke(live, revocation))

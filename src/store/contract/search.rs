@@ -197,6 +197,22 @@ pub(super) async fn who_begins_with_it_is_found_once(store: Arc<dyn Store>) {
     }
 }
 
+pub(super) async fn whose_name_begins_with_it_is_found_by_that_alone(store: Arc<dyn Store>) {
+    let region = Region::start(&store).await;
+    let all = people(&region).await;
+    for prefix in ["ada", "AD", "a", "g", "grace hopper", "zo\u{eb}", "%", "\u{e1}", "nobody", "ad@"] {
+        let key = search_key(prefix);
+        let named = all.iter().map(|patient| (search_key(&patient.details.name), patient.id));
+        let mut found: Vec<_> = named.filter(|(name, _)| name.starts_with(&key)).collect();
+        found.sort();
+        let expected: Vec<PatientId> = found.into_iter().map(|(_, id)| id).collect();
+        let search = PatientSearch { filter: Filter::NameBegins(key.into()), ..begins(prefix) };
+        for limit_rows in [1, 2, 100] {
+            assert_eq!(walk(&store, &search, limit_rows).await, expected, "{prefix}, {limit_rows} at a time");
+        }
+    }
+}
+
 /// Those found by name are found again by address: a page looks through only so many of them.
 pub(super) async fn a_page_is_bounded_whatever_is_found_twice(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;

@@ -9,8 +9,8 @@ use super::world::START;
 use crate::domain::ids::SessionId;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Attempts, Hash, NewSession, Revocation, RevokedSession, Rotation, SharedSecret, SigningKeyRow, Store,
-    USED_TOKENS_KEPT,
+    Attempts, ChangedBy, Hash, NewSession, Revocation, RevokedSession, Rotation, SharedSecret, SigningKeyRow,
+    Store, USED_TOKENS_KEPT, UserChange, UserRow,
 };
 
 /// Seconds after the beginning.
@@ -45,6 +45,7 @@ fn session(id: u128, subject: &str, begins: i64, token: u32) -> NewSession {
     NewSession {
         id: SessionId(Uuid::from_u128(id)),
         subject: subject.to_owned(),
+        generation: at(0),
         created_at: at(begins),
         ends_at: at(begins + 1_000),
         keep_until: at(begins + 1_100),
@@ -52,8 +53,34 @@ fn session(id: u128, subject: &str, begins: i64, token: u32) -> NewSession {
     }
 }
 
+const HASH: &str = "$2b$04$x";
+
+/// A user of the generation of `session`.
+async fn user(store: &Arc<dyn Store>, email: &str) {
+    let user = UserRow {
+        email: email.to_owned(),
+        password_hash: HASH.to_owned(),
+        role: "CLINICIAN".to_owned(),
+        disabled: false,
+        created_at: at(0),
+        sessions_not_before: at(0),
+    };
+    store.add_user(&user, &ChangedBy::Operator).await.expect("an answer");
+}
+
+/// Begins a session of a user who is made if need be.
 async fn start(store: &Arc<dyn Store>, session: &NewSession) -> Vec<SessionId> {
-    store.start_session(session, 100, revocation(0)).await.expect("started")
+    user(store, &session.subject).await;
+    start_among(store, session, 100).await.expect("as judged")
+}
+
+async fn start_among(
+    store: &Arc<dyn Store>,
+    session: &NewSession,
+    sessions_max: u32,
+) -> Option<Vec<SessionId>> {
+    let revocation = Revocation { at: session.created_at, ..revocation(0) };
+    store.start_session(session, HASH, sessions_max, revocation).await.expect("an answer")
 }
 
 /// However long ago the token was given.
@@ -120,7 +147,8 @@ pub(super) async fn a_refresh_token_is_good_once_and_its_reuse_ends_the_session(
     let done = Rotation::Done {
         session: begun.id,
         subject: "a@example.com".to_owned(),
-        created_at: begun.created_at,
+        role: "CLINICIAN".to_owned(),
+        generation: begun.generation,
         ends_at: begun.ends_at,
     };
     assert_eq!(rotate(99, 2, 1).await, Rotation::Refused, "nobody knows it");
@@ -192,16 +220,19 @@ pub(super) async fn used_tokens_are_kept_up_to_a_bound(store: Arc<dyn Store>) {
 
 pub(super) async fn a_user_has_so_many_sessions_and_may_end_them_all(store: Arc<dyn Store>) {
     let id = |n: u128| SessionId(Uuid::from_u128(n));
+    user(&store, "a@example.com").await;
     for n in 1..=3_u32 {
         let begun = session(n.into(), "a@example.com", n.into(), n);
-        let surplus = store.start_session(&begun, 2, revocation(n.into())).await.expect("started");
-        assert_eq!(surplus, if n == 3 { vec![id(1)] } else { vec![] });
+        let surplus = start_among(&store, &begun, 2).await;
+        assert_eq!(surplus, Some(if n == 3 { vec![id(1)] } else { vec![] }));
     }
     start(&store, &session(4, "b@example.com", 4, 4)).await;
     let mut ended = store.revoke_sessions_of("a@example.com", revocation(9)).await.expect("an answer");
     ended.sort();
     assert_eq!(ended, [id(2), id(3)]);
     assert_eq!(store.revoke_sessions_of("a@example.com", revocation(9)).await.expect("an answer"), []);
+    let late = session(9, "a@example.com", 9, 9);
+    assert_eq!(start_among(&store, &late, 2).await, None, "a login that was under way escapes neither");
     let other = rotate(&store, 4, 5, 10).await;
     assert!(matches!(other, Rotation::Done { .. }));
 
@@ -215,6 +246,80 @@ pub(super) async fn a_user_has_so_many_sessions_and_may_end_them_all(store: Arc<
     assert!(store.revoke_session(id(4), revocation(11)).await.expect("an answer"));
     assert!(!store.revoke_session(id(77), revocation(11)).await.expect("an answer"), "unknown");
     assert_eq!(store.delete_sessions(at(112), 10).await.expect("an answer"), 4);
+}
+
+async fn disable(store: &Arc<dyn Store>, email: &str, disabled: bool) {
+    let change = UserChange { disabled: Some(disabled), ..UserChange::default() };
+    store.change_user(email, &change, &ChangedBy::Operator, at(0)).await.expect("changed");
+}
+
+pub(super) async fn a_session_begins_only_while_its_user_is_as_judged(store: Arc<dyn Store>) {
+    let begun = session(1, "a@example.com", 5, 1);
+    assert_eq!(start_among(&store, &begun, 9).await, None, "nobody");
+    user(&store, "a@example.com").await;
+    let other = store.start_session(&begun, "$2b$04$y", 9, revocation(0)).await;
+    assert_eq!(other, Ok(None), "another hash");
+    disable(&store, "a@example.com", true).await;
+    assert_eq!(start_among(&store, &begun, 9).await, None, "disabled");
+    disable(&store, "a@example.com", false).await;
+    assert_eq!(start_among(&store, &begun, 9).await, None, "another generation, whatever the clock says");
+    let found = store.find_user("a@example.com").await.expect("an answer").expect("a user");
+    let next = NewSession { generation: found.sessions_not_before, ..begun };
+    assert_eq!(start_among(&store, &next, 9).await, Some(vec![]));
+    assert_eq!(revoked(&store).await, []);
+}
+
+pub(super) async fn a_session_goes_on_only_in_the_generation_of_its_user(store: Arc<dyn Store>) {
+    for (n, change) in ["password", "disabled", "enabled again", "logged out"].into_iter().enumerate() {
+        let n = u32::try_from(n).expect("small");
+        let email = format!("{n}@example.com");
+        // By a clock that is ahead of that of the change.
+        start(&store, &session(n.into(), &email, 500, 10 * n)).await;
+        assert!(matches!(rotate(&store, 10 * n, 10 * n + 1, 501).await, Rotation::Done { .. }));
+        match change {
+            "password" => {
+                assert_eq!(store.set_password_hash(&email, "$2b$04$y", None, at(-9)).await, Ok(true));
+            }
+            "logged out" => drop(store.revoke_sessions_of(&email, revocation(-9)).await.expect("an answer")),
+            _ => disable(&store, &email, true).await,
+        }
+        if change == "enabled again" {
+            disable(&store, &email, false).await;
+        }
+        assert_eq!(rotate(&store, 10 * n + 1, 10 * n + 2, 502).await, Rotation::Refused, "{change}");
+        assert_eq!(rotate(&store, 10 * n, 10 * n + 2, 502).await, Rotation::Refused, "{change}");
+    }
+}
+
+/// Logins and refreshes race with a change of the password: whatever comes of each, nothing of before goes on.
+pub(super) async fn no_session_outlives_a_change_of_the_password(store: Arc<dyn Store>) {
+    for round in 0..20_u32 {
+        let email = format!("{round}@example.com");
+        let token = |n: u32| 1_000 * (round + 1) + n;
+        let id = |n: u32| u128::from(token(n));
+        start(&store, &session(id(0), &email, 0, token(0))).await;
+        let logins = (1..6).map(|n| {
+            let (store, begun) = (Arc::clone(&store), session(id(n), &email, 0, token(n)));
+            tokio::spawn(async move { start_among(&store, &begun, 3).await.map(drop) })
+        });
+        let refresh = {
+            let (store, used, next) = (Arc::clone(&store), token(0), token(100));
+            tokio::spawn(async move { drop(rotate(&store, used, next, 1).await) })
+        };
+        let change = {
+            let (store, email) = (Arc::clone(&store), email.clone());
+            tokio::spawn(async move { store.set_password_hash(&email, "$2b$04$y", None, at(-9)).await })
+        };
+        for login in join_all(logins).await {
+            let _ = login.expect("joined");
+        }
+        refresh.await.expect("joined");
+        assert_eq!(change.await.expect("joined"), Ok(true));
+        for n in (0..6).chain([100]) {
+            let after = rotate(&store, token(n), token(200 + n), 2).await;
+            assert_eq!(after, Rotation::Refused, "round {round}, token {n}");
+        }
+    }
 }
 
 pub(super) async fn attempts_are_counted_in_windows(store: Arc<dyn Store>) {

@@ -33,6 +33,28 @@ fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
+/// The heads of the chains from $1 on, by `$compares`. It goes from chain to chain by the key, whatever each of them is
+/// long.
+macro_rules! heads {
+    ($compares:literal) => {
+        concat!(
+            "WITH RECURSIVE heads AS (
+                 (SELECT chain, seq, mac FROM audit_batches WHERE chain ",
+            $compares,
+            " $1 ORDER BY chain DESC, seq DESC LIMIT 1)
+                 UNION ALL
+                 SELECT older.* FROM heads CROSS JOIN LATERAL
+                     (SELECT b.chain, b.seq, b.mac FROM audit_batches b WHERE b.chain < heads.chain
+                      ORDER BY b.chain DESC, b.seq DESC LIMIT 1) older
+             )
+             SELECT chain, seq, mac FROM heads LIMIT $2"
+        )
+    };
+}
+
+const HEADS: &str = heads!("<=");
+const HEADS_BEFORE: &str = heads!("<");
+
 #[async_trait]
 impl AuditStore for PostgresStore {
     async fn append_audit(&self, batch: &AuditBatch) -> Result<()> {
@@ -50,19 +72,12 @@ impl AuditStore for PostgresStore {
     }
 
     async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditHead>> {
-        // From chain to chain by the key, whatever each of them is long.
-        let query = sqlx::query(
-            "WITH RECURSIVE heads AS (
-                 (SELECT chain, seq, mac FROM audit_batches WHERE chain < coalesce($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
-                  ORDER BY chain DESC, seq DESC LIMIT 1)
-                 UNION ALL
-                 SELECT older.* FROM heads CROSS JOIN LATERAL
-                     (SELECT b.chain, b.seq, b.mac FROM audit_batches b WHERE b.chain < heads.chain
-                      ORDER BY b.chain DESC, b.seq DESC LIMIT 1) older
-             )
-             SELECT chain, seq, mac FROM heads LIMIT $2",
-        );
-        let rows = self.read(query.bind(before).bind(limit(limit_rows))).await?;
+        // From the last chain that there may be, or the one before `before`.
+        let query = match before {
+            None => sqlx::query(HEADS).bind(Uuid::max()),
+            Some(before) => sqlx::query(HEADS_BEFORE).bind(before),
+        };
+        let rows = self.read(query.bind(limit(limit_rows))).await?;
         let head = |row: &PgRow| {
             Ok(AuditHead { chain: column(row, 0)?, seq: column(row, 1)?, mac: mac(column(row, 2)?) })
         };

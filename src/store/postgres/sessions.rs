@@ -1,4 +1,7 @@
 //! Sessions: each change is one statement, so that a refresh token is used once whatever happens at the same time.
+//!
+//! Every statement that depends on the user locks the user's row before rows of sessions. So a change of the user comes
+//! before a session begins or goes on, or after it, and no two statements wait for each other.
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
@@ -15,10 +18,17 @@ use crate::store::{
 /// The rows are locked before they are looked at: who comes second sees that the token is used. A token was given
 /// when the one before it was used, and the first with its session.
 const ROTATE: &str = "
-WITH shown AS MATERIALIZED (
-    SELECT t.session_id, t.generation, t.used_at IS NOT NULL AS used, s.subject, s.created_at, s.ends_at,
-        s.revoked_at IS NULL AND s.ends_at > $3 AS live, COALESCE(before.used_at, s.created_at) <= $6 AS stale
-    FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id
+WITH owner AS MATERIALIZED (
+    SELECT email, role, disabled, sessions_not_before FROM users
+    WHERE email = (SELECT s.subject FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id WHERE t.hash = $1)
+    FOR SHARE
+), shown AS MATERIALIZED (
+    SELECT t.session_id, t.generation, t.used_at IS NOT NULL AS used, s.subject, u.role,
+        u.sessions_not_before AS user_generation, s.ends_at,
+        s.revoked_at IS NULL AND s.ends_at > $3 AND NOT u.disabled
+            AND COALESCE(s.user_generation, s.created_at) >= u.sessions_not_before AS live,
+        COALESCE(before.used_at, s.created_at) <= $6 AS stale
+    FROM owner u JOIN sessions s ON s.subject = u.email JOIN refresh_tokens t ON t.session_id = s.id
     LEFT JOIN refresh_tokens before ON before.session_id = t.session_id AND before.generation = t.generation - 1
     WHERE t.hash = $1 FOR UPDATE OF t, s
 ), good AS (
@@ -34,7 +44,26 @@ WITH shown AS MATERIALIZED (
     UPDATE sessions SET revoked_at = $3, keep_until = $4
     WHERE id = (SELECT session_id FROM shown WHERE live AND used)
 )
-SELECT session_id, subject, created_at, ends_at, live, used, stale FROM shown";
+SELECT session_id, subject, role, user_generation, ends_at, live, used, stale FROM shown";
+
+/// The part that looks for what is too much does not see the row that is added.
+const START: &str = "
+WITH judged AS MATERIALIZED (
+    SELECT FROM users WHERE email = $2 AND password_hash = $11 AND sessions_not_before = $10 AND NOT disabled
+    FOR NO KEY UPDATE
+), added AS (
+    INSERT INTO sessions (id, subject, created_at, ends_at, keep_until, user_generation)
+    SELECT $1, $2, $3, $4, $5, $10 FROM judged
+), token AS (
+    INSERT INTO refresh_tokens (hash, session_id, generation) SELECT $6, $1, 1 FROM judged
+), surplus AS MATERIALIZED (
+    SELECT s.id FROM judged, sessions s WHERE s.subject = $2 AND s.revoked_at IS NULL AND s.ends_at > $3
+    ORDER BY s.created_at DESC, s.id DESC OFFSET $7
+), revoked AS (
+    UPDATE sessions SET revoked_at = $8, keep_until = $9
+    WHERE id IN (SELECT id FROM surplus) AND revoked_at IS NULL RETURNING id
+)
+SELECT EXISTS (SELECT FROM judged), ARRAY(SELECT id FROM revoked)";
 
 fn ids(rows: &[PgRow]) -> Result<Vec<SessionId>> {
     rows.iter().map(|row| Ok(SessionId(column::<Uuid>(row, 0)?))).collect()
@@ -45,33 +74,26 @@ impl SessionStore for PostgresStore {
     async fn start_session(
         &self,
         session: &NewSession,
+        judged: &str,
         sessions_max: u32,
         revocation: Revocation,
-    ) -> Result<Vec<SessionId>> {
-        // The part that looks for what is too much does not see the row that is added.
-        let query = sqlx::query(
-            "WITH added AS (
-                 INSERT INTO sessions (id, subject, created_at, ends_at, keep_until)
-                 VALUES ($1, $2, $3, $4, $5)
-             ), token AS (
-                 INSERT INTO refresh_tokens (hash, session_id, generation) VALUES ($6, $1, 1)
-             ), surplus AS MATERIALIZED (
-                 SELECT id FROM sessions WHERE subject = $2 AND revoked_at IS NULL AND ends_at > $3
-                 ORDER BY created_at DESC, id DESC OFFSET $7
-             )
-             UPDATE sessions SET revoked_at = $8, keep_until = $9
-             WHERE id IN (SELECT id FROM surplus) AND revoked_at IS NULL RETURNING id",
-        )
-        .bind(session.id.0)
-        .bind(&session.subject)
-        .bind(session.created_at.0)
-        .bind(session.ends_at.0)
-        .bind(session.keep_until.0)
-        .bind(session.token.as_slice())
-        .bind(limit(sessions_max.saturating_sub(1)))
-        .bind(revocation.at.0)
-        .bind(revocation.keep_until.0);
-        ids(&self.write(query).await?)
+    ) -> Result<Option<Vec<SessionId>>> {
+        let query = sqlx::query(START)
+            .bind(session.id.0)
+            .bind(&session.subject)
+            .bind(session.created_at.0)
+            .bind(session.ends_at.0)
+            .bind(session.keep_until.0)
+            .bind(session.token.as_slice())
+            .bind(limit(sessions_max.saturating_sub(1)))
+            .bind(revocation.at.0)
+            .bind(revocation.keep_until.0)
+            .bind(session.generation.0)
+            .bind(judged);
+        let rows = self.write(query).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let surplus = column::<Vec<Uuid>>(row, 1)?.into_iter().map(SessionId).collect();
+        Ok(column::<bool>(row, 0)?.then_some(surplus))
     }
 
     async fn rotate_token(
@@ -103,8 +125,13 @@ impl SessionStore for PostgresStore {
 
     async fn revoke_sessions_of(&self, subject: &str, revocation: Revocation) -> Result<Vec<SessionId>> {
         let query = sqlx::query(
-            "UPDATE sessions SET revoked_at = $2, keep_until = $3 WHERE id IN
-                 (SELECT id FROM sessions WHERE subject = $1 AND revoked_at IS NULL ORDER BY id FOR UPDATE)
+            "WITH owner AS MATERIALIZED (
+                 UPDATE users SET sessions_not_before = greatest(sessions_not_before + 1, $2)
+                 WHERE email = $1 RETURNING email
+             )
+             UPDATE sessions SET revoked_at = $2, keep_until = $3 WHERE id IN (
+                 SELECT s.id FROM owner JOIN sessions s ON s.subject = owner.email
+                 WHERE s.revoked_at IS NULL ORDER BY s.id FOR UPDATE OF s)
              AND revoked_at IS NULL RETURNING id",
         );
         ids(&self.write(query.bind(subject).bind(revocation.at.0).bind(revocation.keep_until.0)).await?)

@@ -7,12 +7,13 @@ use uuid::Uuid;
 
 use super::{SqliteQuery, SqliteStore, change, column};
 use crate::domain::audit::Change;
-use crate::domain::ids::PatientId;
+use crate::domain::ids::{EventId, PatientId, Version};
 use crate::domain::time::Timestamp;
-use crate::store::Result;
 use crate::store::audit::{
-    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch, AuditStore,
+    AuditAnchor, AuditArchiveStore, AuditBatch, AuditFound, AuditHead, AuditPosition, AuditSearch,
+    AuditStore, EventAt,
 };
+use crate::store::{Error, Result};
 
 /// Adds `batch` within a transaction.
 pub(super) async fn append(connection: &mut SqliteConnection, batch: &AuditBatch) -> Result<()> {
@@ -182,6 +183,22 @@ impl AuditArchiveStore for SqliteStore {
             Ok(AuditAnchor { head, seal: bytes(3)? })
         };
         rows.iter().map(anchor).collect()
+    }
+
+    async fn events_at(&self, places: &[(PatientId, Version)]) -> Result<Vec<EventAt>> {
+        let mut found = Vec::with_capacity(places.len());
+        for (patient, version) in places {
+            let query = sqlx::query(
+                "SELECT (SELECT event_id FROM patient_events WHERE patient_id = $1 AND version = $2),
+                    COALESCE((SELECT max(version) FROM patient_events WHERE patient_id = $1), 0)",
+            );
+            let rows = self.read(query.bind(patient.0).bind(version)).await?;
+            let row =
+                rows.first().ok_or_else(|| Error::Broken("a row is missing in an answer".to_owned()))?;
+            let event = column::<Option<Uuid>>(row, 0)?.map(EventId);
+            found.push(EventAt { event, newest: column(row, 1)? });
+        }
+        Ok(found)
     }
 
     async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>> {

@@ -18,9 +18,11 @@ const REVOKE: &str =
 
 /// A token was given when the one before it was used, and the first with its session.
 const FIND: &str = "
-SELECT t.session_id, s.subject, s.created_at, s.ends_at, s.revoked_at IS NULL AND s.ends_at > $2 AS live,
+SELECT t.session_id, s.subject, u.role, u.sessions_not_before AS user_generation, s.ends_at,
+    s.revoked_at IS NULL AND s.ends_at > $2 AND NOT u.disabled
+        AND COALESCE(s.user_generation, s.created_at) >= u.sessions_not_before AS live,
     t.used_at IS NOT NULL AS used, COALESCE(before.used_at, s.created_at) <= $3 AS stale, t.generation
-FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id
+FROM refresh_tokens t JOIN sessions s ON s.id = t.session_id JOIN users u ON u.email = s.subject
 LEFT JOIN refresh_tokens before ON before.session_id = t.session_id AND before.generation = t.generation - 1
 WHERE t.hash = $1";
 
@@ -42,18 +44,25 @@ impl SqliteStore {
 async fn start(
     connection: &mut SqliteConnection,
     session: NewSession,
+    judged: String,
     sessions_max: u32,
     revocation: Revocation,
-) -> Result<Vec<SessionId>> {
+) -> Result<Option<Vec<SessionId>>> {
     let add = sqlx::query(
-        "INSERT INTO sessions (id, subject, created_at, ends_at, keep_until) VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO sessions (id, subject, created_at, ends_at, keep_until, user_generation)
+         SELECT $1, $2, $3, $4, $5, $6 FROM users
+         WHERE email = $2 AND password_hash = $7 AND sessions_not_before = $6 AND NOT disabled",
     )
     .bind(session.id.0)
     .bind(session.subject.clone())
     .bind(session.created_at.0)
     .bind(session.ends_at.0)
-    .bind(session.keep_until.0);
-    change(connection, add).await?;
+    .bind(session.keep_until.0)
+    .bind(session.generation.0)
+    .bind(judged);
+    if change(connection, add).await? == 0 {
+        return Ok(None);
+    }
     change(connection, token(&session.token, session.id.0, 1)).await?;
     let surplus = sqlx::query(
         "UPDATE sessions SET revoked_at = $4, keep_until = $5 WHERE id IN (
@@ -67,7 +76,7 @@ async fn start(
     .bind(revocation.at.0)
     .bind(revocation.keep_until.0)
     .bind(session.id.0);
-    ids(&rows(connection, surplus).await?)
+    ids(&rows(connection, surplus).await?).map(Some)
 }
 
 fn token(hash: &Hash, session: Uuid, generation: i64) -> SqliteQuery<'static> {
@@ -87,7 +96,7 @@ async fn rotate(
     let find = sqlx::query(FIND).bind(used.to_vec()).bind(revocation.at.0).bind(given_after.0);
     let found = rows(connection, find).await?;
     let Some(row) = found.first() else { return Ok(Rotation::Refused) };
-    let (shown, generation) = (decode::<ShownToken>(row)?, column::<i64>(row, 7)?);
+    let (shown, generation) = (decode::<ShownToken>(row)?, column::<i64>(row, 8)?);
     let session = shown.session_id;
     let rotation = shown.into_rotation();
     match rotation {
@@ -109,12 +118,13 @@ impl SessionStore for SqliteStore {
     async fn start_session(
         &self,
         session: &NewSession,
+        judged: &str,
         sessions_max: u32,
         revocation: Revocation,
-    ) -> Result<Vec<SessionId>> {
-        let session = session.clone();
+    ) -> Result<Option<Vec<SessionId>>> {
+        let (session, judged) = (session.clone(), judged.to_owned());
         self.writer
-            .write(move |connection| Box::pin(start(connection, session, sessions_max, revocation)))
+            .write(move |connection| Box::pin(start(connection, session, judged, sessions_max, revocation)))
             .await
     }
 
@@ -141,8 +151,17 @@ impl SessionStore for SqliteStore {
              WHERE subject = $1 AND revoked_at IS NULL RETURNING id",
         );
         let query = query.bind(subject.to_owned()).bind(revocation.at.0).bind(revocation.keep_until.0);
+        let next = sqlx::query(
+            "UPDATE users SET sessions_not_before = max(sessions_not_before + 1, $2) WHERE email = $1",
+        );
+        let next = next.bind(subject.to_owned()).bind(revocation.at.0);
         self.writer
-            .write(move |connection| Box::pin(async move { ids(&rows(connection, query).await?) }))
+            .write(move |connection| {
+                Box::pin(async move {
+                    change(connection, next).await?;
+                    ids(&rows(connection, query).await?)
+                })
+            })
             .await
     }
 

@@ -1,19 +1,72 @@
 //! Users.
 
 use async_trait::async_trait;
+use sqlx::SqliteConnection;
 
-use super::{SqliteQuery, SqliteStore, change, decode};
+use super::{SqliteStore, change, decode, rows};
 use crate::domain::time::Timestamp;
-use crate::store::codec::UserColumns;
-use crate::store::{Result, UserRow, UserStore};
+use crate::store::codec::{UserColumns, changer};
+use crate::store::{ChangedBy, Result, UserAdded, UserChange, UserChanged, UserRow, UserStore};
 
-impl SqliteStore {
-    /// Runs one statement as a transaction; whether it changed a row.
-    async fn change_one(&self, query: SqliteQuery<'static>) -> Result<bool> {
-        self.writer
-            .write(move |connection| Box::pin(async move { Ok(change(connection, query).await? == 1) }))
-            .await
+/// Whether the user `$1` is enabled and has the role `$2`.
+const PERMITTED: &str = "SELECT 1 FROM users WHERE email = $1 AND role = $2 AND NOT disabled";
+
+/// Whether `by` may change users now. The one writer is in its transaction.
+async fn is_permitted(connection: &mut SqliteConnection, by: &ChangedBy) -> Result<bool> {
+    let (Some(changer), Some(role)) = changer(by) else { return Ok(true) };
+    let asked = sqlx::query(PERMITTED).bind(changer.to_owned()).bind(role.to_owned());
+    Ok(!rows(connection, asked).await?.is_empty())
+}
+
+async fn add(connection: &mut SqliteConnection, user: UserRow, by: ChangedBy) -> Result<UserAdded> {
+    if !is_permitted(connection, &by).await? {
+        return Ok(UserAdded::NotPermitted);
     }
+    let only_first = matches!(by, ChangedBy::SetUp);
+    let add = sqlx::query(
+        "INSERT INTO users (email, password_hash, role, disabled, created_at, sessions_not_before)
+         SELECT $1, $2, $3, $4, $5, $6 WHERE NOT $7 OR NOT EXISTS (SELECT 1 FROM users)
+         ON CONFLICT (email) DO NOTHING",
+    )
+    .bind(user.email)
+    .bind(user.password_hash)
+    .bind(user.role)
+    .bind(user.disabled)
+    .bind(user.created_at.0)
+    .bind(user.sessions_not_before.0)
+    .bind(only_first);
+    Ok(if change(connection, add).await? == 1 { UserAdded::Done } else { UserAdded::Taken })
+}
+
+async fn change_one(
+    connection: &mut SqliteConnection,
+    email: String,
+    wanted: UserChange,
+    by: ChangedBy,
+    now: Timestamp,
+) -> Result<UserChanged> {
+    if !is_permitted(connection, &by).await? {
+        return Ok(UserChanged::NotPermitted);
+    }
+    let changed = sqlx::query(
+        "UPDATE users SET role = COALESCE($2, role), disabled = COALESCE($3, disabled), sessions_not_before =
+             CASE WHEN $3 THEN max(sessions_not_before + 1, $4) ELSE sessions_not_before END
+         WHERE email = $1 AND ($5 OR EXISTS (
+             SELECT 1 FROM users other WHERE CASE other.email
+                 WHEN $1 THEN COALESCE($2, other.role) = 'ADMIN' AND NOT COALESCE($3, other.disabled)
+                 ELSE other.role = 'ADMIN' AND NOT other.disabled END))
+         RETURNING email, password_hash, role, disabled, created_at, sessions_not_before",
+    )
+    .bind(email.clone())
+    .bind(wanted.role)
+    .bind(wanted.disabled)
+    .bind(now.0)
+    .bind(!matches!(by, ChangedBy::User { .. }));
+    if let Some(row) = rows(connection, changed).await?.first() {
+        return Ok(UserChanged::Done(decode::<UserColumns>(row)?.into()));
+    }
+    let known = rows(connection, sqlx::query("SELECT 1 FROM users WHERE email = $1").bind(email)).await?;
+    Ok(if known.is_empty() { UserChanged::Nobody } else { UserChanged::LastAdmin })
 }
 
 #[async_trait]
@@ -26,34 +79,35 @@ impl UserStore for SqliteStore {
         rows.first().map(|row| Ok(decode::<UserColumns>(row)?.into())).transpose()
     }
 
-    async fn add_user(&self, user: &UserRow) -> Result<bool> {
+    async fn add_user(&self, user: &UserRow, by: &ChangedBy) -> Result<UserAdded> {
+        let (user, by) = (user.clone(), by.clone());
+        self.writer.write(move |connection| Box::pin(add(connection, user, by))).await
+    }
+
+    async fn set_password_hash(
+        &self,
+        email: &str,
+        password_hash: &str,
+        judged: Option<&str>,
+        now: Timestamp,
+    ) -> Result<bool> {
         let query = sqlx::query(
-            "INSERT INTO users (email, password_hash, role, disabled, created_at, sessions_not_before)
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (email) DO NOTHING",
-        )
-        .bind(user.email.clone())
-        .bind(user.password_hash.clone())
-        .bind(user.role.clone())
-        .bind(user.disabled)
-        .bind(user.created_at.0)
-        .bind(user.sessions_not_before.0);
-        self.change_one(query).await
+            "UPDATE users SET password_hash = $2, sessions_not_before = max(sessions_not_before + 1, $3)
+             WHERE email = $1 AND ($4 IS NULL OR password_hash = $4 AND NOT disabled)",
+        );
+        let query = query.bind(email.to_owned()).bind(password_hash.to_owned()).bind(now.0);
+        Ok(self.change_many(query.bind(judged.map(str::to_owned))).await? == 1)
     }
 
-    async fn set_password_hash(&self, email: &str, password_hash: &str, now: Timestamp) -> Result<bool> {
-        let query =
-            sqlx::query("UPDATE users SET password_hash = $2, sessions_not_before = $3 WHERE email = $1");
-        self.change_one(query.bind(email.to_owned()).bind(password_hash.to_owned()).bind(now.0)).await
-    }
-
-    async fn set_user_role(&self, email: &str, role: &str) -> Result<bool> {
-        let query = sqlx::query("UPDATE users SET role = $2 WHERE email = $1");
-        self.change_one(query.bind(email.to_owned()).bind(role.to_owned())).await
-    }
-
-    async fn set_user_disabled(&self, email: &str, disabled: bool) -> Result<bool> {
-        let query = sqlx::query("UPDATE users SET disabled = $2 WHERE email = $1");
-        self.change_one(query.bind(email.to_owned()).bind(disabled)).await
+    async fn change_user(
+        &self,
+        email: &str,
+        change: &UserChange,
+        by: &ChangedBy,
+        now: Timestamp,
+    ) -> Result<UserChanged> {
+        let (email, change, by) = (email.to_owned(), change.clone(), by.clone());
+        self.writer.write(move |connection| Box::pin(change_one(connection, email, change, by, now))).await
     }
 
     async fn list_users(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>> {

@@ -51,6 +51,7 @@ async fn fill(url: &str) -> PatientId {
         trace_id: n,
         reason: None,
         change: None,
+        detail: None,
     };
     for writer in ["old#1/edge", "old#2/edge"] {
         let chains = Chains::new(

@@ -207,9 +207,19 @@ async fn marks_in(answer: Response) -> (StatusCode, Vec<&'static str>, bool) {
     let status = answer.status();
     let tagged = answer.headers().contains_key("etag");
     let headers = format!("{:?}", answer.headers());
-    let text = answer.text().await.expect("text");
+    let text = without_questions(answer.text().await.expect("text"));
     let found = MARKS.iter().filter(|mark| headers.contains(**mark) || text.contains(**mark)).copied();
     (status, found.collect(), tagged)
+}
+
+/// An answer without what rows of the audit say of questions: a search, or an account, has what its caller knew.
+fn without_questions(text: String) -> String {
+    let Ok(Value::Array(mut rows)) = serde_json::from_str(&text) else { return text };
+    for row in rows.iter_mut().filter_map(Value::as_object_mut).filter(|row| row.contains_key("traceId")) {
+        row.remove("search");
+        row.remove("account");
+    }
+    Value::Array(rows).to_string()
 }
 
 /// What a route may do to the record that it is asked about: then the next step needs another one.

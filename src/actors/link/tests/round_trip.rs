@@ -126,6 +126,7 @@ fn queries() -> impl Strategy<Value = PatientQuery> {
     let filter = prop_oneof![
         Just(Filter::All),
         ".{1,9}".prop_map(|text| Filter::Begins(text.into())),
+        ".{1,9}".prop_map(|text| Filter::NameBegins(text.into())),
         ".{1,9}".prop_map(|text| Filter::Email(text.into())),
         (days(), days()).prop_map(|(after, before)| Filter::Born { after, before }),
         dates().prop_map(Filter::RegisteredAfter),
@@ -135,6 +136,8 @@ fn queries() -> impl Strategy<Value = PatientQuery> {
     let search = (filter, sort, any::<bool>(), after, any::<u32>());
     prop_oneof![
         search.prop_map(|(filter, sort, descending, after, limit_rows)| {
+            // That a search is of names alone is told by its order.
+            let sort = if matches!(filter, Filter::NameBegins(_)) { Sort::Name } else { sort };
             PatientQuery::Search(PatientSearch { filter, sort, descending, after, limit_rows })
         }),
         (uuids(), any::<i64>(), any::<u32>()).prop_map(|(id, after, limit_rows)| PatientQuery::History {

@@ -10,8 +10,9 @@ use uuid::Uuid;
 use super::super::fault::{Failure, Intent};
 use super::super::{PostgresStore, Transaction, column, limit};
 use super::mac;
+use crate::domain::ids::{EventId, PatientId, Version};
 use crate::domain::time::Timestamp;
-use crate::store::audit::{AuditAnchor, AuditArchiveStore, AuditHead};
+use crate::store::audit::{AuditAnchor, AuditArchiveStore, AuditHead, EventAt};
 use crate::store::{Error, Result};
 
 /// For how many months after this one there is room.
@@ -87,6 +88,20 @@ impl AuditArchiveStore for PostgresStore {
             "SELECT chain, seq, mac, seal FROM audit_anchors WHERE $1::uuid IS NULL OR chain > $1 ORDER BY chain LIMIT $2",
         );
         self.read(query.bind(after).bind(limit(limit_rows))).await?.iter().map(anchor).collect()
+    }
+
+    async fn events_at(&self, places: &[(PatientId, Version)]) -> Result<Vec<EventAt>> {
+        let query = sqlx::query(
+            "SELECT e.event_id, COALESCE((SELECT max(version) FROM patient_events n WHERE n.patient_id = t.patient_id), 0)
+             FROM unnest($1::uuid[], $2::int8[]) WITH ORDINALITY AS t(patient_id, version, ord)
+             LEFT JOIN patient_events e USING (patient_id, version) ORDER BY t.ord",
+        )
+        .bind(places.iter().map(|(patient, _)| patient.0).collect::<Vec<_>>())
+        .bind(places.iter().map(|(_, version)| *version).collect::<Vec<_>>());
+        let event = |row: &PgRow| {
+            Ok(EventAt { event: column::<Option<Uuid>>(row, 0)?.map(EventId), newest: column(row, 1)? })
+        };
+        self.read(query).await?.iter().map(event).collect()
     }
 
     async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>> {
