@@ -13,7 +13,7 @@ use crate::machinery::prompt::{Heard, Try};
 /// Patients at the same time that everybody changes.
 const BUSY: usize = 12;
 /// Patients at the same time that are mostly read. A node that has lost its lease could change one of them and nobody
-/// would notice, were it not fenced: so a client whose front does not answer asks for just that.
+/// would notice, were it not fenced.
 const QUIET: usize = 24;
 /// How long the quiet patients are only read after all of them were changed at once. If the holder of the lease changed
 /// one, it would learn of another node's change, and that this was missing from its memory would not be seen.
@@ -76,6 +76,7 @@ impl Act {
     pub(crate) async fn play(mut self) -> bool {
         let (busy, quiet) = (self.rng.usize(..BUSY), self.rng.usize(BUSY..SLOTS));
         let outcome = match self.rng.u8(0..100) {
+            // When the front goes on, what it is asked first shows whether its memory is stale.
             _ if self.waiting && self.rng.u8(0..10) < 6 => self.serve_slot(quiet).await,
             0..8 => self.contest().await,
             8..10 => {
@@ -125,15 +126,14 @@ impl Act {
         told.outcome
     }
 
-    /// A read of a quiet patient; seldom a change, unless the front does not answer.
+    /// A read of a quiet patient; seldom a change.
     async fn leave_quiet(&mut self, number: usize, known: Known) -> Outcome {
         let (tag, chance) = (self.driver.next_tag(), self.rng.u8(0..100));
         let read_only_until = self.driver.slots[number].lock().expect("sane").read_only_until;
         let may_change = read_only_until.is_none_or(|until| Instant::now() >= until);
         let call = match chance {
-            _ if self.waiting && may_change => Call::Put { tag, email: Email::Own, expected: None },
-            0 if may_change => Call::Patch { tag, part: Part::Address, expected: None },
-            1..4 => Call::Look(Look::History),
+            0..4 if may_change => Call::Patch { tag, part: Part::Address, expected: None },
+            4..7 => Call::Look(Look::History),
             _ => Call::Look(Look::Get),
         };
         self.perform(Some(known), call, false).await.outcome
