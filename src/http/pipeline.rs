@@ -11,6 +11,7 @@
 //! or a deadline, ends neither. So there is no change without its entry in the audit.
 
 mod admitted;
+mod beside;
 mod router;
 
 use std::net::IpAddr;
@@ -25,8 +26,8 @@ use axum::routing::MethodFilter;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::header::{ALLOW, AUTHORIZATION, CONTENT_LENGTH, HeaderMap};
-use http::{HeaderValue, StatusCode, request};
+use http::header::{AUTHORIZATION, HeaderMap};
+use http::request;
 use metrics::Gauge;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
@@ -44,12 +45,13 @@ use super::client_address::TrustedProxies;
 use super::frame::{Exchange, Frame};
 use super::observe::Meter;
 use super::patch::MERGE_PATCH_JSON;
-use super::problem::{ACCEPT_PATCH, Failure};
+use super::problem::Failure;
 use super::query::Query;
 use super::stage::{Registers, Stage};
-use super::{Settings, body, break_glass, message, reply};
+use super::{Settings, body, break_glass, message};
 
 use admitted::Admitted;
+use beside::{Methods, Refusal};
 pub(super) use router::{router, router_of_part};
 
 /// What handlers end in.
@@ -466,59 +468,10 @@ impl<S: Send + Sync + 'static> Edge<S> {
         meter.note(response.status().as_u16(), exchange, self.clock.mono().since(exchange.began));
         response
     }
-
-    /// Refuses what no endpoint takes.
-    async fn refuse(&self, refusal: &Refusal, request: Request) -> Response {
-        let exchange = self.frame.begin(request.headers(), self.clock.mono());
-        let (parts, incoming) = request.into_parts();
-        if parts.headers.get(CONTENT_LENGTH).is_none_or(|length| length != "0") {
-            body::discard(&parts.headers, incoming).await;
-        }
-        let refused = Err(Failure::new(refusal.code, refusal.detail));
-        let outcome = message::check(&parts).and(refused);
-        let mut response = self.finish(outcome, &refusal.meter, &exchange);
-        if let Some(allow) = &refusal.allow {
-            response.headers_mut().insert(ALLOW, allow.clone());
-        }
-        response
-    }
-
-    /// Answers OPTIONS (RFC 9110, section 9.3.7), with the `methods` of what was asked about.
-    async fn options(&self, methods: &Methods, meter: &Meter, request: Request) -> Response {
-        let exchange = self.frame.begin(request.headers(), self.clock.mono());
-        let (parts, incoming) = request.into_parts();
-        body::discard(&parts.headers, incoming).await;
-        let outcome = message::check(&parts).map(|()| {
-            let mut response = reply::empty(StatusCode::NO_CONTENT);
-            self.frame.options(&exchange, &parts.headers, &methods.allow, response.headers_mut());
-            let patches = methods.patches.map(|taken| (ACCEPT_PATCH, HeaderValue::from_static(taken)));
-            response.headers_mut().extend(patches);
-            response
-        });
-        self.finish(outcome, meter, &exchange)
-    }
 }
 
 /// What a caller is told who may not: the role, which is the caller's own, and the action, which the route names.
 fn forbidden(action: Action, caller: &Caller) -> Failure {
     let (role, action) = (caller.role.as_str(), action.as_str());
     Failure::from(Error::new(ErrorCode::Forbidden, format!("The role {role} is not permitted {action}")))
-}
-
-/// The methods of a route.
-#[derive(Clone)]
-struct Methods {
-    /// As `Allow` has them.
-    allow: HeaderValue,
-    /// The media type of a patch, where PATCH is one of them (RFC 5789, section 3.1).
-    patches: Option<&'static str>,
-}
-
-/// How what no endpoint takes is refused.
-struct Refusal {
-    code: ErrorCode,
-    detail: &'static str,
-    /// The methods there are.
-    allow: Option<HeaderValue>,
-    meter: Meter,
 }
