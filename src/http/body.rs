@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap,
-};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderMap};
 use http_body_util::BodyExt;
 
 use hyper::body::Body as _;
@@ -14,7 +12,7 @@ use hyper::body::Body as _;
 use crate::error::ErrorCode;
 
 use super::patch::MERGE_PATCH_JSON;
-use super::problem::{ACCEPT_PATCH, Failure};
+use super::problem::{Failure, Wanted};
 
 /// How much of a body that nobody wants is read all the same, and for how long: a caller who still sends
 /// when the connection closes would otherwise see a reset instead of the answer.
@@ -63,30 +61,30 @@ fn too_large(max_bytes: usize) -> Failure {
 /// Whether the body is of the type `taken`, in UTF-8 (RFC 8259, section 8.1), and without a content coding. Its other
 /// parameters do not matter.
 fn check_type(headers: &HeaderMap, taken: &'static str) -> Result<(), Failure> {
-    let refused = |detail: String, takes| {
-        Err(Failure { takes: Some(takes), ..Failure::new(ErrorCode::UnsupportedMediaType, detail) })
+    let refused = |detail: String, wanted| {
+        Err(Failure { wanted: Some(wanted), ..Failure::new(ErrorCode::UnsupportedMediaType, detail) })
     };
     let codings =
         headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     let plain = |coding: &[u8]| coding.is_empty() || coding.eq_ignore_ascii_case(b"identity");
     if !codings.map(<[u8]>::trim_ascii).all(plain) {
         let detail = "The body must not be compressed: send it without Content-Encoding".to_owned();
-        return refused(detail, (ACCEPT_ENCODING, "identity"));
+        return refused(detail, Wanted::Plain);
     }
-    let takes = (if taken == MERGE_PATCH_JSON { ACCEPT_PATCH } else { ACCEPT }, taken);
+    let wanted = if taken == MERGE_PATCH_JSON { Wanted::MergePatch } else { Wanted::Json };
     let Some(given) = headers.get(CONTENT_TYPE) else {
-        return refused(format!("Content-Type is missing: the body must be {taken}"), takes);
+        return refused(format!("Content-Type is missing: the body must be {taken}"), wanted);
     };
     let mut parts = given.to_str().unwrap_or_default().split(';').map(str::trim);
     if !parts.next().is_some_and(|essence| essence.eq_ignore_ascii_case(taken)) {
-        return refused(format!("The body's media type (Content-Type) must be {taken}"), takes);
+        return refused(format!("The body's media type (Content-Type) must be {taken}"), wanted);
     }
     let utf8 = |charset: &str| charset.eq_ignore_ascii_case("utf-8") || charset.eq_ignore_ascii_case("utf8");
     let mut charsets = parts
         .filter_map(|parameter| parameter.split_once('='))
         .filter(|(name, _)| name.trim().eq_ignore_ascii_case("charset"));
     if !charsets.all(|(_, charset)| utf8(charset.trim().trim_matches('"'))) {
-        return refused("The body's charset (Content-Type) must be utf-8".to_owned(), takes);
+        return refused("The body's charset (Content-Type) must be utf-8".to_owned(), wanted);
     }
     Ok(())
 }
@@ -158,12 +156,12 @@ mod tests {
             assert_eq!(told.is_some(), wrong.is_some(), "{said}");
             if let (Some(failure), Some((word, takes))) = (told, wrong) {
                 assert!(failure.error.detail.contains(word), "{said}");
-                assert_eq!(failure.takes.expect("what is taken").0, takes, "{said}");
+                assert_eq!(failure.wanted.expect("what is taken").field().0, takes, "{said}");
             }
         }
         let patch = headers(&[(CONTENT_TYPE, JSON)]);
         let refused = check_type(&patch, MERGE_PATCH_JSON).expect_err("no merge patch");
-        assert_eq!(refused.takes, Some((ACCEPT_PATCH, MERGE_PATCH_JSON)));
+        assert_eq!(refused.wanted, Some(Wanted::MergePatch));
     }
 
     #[tokio::test]

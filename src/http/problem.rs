@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::response::Response;
-use http::header::{CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, StatusCode};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -15,11 +15,36 @@ use crate::domain::ids::PatientId;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
+use super::patch::MERGE_PATCH_JSON;
+
 /// The field that names the media types of patches (RFC 5789).
 pub(super) const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 /// The media type of problems.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
+
+/// What a body has to be that was of another kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Without a content coding.
+    Plain,
+    /// JSON.
+    Json,
+    /// A JSON merge patch.
+    MergePatch,
+}
+
+impl Wanted {
+    /// The field that says so (RFC 9110, section 15.5.16; RFC 5789, section 2.2).
+    pub(super) fn field(self) -> (HeaderName, HeaderValue) {
+        let (name, taken) = match self {
+            Wanted::Plain => (ACCEPT_ENCODING, "identity"),
+            Wanted::Json => (ACCEPT, "application/json"),
+            Wanted::MergePatch => (ACCEPT_PATCH, MERGE_PATCH_JSON),
+        };
+        (name, HeaderValue::from_static(taken))
+    }
+}
 
 /// A failed request, on its way out.
 #[derive(Clone, Debug)]
@@ -31,14 +56,13 @@ pub(super) struct Failure {
     pub(super) token_shown: bool,
     /// For `OutcomeUnknown` of a registration: the id that the patient has, if there is one.
     pub(super) registers: Option<PatientId>,
-    /// For `UnsupportedMediaType`: the field that says what is taken (RFC 9110, section 15.5.16; RFC 5789, section
-    /// 2.2).
-    pub(super) takes: Option<(HeaderName, &'static str)>,
+    /// For `UnsupportedMediaType`: what is taken.
+    pub(super) wanted: Option<Wanted>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Failure { error, other_fields: BTreeMap::new(), token_shown: false, registers: None, takes: None }
+        Failure { error, other_fields: BTreeMap::new(), token_shown: false, registers: None, wanted: None }
     }
 }
 
@@ -70,7 +94,7 @@ impl Failure {
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
         }
-        headers.extend(self.takes.map(|(name, taken)| (name, HeaderValue::from_static(taken))));
+        headers.extend(self.wanted.map(Wanted::field));
         // The rest of the body is not read: what follows on the connection would be taken for a request.
         if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout | ErrorCode::NotImplemented)
         {
