@@ -1,25 +1,18 @@
 //! What one client does at a time: mostly one operation, sometimes a second one that follows from it.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use futures::future::join_all;
-
-use crate::driver::{CLIENTS, Driver, Known};
+use crate::driver::{Driver, Known};
 use crate::machinery::answers::Told;
 use crate::machinery::history::{Call, Email, Look, Outcome, Part};
 use crate::machinery::prompt::{Heard, Try};
 
 /// Patients at the same time that everybody changes.
-const BUSY: usize = 12;
+pub(crate) const BUSY: usize = 12;
 /// Patients at the same time that are mostly read. A node that has lost its lease could change one of them and nobody
 /// would notice, were it not fenced.
 const QUIET: usize = 24;
-/// How long the quiet patients are only read after all of them were changed at once. If the holder of the lease changed
-/// one, it would learn of another node's change, and that this was missing from its memory would not be seen.
-const READ_ONLY: Duration = Duration::from_secs(7);
-/// The number of the client that changes all of them at once.
-const WAVE_CLIENT: u32 = CLIENTS + 1;
 /// All of them.
 pub(crate) const SLOTS: usize = BUSY + QUIET;
 /// Operations on one patient; then another one takes the slot. It bounds the window of a check, and is more than a
@@ -44,7 +37,7 @@ pub(crate) struct Slot {
     /// Somebody restricts the record for a moment.
     restricting: bool,
     /// Until then a quiet patient is only read.
-    read_only_until: Option<Instant>,
+    pub(crate) read_only_until: Option<Instant>,
 }
 
 /// An address that several patients want.
@@ -288,18 +281,4 @@ impl Act {
             Err((_, None)) => {}
         }
     }
-}
-
-/// Changes every quiet patient once, all at the same time, through all fronts. Then they are only read for a while.
-pub(crate) async fn change_quiet(driver: &Driver) {
-    let known = |slot: &Mutex<Slot>| {
-        let mut slot = slot.lock().expect("sane");
-        slot.read_only_until = Some(Instant::now() + READ_ONLY);
-        slot.patient
-    };
-    let changes = driver.slots[BUSY..].iter().filter_map(known).zip(0..).map(|(known, n)| {
-        let call = Call::Put { tag: driver.next_tag(), email: Email::Own, expected: None };
-        driver.perform(WAVE_CLIENT, n % driver.api().fronts(), Some(known), call, false)
-    });
-    join_all(changes).await;
 }

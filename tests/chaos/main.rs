@@ -33,6 +33,7 @@ mod outages;
 mod postgres;
 #[path = "../harness/process.rs"]
 mod process;
+mod quiet;
 mod run;
 mod topic;
 

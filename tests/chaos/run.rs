@@ -8,7 +8,6 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::act::change_quiet;
 use crate::cluster::{Cluster, Layout};
 use crate::driver::Driver;
 use crate::invariants;
@@ -24,6 +23,7 @@ use crate::machinery::schedule::{
 use crate::measure::rolling::roll_under_load;
 use crate::memory;
 use crate::postgres::Stop;
+use crate::quiet::change_quiet;
 
 /// How late a slow link is.
 const SLOW: Duration = Duration::from_millis(120);

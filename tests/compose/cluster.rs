@@ -14,6 +14,9 @@ use crate::process::within;
 /// How long the whole cluster may take to start, and a container to come back.
 const START_PATIENCE: Duration = Duration::from_secs(180);
 
+/// How often a container is tried to be frozen.
+const PAUSE_TRIES_MAX: u32 = 5;
+
 /// How long a request may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -111,7 +114,14 @@ impl Cluster {
     /// Freezes a container for a while.
     pub(crate) async fn pause(&self, service: &str, lasts: Duration) -> Result<(), String> {
         let container = self.compose.container(service).await?;
-        docker(&["pause", &container]).await?;
+        // The engine gives up freezing a container whose processes are all at work at that moment.
+        let mut tries = 1;
+        while let Err(error) = docker(&["pause", &container]).await {
+            if tries == PAUSE_TRIES_MAX || !error.contains("unable to freeze") {
+                return Err(error);
+            }
+            tries += 1;
+        }
         tokio::time::sleep(lasts).await;
         docker(&["unpause", &container]).await.map(drop)
     }

@@ -18,7 +18,7 @@ use sqlx::{Connection, Executor};
 use tonic::Code;
 use uuid::Uuid;
 
-use crate::harness::{Node, PASSWORD, Site, patient};
+use crate::harness::{Node, PASSWORD, Site, eventually, patient};
 use crate::postgres::{Durability, Postgres, Stop};
 
 /// A node with a user of each role, and a token for each of them.
@@ -84,8 +84,13 @@ impl Clinic {
 
 async fn login(node: &Node, email: &str, password: &str) -> Option<String> {
     let body = json!({"email": email, "password": password});
-    let answer = node.client().post(format!("{}/auth/login", node.http_url())).json(&body).send().await;
-    let answer = answer.expect("login is answered");
+    // A machine that is too busy answers too late; that is no answer.
+    let answer = eventually("login is answered", || async {
+        let answer = node.client().post(format!("{}/auth/login", node.http_url())).json(&body).send().await;
+        let answer = answer.expect("login is answered");
+        (!answer.status().is_server_error()).then_some(answer)
+    })
+    .await;
     let status = answer.status();
     let body: Value = answer.json().await.ok()?;
     (status == StatusCode::OK).then(|| body["token"].as_str().expect("a token").to_owned())
