@@ -11,6 +11,7 @@ use super::super::MIGRATOR;
 use super::super::audit::search::{BY_TERMS, WALK};
 use super::super::connect::Connector;
 use super::Stage;
+use super::plans::plan;
 use crate::domain::time::Timestamp;
 use crate::store::contract::on_test_server;
 use crate::store::contract::server::Postgres;
@@ -170,14 +171,6 @@ SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(n % 16), 2, '0'))::u
     ARRAY(SELECT hashint4(n * 7 + t) FROM generate_series(1, 8) t) || ARRAY[1, 2]
 FROM generate_series(0, 39999) n;
 ANALYZE;";
-
-async fn plan(session: &mut PgConnection, types: &str, sql: &str, values: &str) -> String {
-    session.execute(AssertSqlSafe(format!("PREPARE asked ({types}) AS {sql}"))).await.expect("prepared");
-    let explained = sqlx::query(AssertSqlSafe(format!("EXPLAIN EXECUTE asked ({values})")));
-    let rows = explained.fetch_all(&mut *session).await.expect("a plan");
-    session.execute("DEALLOCATE asked").await.expect("gone");
-    rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
-}
 
 #[tokio::test]
 async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {

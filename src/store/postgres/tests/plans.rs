@@ -47,7 +47,8 @@ const FREE_WORKERS: [(&str, &str); 4] = [
     ("min_parallel_index_scan_size", "0"),
 ];
 
-async fn plan(session: &mut PgConnection, types: &str, sql: &str, values: &str) -> String {
+/// The plan of `sql`, prepared with parameters of `types`, for `values`.
+pub(super) async fn plan(session: &mut PgConnection, types: &str, sql: &str, values: &str) -> String {
     session.execute(AssertSqlSafe(format!("PREPARE asked ({types}) AS {sql}"))).await.expect("prepared");
     let explained = sqlx::query(AssertSqlSafe(format!("EXPLAIN EXECUTE asked ({values})")));
     let rows = explained.fetch_all(&mut *session).await.expect("a plan");
