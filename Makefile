@@ -12,8 +12,8 @@ test: setup
 	tests/kafka/run.sh
 	tests/compose/with-engine.sh $(CARGO) test --locked --test compose -- short
 
-## What the tests need beside Rust: the programs of PostgreSQL, promtool, schemathesis, a judge written in Go, Apache Kafka;
-## in CI a Docker engine.
+## What the tests need beside Rust: the programs of PostgreSQL, promtool, schemathesis, a judge written in Go, Apache Kafka,
+## generators of clients; in CI a Docker engine.
 setup:
 	@tests/setup.sh
 

@@ -1,6 +1,6 @@
 //! What each part says of itself: the source of `/health/ready` and of the gauges behind it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How a part is.
@@ -17,29 +17,61 @@ pub enum Status {
 /// The parts' own words, shared over the node. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct Health {
-    parts: Arc<Mutex<BTreeMap<&'static str, Status>>>,
+    parts: Arc<Mutex<Parts>>,
+}
+
+#[derive(Default)]
+struct Parts {
+    said: BTreeMap<&'static str, Status>,
+    /// Those that have worked once: what is wrong with them from then on is no start.
+    worked: BTreeSet<&'static str>,
+    /// The node has had its time to start.
+    started: bool,
 }
 
 impl Health {
     /// `part` says how it is. The first word of a part must come before the node serves.
     pub fn report(&self, part: &'static str, status: Status) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if parts.get(part) == Some(&status) {
+        if parts.said.get(part) == Some(&status) {
             return;
         }
         metrics::gauge!("hygeia_part_ready", "part" => part)
             .set(f64::from(u8::from(status == Status::Ready)));
         match &status {
-            Status::Ready => tracing::info!(part, "ready"),
-            Status::Explained(reason) | Status::NotReady(reason) => tracing::warn!(part, reason, "not ready"),
+            Status::Ready => {
+                parts.worked.insert(part);
+                tracing::info!(part, "ready");
+            }
+            Status::Explained(reason) | Status::NotReady(reason) => {
+                // To start takes its time, and needs nobody's attention.
+                if parts.started || parts.worked.contains(part) {
+                    tracing::warn!(part, reason, "not ready");
+                } else {
+                    tracing::info!(part, reason, "starting");
+                }
+            }
         }
-        parts.insert(part, status);
-        metrics::gauge!("hygeia_node_ready").set(f64::from(u8::from(all_serve(&parts))));
+        parts.said.insert(part, status);
+        metrics::gauge!("hygeia_node_ready").set(f64::from(u8::from(all_serve(&parts.said))));
+    }
+
+    /// The time to start is over: warns of each part that does not work yet, and of every further one from now on.
+    pub fn starting_is_over(&self) {
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.started = true;
+        for (part, status) in &parts.said {
+            if let Status::Explained(reason) | Status::NotReady(reason) = status
+                && !parts.worked.contains(part)
+            {
+                tracing::warn!(part, reason, "not ready");
+            }
+        }
     }
 
     /// Whether no part is `NotReady`, and what each says.
     pub fn snapshot(&self) -> (bool, BTreeMap<&'static str, Status>) {
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).said.clone();
         (all_serve(&parts), parts)
     }
 }

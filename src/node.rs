@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use self::children::{Actors, Audits, children};
@@ -89,8 +90,16 @@ pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error
             return Ok(());
         }
     };
-    node.run(signals).await
+    let health = node.health.clone();
+    let _starting = AbortOnDropHandle::new(tokio::spawn(async move {
+        tokio::time::sleep(START_LIMIT).await;
+        health.starting_is_over();
+    }));
+    Box::pin(node.run(signals)).await
 }
+
+/// How long a part may take to work before the log warns of it.
+const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// The actors' part in health, until each of them has one of its own.
 const ACTORS: &str = "actors";

@@ -156,7 +156,7 @@ impl Output {
         match format {
             Format::Json => Style::Json,
             Format::Auto if !terminal => Style::Json,
-            Format::Auto | Format::Text => Style::Text { colour },
+            Format::Auto | Format::Text => Style::Text { colour, compact: terminal },
         }
     }
 

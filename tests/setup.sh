@@ -8,6 +8,8 @@
 #                  builds; where Go is missing and cannot be installed, this is skipped
 #   kafka          Apache Kafka's jars from Maven Central, beside what cargo builds, and the Java that runs them.
 #                  Without Java or Maven the tests that need a real broker are skipped
+#   clients        what generates clients of the interface from its description, and what these need: in Python (PyPI),
+#                  TypeScript (npm) and Java (Maven Central), beside what cargo builds; and Chromium, which looks at the pages
 #   docker         a Docker engine and Compose, but only in CI (`CI` is set): nobody's own machine gets a daemon
 # Without an argument: all.
 set -eu
@@ -222,6 +224,49 @@ kafka() {
     cp "$wanted" "$place/installed.xml"
 }
 
+clients_missing() {
+    echo "The tests with generated clients need Python, Node.js, a JDK with Maven, and Chromium, and $1." >&2
+    echo "Install them (Debian: apt-get install python3-venv nodejs npm default-jdk-headless maven chromium)." >&2
+    exit 1
+}
+
+clients() {
+    has_or_installs chromium chromium || clients_missing "Chromium could not be installed"
+    python_environment clients-python "$here/tests/clients/python.txt" clients_missing
+    clients_typescript
+    clients_java
+}
+
+clients_typescript() {
+    wanted=$here/tests/clients/typescript/package-lock.json
+    place=$(target)/clients-typescript
+    # What was installed from the same list is there already.
+    command -v node >/dev/null 2>&1 && cmp -s "$wanted" "$place/installed.json" && return 0
+    has_or_installs node nodejs && has_or_installs npm npm || clients_missing "node or npm could not be installed"
+    echo "Installing the generator of clients in TypeScript for the tests."
+    rm -rf "$place"
+    mkdir -p "$place"
+    cp "$wanted" "$here/tests/clients/typescript/package.json" "$place"
+    (cd "$place" && npm ci --silent --no-audit --no-fund --ignore-scripts </dev/null) ||
+        clients_missing "npm could not install the generator"
+    cp "$wanted" "$place/installed.json"
+}
+
+clients_java() {
+    wanted=$here/tests/clients/java/pom.xml
+    place=$(target)/clients-java
+    # What was fetched from the same list is there already.
+    command -v javac >/dev/null 2>&1 && cmp -s "$wanted" "$place/installed.xml" && return 0
+    has_or_installs javac default-jdk-headless && has_or_installs mvn maven ||
+        clients_missing "javac or mvn could not be installed"
+    echo "Fetching the generator of clients in Java for the tests."
+    rm -rf "$place"
+    mkdir -p "$place"
+    mvn -B -q -f "$wanted" dependency:copy-dependencies -DoutputDirectory="$place/jars" </dev/null ||
+        clients_missing "Maven could not fetch the generator"
+    cp "$wanted" "$place/installed.xml"
+}
+
 # `tests/compose/with-engine.sh` starts the engine for the tests and ends it after them.
 docker() {
     [ -n "${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 || return 0
@@ -233,8 +278,8 @@ docker() {
 }
 
 case "${1:-}" in
-"") postgres && judge && schemathesis && porcupine && kafka && docker ;;
-postgres | schemathesis | porcupine | kafka | docker) "$1" ;;
+"") postgres && judge && schemathesis && porcupine && kafka && clients && docker ;;
+postgres | schemathesis | porcupine | kafka | clients | docker) "$1" ;;
 promtool) judge ;;
-*) echo "usage: $0 [postgres|promtool|schemathesis|porcupine|kafka|docker]" >&2 && exit 64 ;;
+*) echo "usage: $0 [postgres|promtool|schemathesis|porcupine|kafka|clients|docker]" >&2 && exit 64 ;;
 esac

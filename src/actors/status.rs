@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::context::TraceContext;
 use crate::domain::cluster::NodeRole;
@@ -18,7 +19,7 @@ use crate::store::{self, Store};
 const KINDS: [Kind; 3] = [Kind::Patient, Kind::Billing, Kind::Outbox];
 
 /// One node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeStatus {
     /// Its name, the same over restarts.
@@ -49,7 +50,7 @@ pub struct NodeStatus {
 }
 
 /// A shard that a node serves.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ShardStatus {
     /// Its number.
@@ -63,7 +64,7 @@ pub struct ShardStatus {
 }
 
 /// A session with another node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct SessionStatus {
     /// The other node; its address, as long as its name is not known.
@@ -80,7 +81,7 @@ pub struct SessionStatus {
 }
 
 /// A lease, as the database has it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LeaseStatus {
     /// `patient`, `billing` or `outbox`.
@@ -97,7 +98,7 @@ pub struct LeaseStatus {
 
 /// What the world has not been told yet. Rows are counted up to a limit
 /// (`store::OUTBOX_DEPTH_ROWS_MAX`).
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct OutboxStatus {
     /// Events that wait for Kafka.
@@ -115,7 +116,7 @@ pub struct OutboxStatus {
 }
 
 /// The log of the topic that events are published to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct TopicLogStatus {
     /// Its number: 1 for the first, and one more for each that took the place of another.
@@ -133,7 +134,7 @@ pub struct TopicLogStatus {
 }
 
 /// The cluster, as seen from one place.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ClusterStatus {
     /// The cluster's name.

@@ -40,6 +40,9 @@ pub enum AccountStatus {
 }
 
 impl AccountStatus {
+    /// Every status.
+    pub const ALL: [AccountStatus; 1] = [AccountStatus::Active];
+
     /// The published name.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -49,7 +52,7 @@ impl AccountStatus {
 
     /// The status of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        (name == "ACTIVE").then_some(AccountStatus::Active)
+        Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 }
 

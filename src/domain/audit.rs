@@ -37,6 +37,10 @@ impl Outcome {
         Outcome::Submitted,
     ];
 
+    /// Those that the interface shows. An entry that was submitted is shown as what came of it.
+    pub const SHOWN: [Outcome; 5] =
+        [Outcome::Done, Outcome::Denied, Outcome::Refused, Outcome::Failed, Outcome::Unknown];
+
     /// The name in the interface.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -24,7 +24,7 @@ use tonic::body::Body;
 use tower::{Layer, Service};
 
 use super::connection::ConnectionInfo;
-use super::status;
+use super::{form, status};
 use crate::context::TraceContext;
 use crate::context::fields::{repeated, trace_of};
 use crate::domain::access::{Action, Caller};
@@ -85,16 +85,22 @@ pub(super) struct Envelope {
 struct Shared {
     clock: Arc<dyn Clock>,
     timeout: Duration,
+    metadata_max_bytes: u32,
     calls: Arc<Semaphore>,
     probe_streams: Arc<Semaphore>,
 }
 
 impl Envelope {
-    /// At most `in_flight_max` calls over all connections, none longer than `timeout`.
-    pub(super) fn new(clock: Arc<dyn Clock>, timeout: Duration, in_flight_max: usize) -> Self {
+    /// At most `in_flight_max` calls over all connections, none longer than `timeout` or with more metadata.
+    pub(super) fn new(
+        clock: Arc<dyn Clock>,
+        timeout: Duration,
+        in_flight_max: usize,
+        metadata_max_bytes: u32,
+    ) -> Self {
         let calls = Arc::new(Semaphore::new(in_flight_max.min(Semaphore::MAX_PERMITS)));
         let probe_streams = Arc::new(Semaphore::new(PROBE_STREAMS_MAX));
-        Envelope { shared: Arc::new(Shared { clock, timeout, calls, probe_streams }) }
+        Envelope { shared: Arc::new(Shared { clock, timeout, metadata_max_bytes, calls, probe_streams }) }
     }
 }
 
@@ -147,7 +153,12 @@ impl Shared {
         // more precise than ours, comes in time.
         let reserve = (budget / 10).min(RESERVE_MAX);
         let trace = trace_of(request.headers());
-        let answer = match once(request.headers()).and_then(|()| self.admit(method, &request)) {
+        if let Some(code) = form::of_no_call(&request) {
+            log(Method::Other, code.as_str(), &trace, self.clock.mono().since(began));
+            return with_trace(form::refused(code), &trace);
+        }
+        let formed = form::size(request.headers(), self.metadata_max_bytes).and(once(request.headers()));
+        let answer = match formed.and_then(|()| self.admit(method, &request)) {
             Ok(permits) => {
                 let call = Call {
                     trace,
@@ -236,18 +247,22 @@ where
 /// The response with its metadata, and the name of its code.
 fn finish(answer: Result<Response<Body>, Error>, trace: &TraceContext) -> (Response<Body>, &'static str) {
     let told = |error: &Error| (status::of_error(error).into_http(), error.code.as_str());
-    let (mut response, code) = match answer {
+    let (response, code) = match answer {
         Err(error) => told(&error),
         Ok(response) => match status::failure(response.headers()) {
             None => (response, "OK"),
             Some(Ok(code)) => (response, code),
-            Some(Err(error)) => told(&error),
+            Some(Err(error)) => (status::retold(response.headers(), &error), error.code.as_str()),
         },
     };
+    (with_trace(response, trace), code)
+}
+
+fn with_trace(mut response: Response<Body>, trace: &TraceContext) -> Response<Body> {
     if let Ok(id) = HeaderValue::from_str(&format!("{:032x}", trace.trace_id)) {
         response.headers_mut().insert(status::TRACE_ID, id);
     }
-    (response, code)
+    response
 }
 
 fn log(method: Method, code: &'static str, hop: &TraceContext, took: Duration) {

@@ -4,6 +4,7 @@
 //! - At most `connections_max` are open; one more is closed at once, so that its peer knows soon.
 //! - A peer that does not open HTTP/2 within `opening_timeout_ms` is cut off; later silence is the
 //!   keepalive's concern.
+//! - A peer that floods us with what costs it nothing is told GOAWAY (`flood`), and cut off.
 //! - When the drain's time is up, `cut` ends what is left.
 
 use std::io;
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +21,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
+
+use super::flood::{FloodGate, GOAWAY};
 
 /// The bytes every HTTP/2 client sends first: the preface and the header of its SETTINGS (RFC 9113,
 /// section 3.4).
@@ -76,6 +79,11 @@ pub(super) struct Connection {
     tcp: TcpStream,
     info: ConnectionInfo,
     opening: Option<Opening>,
+    gate: FloodGate,
+    /// Nothing of it is read any more.
+    flooded: bool,
+    /// What is still to be told before the end.
+    farewell: &'static [u8],
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _permit: OwnedSemaphorePermit,
 }
@@ -108,6 +116,9 @@ impl Connection {
                 received_bytes: 0,
                 time_up: Box::pin(tokio::time::sleep(limits.opening_timeout)),
             }),
+            gate: FloodGate::new(Instant::now()),
+            flooded: false,
+            farewell: &[],
             cut: Box::pin(cut.clone().cancelled_owned()),
             _permit: permit,
         }
@@ -142,9 +153,19 @@ impl AsyncRead for Connection {
         {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
+        if self.flooded {
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
         let received = buf.filled().len() - before;
+        if let Some(rest) = self.gate.look(&buf.filled()[before..], Instant::now()) {
+            metrics::counter!("hygeia_grpc_connections_flooded_total").increment(1);
+            self.flooded = true;
+            self.farewell = GOAWAY;
+            // HTTP/2 takes it for the end of what comes: it sends what it has begun to, and shuts the connection down.
+            buf.set_filled(before + rest);
+        }
         self.opening = self.opening.take().and_then(|opening| {
             let received_bytes = opening.received_bytes + received;
             (received_bytes < OPENING_BYTES).then_some(Opening { received_bytes, ..opening })
@@ -175,6 +196,11 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.farewell.is_empty() {
+            let farewell = self.farewell;
+            let written = ready!(Pin::new(&mut self.tcp).poll_write(cx, farewell))?;
+            self.farewell = &farewell[written..];
+        }
         Pin::new(&mut self.tcp).poll_shutdown(cx)
     }
 }

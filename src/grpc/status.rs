@@ -9,7 +9,8 @@
 
 use std::collections::HashMap;
 
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tonic::body::Body;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -27,6 +28,10 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// `error` as a status; fields that do not hold are named in its message.
 pub(super) fn of_error(error: &Error) -> Status {
+    with_code(error, Code::from_i32(error.code.grpc_code()))
+}
+
+fn with_code(error: &Error, code: Code) -> Status {
     let mut message = error.detail.to_string();
     for (at, (field, problem)) in error.fields.iter().enumerate() {
         message.push_str(if at == 0 { ": " } else { "; " });
@@ -39,12 +44,7 @@ pub(super) fn of_error(error: &Error) -> Status {
     if let Some(wait) = error.retry_after() {
         headers.insert(PUSHBACK, HeaderValue::from(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)));
     }
-    Status::with_error_details_and_metadata(
-        Code::from_i32(error.code.grpc_code()),
-        message,
-        details(error),
-        MetadataMap::from_headers(headers),
-    )
+    Status::with_error_details_and_metadata(code, message, details(error), MetadataMap::from_headers(headers))
 }
 
 fn details(error: &Error) -> ErrorDetails {
@@ -66,12 +66,31 @@ pub(super) fn of_library(status: &Status) -> Error {
         // as its statuses.
         Code::Internal | Code::Unknown | Code::InvalidArgument => ErrorCode::Invalid,
         Code::NotFound => ErrorCode::NotFound,
+        Code::Unimplemented if status.metadata().contains_key("grpc-accept-encoding") => {
+            ErrorCode::UnsupportedMediaType
+        }
         Code::Unimplemented => ErrorCode::MethodNotAllowed,
         Code::Unavailable => ErrorCode::Unavailable,
         Code::Cancelled | Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
         _ => ErrorCode::Internal,
     };
     Error::new(code, status.message().to_owned())
+}
+
+/// What the library has answered with, in our terms: `error`, and what the protocol wants of a coding that is not known
+/// ("Compression": UNIMPLEMENTED, and the codings that are) or not named (INTERNAL).
+pub(super) fn retold(library: &HeaderMap, error: &Error) -> http::Response<Body> {
+    const CODINGS: &str = "grpc-accept-encoding";
+    let codings = library.get(CODINGS);
+    let code = match Status::from_header_map(library).map(|status| status.code()) {
+        Some(Code::Unimplemented) if codings.is_some() => Code::Unimplemented,
+        // Its other words of that code are about messages that cannot be decoded.
+        Some(Code::Internal) if error.detail.starts_with("protocol error") => Code::Internal,
+        _ => Code::from_i32(error.code.grpc_code()),
+    };
+    let mut response = with_code(error, code).into_http();
+    response.headers_mut().extend(codings.map(|codings| (HeaderName::from_static(CODINGS), codings.clone())));
+    response
 }
 
 /// The name of the code that a response carries: `None` if it is no failure (or a stream that has begun

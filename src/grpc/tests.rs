@@ -2,6 +2,7 @@
 
 mod calls;
 mod limits;
+mod protocol;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -24,6 +24,7 @@ use crate::domain::time::Timestamp;
 use crate::domain::validate::FieldErrors;
 use crate::error::Error;
 
+use super::docs::names::{ActionName, OutcomeName, RoleName};
 use super::pipeline::Call;
 use super::problem::Failure;
 use super::query::{Query, searched};
@@ -52,15 +53,14 @@ pub(super) struct AccessBody<'a> {
     #[schema(value_type = String, format = DateTime)]
     at: OffsetDateTime,
     /// What was wanted.
-    #[schema(value_type = String)]
+    #[schema(value_type = ActionName)]
     action: &'static str,
-    /// `DONE`, `DENIED`, `REFUSED` (not there, taken), `FAILED` or `UNKNOWN`.
-    #[schema(value_type = String)]
+    #[schema(value_type = OutcomeName)]
     outcome: &'static str,
     /// Who: a user's e-mail address, or a part of the system.
     subject: &'a str,
     /// The role at that time.
-    #[schema(value_type = String)]
+    #[schema(value_type = RoleName)]
     role: &'static str,
     /// The address that the edge saw.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,7 +80,7 @@ pub(super) struct AccessBody<'a> {
     account: Option<&'a str>,
     /// The role of that user after the change, or the one that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<RoleName>, nullable = false)]
     account_role: Option<&'static str>,
     /// Whether that user was disabled by the change, or was to be.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,8 +125,8 @@ impl<'a> AccessBody<'a> {
     params(
         ("patient" = Option<Uuid>, Query, description = "Whose record."),
         ("subject" = Option<String>, Query, description = "Who, without regard to case."),
-        ("action" = Option<String>, Query, description = "What was wanted, such as PATIENT_READ."),
-        ("outcome" = Option<String>, Query, description = "What came of it, such as DENIED."),
+        ("action" = Option<ActionName>, Query, description = "What was wanted, such as PATIENT_READ."),
+        ("outcome" = Option<OutcomeName>, Query, description = "What came of it, such as DENIED."),
         ("from" = Option<String>, Query, description = "At this moment (RFC 3339) or later."),
         ("until" = Option<String>, Query, description = "Before this moment (RFC 3339)."),
         ("limit" = Option<u32>, Query, description = "Entries on the page.", minimum = 1, maximum = 1000, example = 100),
@@ -186,7 +186,7 @@ impl Wanted {
                 &mut errors,
                 "outcome",
                 "Should be DONE, DENIED, REFUSED, FAILED or UNKNOWN",
-                |text| Outcome::parse(text).filter(|outcome| *outcome != Outcome::Submitted),
+                |text| Outcome::parse(text).filter(|outcome| Outcome::SHOWN.contains(outcome)),
             ),
             from: read(given, &mut errors, "from", MOMENT, moment),
             until: read(given, &mut errors, "until", MOMENT, moment),

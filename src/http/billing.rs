@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::domain::account::Account;
 
+use super::docs::names::AccountState;
 use super::patients::id_of;
 use super::pipeline::Call;
 use super::problem::Failure;
@@ -27,8 +28,7 @@ pub(super) struct AccountBody {
     id: Uuid,
     #[schema(value_type = String, format = Uuid)]
     patient_id: Uuid,
-    /// `ACTIVE`: it may be charged.
-    #[schema(value_type = String)]
+    #[schema(value_type = AccountState)]
     status: &'static str,
     #[serde(with = "time::serde::rfc3339")]
     #[schema(value_type = String, format = DateTime)]

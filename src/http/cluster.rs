@@ -6,6 +6,8 @@ use std::time::Duration;
 use axum::response::Response;
 use http::StatusCode;
 
+use crate::actors::status::ClusterStatus;
+
 use super::pipeline::Call;
 use super::problem::Failure;
 use super::{AppState, reply};
@@ -17,7 +19,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
 /// outbox's lag.
 #[utoipa::path(get, path = "/cluster", operation_id = "clusterStatus", tag = "operations",
     responses((status = 200, description = "The cluster, as this node sees it. What is not known is left out.",
-        body = Object, example = json!({
+        body = ClusterStatus, example = json!({
             "cluster": "hygeia", "seenFrom": "front",
             "nodes": [{"name": "front", "owner": "front#01a20381-f501-74ce-bf8f-56f2d3a82b06", "roles": ["front"],
                 "draining": false, "answers": true, "version": "0.1.0", "uptimeMs": 60000, "inFlight": 1,

@@ -17,6 +17,7 @@ use crate::domain::search::HistoryEntry;
 use crate::domain::validate::format_date;
 use crate::error::ErrorCode;
 
+use super::docs::names::EventName;
 use super::pipeline::Call;
 use super::problem::Failure;
 use super::query::Query;
@@ -36,7 +37,7 @@ const LIMIT_MAX: u32 = 200;
 pub(super) struct EntryBody {
     /// The version that the record has after it.
     version: i64,
-    /// `PATIENT_CREATED`, `PATIENT_UPDATED` or `PATIENT_DELETED`.
+    #[schema(value_type = EventName)]
     r#type: &'static str,
     /// When it was decided.
     #[serde(with = "time::serde::rfc3339")]

@@ -79,7 +79,7 @@ pub(super) fn credentials(body: &[u8]) -> Result<(String, String), Failure> {
 
 /// What a session goes on with.
 #[derive(ToSchema)]
-#[schema(as = Refresh, example = json!({"refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8"}))]
+#[schema(as = Refresh, rename_all = "camelCase", example = json!({"refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8"}))]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
 pub(super) struct RefreshForm {
     /// The last one that was given.

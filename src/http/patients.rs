@@ -21,7 +21,7 @@ use super::query::Query;
 use super::shown::{PatientBody, Shown};
 use super::{AppState, conditional, history, reply};
 
-/// What a caller sends to register or change a patient. No other fields may be there.
+/// What a caller sends to register a patient. No other fields may be there.
 #[derive(ToSchema)]
 #[schema(as = PatientForm, rename_all = "camelCase", example = json!({
     "name": "John Doe", "email": "john.doe@example.com", "address": "123 Main St, Springfield",
@@ -38,8 +38,29 @@ pub(super) struct PatientForm {
     /// Not in the future, not before 1850.
     #[schema(format = Date)]
     date_of_birth: String,
-    /// May be left out of a change: it then stays as it is.
     #[schema(format = Date)]
+    registered_date: String,
+}
+
+/// What a caller sends to replace the details of a patient. No other fields may be there.
+#[derive(ToSchema)]
+#[schema(as = PatientReplacement, rename_all = "camelCase", example = json!({
+    "name": "John Doe", "email": "john.doe@example.com", "address": "123 Main St, Springfield",
+    "dateOfBirth": "1985-06-15"
+}))]
+#[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
+pub(super) struct ReplacementForm {
+    #[schema(min_length = 1, max_length = 100)]
+    name: String,
+    #[schema(format = "email", max_length = 254)]
+    email: String,
+    #[schema(min_length = 1, max_length = 500)]
+    address: String,
+    /// Not in the future, not before 1850.
+    #[schema(format = Date)]
+    date_of_birth: String,
+    /// If it is left out, it stays as it is.
+    #[schema(format = Date, nullable = false)]
     registered_date: Option<String>,
 }
 
@@ -204,7 +225,7 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
             record's: else 412, and nothing is changed."),
         ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
     ),
-    request_body = PatientForm,
+    request_body = ReplacementForm,
     responses((status = 200, description = "The record as it is now.", body = PatientBody,
         headers(("ETag", description = "The version, as a strong entity tag.")))))]
 pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {

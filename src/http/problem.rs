@@ -15,6 +15,7 @@ use crate::domain::ids::PatientId;
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
+use super::docs::names::CodeName;
 use super::patch::MERGE_PATCH_JSON;
 
 /// The field that names the media types of patches (RFC 5789).
@@ -141,7 +142,7 @@ pub(super) struct Problem<'a> {
     status: u16,
     /// What happened this time, for people.
     detail: &'a str,
-    /// The kind of problem, for programs.
+    #[schema(value_type = CodeName)]
     code: &'a str,
     /// The trace of the request: what to tell whoever runs the system.
     trace_id: String,

@@ -15,7 +15,8 @@ use super::{
 };
 
 /// Methods of one path stand together.
-pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
+pub(super) static ROUTES: [Endpoint<AppState>; 33] = [
+    open(Verb::Get, "/", &[], Takes::Nothing, Handler::Open(|s, c| docs::index::index(s, c).boxed())),
     open(
         Verb::Post,
         "/auth/login",

@@ -17,6 +17,7 @@ use crate::domain::text::{search_key, trimmed};
 use crate::domain::validate::{BadDate, FieldErrors, parse_date};
 use crate::error::{Error, ErrorCode};
 
+use super::docs::names::SortName;
 use super::pipeline::Call;
 use super::problem::Failure;
 use super::query::{Query, searched};
@@ -30,7 +31,8 @@ const LIMIT_MAX: u32 = 1000;
 pub(super) const PARAMETERS: [&str; 8] =
     ["q", "email", "bornAfter", "bornBefore", "registeredAfter", "sort", "limit", "cursor"];
 
-const SORTS: [(&str, Sort, bool); 8] = [
+/// Each order with its name, and whether it goes down.
+pub(super) const SORTS: [(&str, Sort, bool); 8] = [
     ("created", Sort::Created, false),
     ("-created", Sort::Created, true),
     ("name", Sort::Name, false),
@@ -57,7 +59,7 @@ const SORTS: [(&str, Sort, bool); 8] = [
         ("bornAfter" = Option<Date>, Query, description = "Born after this day."),
         ("bornBefore" = Option<Date>, Query, description = "Born before this day."),
         ("registeredAfter" = Option<Date>, Query, description = "With a registered date after this day."),
-        ("sort" = Option<String>, Query, description = "`created`, `name`, `born` or `registered`; with `-` before it \
+        ("sort" = Option<SortName>, Query, description = "`created`, `name`, `born` or `registered`; with `-` before it \
             the other way round, such as `-born`. The oldest record comes first if nothing else is said."),
         ("limit" = Option<u32>, Query, description = "Records on the page.", minimum = 1, maximum = 1000, example = 100),
         ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out, with \

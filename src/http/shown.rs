@@ -1,9 +1,13 @@
 //! How records are shown, and to whom. The handles of the actors give out what their caller may see (`Seen`);
 //! `Call::open` takes it out, so that the audit keeps why.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 use time::Date;
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{AnyOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 use uuid::Uuid;
 
 use crate::actors::patients::Changed;
@@ -94,16 +98,36 @@ pub(super) struct NameBody<'a> {
 }
 
 /// A record as far as a role is shown it.
-#[derive(Serialize, ToSchema)]
+#[derive(Serialize)]
 #[serde(untagged)]
-#[schema(as = PatientShown, example = json!({
-    "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
-}))]
 pub(super) enum Shown<'a> {
     /// To all roles but BILLING.
     Whole(PatientBody<'a>),
     /// To BILLING.
     Name(NameBody<'a>),
+}
+
+/// Any of the two, and not exactly one: some generated clients take a whole record for a name with more to it, and give up
+/// where one alone may fit. The first that fits is the right one.
+impl PartialSchema for Shown<'_> {
+    fn schema() -> RefOr<Schema> {
+        let of = |name: Cow<'static, str>| Ref::from_schema_name(name);
+        let shown = AnyOfBuilder::new().item(of(PatientBody::name())).item(of(NameBody::name()));
+        let says =
+            "A record as far as a role is shown it: the name alone to BILLING, all of it to the others.";
+        RefOr::T(Schema::AnyOf(shown.description(Some(says)).build()))
+    }
+}
+
+impl ToSchema for Shown<'_> {
+    fn name() -> Cow<'static, str> {
+        "PatientShown".into()
+    }
+
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((PatientBody::name().into(), PatientBody::schema()));
+        schemas.push((NameBody::name().into(), NameBody::schema()));
+    }
 }
 
 impl<'a> Shown<'a> {

@@ -17,6 +17,7 @@ use crate::domain::email::{EmailKey, email_key};
 use crate::domain::validate::FieldErrors;
 use crate::error::{Error, ErrorCode};
 
+use super::docs::names::RoleName;
 use super::fields::Fields;
 use super::pipeline::Call;
 use super::problem::Failure;
@@ -37,7 +38,7 @@ const LIMIT_MAX: u32 = 1000;
 pub(super) struct UserBody<'a> {
     #[schema(format = "email")]
     email: &'a str,
-    /// ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or AUDITOR.
+    #[schema(value_type = RoleName)]
     role: &'a str,
     /// Cannot log in, and what was given before does not hold.
     disabled: bool,
@@ -69,7 +70,7 @@ pub(super) struct UserForm {
     /// 8 to 72 bytes.
     #[schema(format = "password")]
     password: String,
-    /// ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or AUDITOR.
+    #[schema(value_type = RoleName)]
     role: String,
 }
 
@@ -78,7 +79,9 @@ pub(super) struct UserForm {
 #[serde(deny_unknown_fields)]
 #[schema(as = UserChange, example = json!({"role": "AUDITOR", "disabled": true}))]
 pub(super) struct ChangeForm {
+    #[schema(value_type = Option<RoleName>, nullable = false)]
     role: Option<String>,
+    #[schema(nullable = false)]
     disabled: Option<bool>,
 }
 
@@ -136,11 +139,18 @@ pub(super) async fn create(app: Arc<AppState>, call: Call) -> Result<Response, F
     let mut fields = Fields::read(&call.body, ["email", "password", "role"])?;
     let [email, password, role] =
         fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
-    let role = match Role::parse(&role) {
-        Some(role) => Ok(role),
-        None => Err(FieldErrors::from([("role", ROLES)])),
-    };
-    let role = fields.checked(role)?;
+    let mut errors = FieldErrors::new();
+    let role = Role::parse(&role);
+    for (missing, field, message) in [
+        (email.is_empty(), "email", "Email is required"),
+        (password.is_empty(), "password", "Password is required"),
+        (role.is_none(), "role", ROLES),
+    ] {
+        if missing {
+            errors.insert(field, message);
+        }
+    }
+    let role = fields.checked(role.filter(|_| errors.is_empty()).ok_or(errors))?;
     call.accessed.is_about(Detail { role: Some(role), ..Detail::of_account(&email_key(&email)) });
     let user = app.users.create(&email, &password, role, By::Caller(&call.ctx.caller)).await?;
     let mut response = reply::json(StatusCode::CREATED, &UserBody::from(&user))?;
@@ -196,7 +206,16 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
 pub(super) async fn password(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let mut fields = Fields::read(&call.body, ["oldPassword", "newPassword"])?;
     let [old, new] = fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
-    fields.checked(Ok::<(), FieldErrors>(()))?;
+    let mut errors = FieldErrors::new();
+    for (missing, field, message) in [
+        (old.is_empty(), "oldPassword", "Old password is required"),
+        (new.is_empty(), "newPassword", "New password is required"),
+    ] {
+        if missing {
+            errors.insert(field, message);
+        }
+    }
+    fields.checked(if errors.is_empty() { Ok(()) } else { Err(errors) })?;
     app.users.change_password(&app.auth, &call.ctx.caller, &old, &new).await?;
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }

@@ -205,16 +205,24 @@ pub(super) fn tell(node: Option<&str>, addresses: &RuntimeFile, demo: bool) {
         eprintln!("{name} is up.{}", told.collect::<String>());
         return;
     }
+    // In one write: else lines of the log come between its own.
+    eprint!("{}", banner(addresses, demo));
+}
+
+fn banner(addresses: &RuntimeFile, demo: bool) -> String {
     let http = addresses.http.as_deref().unwrap_or_default();
-    eprintln!("\nHygeia is up.");
-    eprintln!("  HTTP   http://{http}      try http://{http}/swagger-ui/");
-    eprintln!("  gRPC   {}", addresses.grpc.as_deref().unwrap_or_default());
-    eprintln!("  Kafka  {}", addresses.kafka.as_deref().unwrap_or_default());
+    let mut lines = vec![
+        "\nHygeia is up.".to_owned(),
+        format!("  HTTP   http://{http}      try http://{http}/"),
+        format!("  gRPC   {}", addresses.grpc.as_deref().unwrap_or_default()),
+        format!("  Kafka  {}", addresses.kafka.as_deref().unwrap_or_default()),
+    ];
     if demo {
-        eprintln!("  Login  {USER} / {PASSWORD} (ADMIN; a demo, made because nothing is set up)");
-        eprintln!("\n  curl -s http://{http}/auth/login -H 'content-type: application/json' \\");
-        eprintln!("    -d '{{\"email\":\"{USER}\",\"password\":\"{PASSWORD}\"}}'\n");
+        lines.push(format!("  Login  {USER} / {PASSWORD} (ADMIN; a demo, made because nothing is set up)\n"));
+        lines.push(format!("  curl -s http://{http}/auth/login -H 'content-type: application/json' \\"));
+        lines.push(format!("    -d '{{\"email\":\"{USER}\",\"password\":\"{PASSWORD}\"}}'"));
     }
+    lines.join("\n") + "\n\n"
 }
 
 #[cfg(test)]

@@ -50,6 +50,11 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_http_failures_total", LabelledCounter, "HTTP requests that failed, by the code of the problem"),
     // gRPC.
     ("hygeia_grpc_connections", Gauge, "Open gRPC connections"),
+    (
+        "hygeia_grpc_connections_flooded_total",
+        Counter,
+        "gRPC connections ended because of a flood of PING or SETTINGS frames",
+    ),
     ("hygeia_grpc_connections_refused_total", Counter, "gRPC connections beyond the limit"),
     ("hygeia_grpc_calls_total", LabelledCounter, "gRPC calls answered, by code"),
     ("hygeia_grpc_call_seconds", Histogram, "From a gRPC call to its answer"),

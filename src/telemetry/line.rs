@@ -30,7 +30,11 @@ const OWN_TARGET: &str = "hygeia::telemetry";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Json,
-    Text { colour: bool },
+    Text {
+        colour: bool,
+        /// For a terminal: the time without the day, and of the target its last part alone, in a column.
+        compact: bool,
+    },
 }
 
 /// What one thread keeps between lines.
@@ -121,7 +125,7 @@ impl LineFormat {
         line.clear();
         match self.style {
             Style::Json => self.json_head(line, stamp, head),
-            Style::Text { colour } => text_head(line, stamp, head, colour),
+            Style::Text { colour, compact } => text_head(line, stamp, head, colour, compact),
         }
         let text = Escaping::of_json(line, self.max_bytes);
         let mut fields = Fields { text, style: self.style };
@@ -148,7 +152,7 @@ impl LineFormat {
     }
 }
 
-fn text_head(line: &mut Vec<u8>, stamp: &mut Stamp, head: &Head<'_>, colour: bool) {
+fn text_head(line: &mut Vec<u8>, stamp: &mut Stamp, head: &Head<'_>, colour: bool, compact: bool) {
     let (dim, level_colour, off) = match (colour, head.level) {
         (false, _) => ("", "", ""),
         (true, Level::ERROR) => ("\u{1b}[2m", "\u{1b}[31m", "\u{1b}[0m"),
@@ -157,15 +161,34 @@ fn text_head(line: &mut Vec<u8>, stamp: &mut Stamp, head: &Head<'_>, colour: boo
         (true, _) => ("\u{1b}[2m", "\u{1b}[34m", "\u{1b}[0m"),
     };
     line.extend_from_slice(dim.as_bytes());
+    let begins = line.len();
     stamp.push(line, head.at);
+    if compact {
+        // 2026-01-10T08:30:00.123456Z, without the day, and to the millisecond.
+        line.truncate(line.len() - "456Z".len());
+        line.drain(begins..begins + "2026-01-10T".len());
+    }
     for part in [off, " ", level_colour] {
         line.extend_from_slice(part.as_bytes());
     }
     let level = head.level.as_str();
     line.extend_from_slice(&b"     "[level.len().min(5)..]);
-    for part in [level, off, " ", dim, head.target, ":", off] {
+    let target = if compact { last_part(head.target) } else { head.target };
+    for part in [level, off, " ", dim, target, if compact { "" } else { ":" }] {
         line.extend_from_slice(part.as_bytes());
     }
+    if compact {
+        line.extend(std::iter::repeat_n(b' ', NAME_CHARS.saturating_sub(target.len())));
+    }
+    line.extend_from_slice(off.as_bytes());
+}
+
+/// How wide the column of names is on a terminal: `billing_relay`, the longest of those that log often, fits.
+const NAME_CHARS: usize = 13;
+
+/// `hygeia::actors::kafka_bridge` is `kafka_bridge`.
+fn last_part(target: &str) -> &str {
+    target.rsplit("::").next().unwrap_or(target)
 }
 
 /// The fields of one line, on their way into it.
@@ -196,7 +219,7 @@ impl Fields<'_> {
                 self.raw(behind);
                 self.raw(b"\":");
             }
-            Style::Text { colour } => {
+            Style::Text { colour, .. } => {
                 self.raw(if colour { b" \x1b[2m" } else { b" " });
                 self.text.push(name);
                 self.raw(behind);

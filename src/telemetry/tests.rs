@@ -109,7 +109,7 @@ fn a_field_named_as_one_of_the_head_does_not_hide_it() {
 #[test]
 fn a_text_line_is_readable_and_stays_one_line() {
     let plain = lines(
-        Style::Text { colour: false },
+        Style::Text { colour: false, compact: false },
         16_384,
         || tracing::info!(target: "hygeia::test", id = 7, empty = "", two = "a b", quote = "\"", "hello \"you\"\n\u{1b}[31mred"),
     );
@@ -119,8 +119,32 @@ fn a_text_line_is_readable_and_stays_one_line() {
         rest,
         " INFO hygeia::test: hello \"you\"\\n\\u001b[31mred id=7 empty=\"\" two=\"a b\" quote=\"\\\"\""
     );
-    let colour = lines(Style::Text { colour: true }, 16_384, || tracing::error!(id = 7, "hello"));
+    let colour =
+        lines(Style::Text { colour: true, compact: false }, 16_384, || tracing::error!(id = 7, "hello"));
     assert!(colour[0].contains("\u{1b}[31mERROR\u{1b}[0m"), "{:?}", colour[0]);
+}
+
+#[test]
+fn a_line_on_a_terminal_is_short_and_in_columns() {
+    let compact = lines(Style::Text { colour: false, compact: true }, 16_384, || {
+        tracing::info!(target: "hygeia::actors::kafka_bridge", rows = 7, "published");
+        tracing::warn!(target: "hygeia::http", "slow");
+        tracing::warn!(target: "hygeia::a_name_longer_than_its_column", "x");
+    });
+    let (times, rest): (Vec<_>, Vec<_>) =
+        compact.iter().map(|line| line.split_at("08:30:00.123".len())).unzip();
+    for time in times {
+        let form: String = time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        assert_eq!(form, "00:00:00.000");
+    }
+    assert_eq!(
+        rest,
+        [
+            "  INFO kafka_bridge  published rows=7",
+            "  WARN http          slow",
+            "  WARN a_name_longer_than_its_column x"
+        ]
+    );
 }
 
 #[test]

@@ -14,7 +14,8 @@ const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const JOHN: &str = "/api/patients/123e4567-e89b-12d3-a456-426614174000";
 
 /// Every route with its methods.
-const ROUTES: [(&str, &[&str]); 27] = [
+const ROUTES: [(&str, &[&str]); 28] = [
+    ("/", &["get"]),
     ("/auth/login", &["post"]),
     ("/auth/refresh", &["post"]),
     ("/auth/logout", &["post"]),
@@ -168,7 +169,7 @@ async fn nobody_comes_in_without_a_token_that_holds() {
 #[tokio::test]
 async fn routes_methods_and_head() {
     let (_site, node) = Node::demo().await;
-    for path in ["/", "/api", "/api/patients/", "/api/patients/1/2", "/nothing"] {
+    for path in ["/api", "/api/patients/", "/api/patients/1/2", "/nothing"] {
         let missing = ask(&node, "get", path).await;
         assert_eq!(missing.status(), StatusCode::NOT_FOUND, "{path}");
         assert_eq!(missing.headers()["content-type"], "application/problem+json");

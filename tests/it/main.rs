@@ -8,6 +8,7 @@ mod architecture;
 mod bad_input;
 mod broker;
 mod cli;
+mod clients;
 mod cluster;
 mod crash;
 mod faults;

@@ -222,3 +222,14 @@ async fn a_requests_spans_have_the_ids_of_its_lines() {
         assert!(made.span.name.contains(line["msg"].as_str().or(line["route"].as_str()).expect("a name")));
     }
 }
+
+/// To start takes its time, and needs nobody's attention: a warning is for what stays wrong.
+#[tokio::test]
+async fn no_part_is_warned_of_while_the_node_starts() {
+    let (_site, node) = Node::demo().await;
+    let log = node.log();
+    let of_health = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let of_health: Vec<_> = of_health.filter(|line| line["target"] == "hygeia::health").collect();
+    assert!(of_health.iter().any(|line| line["msg"] == "starting"), "{of_health:?}");
+    assert!(of_health.iter().all(|line| line["level"] == "INFO"), "{of_health:?}");
+}
