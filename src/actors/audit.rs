@@ -31,6 +31,7 @@ use super::address::Address;
 use super::peers::Secret;
 use crate::audit::{Chains, Key};
 use crate::domain::audit::Access;
+use crate::domain::secret::SECRET_BYTES_MIN;
 use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AUDIT_BATCHES_MAX, AuditStore};
@@ -41,9 +42,6 @@ pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
 
 /// How often the database is asked to do what commits must not wait for.
 const TEND_EVERY: Duration = Duration::from_secs(10);
-
-/// The least length of the secret.
-const SECRET_MIN_BYTES: usize = 32;
 
 /// How accesses are recorded.
 #[derive(Clone, Debug, Deserialize)]
@@ -81,7 +79,7 @@ impl Settings {
     /// The keys whose values are not allowed, each with what is.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let within = |value: usize, most: usize| (1..=most).contains(&value);
-        let long_enough = self.secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_MIN_BYTES);
+        let long_enough = self.secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_BYTES_MIN);
         let checks = [
             ("secret", long_enough, "at least 32 bytes"),
             ("queue_max", within(self.queue_max, 1_000_000), "1 to 1000000"),
