@@ -84,7 +84,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
 pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error> {
     let mut signals = stop::Signals::listen().map_err(failed)?;
     let node = tokio::select! {
-        node = Node::assemble(config, Arc::new(move || telemetry.render())) => node?,
+        node = Node::assemble(config, http::MetricsText::new(move || telemetry.render())) => node?,
         signal = signals.next() => {
             tracing::info!(signal, "told to stop before the start was over");
             return Ok(());
@@ -406,7 +406,7 @@ mod tests {
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
         config.grpc.listen = "127.0.0.1:0".parse().expect("an address");
         config.ensure_secrets().expect("a demo makes its own");
-        let node = Node::assemble(config, Arc::new(String::new)).await.expect("assembled");
+        let node = Node::assemble(config, http::MetricsText::new(String::new)).await.expect("assembled");
         // What the database's watch says, before any actor is started.
         watch::database(&*node.store, &node.health, 4).await.expect("the database is there");
         let (ready, parts) = node.health.snapshot();
