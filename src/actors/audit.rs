@@ -31,6 +31,7 @@ use super::address::Address;
 use super::peers::Secret;
 use crate::audit::{Chains, Key, Keys};
 use crate::domain::audit::Access;
+use crate::domain::secret::SECRET_BYTES_MIN;
 use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AUDIT_BATCHES_MAX, AuditStore};
@@ -41,9 +42,6 @@ pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
 
 /// How often the database is asked to do what commits must not wait for.
 const TEND_EVERY: Duration = Duration::from_secs(10);
-
-/// The least length of the secret.
-const SECRET_MIN_BYTES: usize = 32;
 
 /// How accesses are recorded.
 #[derive(Clone, Debug, Deserialize)]
@@ -85,7 +83,7 @@ impl Settings {
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let within = |value: usize, most: usize| (1..=most).contains(&value);
         let long_enough = |secret: &Option<Secret>| {
-            secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_MIN_BYTES)
+            secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_BYTES_MIN)
         };
         let checks = [
             ("secret", long_enough(&self.secret), "at least 32 bytes"),

@@ -9,6 +9,7 @@ mod bad_input;
 mod broker;
 mod cli;
 mod cluster;
+mod core_dumps;
 mod crash;
 mod faults;
 mod first_admin;

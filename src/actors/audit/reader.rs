@@ -199,9 +199,5 @@ fn is_after(place: AuditPlace, other: AuditPlace) -> bool {
 
 fn failed(error: &store::Error) -> Error {
     tracing::warn!(%error, "the audit cannot be read");
-    let code = match error {
-        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
-        store::Error::Broken(_) => ErrorCode::Internal,
-    };
-    Error::new(code, "The audit cannot be read")
+    Error::new(ErrorCode::Unavailable, "The audit cannot be read")
 }
