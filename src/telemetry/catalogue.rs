@@ -134,12 +134,25 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_bridge_failed_total", Counter, "Events that the broker did not take; they are tried again"),
     ("hygeia_bridge_batch_rows", Histogram, "Events handed to the producer at once"),
     ("hygeia_bridge_publish_seconds", Histogram, "From handing a batch to the producer to its last answer"),
-    ("hygeia_kafka_producers_replaced_total", Counter, "Producers that failed for good and were replaced"),
+    (
+        "hygeia_kafka_producers_replaced_total",
+        Counter,
+        "Producers that failed for good, or delivered nothing, and were replaced",
+    ),
     ("hygeia_billing_relay_billed_total", Counter, "Patients whose account was opened"),
     ("hygeia_billing_relay_failed_total", LabelledCounter, "Accounts that could not be opened yet, by code"),
     ("hygeia_billing_relay_waiting_rows", Gauge, "Patients in the relay's window that wait for an account"),
     // Analytics.
-    ("hygeia_analytics_lag_events", Gauge, "Events decided and not counted yet"),
+    (
+        "hygeia_analytics_lag_events",
+        Gauge,
+        "Events decided and not counted yet; NaN while that cannot be known",
+    ),
+    (
+        "hygeia_analytics_age_seconds",
+        Gauge,
+        "How long the oldest event of the topic that is not counted has waited; grows while that cannot be known",
+    ),
     ("hygeia_analytics_counted_total", Counter, "Events counted"),
     ("hygeia_analytics_repeated_total", Counter, "Events seen again, without effect"),
     (
