@@ -50,6 +50,7 @@ mod rate;
 mod replace;
 mod reply;
 mod routes;
+mod scrape;
 mod search;
 mod seats;
 mod security;
@@ -80,6 +81,7 @@ use crate::rate::RATE_MAX;
 pub use client_address::{ForwardedBy, TrustedProxies};
 pub use docs::openapi;
 pub use listener::Drained;
+pub use scrape::MetricsText;
 
 /// Where to listen, and every limit of the edge.
 #[derive(Clone, Debug, Deserialize)]
@@ -222,9 +224,6 @@ pub enum Error {
         source: std::io::Error,
     },
 }
-
-/// Renders the metrics as Prometheus text.
-pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Says how many requests are being worked on.
 pub type InFlight = Arc<dyn Fn() -> usize + Send + Sync>;

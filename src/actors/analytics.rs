@@ -13,6 +13,7 @@
 //!   not look like it, nothing is read. A log that is new is read from its beginning.
 //! - `handle` never awaits. At most `summaries_max` summaries are being answered.
 
+mod progress;
 mod reader;
 mod summary;
 
@@ -177,6 +178,8 @@ pub struct Settings {
     pub lag_timeout_ms: u64,
     /// How often the lag is measured for the metrics, in milliseconds.
     pub lag_poll_ms: u64,
+    /// How long an event may wait to be counted before health says so, in milliseconds.
+    pub waiting_max_ms: u64,
 }
 
 impl Default for Settings {
@@ -189,6 +192,7 @@ impl Default for Settings {
             summaries_max: 64,
             lag_timeout_ms: 500,
             lag_poll_ms: 5_000,
+            waiting_max_ms: 60_000,
         }
     }
 }
@@ -204,6 +208,7 @@ impl Settings {
             ("idle_ms", (1..=DAY_MS).contains(&self.idle_ms), "1 to 86400000"),
             ("lag_timeout_ms", (1..=DAY_MS).contains(&self.lag_timeout_ms), "1 to 86400000"),
             ("lag_poll_ms", (1..=DAY_MS).contains(&self.lag_poll_ms), "1 to 86400000"),
+            ("waiting_max_ms", (1..=DAY_MS).contains(&self.waiting_max_ms), "1 to 86400000"),
             ("summaries_max", self.summaries_max >= 1, "at least 1"),
         ];
         let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
@@ -359,9 +364,9 @@ impl AnalyticsState {
 
     fn start_reader(&mut self, myself: &ActorRef<AnalyticsMessage>) {
         self.reader_since = self.args.clock.mono();
-        let args = self.args.clone();
+        let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
         self.run(myself, Outcome::ReaderEnded("the reader died".into()), async move {
-            Outcome::ReaderEnded(reader::run(args).await)
+            Outcome::ReaderEnded(reader::run(args, lag).await)
         });
     }
 
@@ -412,9 +417,11 @@ impl AnalyticsState {
         self.measuring = true;
         let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
         self.run(myself, Outcome::Measured, async move {
-            if let Some(events) = lag.events(&args).await {
-                metrics::gauge!("hygeia_analytics_lag_events").set(events as f64);
-            }
+            let events = lag.events(&args).await;
+            // No number is better than one that held some time ago.
+            metrics::gauge!("hygeia_analytics_lag_events")
+                .set(events.map_or(f64::NAN, |events| events as f64));
+            metrics::gauge!("hygeia_analytics_age_seconds").set(lag.age(&args).as_secs_f64());
             Outcome::Measured
         });
     }

@@ -59,7 +59,7 @@ pub(super) fn run(loaded: Loaded) -> Result<(), Failure> {
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let spans = telemetry.exporter().map(|exporter| tokio::spawn(exporter.run(stopped)));
-        let ended = node::run(config, telemetry).await;
+        let ended = Box::pin(node::run(config, telemetry)).await;
         stop.cancel();
         if let Some(spans) = spans {
             // It has a limit of its own. If it died, the panic hook has told.

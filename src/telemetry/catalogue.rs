@@ -85,6 +85,11 @@ pub(super) const METRICS: &[Metric] = &[
         "Whole months after this one that the audit has tables for; from PostgreSQL alone",
     ),
     (
+        "hygeia_audit_unsealed_total",
+        Counter,
+        "Rows of the audit that a search met and did not show, because their seals do not fit",
+    ),
+    (
         "hygeia_audit_rejected_total",
         Counter,
         "Accesses that found no room to wait in: their requests got 503",
@@ -133,12 +138,25 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_bridge_failed_total", Counter, "Events that the broker did not take; they are tried again"),
     ("hygeia_bridge_batch_rows", Histogram, "Events handed to the producer at once"),
     ("hygeia_bridge_publish_seconds", Histogram, "From handing a batch to the producer to its last answer"),
-    ("hygeia_kafka_producers_replaced_total", Counter, "Producers that failed for good and were replaced"),
+    (
+        "hygeia_kafka_producers_replaced_total",
+        Counter,
+        "Producers that failed for good, or delivered nothing, and were replaced",
+    ),
     ("hygeia_billing_relay_billed_total", Counter, "Patients whose account was opened"),
     ("hygeia_billing_relay_failed_total", LabelledCounter, "Accounts that could not be opened yet, by code"),
     ("hygeia_billing_relay_waiting_rows", Gauge, "Patients in the relay's window that wait for an account"),
     // Analytics.
-    ("hygeia_analytics_lag_events", Gauge, "Events decided and not counted yet"),
+    (
+        "hygeia_analytics_lag_events",
+        Gauge,
+        "Events decided and not counted yet; NaN while that cannot be known",
+    ),
+    (
+        "hygeia_analytics_age_seconds",
+        Gauge,
+        "How long the oldest event of the topic that is not counted has waited; grows while that cannot be known",
+    ),
     ("hygeia_analytics_counted_total", Counter, "Events counted"),
     ("hygeia_analytics_repeated_total", Counter, "Events seen again, without effect"),
     (

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Stand-ins for the images that a machine without a registry cannot pull, under names of their own:
-# hygeia-standin/{runtime,postgres,kafka,build}. What is in them is Debian's, as it is installed on this machine; and
-# Apache Kafka's jars, as `tests/setup.sh kafka` has fetched them. What the engine has already is left.
+# hygeia-standin/{runtime,postgres,kafka,haproxy,build}. What is in them is Debian's, as it is installed on this machine;
+# Apache Kafka's jars, as `tests/setup.sh kafka` has fetched them; and HAProxy, fetched from Debian and unpacked, since
+# its package would start it. What the engine has already is left.
 #
-#   standins.sh NAME…     which: runtime, postgres, kafka, build (which takes the Rust of this machine along)
+#   standins.sh NAME…     which: runtime, postgres, kafka, haproxy, build (which takes the Rust of this machine along)
 #
 # Needs root and a Debian.
 set -eu
@@ -15,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 
 say() { echo "stand-ins: $*"; }
 fail() {
-    say "$* To do without stand-ins, name images: BUILD_IMAGE, RUNTIME_IMAGE, POSTGRES_IMAGE, KAFKA_IMAGE." >&2
+    say "$* To do without stand-ins, name images: BUILD_IMAGE, RUNTIME_IMAGE, POSTGRES_IMAGE, KAFKA_IMAGE, HAPROXY_IMAGE." >&2
     exit 1
 }
 there() { docker image inspect "$1" >/dev/null 2>&1; }
@@ -111,6 +112,26 @@ kafka() {
         'ENTRYPOINT ["/usr/local/bin/entrypoint"]'
 }
 
+# HAProxy, with those libraries that this machine lacks.
+haproxy() {
+    there hygeia-standin/haproxy:debian && return 0
+    root=$work/haproxy
+    files "$root" libc6 libcrypt1 libpcre2-8-0 libssl3 libsystemd0 libstdc++6 zlib1g
+    missing() {
+        apt-get -s -qq --no-install-recommends install haproxy | sed -n 's/^Inst \([^ ]*\).*/\1/p'
+    }
+    fetch() {
+        # shellcheck disable=SC2046 # several packages
+        (mkdir -p "$work/fetched" && cd "$work/fetched" &&
+            apt-get -qq -o APT::Sandbox::User=root download haproxy $(missing) </dev/null)
+    }
+    fetch || { apt-get -qq update && fetch; } || fail "Debian's HAProxy could not be fetched."
+    for package in "$work"/fetched/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar -C "$root" -x --keep-directory-symlink
+    done
+    image hygeia-standin/haproxy:debian "$root" "ENV PATH=/usr/sbin:/usr/bin" "USER 99:99"
+}
+
 # gcc, this machine's Rust, and the crates that Cargo.lock names, so that a build needs no network.
 build() {
     there hygeia-standin/build:1.95 && return 0
@@ -133,7 +154,7 @@ build() {
 
 for wanted in "$@"; do
     case $wanted in
-    runtime | postgres | kafka | build) "$wanted" ;;
+    runtime | postgres | kafka | haproxy | build) "$wanted" ;;
     *) fail "There is no stand-in called $wanted." ;;
     esac
 done

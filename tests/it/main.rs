@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, reason = "random tests print their seed")]
 
 mod access;
+mod amplification;
 mod architecture;
 mod bad_input;
 mod broker;

@@ -5,9 +5,11 @@
 //! outcome is unknown, the database is asked where it stands, and reading goes on from there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AnalyticsArgs, NAME, summary};
+use super::summary::{self, Lag};
+use super::{AnalyticsArgs, NAME};
 use crate::actors::background::{Backoff, within};
 use crate::context::{Hop, TraceContext};
 use crate::domain::analytics::Observation;
@@ -19,7 +21,7 @@ use crate::kafka::{
 use crate::store::{self, PartitionOffset, ProjectionSource};
 
 /// Reads until the consumer ends, or the topic has another log; answers why.
-pub(super) async fn run(args: AnalyticsArgs) -> String {
+pub(super) async fn run(args: AnalyticsArgs, lag: Arc<Lag>) -> String {
     let (log_no, source) = log_in_use(&args).await;
     let consumer = match args.broker.consumer().await {
         Ok(consumer) => consumer,
@@ -29,7 +31,7 @@ pub(super) async fn run(args: AnalyticsArgs) -> String {
     let log_seen_at = args.clock.mono();
     let expected = BTreeMap::new();
     let mut reader =
-        Reader { args, log_no, log_seen_at, source, consumer, backoff, assignment: None, expected };
+        Reader { args, lag, log_no, log_seen_at, source, consumer, backoff, assignment: None, expected };
     match reader.read().await {
         Ok(never) => match never {},
         Err(error) => error.to_string(),
@@ -62,6 +64,7 @@ async fn looked_at(args: &AnalyticsArgs) -> Result<(i64, ProjectionSource), Stri
 
 struct Reader {
     args: AnalyticsArgs,
+    lag: Arc<Lag>,
     /// The log that is read, and when it was last known to be in use.
     log_no: i64,
     log_seen_at: MonoTime,
@@ -94,11 +97,15 @@ impl Reader {
     }
 
     fn tell_health(&self, trouble: Option<String>) {
+        let waits = self.lag.waits(&self.args);
         let status = match (trouble, &self.assignment, self.args.broker.link()) {
             (Some(reason), ..) => Status::Explained(reason),
             (None, _, Link::Away(reason)) => Status::Explained(format!("the broker is away: {reason}")),
-            (None, None, _) => Status::Explained("joining the consumer group".into()),
-            (None, Some(_), _) => Status::Ready,
+            (None, None, _) => {
+                let joining = "joining the consumer group".to_owned();
+                Status::Explained(waits.map_or(joining.clone(), |waits| format!("{joining}; {waits}")))
+            }
+            (None, Some(_), _) => waits.map_or(Status::Ready, Status::Explained),
         };
         self.args.health.report(NAME, status);
     }

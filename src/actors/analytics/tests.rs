@@ -280,6 +280,25 @@ async fn an_event_is_counted_soon_after_its_commit() {
     assert!(times[5] < Duration::from_millis(500), "{times:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_wait_too_long_to_be_counted_are_told() {
+    let kafka = Kafka::connect(&embedded("waiting")).expect("connect");
+    let store = Arc::new(FakeStore::default());
+    let settings = Settings { waiting_max_ms: 1_000, lag_poll_ms: 50, ..quick() };
+    let analytics = Running::start(&store, &kafka, settings).await;
+    analytics.ready().await;
+    // The broker answers, takes what is published, and gives nothing to read.
+    kafka.serve_nothing();
+    publish_lives_of(&kafka, 5, 1).await;
+    let told =
+        |status| matches!(status, Status::Explained(r) if r.contains("analytics.waiting_max_ms, 1000 ms"));
+    until("told", || told(analytics.status())).await;
+    assert_eq!(store.counted(), 0);
+    kafka.serve_again();
+    until("counted", || store.counted() == 5).await;
+    analytics.ready().await;
+}
+
 /// A log of `kafka` takes the place of the one in use.
 async fn begin(store: &FakeStore, kafka: &Kafka) {
     let next = NextLog {
@@ -341,6 +360,8 @@ async fn stored_offsets_behind_the_end_are_an_alarm_and_no_place_to_begin_at() {
         |status| matches!(status, Status::Explained(r) if r.contains("lies behind the end of the topic"));
     until("told", || told(analytics.status())).await;
     assert_eq!(store.counted(), 0);
+    let lag = analytics.summary().await.expect("a summary").lag_events;
+    assert_eq!(lag, None, "20 are not counted, and nobody knows how many an earlier log had");
     begin(&store, &kafka).await;
     until("all counted", || store.counted() == 20).await;
     analytics.ready().await;
