@@ -327,6 +327,11 @@ impl Auth {
         }
     }
 
+    /// When the next key for tokens should be made, as far as that is known and nodes make it by themselves.
+    pub fn key_due(&self) -> Option<Timestamp> {
+        self.inner.tokens.keys()?.due()
+    }
+
     /// Forgets in the database what no longer matters: sessions, keys and failed logins, so many at a time.
     ///
     /// # Errors
