@@ -1,4 +1,9 @@
-//! Generates the protobuf code, with the protoc that a crate ships: none needs to be installed.
+//! Generates the protobuf code, with the protoc that a crate ships: none needs to be installed. Compresses the files of
+//! the page that shows the interface, so that no request has to.
+
+use std::fs;
+use std::io::{Cursor, Read, Write};
+use std::path::Path;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     const PROTOS: [&str; 2] = ["proto/billing_service.proto", "proto/patient_event.proto"];
@@ -60,10 +65,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=migrations");
+    println!("cargo::rerun-if-changed=src/http/docs/swagger-initializer.js");
+    let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
+    swagger_ui(&out)?;
     let protoc = protoc_bin_vendored::protoc_bin_path()?;
     let mut config = tonic_prost_build::Config::new();
     config.protoc_executable(&protoc);
-    let descriptors = std::path::PathBuf::from(std::env::var("OUT_DIR")?).join("descriptors.bin");
+    let descriptors = out.join("descriptors.bin");
     tonic_prost_build::configure()
         .file_descriptor_set_path(descriptors)
         .include_file("protos.rs")
@@ -73,4 +81,54 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.protoc_executable(protoc).skip_debug(CARRIES_PATIENTS);
     tonic_prost_build::configure().compile_with_config(config, &BETWEEN_NODES, &["proto"])?;
     Ok(())
+}
+
+/// Writes the files that the page of Swagger UI needs, as they are and compressed as far as it goes, and `swagger_ui.rs`,
+/// a table of them: name, media type, the file, in brotli, in gzip. The one that sets up the page is ours, since the
+/// library's knows nothing of tokens.
+fn swagger_ui(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    const OURS: &str = "swagger-initializer.js";
+    const FILES: [(&str, &str); 7] = [
+        ("index.html", "text/html; charset=utf-8"),
+        ("index.css", "text/css"),
+        ("swagger-ui.css", "text/css"),
+        ("swagger-ui-bundle.js", "text/javascript"),
+        ("swagger-ui-standalone-preset.js", "text/javascript"),
+        ("favicon-16x16.png", "image/png"),
+        ("favicon-32x32.png", "image/png"),
+    ];
+    let mut library = zip::ZipArchive::new(Cursor::new(utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED))?;
+    let mut rows = vec![row(out, OURS, "text/javascript", fs::read(format!("src/http/docs/{OURS}"))?)?];
+    for index in 0..library.len() {
+        let mut file = library.by_index(index)?;
+        let Some(path) = file.enclosed_name() else { continue };
+        // Below the directory of the version.
+        let within = path.components().skip(1).collect::<std::path::PathBuf>();
+        let wanted = FILES.iter().find(|(name, _)| within == Path::new("dist").join(name));
+        if let Some((name, media_type)) = wanted {
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            rows.push(row(out, name, media_type, bytes)?);
+        }
+    }
+    if rows.len() != FILES.len() + 1 {
+        return Err("Swagger UI lacks a file that its page needs".into());
+    }
+    fs::write(out.join("swagger_ui.rs"), format!("[{}]", rows.join(",\n")))?;
+    Ok(())
+}
+
+/// Writes a file in its codings, and gives its row of the table.
+fn row(out: &Path, name: &str, media_type: &str, bytes: Vec<u8>) -> std::io::Result<String> {
+    let mut brotli = Vec::new();
+    brotli::BrotliCompress(&mut &*bytes, &mut brotli, &brotli::enc::BrotliEncoderParams::default())?;
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    gzip.write_all(&bytes)?;
+    let mut files = Vec::new();
+    for (ending, bytes) in [("plain", bytes), ("br", brotli), ("gz", gzip.finish()?)] {
+        let file = out.join(format!("{name}.{ending}"));
+        fs::write(&file, bytes)?;
+        files.push(format!("include_bytes!({file:?})"));
+    }
+    Ok(format!("({name:?}, {media_type:?}, {})", files.join(", ")))
 }

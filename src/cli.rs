@@ -8,6 +8,7 @@ mod audit;
 mod backend;
 mod certs;
 mod cluster;
+mod core_dumps;
 mod failure;
 mod healthcheck;
 mod keys;
@@ -103,6 +104,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure> {
+    core_dumps::forbid()?;
     let mut out = std::io::stdout();
     let load = |settings: SettingArgs| settings.load(environment.clone());
     match args.command.unwrap_or(Command::Serve(args.serve)) {

@@ -49,6 +49,7 @@ mod query;
 mod rate;
 mod reply;
 mod routes;
+mod scrape;
 mod search;
 mod seats;
 mod security;
@@ -79,6 +80,7 @@ use crate::rate::RATE_MAX;
 pub use client_address::{ForwardedBy, TrustedProxies};
 pub use docs::openapi;
 pub use listener::Drained;
+pub use scrape::MetricsText;
 
 /// Where to listen, and every limit of the edge.
 #[derive(Clone, Debug, Deserialize)]
@@ -198,6 +200,8 @@ impl Settings {
                     .err()
                     .map(|_| "addresses, and networks such as 10.0.0.0/8".to_owned()),
             ),
+            ("compress_min_bytes", within(self.compress_min_bytes.into(), 0, 60_000)),
+            ("hsts_max_age_s", within(self.hsts_max_age_s.into(), 0, 315_360_000)),
             ("rate_limit_per_s", within(self.rate_limit_per_s.into(), 0, RATE_MAX.into())),
             ("rate_limit_burst", within(self.rate_limit_burst.into(), 1, RATE_MAX.into())),
             ("rate_limit_subjects_max", within(self.rate_limit_subjects_max as u64, 1, 1_000_000)),
@@ -219,9 +223,6 @@ pub enum Error {
         source: std::io::Error,
     },
 }
-
-/// Renders the metrics as Prometheus text.
-pub type MetricsText = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Says how many requests are being worked on.
 pub type InFlight = Arc<dyn Fn() -> usize + Send + Sync>;

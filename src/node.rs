@@ -26,6 +26,7 @@ pub mod runtime_file;
 mod status;
 mod stop;
 mod watch;
+mod witness;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -84,7 +85,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
 pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error> {
     let mut signals = stop::Signals::listen().map_err(failed)?;
     let node = tokio::select! {
-        node = Node::assemble(config, Arc::new(move || telemetry.render())) => node?,
+        node = Node::assemble(config, http::MetricsText::new(move || telemetry.render())) => node?,
         signal = signals.next() => {
             tracing::info!(signal, "told to stop before the start was over");
             return Ok(());
@@ -186,7 +187,10 @@ impl Node {
                     auth: auth.clone(),
                     users: Arc::new(users),
                     audit: recorder.clone(),
-                    audit_reader: AuditReader::new(Arc::clone(&store) as _),
+                    audit_reader: AuditReader::new(
+                        Arc::clone(&store) as _,
+                        audits.as_ref().map(Audits::keys),
+                    ),
                     health: health.clone(),
                     metrics,
                     cluster: Arc::clone(&reporter) as _,
@@ -306,6 +310,9 @@ impl Node {
                 let skew = clock_skew::Watch::new(health.clone(), config.node.clock_skew_max());
                 let watch = watch::follow(Arc::clone(&store), health.clone(), Arc::clone(&clock), skew);
                 let watching = tokio::spawn(watch);
+                let every = config.audit.pins_every();
+                let witness =
+                    audits.as_ref().map(|audits| witness::Following::start(audits.witness(), every));
                 let leaving = || {
                     reporter.draining.store(true, Ordering::Relaxed);
                     cluster.set_draining();
@@ -314,6 +321,9 @@ impl Node {
                 cluster.leave().await;
                 demo.abort();
                 watching.abort();
+                if let Some(witness) = witness {
+                    witness.end().await;
+                }
                 outcome
             }
         };
@@ -404,7 +414,7 @@ mod tests {
         config.http.listen = "127.0.0.1:0".parse().expect("an address");
         config.grpc.listen = "127.0.0.1:0".parse().expect("an address");
         config.ensure_secrets().expect("a demo makes its own");
-        let node = Node::assemble(config, Arc::new(String::new)).await.expect("assembled");
+        let node = Node::assemble(config, http::MetricsText::new(String::new)).await.expect("assembled");
         // What the database's watch says, before any actor is started.
         watch::database(&*node.store, &node.health, 4).await.expect("the database is there");
         let (ready, parts) = node.health.snapshot();

@@ -110,9 +110,6 @@ impl Default for Cluster {
     }
 }
 
-/// The shortest secret that nodes may show each other, in bytes.
-pub const SECRET_BYTES_MIN: usize = 32;
-
 /// How a node takes its place in the cluster: what starting it needs.
 #[derive(Clone, Debug)]
 pub struct Place {

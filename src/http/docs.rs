@@ -7,8 +7,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
 use axum::response::Response;
-use bytes::Bytes;
-use http::StatusCode;
 use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, InfoBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
@@ -16,12 +14,11 @@ use utoipa::{OpenApi as _, PartialSchema};
 
 use crate::error::ErrorCode;
 
+use super::compress::Document;
 use super::pipeline::{Admission, Effect, Endpoint, Handler, OpenCall, Takes, Verb};
 use super::problem::{Failure, PROBLEM_JSON, Problem};
 use super::routes::ROUTES;
-use super::{
-    AppState, analytics, audit, billing, cluster, history, login, ops, patients, reply, search, users,
-};
+use super::{AppState, analytics, audit, billing, cluster, history, login, ops, patients, search, users};
 
 mod headers;
 pub(super) mod swagger;
@@ -70,13 +67,16 @@ struct PatientsApi;
 ))]
 struct AuthApi;
 
-static PATIENTS: LazyLock<Bytes> = LazyLock::new(|| {
+/// A description in every coding: made once, for the first who asks.
+type Described = LazyLock<Document>;
+
+static PATIENTS: Described = LazyLock::new(|| {
     let about =
         "Patients, analytics, billing accounts, users, the access audit, and what operators ask a node.";
     compact(&described(PatientsApi::openapi(), "Hygeia: patients", about))
 });
 
-static AUTH: LazyLock<Bytes> = LazyLock::new(|| {
+static AUTH: Described = LazyLock::new(|| {
     compact(&described(
         AuthApi::openapi(),
         "Hygeia: authentication",
@@ -84,7 +84,7 @@ static AUTH: LazyLock<Bytes> = LazyLock::new(|| {
     ))
 });
 
-static WHOLE: LazyLock<Bytes> = LazyLock::new(|| compact(&everything()));
+static WHOLE: Described = LazyLock::new(|| compact(&everything()));
 
 /// The whole interface as one OpenAPI 3.1 document, in JSON for people to read.
 pub fn openapi() -> String {
@@ -103,26 +103,34 @@ fn everything() -> OpenApi {
 /// whatever is sent after that.
 #[utoipa::path(get, path = "/openapi.json", operation_id = "openapi", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
-pub(super) async fn whole(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
-    Ok(reply::bytes_of(StatusCode::OK, "application/json", WHOLE.clone()))
+pub(super) async fn whole(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
+    shown(&WHOLE, &call).await
 }
 
 /// Shows the part of the interface that is not about authentication.
 #[utoipa::path(get, path = "/api-docs/patients", operation_id = "openapiPatients", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
-pub(super) async fn patients(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
-    Ok(reply::bytes_of(StatusCode::OK, "application/json", PATIENTS.clone()))
+pub(super) async fn patients(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
+    shown(&PATIENTS, &call).await
 }
 
 /// Shows the part of the interface that is about authentication.
 #[utoipa::path(get, path = "/api-docs/auth", operation_id = "openapiAuth", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
-pub(super) async fn auth(_: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
-    Ok(reply::bytes_of(StatusCode::OK, "application/json", AUTH.clone()))
+pub(super) async fn auth(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
+    shown(&AUTH, &call).await
 }
 
-fn compact(api: &OpenApi) -> Bytes {
-    api.to_json().unwrap_or_default().into()
+/// Making it takes tens of milliseconds, so that is done beside the runtime.
+async fn shown(described: &'static Described, call: &OpenCall) -> Result<Response, Failure> {
+    let made = tokio::task::spawn_blocking(|| &**described).await;
+    let document =
+        made.map_err(|_| Failure::new(ErrorCode::Internal, "The description could not be made"))?;
+    Ok(document.answer(&call.parts.headers))
+}
+
+fn compact(api: &OpenApi) -> Document {
+    Document::of("application/json", api.to_json().unwrap_or_default())
 }
 
 /// What holds for every route, and is not said again at each.
@@ -281,7 +289,7 @@ mod tests {
 
     #[test]
     fn every_route_is_described_in_its_document_and_in_the_whole() {
-        let (patients, auth) = (document(&PATIENTS), document(&AUTH));
+        let (patients, auth) = (document(&PATIENTS.plain), document(&AUTH.plain));
         let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
         for endpoint in &ROUTES {
             let of_auth = ["/auth", "/.well-known"].iter().any(|start| endpoint.path.starts_with(start));
@@ -351,7 +359,7 @@ mod tests {
     #[test]
     fn documents_are_openapi_3_1_with_schemas_and_examples() {
         let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
-        for document in [document(&PATIENTS), document(&AUTH), whole] {
+        for document in [document(&PATIENTS.plain), document(&AUTH.plain), whole] {
             assert!(document["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")));
             let mut missing = Vec::new();
             dangling(&document, &document, &mut missing);

@@ -11,6 +11,7 @@ use http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::error::ErrorCode;
 use crate::health::{Health, Status};
 
 use super::pipeline::OpenCall;
@@ -90,7 +91,9 @@ fn fixed_words(mut reason: String) -> String {
     responses((status = 200, description = "All metrics.", body = String, content_type = "text/plain",
         example = "hygeia_http_requests_total{method=\"GET\",route=\"/health/live\",status=\"2xx\"} 1")))]
 pub(super) async fn metrics(text: MetricsText, _: OpenCall) -> Result<Response, Failure> {
-    Ok(reply::bytes_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text()))
+    let broken = || Failure::new(ErrorCode::Internal, "The metrics could not be written");
+    let text = text.text().await.ok_or_else(broken)?;
+    Ok(reply::bytes_of(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
 }
 
 #[cfg(test)]

@@ -108,6 +108,8 @@ fn record(status: StatusCode, patient: &Patient) -> Result<Response, Failure> {
 /// same key with another body is refused (422). A key is its caller's own; after 24 hours it may be used anew, up to
 /// eight times in all. What was refused is not remembered.
 ///
+/// That an address is taken (409) is told even if the patient who has it is restricted.
+///
 /// If the outcome is not known (504, `OUTCOME_UNKNOWN`), send it again under its key. Without one, the problem's
 /// `patientId` is the id to look for: once it is found, the patient is registered; while it is not, a transaction
 /// still under way may yet make it. Sending the same form again cannot register twice: the address is taken then.
@@ -223,7 +225,8 @@ pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, F
 /// A JSON Merge Patch (RFC 7396): fields that are not given stay as they are. No field can be taken away, so null
 /// is refused. Under an `Idempotency-Key` it may be sent again, as a registration may. A patch that changes nothing is
 /// answered with the record as it is, and makes no version. It is not remembered either: sent again under its key, it is
-/// judged anew. A restricted record is changed by a CLINICIAN alone, who says why in `X-Break-Glass`.
+/// judged anew. What was done under a key is answered as it was then, whatever `If-Match` says when it is sent again: the
+/// condition held when the change was made. A restricted record is changed by a CLINICIAN alone, who says why in `X-Break-Glass`.
 #[utoipa::path(patch, path = "/api/patients/{id}", operation_id = "patchPatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),

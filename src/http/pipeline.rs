@@ -26,7 +26,7 @@ use axum::routing::MethodFilter;
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http::header::{AUTHORIZATION, HeaderMap};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap};
 use http::request;
 use metrics::Gauge;
 use tokio::sync::Semaphore;
@@ -42,6 +42,7 @@ use crate::error::{Error, ErrorCode};
 
 use super::accesses::{self, Accessed, Asked};
 use super::client_address::TrustedProxies;
+use super::compress::{Coding, Compressor};
 use super::frame::{Exchange, Frame};
 use super::observe::Meter;
 use super::patch::MERGE_PATCH_JSON;
@@ -194,6 +195,9 @@ struct Ready {
 
 /// What the recording of an access needs, beside what came of it.
 struct Recorded {
+    path: &'static str,
+    /// What the answer may be compressed with.
+    accepted: Option<Coding>,
     action: Option<Action>,
     effect: Effect,
     trace: TraceContext,
@@ -212,7 +216,7 @@ pub(super) struct Edge<S> {
     deadline: Duration,
     body_max_bytes: usize,
     proxies: TrustedProxies,
-    compress_min_bytes: u16,
+    compressor: Compressor,
     frame: Frame,
     admitted: Arc<Semaphore>,
     in_flight_max: usize,
@@ -239,7 +243,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
             // The settings were checked.
             proxies: TrustedProxies::parse(&settings.trusted_proxies, settings.forwarded_by)
                 .unwrap_or_default(),
-            compress_min_bytes: settings.compress_min_bytes,
+            compressor: Compressor::new(settings.compress_min_bytes),
             frame: Frame::new(settings),
             admitted: Arc::new(Semaphore::new(settings.in_flight_max)),
             in_flight_max: settings.in_flight_max,
@@ -298,10 +302,15 @@ impl<S: Send + Sync + 'static> Edge<S> {
         self: &Arc<Self>,
         endpoint: &'static Endpoint<S>,
         exchange: &Exchange,
-        request: Request,
+        mut request: Request,
         stage: &Arc<Stage>,
     ) -> Result<Response, Failure> {
+        if self.compressor.is_off() {
+            request.headers_mut().remove(ACCEPT_ENCODING);
+        }
         let recorded = Recorded {
+            path: endpoint.path,
+            accepted: Coding::accepted(request.headers()),
             action: match endpoint.handler {
                 Handler::Named(action, _) => Some(action),
                 Handler::Open(_) => None,
@@ -335,7 +344,11 @@ impl<S: Send + Sync + 'static> Edge<S> {
 
     async fn carry_out(self: Arc<Self>, ready: Ready, recorded: Recorded) -> Result<Response, Failure> {
         let Ready { answer, _admitted } = ready;
-        let outcome = answer.await;
+        let outcome = match answer.await {
+            // While the request holds its place.
+            Ok(answer) => Ok(self.compressor.apply(recorded.path, recorded.accepted, answer).await),
+            Err(failure) => Err(failure),
+        };
         self.record(recorded, outcome).await
     }
 
@@ -344,7 +357,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         recorded: Recorded,
         outcome: Result<Response, Failure>,
     ) -> Result<Response, Failure> {
-        let Recorded { action, effect, trace, named, stage } = recorded;
+        let Recorded { action, effect, trace, named, stage, path: _, accepted: _ } = recorded;
         let (Some(action), Some(caller)) = (action, stage.caller.get()) else { return outcome };
         if outcome.as_ref().is_err_and(|failure| failure.error.code == ErrorCode::Forbidden) {
             self.frame.charge_denial(caller, self.clock.mono());

@@ -1,7 +1,5 @@
 //! Every route there is: the one table behind the router and the documentation.
 
-use std::sync::Arc;
-
 use futures::FutureExt;
 
 use crate::domain::access::Action;
@@ -179,7 +177,7 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
     },
     exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
     exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
-    exempt("/metrics", Handler::Open(|s, c| ops::metrics(Arc::clone(&s.metrics), c).boxed())),
+    exempt("/metrics", Handler::Open(|s, c| ops::metrics(s.metrics.clone(), c).boxed())),
     named(
         Verb::Get,
         "/cluster",
@@ -222,7 +220,7 @@ pub(super) static ROUTES: [Endpoint<AppState>; 32] = [
 pub(super) static OPS_ROUTES: [Endpoint<OpsState>; 3] = [
     exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
     exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
-    exempt("/metrics", Handler::Open(|s, c| ops::metrics(Arc::clone(&s.metrics), c).boxed())),
+    exempt("/metrics", Handler::Open(|s, c| ops::metrics(s.metrics.clone(), c).boxed())),
 ];
 
 const fn named(

@@ -91,6 +91,11 @@ pub(super) const METRICS: &[Metric] = &[
         "Whole months after this one that the audit has tables for; from PostgreSQL alone",
     ),
     (
+        "hygeia_audit_unsealed_total",
+        Counter,
+        "Rows of the audit that a search met and did not show, because their seals do not fit",
+    ),
+    (
         "hygeia_audit_rejected_total",
         Counter,
         "Accesses that found no room to wait in: their requests got 503",

@@ -124,6 +124,13 @@ impl Process {
         Some(kib * 1024)
     }
 
+    /// How much of the processor it has used, in hundredths of a second (proc_pid_stat(5), fields 14 and 15).
+    pub fn cpu_hundredths(&self) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+    }
+
     /// How it ended, if it has.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the process can be waited for")

@@ -5,6 +5,7 @@ mod cancelled;
 mod details;
 mod restricted;
 mod table;
+mod tampered;
 mod walk;
 
 use std::collections::{BTreeSet, HashMap};

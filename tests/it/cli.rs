@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-const SECRET: &str = "canary-canary-canary-canary-canary";
+const SECRET: &str = "canary-7f3Q9zKx2mVb8TsLw5RdYc4N-canary";
 
 /// Runs the program in a new directory with this environment alone.
 fn hygeia(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, tempfile::TempDir) {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rdkafka::mocking::MockCluster;
 use reqwest::StatusCode;
 use serde_json::json;
-use sqlx::{Connection, Executor, SqliteConnection};
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 
-use crate::harness::{Node, Site, eventually, patient};
+use crate::harness::{Node, Site, USER, eventually, patient};
 use crate::postgres::{Durability, Postgres, Stop};
 
 /// No answer may take longer than the node's own limit of 5 s, with room for a busy machine.
@@ -222,6 +222,69 @@ async fn a_paused_postgres_delays_nobody_beyond_the_deadline() {
     server.resume();
     becomes(&node, StatusCode::OK).await;
     creates_again(&node, &token).await;
+}
+
+#[tokio::test]
+async fn a_role_that_may_no_longer_log_in_is_told_as_such_and_never_as_a_fault_of_ours() {
+    let server = Postgres::start_private(Durability::None);
+    let database = server.create_database().await;
+    let mut admin = PgConnection::connect(database.url()).await.expect("a session");
+    admin.execute("CREATE ROLE clinic LOGIN; GRANT ALL ON SCHEMA public TO clinic").await.expect("a role");
+    let site = Site::on_postgres(&database.url().replacen("postgres@", "clinic@", 1));
+    let node = site.start().await;
+    let token = node.login().await;
+    assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
+
+    admin.execute("ALTER ROLE clinic NOLOGIN").await.expect("changed");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clinic'";
+    admin.execute(end).await.expect("ended");
+    becomes(&node, StatusCode::SERVICE_UNAVAILABLE).await;
+    let login = serde_json::json!({"email": "nobody@example.org", "password": "correct horse battery"});
+    let login = node.client().post(format!("{}/auth/login", node.http_url())).json(&login);
+    for (what, status) in [
+        ("a login", login.send().await.expect("an answer").status()),
+        ("a registration", create(&node, &token, "while").await),
+        ("a list", node.get(&token, "/api/patients").await.status()),
+        ("the users", node.get(&token, "/api/users").await.status()),
+        ("the audit", node.get(&token, "/api/audit").await.status()),
+    ] {
+        assert!(is_away(status), "{what}: {status}");
+    }
+    let ready = node.client().get(format!("{}/health/ready", node.http_url())).send().await;
+    let told = ready.expect("an answer").text().await.expect("a text");
+    assert!(told.contains("SQLSTATE 28000, the role may not log in"), "{told}");
+    assert!(!told.contains("clinic"), "whoever asks is not told the role: {told}");
+    assert!(node.log().contains("is not permitted to log in"), "{}", node.log());
+
+    admin.execute("ALTER ROLE clinic LOGIN").await.expect("changed");
+    becomes(&node, StatusCode::OK).await;
+    creates_again(&node, &token).await;
+}
+
+#[tokio::test]
+async fn keys_that_the_node_has_no_secret_for_are_told_and_nobody_is_to_blame() {
+    let url = "sqlite:keys.db";
+    let site = Site::bare().with("HYGEIA__STORE__URL", url).set_up().with_user();
+    let secret = ("HYGEIA__AUTH__KEY_SECRET", "a secret of the keys, at least 32 bytes long");
+    let with_secret = |site: &Site| {
+        let mut command = site.command();
+        command.env(secret.0, secret.1);
+        command
+    };
+    let made = with_secret(&site).args(["keys", "rotate"]).output().expect("it ran");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let node = site.start().await;
+    eventually("the reason", || async {
+        let ready = node.client().get(format!("{}/health/ready", node.http_url())).send().await.ok()?;
+        // Tokens of other nodes are still checked, so it serves.
+        assert_eq!(ready.status(), StatusCode::OK);
+        ready.text().await.ok()?.contains("auth.key_secret is not set").then_some(())
+    })
+    .await;
+    let body = json!({"email": USER, "password": site.password()});
+    let login = node.client().post(format!("{}/auth/login", node.http_url())).json(&body).send().await;
+    assert_eq!(login.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(node.log().contains("auth.key_secret is not set"), "{}", node.log());
 }
 
 #[tokio::test]

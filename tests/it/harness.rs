@@ -197,6 +197,11 @@ impl Node {
             .expect("a process of the test's own: leave this test out against a cluster outside")
     }
 
+    /// How much of the processor it has used, in hundredths of a second.
+    pub(crate) fn cpu_hundredths(&self) -> u64 {
+        self.process().cpu_hundredths().expect("it runs")
+    }
+
     fn process_mut(&mut self) -> &mut Process {
         self.process
             .as_mut()

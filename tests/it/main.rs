@@ -3,11 +3,13 @@
 #![allow(clippy::print_stdout, reason = "random tests print their seed")]
 
 mod access;
+mod amplification;
 mod architecture;
 mod bad_input;
 mod broker;
 mod cli;
 mod cluster;
+mod core_dumps;
 mod crash;
 mod faults;
 mod first_admin;

@@ -1,27 +1,25 @@
 //! The page to read the descriptions with, and to try them out: Swagger UI's own files, but for the one that sets it up.
-//! That one is ours (`swagger-initializer.js`), since the library's knows nothing of tokens.
+//! That one is ours (`swagger-initializer.js`), since the library's knows nothing of tokens. All are compressed when the
+//! program is built (`build.rs`).
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LOCATION};
+use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, LOCATION};
 use http::{HeaderValue, StatusCode};
-use utoipa_swagger_ui::Config;
 
 use crate::error::ErrorCode;
 
+use super::super::compress::Document;
 use super::super::pipeline::{OpenCall, tail};
 use super::super::problem::Failure;
 use super::super::{AppState, reply, security};
 
-/// What sets up the page.
-const SETUP: &str = "swagger-initializer.js";
-static SETUP_TEXT: &[u8] = include_bytes!("swagger-initializer.js");
+/// A name, a media type, and the file as it is, in brotli and in gzip.
+type File = (&'static str, &'static str, &'static [u8], &'static [u8], &'static [u8]);
 
-/// Only the library's own set-up would have any of it.
-static UNUSED: LazyLock<Arc<Config<'static>>> = LazyLock::new(|| Arc::new(Config::new(["/openapi.json"])));
+static FILES: [File; 8] = include!(concat!(env!("OUT_DIR"), "/swagger_ui.rs"));
 
 /// Leads to the page that shows the interface.
 // The page's own links are relative to the path with the slash.
@@ -48,27 +46,26 @@ pub(in crate::http) async fn page(app: Arc<AppState>, call: OpenCall) -> Result<
         (String = "text/html"), (String = "text/css"), (String = "text/javascript"), (String = "application/json"),
         (String = "image/png"), (String = "application/octet-stream")))))]
 pub(in crate::http) async fn file(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
-    let (bytes, media_type) = named(tail(&call.parts, call.path))?
+    let document = named(tail(&call.parts, call.path))
         .ok_or_else(|| Failure::new(ErrorCode::NotFound, "There is no such file"))?;
-    let media_type = HeaderValue::try_from(media_type).map_err(|_| broken())?;
-    let mut response = Response::new(Body::from(bytes));
-    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    let mut response = document.answer(&call.parts.headers);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(security::PAGE));
     Ok(response)
 }
 
-fn broken() -> Failure {
-    Failure::new(ErrorCode::Internal, "The page could not be made")
-}
-
-/// A file and its type, if there is one of that name.
-fn named(name: &str) -> Result<Option<(Bytes, String)>, Failure> {
-    if name == SETUP {
-        return Ok(Some((Bytes::from_static(SETUP_TEXT), "text/javascript".to_owned())));
-    }
-    let file = utoipa_swagger_ui::serve(name, Arc::clone(&UNUSED)).map_err(|_| broken())?;
-    Ok(file.map(|file| (Bytes::from_owner(file.bytes), file.content_type)))
+/// The file of that name; without one, the page.
+fn named(name: &str) -> Option<Document> {
+    let name = if name.is_empty() { "index.html" } else { name };
+    let (_, media_type, plain, brotli, gzip) = FILES.iter().find(|(known, ..)| *known == name)?;
+    // What does not get smaller is a picture.
+    let smaller = |packed: &'static [u8]| (packed.len() < plain.len()).then(|| Bytes::from_static(packed));
+    Some(Document {
+        media_type,
+        plain: Bytes::from_static(plain),
+        brotli: smaller(brotli),
+        gzip: smaller(gzip),
+    })
 }
 
 #[cfg(test)]
@@ -76,9 +73,11 @@ mod tests {
     use super::super::super::routes::ROUTES;
     use super::*;
 
+    const SETUP: &str = "swagger-initializer.js";
+
     fn text(name: &str) -> String {
-        let (bytes, _) = named(name).ok().flatten().expect("there is such a file");
-        String::from_utf8(bytes.to_vec()).expect("UTF-8")
+        let document = named(name).expect("there is such a file");
+        String::from_utf8(document.plain.to_vec()).expect("UTF-8")
     }
 
     /// The policy of the page lets nothing else run.
@@ -91,7 +90,7 @@ mod tests {
             let source = attributes.split("src=\"./").nth(1).and_then(|rest| rest.split('"').next());
             let source = source.unwrap_or_else(|| panic!("no file of its own:{attributes}"));
             assert!(rest.trim_start().starts_with("</script>"), "{source} has a script within");
-            assert!(named(source).ok().flatten().is_some(), "{source}");
+            assert!(named(source).is_some(), "{source}");
         }
         assert!(page.contains(SETUP) && scripts.len() >= 3, "{page}");
         assert!(!page.contains("javascript:") && !page.contains(" onload=") && !page.contains("<base"));

@@ -12,7 +12,6 @@ use http::{HeaderValue, Method};
 
 use super::{Edge, Endpoint, Methods, Refusal, Verb};
 use crate::error::ErrorCode;
-use crate::http::compress::{Accepted, Compression};
 use crate::http::observe::Meter;
 
 /// The router of `endpoints`, with 404 and 405 for everything else.
@@ -37,18 +36,10 @@ pub(in crate::http) fn router_of_part<S: Send + Sync + 'static>(
         let mut methods = MethodRouter::new();
         for endpoint in of_path() {
             let meter = Arc::new(Meter::new(endpoint.verb.as_str(), path));
-            let compression = Compression::of_route(path, edge.compress_min_bytes);
             let edge = Arc::clone(edge);
             let served = on(endpoint.verb.filter(), move |request: Request| {
                 let (edge, meter) = (Arc::clone(&edge), Arc::clone(&meter));
-                async move {
-                    let accepted = Accepted::by(&request);
-                    let answer = edge.serve(endpoint, &meter, request).await;
-                    match compression {
-                        Some(compression) => compression.apply(accepted, answer).await,
-                        None => answer,
-                    }
-                }
+                async move { edge.serve(endpoint, &meter, request).await }
             });
             methods = methods.merge(served);
         }
