@@ -328,6 +328,11 @@ impl Auth {
         }
     }
 
+    /// When the next key for tokens should be made, as far as that is known and nodes make it by themselves.
+    pub fn key_due(&self) -> Option<Timestamp> {
+        self.inner.tokens.keys()?.due()
+    }
+
     /// Why no token can be signed though the keys are known, for an operator; `None` if tokens can be signed.
     pub fn why_unsigned(&self) -> Option<String> {
         self.inner.tokens.keys()?.why_unsigned()

@@ -58,6 +58,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Whether opening an account needs a bearer token. Without, only on loopback.
     pub require_token: bool,
+    /// Whether an account is opened for any `patientId`, be there such a patient or not.
+    pub unknown_patients_allowed: bool,
     /// Whether reflection is served, which tells anybody which services there are.
     pub reflection: bool,
     /// How long a call may take, in milliseconds; a caller's own `grpc-timeout` may make it less.
@@ -96,6 +98,7 @@ impl Default for Settings {
         Settings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9001)),
             require_token: true,
+            unknown_patients_allowed: false,
             reflection: false,
             timeout_ms: 5_000,
             in_flight_max: 1_024,

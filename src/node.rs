@@ -42,6 +42,7 @@ use self::runtime_file::RuntimeFile;
 use self::status::Reporter;
 use crate::actors::analytics::AnalyticsHandle;
 use crate::actors::audit::{AuditHandle, AuditReader};
+use crate::actors::open_accounts::OfKnownPatients;
 use crate::actors::system::{Parts, Tree};
 use crate::auth::{Auth, Users};
 use crate::clock::SystemClock;
@@ -148,6 +149,7 @@ impl Node {
             begun: clock.mono(),
             in_flight: OnceLock::new(),
             draining: false.into(),
+            auth: auth.clone(),
             patients: actors.patients.clone(),
             accounts: actors.accounts.clone(),
         });
@@ -207,7 +209,13 @@ impl Node {
         let grpc = match &auth {
             Some(auth) if runs(Role::Billing) => {
                 let state = grpc::GrpcState {
-                    billing: Arc::new(actors.accounts.handle(&parts)),
+                    billing: match config.grpc.unknown_patients_allowed {
+                        true => Arc::new(actors.accounts.handle(&parts)),
+                        false => Arc::new(OfKnownPatients {
+                            accounts: actors.accounts.handle(&parts),
+                            patients: Arc::clone(&store) as _,
+                        }),
+                    },
                     auth: Arc::new(auth.clone()),
                     audit: recorder,
                     clock: Arc::clone(&clock),

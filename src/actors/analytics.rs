@@ -7,8 +7,9 @@
 //! Invariants:
 //! - Offsets and counts change in one transaction, and reading begins where the database says. So a
 //!   message counts once, whatever is repeated: by the broker, the group, a retry, or a restart.
-//! - A message that cannot be read is in the dead letter topic before its offset is passed.
-//! - No message is ever skipped: while the database or the dead letter topic is away, its batch is held.
+//! - A message that is no event of ours is in the dead letter topic before its offset is passed, unless the settings say
+//!   that such messages are skipped.
+//! - No event is ever skipped: while the database or the dead letter topic is away, its batch is held.
 //! - Offsets of another log are no place to begin at. The bridge says which log the topic has; while the topic does
 //!   not look like it, nothing is read. A log that is new is read from its beginning.
 //! - `handle` never awaits. At most `summaries_max` summaries are being answered.
@@ -180,6 +181,19 @@ pub struct Settings {
     pub lag_poll_ms: u64,
     /// How long an event may wait to be counted before health says so, in milliseconds.
     pub waiting_max_ms: u64,
+    /// What becomes of messages that are no events of ours.
+    pub foreign_messages: ForeignMessages,
+}
+
+/// What becomes of messages of the topic that are no events of ours. In either case they are counted and told, and reading
+/// goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForeignMessages {
+    /// They go to the dead letter topic, each with its reason.
+    DeadLetter,
+    /// They stay where they are: of use on a topic that another system has written to before.
+    Skip,
 }
 
 impl Default for Settings {
@@ -193,6 +207,7 @@ impl Default for Settings {
             lag_timeout_ms: 500,
             lag_poll_ms: 5_000,
             waiting_max_ms: 60_000,
+            foreign_messages: ForeignMessages::DeadLetter,
         }
     }
 }

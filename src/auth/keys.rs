@@ -86,6 +86,12 @@ impl Ring {
         self.keys.iter().find(|key| key.signs_from <= now).or(self.keys.last())
     }
 
+    /// When the key that follows the youngest should be made; none if that is for people to do.
+    fn due(&self, rotation: Duration) -> Option<Timestamp> {
+        let youngest = self.keys.first().filter(|_| !rotation.is_zero())?;
+        Some(after(youngest.signs_from, rotation))
+    }
+
     /// Keys whose tokens hold now or will.
     pub(super) fn holding(&self, now: Timestamp) -> impl Iterator<Item = &Key> {
         self.keys.iter().filter(move |key| key.holds(now))
@@ -156,6 +162,11 @@ impl Keys {
         self.ring.load_full()
     }
 
+    /// When the next key should be made, as far as that is known and nodes make it by themselves.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.known().and_then(|ring| ring.due(self.rotation))
+    }
+
     /// The keys, read now if they never were.
     pub(super) async fn ring(&self) -> Result<Arc<Ring>> {
         if let Some(ring) = self.ring.load_full() {
@@ -217,7 +228,11 @@ impl Keys {
             None => self.seals().await?,
         };
         let keys = rows.into_iter().map(|row| self.key(row)).collect();
-        self.ring.store(Some(Arc::new(Ring { keys, seals })));
+        let ring = Ring { keys, seals };
+        if let Some(due) = ring.due(self.rotation) {
+            metrics::gauge!("hygeia_token_key_due_timestamp_seconds").set(due.0 as f64 / 1e6);
+        }
+        self.ring.store(Some(Arc::new(ring)));
         Ok(())
     }
 

@@ -181,8 +181,8 @@ fn text_of_the_environment_takes_the_type_that_is_asked_for() {
 #[test]
 fn an_unknown_key_is_refused_with_those_there_are_and_without_its_value() {
     // In the order of the struct, which is that of the documentation.
-    let keys = "listen, require_token, reflection, timeout_ms, in_flight_max, concurrency_per_connection_max, \
-                streams_per_connection_max, message_max_bytes, metadata_max_bytes, connections_max, \
+    let keys = "listen, require_token, unknown_patients_allowed, reflection, timeout_ms, in_flight_max, \
+                concurrency_per_connection_max, streams_per_connection_max, message_max_bytes, metadata_max_bytes, connections_max, \
                 opening_timeout_ms, keepalive_interval_ms, keepalive_timeout_ms, drain_timeout_ms, \
                 rate_limit_per_s, rate_limit_burst, rate_limit_subjects_max";
     assert_eq!(

@@ -40,6 +40,11 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_node_ready", Gauge, "1 while no part keeps the node from serving, as /health/ready says"),
     ("hygeia_part_ready", Gauge, "1 while this part works; 0 also where it stands by"),
     ("hygeia_actor_restarts_total", LabelledCounter, "Actors that failed and were started again"),
+    (
+        "hygeia_certificate_end_timestamp_seconds",
+        Gauge,
+        "When the certificate between nodes, or the first of its authorities, ends: seconds since 1970; infinite without",
+    ),
     ("hygeia_clock_skew_seconds", Gauge, "The node's wall clock less the database's, as far as it is known"),
     // HTTP.
     ("hygeia_http_connections", Gauge, "Open HTTP connections"),
@@ -74,6 +79,11 @@ pub(super) const METRICS: &[Metric] = &[
         "Revoked sessions whose tokens are not dead yet, as this node knows them",
     ),
     ("hygeia_sessions_revoked_total", Counter, "Sessions revoked by this node"),
+    (
+        "hygeia_token_key_due_timestamp_seconds",
+        Gauge,
+        "When the key for tokens is due to be replaced, if nodes do that: seconds since 1970",
+    ),
     ("hygeia_token_keys_made_total", Counter, "Keys for tokens that this node made"),
     // The access audit.
     ("hygeia_audit_batch_entries", Histogram, "Accesses of a batch that were written together"),
@@ -172,7 +182,12 @@ pub(super) const METRICS: &[Metric] = &[
     (
         "hygeia_analytics_dead_letters_total",
         Counter,
-        "Messages that cannot be read, put aside with the reason",
+        "Messages that are no events of ours, put aside with the reason",
+    ),
+    (
+        "hygeia_analytics_skipped_total",
+        Counter,
+        "Messages that are no events of ours, skipped as the settings say",
     ),
     // Other nodes.
     ("hygeia_peer_sessions", Gauge, "Other nodes in sight"),

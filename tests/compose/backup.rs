@@ -64,8 +64,10 @@ pub(crate) async fn restored(cluster: &Cluster) -> Result<(), String> {
             return Err(format!("no account is opened: {:?}", account.outcome));
         }
         let front = other.compose.container("front").await?;
-        let verified = docker(&["exec", &front, "hygeia", "audit", "verify"]).await?;
-        println!("  {}", verified.lines().last().unwrap_or_default());
+        for command in [["user", "list"], ["keys", "list"], ["cluster", "status"], ["audit", "verify"]] {
+            let said = docker(&["exec", &front, "hygeia", command[0], command[1]]).await?;
+            println!("  hygeia {}: {}", command.join(" "), said.lines().last().unwrap_or_default());
+        }
         Ok(())
     };
     let tried = tried.await;

@@ -21,8 +21,17 @@ const PAUSE_TRIES_MAX: u32 = 5;
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The services that are nodes, in the order in which they are restarted in turn.
-pub(crate) const NODES: [&str; 8] =
-    ["patient-1", "patient-2", "billing", "billing-2", "bridge", "analytics", "front", "front-2"];
+pub(crate) const NODES: [&str; 9] = [
+    "patient-1",
+    "patient-2",
+    "billing",
+    "billing-2",
+    "bridge",
+    "analytics",
+    "analytics-2",
+    "front",
+    "front-2",
+];
 /// The service of nodes that join.
 pub(crate) const JOINING: &str = "patient";
 /// Who the first ADMIN is.

@@ -57,7 +57,7 @@ pub(crate) async fn every_node(cluster: &Cluster) -> Result<(), String> {
     ))
 }
 
-/// Registers, reads, changes and opens accounts until it is enough.
+/// Registers, reads, changes, opens accounts and asks for the counts until it is enough.
 async fn work(api: Api, load: Arc<Load>, number: u64, begun: Instant) {
     let failed = |what: &str| {
         let text = format!("  {:>6.1} s  client {number}: {what}", begun.elapsed().as_secs_f64());
@@ -85,6 +85,10 @@ async fn work(api: Api, load: Arc<Load>, number: u64, begun: Instant) {
         let (_, _, opened) = api.open_account(0, patient, (tag, Email::Own)).await;
         if !matches!(opened.outcome, Outcome::Account(_)) {
             failed(&format!("an account: {:?} {:?}", opened.outcome, opened.surprise));
+        }
+        asked();
+        if api.json(0, "/api/analytics/summary").await.is_none() {
+            failed("the counts");
         }
     }
 }

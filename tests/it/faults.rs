@@ -319,3 +319,28 @@ async fn a_missing_secret_is_a_configuration_error_that_says_how_to_set_it() {
     assert_eq!(process.ended().await.code(), Some(78));
     assert!(process.log().contains("HYGEIA__AUTH__JWT_SECRET"), "{}", process.log());
 }
+
+/// Somebody empties the database under a node, or points its name at another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_in_front_of_an_empty_database_is_not_ready_and_answers_503() {
+    let database = Postgres::shared_fast().create_database().await;
+    let url = database.url().to_owned();
+    let site = tokio::task::spawn_blocking(move || Site::on_postgres(&url)).await.expect("a site");
+    let node = site.start().await;
+    let token = node.login().await;
+    assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
+    let mut session = sqlx::PgConnection::connect(database.url()).await.expect("a session");
+    session.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.expect("emptied");
+    becomes(&node, StatusCode::SERVICE_UNAVAILABLE).await;
+    let unknown = format!("/api/patients/{}", uuid::Uuid::now_v7());
+    for path in ["/api/patients", unknown.as_str(), "/api/users", "/api/audit", "/api/analytics/summary"] {
+        let status = node.get(&token, path).await.status();
+        assert!(is_away(status), "GET {path}: {status}");
+    }
+    let status = create(&node, &token, "after").await;
+    assert!(is_away(status), "{status}");
+    let login = json!({"email": "nobody@example.org", "password": "a long password"});
+    let login = node.client().post(format!("{}/auth/login", node.http_url())).json(&login).send().await;
+    let status = login.expect("an answer").status();
+    assert!(is_away(status), "{status}");
+}

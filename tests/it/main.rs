@@ -32,6 +32,7 @@ mod roles;
 mod schemathesis;
 mod security_map;
 mod sessions;
+mod signals;
 mod texts;
 mod tracing;
 

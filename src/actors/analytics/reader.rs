@@ -1,6 +1,6 @@
 //! The reader: joins the group, counts what it is given, and goes on until the consumer ends.
 //!
-//! One batch at a time: read it, put aside what cannot be read, count the rest together with the offsets.
+//! One batch at a time: read it, put aside what is no event of ours, count the rest together with the offsets.
 //! If the database refuses, the batch is held and counted again; counting twice has no effect. If its
 //! outcome is unknown, the database is asked where it stands, and reading goes on from there.
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::summary::{self, Lag};
-use super::{AnalyticsArgs, NAME};
+use super::{AnalyticsArgs, ForeignMessages, NAME};
 use crate::actors::background::{Backoff, within};
 use crate::context::{Hop, TraceContext};
 use crate::domain::analytics::Observation;
@@ -197,6 +197,8 @@ impl Reader {
         let mut dead_letters = Vec::new();
         let mut outcomes = Vec::with_capacity(messages.len());
         let names = self.args.broker.names();
+        let kept = self.args.settings.foreign_messages == ForeignMessages::DeadLetter;
+        let mut foreign = Foreign::default();
         for message in &messages {
             match wire::decode(message) {
                 Ok(observation) => {
@@ -204,17 +206,17 @@ impl Reader {
                     outcomes.push("ok");
                 }
                 Err(reason) => {
-                    tracing::warn!(
-                        partition = message.partition, offset = message.offset, %reason,
-                        "a message cannot be read and goes to the dead letter topic"
-                    );
-                    let letter = wire::dead_letter(&names.dead_letter_topic, &names.topic, message, reason);
-                    dead_letters.push(letter);
-                    outcomes.push("dead_letter");
+                    foreign.note(message, reason);
+                    if kept {
+                        let letter =
+                            wire::dead_letter(&names.dead_letter_topic, &names.topic, message, reason);
+                        dead_letters.push(letter);
+                    }
+                    outcomes.push(if kept { "dead_letter" } else { "skipped" });
                 }
             }
         }
-        metrics::counter!("hygeia_analytics_dead_letters_total").increment(dead_letters.len() as u64);
+        foreign.tell(kept);
         self.put_aside(dead_letters).await;
         if self.apply(&messages, &observations).await? {
             self.log_hops(&messages, &outcomes, taken_at);
@@ -329,6 +331,50 @@ impl Reader {
 
     async fn within<T>(&self, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
         within(Duration::from_millis(self.args.settings.store_timeout_ms), call).await
+    }
+}
+
+/// The messages of a batch that are no events of ours.
+#[derive(Default)]
+struct Foreign {
+    messages: u64,
+    /// Partition and offset.
+    first: Option<(i32, i64)>,
+    reasons: BTreeMap<String, u64>,
+}
+
+impl Foreign {
+    fn note(&mut self, message: &Incoming, reason: wire::Unreadable) {
+        self.messages += 1;
+        self.first.get_or_insert((message.partition, message.offset));
+        *self.reasons.entry(reason.to_string()).or_default() += 1;
+    }
+
+    /// One line and the counts, whatever many they are.
+    fn tell(&self, kept: bool) {
+        let Some((partition, offset)) = self.first else { return };
+        let reasons: Vec<_> =
+            self.reasons.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+        let (messages, reasons) = (self.messages, reasons.join("; "));
+        if kept {
+            metrics::counter!("hygeia_analytics_dead_letters_total").increment(messages);
+            tracing::warn!(
+                messages,
+                partition,
+                offset,
+                reasons,
+                "messages are no events of ours and go to the dead letter topic"
+            );
+        } else {
+            metrics::counter!("hygeia_analytics_skipped_total").increment(messages);
+            tracing::info!(
+                messages,
+                partition,
+                offset,
+                reasons,
+                "messages are no events of ours and are skipped"
+            );
+        }
     }
 }
 
