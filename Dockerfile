@@ -1,7 +1,8 @@
 # The image of a node: one binary, the C library and the authorities that public certificates are checked with. It has
 # no shell and no package manager, runs as a user without rights, and needs nothing writable but its data directory.
 #
-# Both base images are named here and nowhere else. A site without internet points at its own:
+# Both base images are named here and, with the same defaults, in docker-compose.yml. A site without internet points at
+# its own:
 #   docker build --build-arg BUILD_IMAGE=… --build-arg RUNTIME_IMAGE=… .
 # BUILD_IMAGE: Rust, gcc, g++, make, perl. RUNTIME_IMAGE: the same C library or a newer one, libgcc, CA certificates.
 ARG BUILD_IMAGE=rust:1.95.0-bookworm
@@ -43,7 +44,7 @@ ENV HYGEIA__DATA_DIR=/var/lib/hygeia
 # REST, gRPC, other nodes.
 EXPOSE 8080 9001 7100
 # Asks the node at the address that it has written down.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 CMD ["/usr/bin/hygeia", "healthcheck"]
+HEALTHCHECK --interval=2s --timeout=3s --start-period=30s --retries=5 CMD ["/usr/bin/hygeia", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/bin/hygeia"]
 CMD ["serve"]

@@ -58,8 +58,8 @@ mutants:
 	@tests/setup.sh postgres
 	$(CARGO) mutants --output target $(MUTANTS)
 
-## The cluster in containers: build the image, start all of docker-compose.yml, break it under load, and look at what its
-## clients were told. Skipped where there is no Docker engine. `make test` runs a short form of it.
+## The cluster in containers: build the image through docker-compose.yml, start all of it, break it under load, look at
+## what its clients were told, restart every node without a failed request, and restore a backup elsewhere. Skipped where there is no Docker engine. `make test` runs a short form of it.
 compose-test:
 	@tests/setup.sh kafka
 	$(CARGO) test --locked --test compose

@@ -7,7 +7,8 @@
 //! Each writer (a node's edge, a node's patient journal) has as many chains as it has transactions in flight: a
 //! chain has one writer and one batch under way, so no two nodes ever wait for each other. What a chain cannot
 //! show by itself, that its end or the whole of it is missing, others show: one of the first batches of each chain, and
-//! from then on one batch in every `pins_every_ms`, pins the newest batch of the chains there are.
+//! from then on one batch in every `pins_every_ms`, pins the newest batch of the chains there are; and when a writer
+//! rests, a witness does (`witness`).
 //!
 //! Old rows can be archived: they go into a file, and an anchor stays for each chain, which is sealed too and says
 //! where the chain goes on (`archive`).
@@ -22,8 +23,10 @@ mod entry;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod witness;
 
 pub use archive::{Archive, ArchiveError, Archiver, read_archive};
 pub use chain::{Chain, Chains, Key, Keys, Mac};
 pub use entry::{Content, Terms, Unreadable, read, term_of_patient};
 pub use verify::{Fault, Report, verify};
+pub use witness::{Growth, Witness};

@@ -6,7 +6,7 @@
 //! - A token holds only while its session is not revoked, and while its user exists, is not disabled, and is of the
 //!   generation of the token's session. The former is known within 5 s, the latter anew at least every `user_cache_ms`,
 //!   and at once on the node that changes the user. If the database cannot be asked, nobody is refused as unknown: it is
-//!   `Unavailable`, or `Internal` if it is broken.
+//!   `Unavailable`.
 //! - What was judged is looked at again in the transaction that acts on it: the hash and the generation when a session
 //!   begins or goes on, the hash when a password is changed, the right of an administrator when a user is.
 //! - A login that fails says and costs the same whether the user is unknown, disabled, or the password
@@ -19,6 +19,7 @@ mod callers;
 mod common;
 #[cfg(test)]
 pub(crate) mod fake;
+mod fault;
 mod first_admin;
 mod keys;
 mod limits;
@@ -48,6 +49,7 @@ use crate::error::{Error as Failure, ErrorCode, Result};
 use crate::store::{self, CallerStore, UserRow};
 
 use callers::Callers;
+use fault::Fault;
 use limits::{Attempt, Limits};
 use password::Hasher;
 use sessions::{Grant, Sessions};
@@ -170,8 +172,7 @@ impl Auth {
     /// # Errors
     /// `Invalid`: a control character is in `email`. `Unauthenticated`: they do not fit, without a word on which. `TooManyRequests`: too many logins of that
     /// account or address have failed. `Overloaded`: too many log in. `Unavailable`: the database cannot say.
-    /// `OutcomeUnknown`: whether the session was stored is not known. `Internal`: the stored hash is damaged, or
-    /// there is no key to sign with.
+    /// `OutcomeUnknown`: whether the session was stored is not known. `Internal`: the stored hash is damaged.
     pub async fn login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
         let outcome = self.try_login(email, password, from).await;
         note_login(outcome.as_ref().map_or_else(|failure| failure.code.as_str(), |_| "ok"));
@@ -311,20 +312,30 @@ impl Auth {
     /// Asks the database which sessions were revoked.
     ///
     /// # Errors
-    /// `Unavailable`: it cannot say.
-    pub async fn read_revocations(&self) -> Result<()> {
-        self.inner.sessions.read().await
+    /// Why they are not known, for an operator.
+    pub async fn read_revocations(&self) -> std::result::Result<(), String> {
+        self.inner.sessions.read().await.map_err(|fault| fault.to_string())
     }
 
     /// Asks the database which keys there are, and makes the next one if it is time.
     ///
     /// # Errors
-    /// `Unavailable`: it cannot say.
-    pub async fn read_keys(&self) -> Result<()> {
+    /// Why they are not known, for an operator.
+    pub async fn read_keys(&self) -> std::result::Result<(), String> {
         match self.inner.tokens.keys() {
-            Some(keys) => keys.read().await,
+            Some(keys) => keys.read().await.map_err(|fault| fault.to_string()),
             None => Ok(()),
         }
+    }
+
+    /// When the next key for tokens should be made, as far as that is known and nodes make it by themselves.
+    pub fn key_due(&self) -> Option<Timestamp> {
+        self.inner.tokens.keys()?.due()
+    }
+
+    /// Why no token can be signed though the keys are known, for an operator; `None` if tokens can be signed.
+    pub fn why_unsigned(&self) -> Option<String> {
+        self.inner.tokens.keys()?.why_unsigned()
     }
 
     /// Forgets in the database what no longer matters: sessions, keys and failed logins, so many at a time.
@@ -368,12 +379,7 @@ async fn timed<T>(limit: Duration, call: impl Future<Output = store::Result<T>>)
 
 /// What is told of a failed look at `what`.
 fn lookup_failed(what: &'static str, error: &store::Error) -> Failure {
-    tracing::warn!(%error, what, "the database cannot be asked");
-    let code = match error {
-        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
-        store::Error::Broken(_) => ErrorCode::Internal,
-    };
-    Failure::new(code, "Callers cannot be looked up")
+    Fault::of_database(what, error).into()
 }
 
 /// The token in an `Authorization` header or metadata entry (RFC 6750, section 2.1; the scheme's name

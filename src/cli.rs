@@ -8,9 +8,11 @@ mod audit;
 mod backend;
 mod certs;
 mod cluster;
+mod core_dumps;
 mod failure;
 mod healthcheck;
 mod keys;
+mod output;
 mod password;
 mod provision;
 mod serve;
@@ -103,7 +105,8 @@ pub fn main() -> ExitCode {
 }
 
 fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure> {
-    let mut out = std::io::stdout();
+    core_dumps::forbid()?;
+    let mut out = output::Output::new(std::io::stdout());
     let load = |settings: SettingArgs| settings.load(environment.clone());
     match args.command.unwrap_or(Command::Serve(args.serve)) {
         Command::Serve(args) => {

@@ -11,6 +11,7 @@
 mod chosen;
 pub mod cluster;
 mod cluster_rules;
+mod data_dir;
 mod de;
 mod effective;
 mod host;
@@ -32,7 +33,7 @@ use crate::{actors, auth, grpc, http, kafka, store};
 
 pub use self::chosen::NODE_VARIABLE;
 pub use self::cluster::Cluster;
-pub use self::layers::{Argument, Inputs};
+pub use self::layers::{Argument, FILE_VARIABLE, Inputs, line_of_secret};
 pub use self::node::{Node, Role};
 pub use self::problem::{Error, Problem, is_secret, is_secret_url};
 pub use self::tree::Source;
@@ -107,6 +108,17 @@ impl Config {
             && !self.is_clustered()
     }
 
+    /// Makes the data directory if it is not there.
+    ///
+    /// # Errors
+    /// It cannot be made, the node cannot write there, or everybody can.
+    pub fn ensure_data_dir(&self) -> Result<(), Error> {
+        data_dir::ensure(&self.data_dir).map_err(|reason| {
+            let value = Some(format!("{:?}", self.data_dir.display().to_string()));
+            Problem { key: "data_dir".to_owned(), value, ..Problem::general(None, reason) }.into()
+        })
+    }
+
     /// Gives an embedded demo node the secrets that are needed and missing: random, kept in the data directory with
     /// mode 0600, so that what was made with them outlives a restart. Nothing happens elsewhere.
     ///
@@ -116,6 +128,7 @@ impl Config {
         if !self.is_embedded_demo() {
             return Ok(());
         }
+        self.ensure_data_dir()?;
         if self.auth.check_secret() == Err(auth::Error::SecretMissing) {
             self.auth.jwt_secret = Some(secret_file::JWT.read_or_make(&self.data_dir)?.into());
         }
@@ -134,6 +147,8 @@ pub struct Loaded {
     tree: tree::Node,
     /// The node of the file that it is, if one was chosen.
     chosen: Option<String>,
+    /// Environment variables whose names begin as ours do and that set nothing.
+    pub ignored_variables: Vec<String>,
 }
 
 /// Reads the layers. What is wrong with a single value is found here; `Loaded::check` has the rules
@@ -145,14 +160,42 @@ pub fn load(inputs: &Inputs) -> Result<Loaded, Error> {
     let layers = layers::Layers::read(inputs)?;
     let tree = layers.merged()?;
     let chosen = layers.chosen.as_ref().map(|(name, _)| name.clone());
-    let loaded = Loaded { config: read(&tree, None)?, tree, chosen };
-    rules::check_values(&loaded)?;
+    let loaded = Loaded { ignored_variables: layers.ignored.clone(), ..checked(tree, chosen)? };
     // A slip in another node's settings is told here as well: all of them read the same file.
     for name in chosen::names(&layers.file) {
-        let tree = layers.of_node(&name)?;
-        rules::check_values(&Loaded { config: read(&tree, None)?, tree, chosen: Some(name) })?;
+        checked(layers.of_node(&name)?, Some(name))?;
     }
     Ok(loaded)
+}
+
+/// Reads one tree, and checks each value by itself.
+fn checked(tree: tree::Node, chosen: Option<String>) -> Result<Loaded, Error> {
+    let config = match read(&tree, &de::Notes::default()) {
+        Ok(config) => config,
+        Err(problem) => return Err(out_of_range(&tree, chosen).unwrap_or_else(|| problem.into())),
+    };
+    let loaded = Loaded { config, tree, chosen, ignored_variables: Vec::new() };
+    rules::check_values(&loaded)?;
+    Ok(loaded)
+}
+
+/// Numbers that their types do not hold, if that is what keeps `tree` from being read. What is allowed only the
+/// sections know, so they are asked about other numbers that break their rules: the least and the largest of the type.
+fn out_of_range(tree: &tree::Node, chosen: Option<String>) -> Option<Error> {
+    let mut unfit = Vec::new();
+    let mut rules = Vec::new();
+    for instead in [de::Instead::Most, de::Instead::Least] {
+        let notes = de::Notes { instead: Some(instead), ..de::Notes::default() };
+        let config = read(tree, &notes).ok()?;
+        let loaded =
+            Loaded { config, tree: tree.clone(), chosen: chosen.clone(), ignored_variables: Vec::new() };
+        rules.extend(rules::check_values(&loaded).err().into_iter().flat_map(|error| error.problems));
+        unfit = notes.unfit.into_inner();
+    }
+    let told =
+        |problem: Problem| rules.iter().find(|rule| rule.key == problem.key).cloned().unwrap_or(problem);
+    let problems: Vec<Problem> = unfit.into_iter().map(told).collect();
+    (!problems.is_empty()).then_some(Error { problems })
 }
 
 /// The rules between sections, for all nodes of a file; what is wrong with several is told once.
@@ -212,6 +255,6 @@ impl Loaded {
     }
 }
 
-fn read(tree: &tree::Node, sections: Option<&de::Sections>) -> Result<Config, Problem> {
-    Config::deserialize(de::De { node: tree, key: "", sections })
+fn read(tree: &tree::Node, notes: &de::Notes) -> Result<Config, Problem> {
+    Config::deserialize(de::De { node: tree, key: "", notes })
 }

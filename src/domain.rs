@@ -15,6 +15,7 @@ mod idna;
 pub mod ids;
 pub mod patient;
 pub mod search;
+pub mod secret;
 pub mod sight;
 pub mod text;
 pub mod time;

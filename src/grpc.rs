@@ -1,4 +1,4 @@
-//! The gRPC edge: the service that other systems open accounts with, beside health and reflection.
+//! The gRPC edge: the service that other systems open accounts with, beside health and, if it is set, reflection.
 //!
 //! A call goes: `connection` (who may connect) → `call` (trace, admission, deadline, log) → `billing`
 //! (who asks, how often, what for) → the accounts' handle. Knows handles, never actors; statuses come from the one
@@ -64,6 +64,10 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Whether opening an account needs a bearer token. Without, only on loopback.
     pub require_token: bool,
+    /// Whether an account is opened for any `patientId`, be there such a patient or not.
+    pub unknown_patients_allowed: bool,
+    /// Whether reflection is served, which tells anybody which services there are.
+    pub reflection: bool,
     /// How long a call may take, in milliseconds; a caller's own `grpc-timeout` may make it less.
     pub timeout_ms: u64,
     /// How many calls may run at the same time.
@@ -100,6 +104,8 @@ impl Default for Settings {
         Settings {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 9001)),
             require_token: true,
+            unknown_patients_allowed: false,
+            reflection: false,
             timeout_ms: 5_000,
             in_flight_max: 1_024,
             concurrency_per_connection_max: 64,
@@ -235,6 +241,7 @@ impl Server {
             calls_per_connection_max: settings.concurrency_per_connection_max,
             opening_timeout: Duration::from_millis(settings.opening_timeout_ms),
         };
+        let reflects = settings.reflection;
         let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
         let changes = TaskTracker::new();
         let mut serving = Box::pin(
@@ -260,8 +267,8 @@ impl Server {
                     HealthServer::new(HealthService::from_health_reporter(reporter.clone()))
                         .accept_compressed(CompressionEncoding::Gzip),
                 )
-                .add_service(probes::described().build_v1()?)
-                .add_service(probes::described().build_v1alpha()?)
+                .add_optional_service(reflects.then(|| probes::described().build_v1()).transpose()?)
+                .add_optional_service(reflects.then(|| probes::described().build_v1alpha()).transpose()?)
                 .serve_with_incoming_shutdown(
                     connection::accept(listener, limits, cut.clone()),
                     stop.clone().cancelled_owned(),

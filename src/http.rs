@@ -47,6 +47,7 @@ mod pipeline;
 mod problem;
 mod query;
 mod rate;
+mod replace;
 mod reply;
 mod routes;
 mod scrape;
@@ -200,6 +201,8 @@ impl Settings {
                     .err()
                     .map(|_| "addresses, and networks such as 10.0.0.0/8".to_owned()),
             ),
+            ("compress_min_bytes", within(self.compress_min_bytes.into(), 0, 60_000)),
+            ("hsts_max_age_s", within(self.hsts_max_age_s.into(), 0, 315_360_000)),
             ("rate_limit_per_s", within(self.rate_limit_per_s.into(), 0, RATE_MAX.into())),
             ("rate_limit_burst", within(self.rate_limit_burst.into(), 1, RATE_MAX.into())),
             ("rate_limit_subjects_max", within(self.rate_limit_subjects_max as u64, 1, 1_000_000)),

@@ -26,6 +26,7 @@ pub mod runtime_file;
 mod status;
 mod stop;
 mod watch;
+mod witness;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,7 @@ use self::runtime_file::RuntimeFile;
 use self::status::Reporter;
 use crate::actors::analytics::AnalyticsHandle;
 use crate::actors::audit::{AuditHandle, AuditReader};
+use crate::actors::open_accounts::OfKnownPatients;
 use crate::actors::system::{Parts, Tree};
 use crate::auth::{Auth, Users};
 use crate::clock::SystemClock;
@@ -156,6 +158,7 @@ impl Node {
             begun: clock.mono(),
             in_flight: OnceLock::new(),
             draining: false.into(),
+            auth: auth.clone(),
             patients: actors.patients.clone(),
             accounts: actors.accounts.clone(),
         });
@@ -193,7 +196,10 @@ impl Node {
                     auth: auth.clone(),
                     users: Arc::new(users),
                     audit: recorder.clone(),
-                    audit_reader: AuditReader::new(Arc::clone(&store) as _),
+                    audit_reader: AuditReader::new(
+                        Arc::clone(&store) as _,
+                        audits.as_ref().map(Audits::keys),
+                    ),
                     health: health.clone(),
                     metrics,
                     cluster: Arc::clone(&reporter) as _,
@@ -212,7 +218,13 @@ impl Node {
         let grpc = match &auth {
             Some(auth) if runs(Role::Billing) => {
                 let state = grpc::GrpcState {
-                    billing: Arc::new(actors.accounts.handle(&parts)),
+                    billing: match config.grpc.unknown_patients_allowed {
+                        true => Arc::new(actors.accounts.handle(&parts)),
+                        false => Arc::new(OfKnownPatients {
+                            accounts: actors.accounts.handle(&parts),
+                            patients: Arc::clone(&store) as _,
+                        }),
+                    },
                     auth: Arc::new(auth.clone()),
                     audit: recorder,
                     clock: Arc::clone(&clock),
@@ -307,6 +319,9 @@ impl Node {
                 let skew = clock_skew::Watch::new(health.clone(), config.node.clock_skew_max());
                 let watch = watch::follow(Arc::clone(&store), health.clone(), Arc::clone(&clock), skew);
                 let watching = tokio::spawn(watch);
+                let every = config.audit.pins_every();
+                let witness =
+                    audits.as_ref().map(|audits| witness::Following::start(audits.witness(), every));
                 let leaving = || {
                     reporter.draining.store(true, Ordering::Relaxed);
                     cluster.set_draining();
@@ -315,6 +330,9 @@ impl Node {
                 cluster.leave().await;
                 demo.abort();
                 watching.abort();
+                if let Some(witness) = witness {
+                    witness.end().await;
+                }
                 outcome
             }
         };

@@ -19,6 +19,7 @@ mod leases;
 mod open;
 mod postgres;
 mod reading;
+mod reason;
 mod searching;
 mod sessions;
 mod sqlite;

@@ -118,6 +118,9 @@ impl Settings {
         if !(1..=60_000).contains(&self.otlp_timeout_ms) {
             problems.push(("otlp_timeout_ms", "allowed: 1 to 60000".to_owned()));
         }
+        if self.flush_max_ms > 60_000 {
+            problems.push(("flush_max_ms", "allowed: 0 to 60000".to_owned()));
+        }
         if self.otlp_gather_ms > 60_000 {
             problems.push(("otlp_gather_ms", "allowed: 0 to 60000".to_owned()));
         }

@@ -7,12 +7,14 @@
 //! Invariants:
 //! - Offsets and counts change in one transaction, and reading begins where the database says. So a
 //!   message counts once, whatever is repeated: by the broker, the group, a retry, or a restart.
-//! - A message that cannot be read is in the dead letter topic before its offset is passed.
-//! - No message is ever skipped: while the database or the dead letter topic is away, its batch is held.
+//! - A message that is no event of ours is in the dead letter topic before its offset is passed, unless the settings say
+//!   that such messages are skipped.
+//! - No event is ever skipped: while the database or the dead letter topic is away, its batch is held.
 //! - Offsets of another log are no place to begin at. The bridge says which log the topic has; while the topic does
 //!   not look like it, nothing is read. A log that is new is read from its beginning.
 //! - `handle` never awaits. At most `summaries_max` summaries are being answered.
 
+mod progress;
 mod reader;
 mod summary;
 
@@ -177,6 +179,21 @@ pub struct Settings {
     pub lag_timeout_ms: u64,
     /// How often the lag is measured for the metrics, in milliseconds.
     pub lag_poll_ms: u64,
+    /// How long an event may wait to be counted before health says so, in milliseconds.
+    pub waiting_max_ms: u64,
+    /// What becomes of messages that are no events of ours.
+    pub foreign_messages: ForeignMessages,
+}
+
+/// What becomes of messages of the topic that are no events of ours. In either case they are counted and told, and reading
+/// goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ForeignMessages {
+    /// They go to the dead letter topic, each with its reason.
+    DeadLetter,
+    /// They stay where they are: of use on a topic that another system has written to before.
+    Skip,
 }
 
 impl Default for Settings {
@@ -189,6 +206,8 @@ impl Default for Settings {
             summaries_max: 64,
             lag_timeout_ms: 500,
             lag_poll_ms: 5_000,
+            waiting_max_ms: 60_000,
+            foreign_messages: ForeignMessages::DeadLetter,
         }
     }
 }
@@ -204,6 +223,7 @@ impl Settings {
             ("idle_ms", (1..=DAY_MS).contains(&self.idle_ms), "1 to 86400000"),
             ("lag_timeout_ms", (1..=DAY_MS).contains(&self.lag_timeout_ms), "1 to 86400000"),
             ("lag_poll_ms", (1..=DAY_MS).contains(&self.lag_poll_ms), "1 to 86400000"),
+            ("waiting_max_ms", (1..=DAY_MS).contains(&self.waiting_max_ms), "1 to 86400000"),
             ("summaries_max", self.summaries_max >= 1, "at least 1"),
         ];
         let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
@@ -359,9 +379,9 @@ impl AnalyticsState {
 
     fn start_reader(&mut self, myself: &ActorRef<AnalyticsMessage>) {
         self.reader_since = self.args.clock.mono();
-        let args = self.args.clone();
+        let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
         self.run(myself, Outcome::ReaderEnded("the reader died".into()), async move {
-            Outcome::ReaderEnded(reader::run(args).await)
+            Outcome::ReaderEnded(reader::run(args, lag).await)
         });
     }
 
@@ -412,9 +432,11 @@ impl AnalyticsState {
         self.measuring = true;
         let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
         self.run(myself, Outcome::Measured, async move {
-            if let Some(events) = lag.events(&args).await {
-                metrics::gauge!("hygeia_analytics_lag_events").set(events as f64);
-            }
+            let events = lag.events(&args).await;
+            // No number is better than one that held some time ago.
+            metrics::gauge!("hygeia_analytics_lag_events")
+                .set(events.map_or(f64::NAN, |events| events as f64));
+            metrics::gauge!("hygeia_analytics_age_seconds").set(lag.age(&args).as_secs_f64());
             Outcome::Measured
         });
     }

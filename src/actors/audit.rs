@@ -29,8 +29,9 @@ use tokio::sync::oneshot;
 
 use super::address::Address;
 use super::peers::Secret;
-use crate::audit::{Chains, Key};
+use crate::audit::{Chains, Key, Keys};
 use crate::domain::audit::Access;
+use crate::domain::secret::SECRET_BYTES_MIN;
 use crate::domain::time::Clock;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AUDIT_BATCHES_MAX, AuditStore};
@@ -42,9 +43,6 @@ pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
 /// How often the database is asked to do what commits must not wait for.
 const TEND_EVERY: Duration = Duration::from_secs(10);
 
-/// The least length of the secret.
-const SECRET_MIN_BYTES: usize = 32;
-
 /// How accesses are recorded.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -54,6 +52,8 @@ pub struct Settings {
     /// The secret that seals the rows: at least 32 bytes, taken as they are, the same on every node of a cluster
     /// and for `hygeia audit verify`. Who changes it then has chains that the new one does not fit.
     pub secret: Option<Secret>,
+    /// The secret from before it was changed. Rows sealed with it are still shown, and verify; no new ones are.
+    pub old_secret: Option<Secret>,
     /// Accesses that may wait for a batch; beyond it requests get 503.
     pub queue_max: usize,
     /// Accesses of one batch.
@@ -69,6 +69,7 @@ impl Default for Settings {
         Settings {
             enabled: true,
             secret: None,
+            old_secret: None,
             queue_max: 8192,
             batch_max: 512,
             batch_wait_ms: 20,
@@ -81,9 +82,12 @@ impl Settings {
     /// The keys whose values are not allowed, each with what is.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let within = |value: usize, most: usize| (1..=most).contains(&value);
-        let long_enough = self.secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_MIN_BYTES);
+        let long_enough = |secret: &Option<Secret>| {
+            secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_BYTES_MIN)
+        };
         let checks = [
-            ("secret", long_enough, "at least 32 bytes"),
+            ("secret", long_enough(&self.secret), "at least 32 bytes"),
+            ("old_secret", long_enough(&self.old_secret), "at least 32 bytes"),
             ("queue_max", within(self.queue_max, 1_000_000), "1 to 1000000"),
             ("batch_max", within(self.batch_max, 10_000), "1 to 10000"),
             ("batch_wait_ms", (1..=1_000).contains(&self.batch_wait_ms), "1 to 1000"),
@@ -93,9 +97,11 @@ impl Settings {
         broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
     }
 
-    /// What seals the rows. None without a secret.
-    pub fn key(&self) -> Option<Key> {
-        self.secret.as_ref().map(|secret| Key::of(secret.bytes()))
+    /// What seals the rows, and what has sealed them before. None without a secret.
+    pub fn keys(&self) -> Option<Keys> {
+        let key = |secret: &Secret| Key::of(secret.bytes());
+        let older = self.old_secret.iter().map(key).collect();
+        self.secret.as_ref().map(|secret| Keys::new(key(secret), older))
     }
 
     /// `pins_every_ms`

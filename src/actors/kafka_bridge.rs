@@ -97,6 +97,8 @@ pub struct Settings {
     pub park_min_ms: u64,
     /// The longest such time, in milliseconds.
     pub park_max_ms: u64,
+    /// How long an event may wait for Kafka before health says so, in milliseconds.
+    pub waiting_max_ms: u64,
 }
 
 /// Which events a new log of the topic gets again.
@@ -132,6 +134,7 @@ impl Default for Settings {
             park_after_failures: 5,
             park_min_ms: 30_000,
             park_max_ms: 600_000,
+            waiting_max_ms: 60_000,
         }
     }
 }
@@ -153,6 +156,7 @@ impl Settings {
             ("park_after_failures", self.park_after_failures >= 1, "at least 1"),
             ("park_min_ms", (1..=DAY_MS).contains(&self.park_min_ms), "1 to 86400000"),
             ("park_max_ms", (1..=DAY_MS).contains(&self.park_max_ms), "1 to 86400000"),
+            ("waiting_max_ms", (1..=DAY_MS).contains(&self.waiting_max_ms), "1 to 86400000"),
             ("window_rows_max", self.window_rows_max >= 1, "at least 1"),
             ("read_rows_max", self.read_rows_max >= 1, "at least 1"),
             ("batch_rows_max", self.batch_rows_max >= 1, "at least 1"),

@@ -1,5 +1,5 @@
-//! What it takes to open an account, as those see it who only do that: the gRPC edge and the relay.
-//! The one implementation outside tests is `BillingHandle`.
+//! What it takes to open an account, as those see it who only do that: the gRPC edge and the relay. The relay opens
+//! accounts by `BillingHandle`, for patients that it has read; what other systems ask for is looked at first.
 
 use std::sync::Arc;
 
@@ -9,7 +9,9 @@ use super::billing::BillingHandle;
 use crate::context::RequestContext;
 use crate::domain::account::Account;
 use crate::domain::ids::PatientId;
-use crate::error::Result;
+use crate::domain::patient::PatientState;
+use crate::error::{Error, ErrorCode, Result};
+use crate::store::PatientStore;
 
 /// Opens accounts, at most one per patient however often it is asked.
 #[async_trait]
@@ -37,5 +39,35 @@ impl OpenAccounts for BillingHandle {
         email: &str,
     ) -> Result<Arc<Account>> {
         BillingHandle::open(self, ctx, patient, name, email).await
+    }
+}
+
+/// Opens accounts of patients that there are, and of no others.
+pub struct OfKnownPatients {
+    /// Opens them.
+    pub accounts: BillingHandle,
+    /// Knows the patients: one whose registration was acknowledged is there.
+    pub patients: Arc<dyn PatientStore>,
+}
+
+#[async_trait]
+impl OpenAccounts for OfKnownPatients {
+    async fn open(
+        &self,
+        ctx: &RequestContext,
+        patient: PatientId,
+        name: &str,
+        email: &str,
+    ) -> Result<Arc<Account>> {
+        let loaded = self.patients.load_patient(patient, None).await.map_err(|error| {
+            tracing::warn!(%error, "a patient could not be looked up");
+            Error::new(ErrorCode::Unavailable, "Patients cannot be looked up")
+        })?;
+        match loaded.state {
+            PatientState::Active(_) => self.accounts.open(ctx, patient, name, email).await,
+            PatientState::Absent | PatientState::Deleted(_) => {
+                Err(Error::new(ErrorCode::NotFound, "There is no patient with this patientId"))
+            }
+        }
     }
 }

@@ -17,8 +17,11 @@
 //! - A node that answers no ping for `silence_max` is out of the `View` with all that was on its way; one
 //!   whose connection breaks, at once.
 //! - Remote actors of ractor are never stopped, only sessions.
+//! - What a node can have this one keep is bounded, whatever it says (`control`).
 
 mod admit;
+mod control;
+mod expiry;
 mod gate;
 mod greeting;
 mod manager;
@@ -51,7 +54,7 @@ use super::members::{FrameSink, Member, Members, View};
 use super::supervisor::ChildSpec;
 use super::system::ask;
 use crate::domain::cluster::NodeRole;
-use crate::domain::time::Clock;
+use crate::domain::time::{Clock, Timestamp};
 use crate::proto::cluster::PeerState;
 
 pub use self::settings::{Secret, Settings, Tls};
@@ -149,6 +152,11 @@ impl Peers {
         };
         let names: BTreeSet<_> = nodes.iter().map(|node| Arc::clone(&node.name)).collect();
         let tls = tls::Tls::load(&settings.tls, names)?;
+        for certificate in ["node", "authority"] {
+            let end = tls.iter().flat_map(|tls| &tls.ends).find(|(known, _)| *known == certificate);
+            metrics::gauge!("hygeia_certificate_end_timestamp_seconds", "certificate" => certificate)
+                .set(end.map_or(f64::INFINITY, |(_, end)| end.0 as f64 / 1e6));
+        }
         let failed = |source| Error::Listen { address: settings.listen, source };
         let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
         let listening = listener.local_addr().map_err(failed)?;
@@ -204,6 +212,11 @@ impl Peers {
     pub fn set_draining(&self, draining: bool) {
         self.args.announced.set_draining(draining);
         self.address.cast(PeersMessage::Draining);
+    }
+
+    /// Until when certificates hold: the node's own (`node`), and the first of its authorities (`authority`).
+    pub fn certificate_ends(&self) -> Vec<(&'static str, Timestamp)> {
+        self.args.net.tls.as_ref().map(|tls| tls.ends.clone()).unwrap_or_default()
     }
 
     /// The ways to all other nodes that are known. Empty if the actor does not answer.

@@ -5,6 +5,7 @@
 //! Invariants:
 //! - One reading of each kind is under way at most.
 //! - What a link says only makes a revocation known sooner: the readings find it anyway.
+//! - While callers cannot be known, or tokens cannot be signed, health says why.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,6 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::background::Tasks;
 use crate::domain::ids::SessionId;
-use crate::error::Result;
 use crate::health::{Health, Status};
 
 /// The name in logs, and of the part in health.
@@ -22,15 +22,17 @@ const NAME: &str = "sessions";
 /// How often dead rows are deleted.
 const DELETE_EVERY: Duration = Duration::from_secs(10);
 
-/// Knows sessions and keys.
+/// Knows sessions and keys. What it cannot do it says in words for an operator.
 #[async_trait]
 pub trait Keeper: Send + Sync {
     /// Asks the database which sessions were revoked.
-    async fn read_revocations(&self) -> Result<()>;
+    async fn read_revocations(&self) -> Result<(), String>;
     /// Asks the database which keys there are.
-    async fn read_keys(&self) -> Result<()>;
+    async fn read_keys(&self) -> Result<(), String>;
     /// Deletes some of what no longer matters.
-    async fn delete_dead(&self) -> Result<()>;
+    async fn delete_dead(&self) -> Result<(), String>;
+    /// Why no token can be signed though the keys are known; `None` if tokens can be signed.
+    fn why_unsigned(&self) -> Option<String>;
     /// Notes what another node has revoked.
     fn revoked_elsewhere(&self, sessions: &[SessionId]);
 }
@@ -50,8 +52,8 @@ pub enum SessionsMessage {
     Revoked(Vec<SessionId>),
     /// From the actor's own timers.
     Due(Due),
-    /// From the actor's own task: whether it went well.
-    Done(Due, bool),
+    /// From the actor's own task: why it did not go well.
+    Done(Due, Result<(), String>),
 }
 
 /// One kind of work.
@@ -80,8 +82,8 @@ pub struct State {
     tasks: Tasks,
     /// Under way.
     busy: Vec<Work>,
-    /// Not read yet: without them no caller is known.
-    missing: Vec<Work>,
+    /// Not read yet, and why: without them no caller is known.
+    missing: Vec<(Work, String)>,
 }
 
 impl Actor for Sessions {
@@ -93,8 +95,7 @@ impl Actor for Sessions {
         &self,
         myself: ActorRef<Self::Msg>,
         args: SessionsArgs,
-    ) -> std::result::Result<State, ActorProcessingErr> {
-        args.health.report(NAME, Status::NotReady("sessions and keys have not been read yet".into()));
+    ) -> Result<State, ActorProcessingErr> {
         // The timers end with the actor.
         let timers = [
             (Work::Revocations, args.revocations_poll),
@@ -104,19 +105,20 @@ impl Actor for Sessions {
         for (work, every) in timers {
             myself.send_interval(every, move || SessionsMessage::Due(Due(work)));
         }
-        Ok(State {
-            args,
-            tasks: Tasks::default(),
-            busy: Vec::new(),
-            missing: vec![Work::Revocations, Work::Keys],
-        })
+        let missing = vec![
+            (Work::Revocations, "the revoked sessions have not been read yet".to_owned()),
+            (Work::Keys, "the keys have not been read yet".to_owned()),
+        ];
+        let state = State { args, tasks: Tasks::default(), busy: Vec::new(), missing };
+        state.report();
+        Ok(state)
     }
 
     async fn post_start(
         &self,
         myself: ActorRef<Self::Msg>,
         state: &mut State,
-    ) -> std::result::Result<(), ActorProcessingErr> {
+    ) -> Result<(), ActorProcessingErr> {
         state.begin(&myself, Work::Revocations);
         state.begin(&myself, Work::Keys);
         Ok(())
@@ -127,11 +129,11 @@ impl Actor for Sessions {
         myself: ActorRef<Self::Msg>,
         message: Self::Msg,
         state: &mut State,
-    ) -> std::result::Result<(), ActorProcessingErr> {
+    ) -> Result<(), ActorProcessingErr> {
         match message {
             SessionsMessage::Revoked(sessions) => state.args.keeper.revoked_elsewhere(&sessions),
             SessionsMessage::Due(Due(work)) => state.begin(&myself, work),
-            SessionsMessage::Done(Due(work), well) => state.ended(work, well),
+            SessionsMessage::Done(Due(work), outcome) => state.ended(work, outcome),
         }
         Ok(())
     }
@@ -144,25 +146,39 @@ impl State {
         }
         self.busy.push(work);
         let keeper = Arc::clone(&self.args.keeper);
-        self.tasks.run(myself, SessionsMessage::Done(Due(work), false), async move {
+        let died = Err("the task that asked has died".to_owned());
+        self.tasks.run(myself, SessionsMessage::Done(Due(work), died), async move {
             let outcome = match work {
                 Work::Revocations => keeper.read_revocations().await,
                 Work::Keys => keeper.read_keys().await,
                 Work::Delete => keeper.delete_dead().await,
             };
-            // Why not was logged where it was found.
-            SessionsMessage::Done(Due(work), outcome.is_ok())
+            SessionsMessage::Done(Due(work), outcome)
         });
     }
 
-    fn ended(&mut self, work: Work, well: bool) {
+    fn ended(&mut self, work: Work, outcome: Result<(), String>) {
         self.busy.retain(|busy| *busy != work);
-        if well && !self.missing.is_empty() {
-            self.missing.retain(|missing| *missing != work);
-            if self.missing.is_empty() {
-                self.args.health.report(NAME, Status::Ready);
+        match outcome {
+            Ok(()) => self.missing.retain(|(missing, _)| *missing != work),
+            // A later reading that fails is told where the database is: what is known stays true for a while.
+            Err(reason) => {
+                let missing = self.missing.iter_mut().find(|(missing, _)| *missing == work);
+                missing.into_iter().for_each(|(_, why)| why.clone_from(&reason));
             }
         }
+        self.report();
+    }
+
+    fn report(&self) {
+        let status = if self.missing.is_empty() {
+            // Tokens are still checked, so the node serves.
+            self.args.keeper.why_unsigned().map_or(Status::Ready, Status::Explained)
+        } else {
+            let reasons: Vec<&str> = self.missing.iter().map(|(_, why)| why.as_str()).collect();
+            Status::NotReady(reasons.join("; "))
+        };
+        self.args.health.report(NAME, status);
     }
 }
 
@@ -174,21 +190,21 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::error::{Error, ErrorCode};
 
     #[derive(Default)]
     struct Fake {
         away: AtomicBool,
+        locked: AtomicBool,
         revocations: AtomicUsize,
         keys: AtomicUsize,
         revoked: Mutex<Vec<SessionId>>,
     }
 
     impl Fake {
-        fn answer(&self, count: &AtomicUsize) -> Result<()> {
+        fn answer(&self, count: &AtomicUsize) -> Result<(), String> {
             count.fetch_add(1, Ordering::SeqCst);
             match self.away.load(Ordering::SeqCst) {
-                true => Err(Error::new(ErrorCode::Unavailable, "away")),
+                true => Err("SQLSTATE 28000".to_owned()),
                 false => Ok(()),
             }
         }
@@ -196,14 +212,17 @@ mod tests {
 
     #[async_trait]
     impl Keeper for Fake {
-        async fn read_revocations(&self) -> Result<()> {
+        async fn read_revocations(&self) -> Result<(), String> {
             self.answer(&self.revocations)
         }
-        async fn read_keys(&self) -> Result<()> {
+        async fn read_keys(&self) -> Result<(), String> {
             self.answer(&self.keys)
         }
-        async fn delete_dead(&self) -> Result<()> {
+        async fn delete_dead(&self) -> Result<(), String> {
             Ok(())
+        }
+        fn why_unsigned(&self) -> Option<String> {
+            self.locked.load(Ordering::SeqCst).then(|| "the key does not open".to_owned())
         }
         fn revoked_elsewhere(&self, sessions: &[SessionId]) {
             self.revoked.lock().expect("held briefly").extend(sessions);
@@ -231,9 +250,14 @@ mod tests {
         };
         let (actor, ended) = Actor::spawn(None, Sessions, args).await.expect("started");
         until(|| fake.revocations.load(Ordering::SeqCst) > 3 && fake.keys.load(Ordering::SeqCst) > 3).await;
-        assert!(!health.snapshot().0, "nothing was read yet");
+        let part = || health.snapshot().1.get(NAME).cloned();
+        assert_eq!(part(), Some(Status::NotReady("SQLSTATE 28000; SQLSTATE 28000".into())), "it says why");
         fake.away.store(false, Ordering::SeqCst);
         until(|| health.snapshot().0).await;
+        fake.locked.store(true, Ordering::SeqCst);
+        until(|| part() == Some(Status::Explained("the key does not open".into()))).await;
+        fake.locked.store(false, Ordering::SeqCst);
+        until(|| part() == Some(Status::Ready)).await;
         let (revocations, keys) = (fake.revocations.load(Ordering::SeqCst), fake.keys.load(Ordering::SeqCst));
         until(|| fake.revocations.load(Ordering::SeqCst) > revocations).await;
         until(|| fake.keys.load(Ordering::SeqCst) > keys).await;

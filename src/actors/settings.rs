@@ -132,6 +132,11 @@ impl Settings {
         );
         within("acquire_poll_ms", self.acquire_poll_ms, 1, self.lease_ttl_ms, "1 to lease_ttl_ms");
         within("handovers_max", count(self.handovers_max), 1, 4_096, "1 to 4096");
+        let RestartPolicy { restarts_max, period_ms, pause_ms, pause_max_ms } = self.restart;
+        within("restart.restarts_max", count(restarts_max), 0, 1_000, "0 to 1000");
+        within("restart.period_ms", period_ms, 1, 86_400_000, "1 to 86400000");
+        within("restart.pause_ms", pause_ms, 0, 60_000, "0 to 60000");
+        within("restart.pause_max_ms", pause_max_ms, 0, 600_000, "0 to 600000");
         within("alone_grace_ms", self.alone_grace_ms, 1, 600_000, "1 to 600000");
         within("ask_pause_ms", self.ask_pause_ms, 1, 60_000, "1 to 60000");
         within("ask_pause_max_ms", self.ask_pause_max_ms, self.ask_pause_ms, 60_000, "ask_pause_ms to 60000");

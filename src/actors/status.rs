@@ -47,6 +47,20 @@ pub struct NodeStatus {
     /// HTTP requests that it is working on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u64>,
+    /// What of it ends, or has to be replaced, by a certain time.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ends: Vec<EndStatus>,
+}
+
+/// A certificate that ends, or a key that is due to be replaced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EndStatus {
+    /// `node`: its certificate; `authority`: the first of those that it trusts; `token-key`: the key that signs tokens,
+    /// which nodes replace by themselves.
+    pub what: String,
+    /// How long until then; negative if that is over.
+    pub in_ms: i64,
 }
 
 /// A shard that a node serves.

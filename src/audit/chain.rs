@@ -8,6 +8,7 @@ use aws_lc_rs::hmac;
 use uuid::Uuid;
 
 use super::entry::{Content, Terms, write};
+use super::witness::Growth;
 use crate::domain::audit::Access;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store::{self, AuditBatch, AuditHead, AuditStore};
@@ -16,7 +17,7 @@ use crate::store::{self, AuditBatch, AuditHead, AuditStore};
 pub type Mac = [u8; 32];
 
 /// How many chains a batch pins at most, the newest first.
-const PINS_MAX: u32 = 256;
+pub(super) const PINS_MAX: u32 = 256;
 
 /// The pause before the database is asked again where the chains are, if it has not answered.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -60,14 +61,13 @@ impl Key {
         hmac::Context::with_key(&self.0)
     }
 
-    /// The seal of a batch that follows the one sealed by `before`.
-    pub(super) fn seal(&self, batch: &AuditBatch, before: &Mac) -> Mac {
+    /// The seal of a batch. Its body holds the seal of the one before it.
+    pub(super) fn seal(&self, batch: &AuditBatch) -> Mac {
         let mut sealing = self.sealing();
-        sealing.update(b"hygeia audit batch 1\0");
+        sealing.update(b"hygeia audit batch 2\0");
         sealing.update(batch.chain.as_bytes());
         sealing.update(&batch.seq.to_be_bytes());
         sealing.update(&batch.at.0.to_be_bytes());
-        sealing.update(before);
         sealing.update(&batch.body);
         ended(&sealing)
     }
@@ -86,9 +86,20 @@ impl Keys {
         Keys { present, older }
     }
 
+    /// These, and some from before.
+    pub fn with_older(mut self, older: impl IntoIterator<Item = Key>) -> Self {
+        self.older.extend(older);
+        self
+    }
+
     /// The secret that new seals are made with.
     pub fn present(&self) -> &Key {
         &self.present
+    }
+
+    /// Whether `batch` is as somebody with one of the secrets wrote it. Where it belongs, its neighbours tell.
+    pub fn have_sealed(&self, batch: &AuditBatch) -> bool {
+        self.iter().any(|key| key.seal(batch) == batch.mac)
     }
 
     /// All of them.
@@ -154,6 +165,7 @@ struct Shared {
     store: Arc<dyn AuditStore>,
     clock: Arc<dyn Clock>,
     pins_every: Duration,
+    growth: Growth,
     /// Those that no transaction has. As many as there were transactions at the same time.
     free: Mutex<Vec<Chain>>,
     seen: Mutex<Seen>,
@@ -170,17 +182,18 @@ struct Seen {
 }
 
 impl Chains {
-    /// Chains of `writer` (`node-name#boot-id/part`), which pin what else there is once in `pins_every`.
+    /// Chains of `writer` (`node-name#boot-id/part`), which pin what else there is once in `pins_every`, and tell `growth` of
+    /// each batch.
     pub fn new(
         key: Key,
         writer: String,
         store: Arc<dyn AuditStore>,
         clock: Arc<dyn Clock>,
         pins_every: Duration,
+        growth: Growth,
     ) -> Self {
-        let shared =
-            Shared { key, writer, store, clock, pins_every, free: Mutex::default(), seen: Mutex::default() };
-        Chains { shared: Arc::new(shared) }
+        let (free, seen) = (Mutex::default(), Mutex::default());
+        Chains { shared: Arc::new(Shared { key, writer, store, clock, pins_every, growth, free, seen }) }
     }
 
     /// A chain for one transaction, with what it has to pin. It waits for nothing: it pins what `look` has seen.
@@ -238,10 +251,11 @@ impl Chains {
         let at = newest.max(clock.now()).max(chain.last_at);
         let terms = Terms::of(&entries).0;
         let opening = (chain.next_seq == 0).then(|| (writer.clone(), key.mark()));
-        let body = write(&Content { opening, pins: chain.pins.clone(), entries }, at);
+        let content = Content { before: chain.last, opening, pins: chain.pins.clone(), entries };
+        let body = write(&content, at);
         let unsealed =
             AuditBatch { chain: chain.id, seq: chain.next_seq, at, mac: NOTHING_BEFORE, body, terms };
-        AuditBatch { mac: key.seal(&unsealed, &chain.last), ..unsealed }
+        AuditBatch { mac: key.seal(&unsealed), ..unsealed }
     }
 
     /// The transaction of `batch` has ended. If its outcome is not known the chain ends with it, and the next
@@ -249,12 +263,31 @@ impl Chains {
     pub fn ended<T>(&self, mut chain: Chain, batch: &AuditBatch, result: &store::Result<T>) {
         match result {
             Ok(_) => {
+                self.shared.growth.note();
                 chain.goes_on_from(batch);
                 self.put_back(chain);
             }
             Err(store::Error::Unavailable(_)) => self.put_back(chain),
-            Err(store::Error::Unknown(_) | store::Error::Broken(_)) => drop(chain),
+            // It may have come about.
+            Err(store::Error::Unknown(_) | store::Error::Broken(_)) => self.shared.growth.note(),
         }
+    }
+
+    /// Writes a batch that pins `heads`, and records nothing. Answers with where it is.
+    ///
+    /// # Errors
+    /// The database cannot be written to.
+    pub(super) async fn append_pins(
+        &self,
+        store: &dyn AuditStore,
+        heads: &[AuditHead],
+    ) -> store::Result<AuditHead> {
+        let mut chain = self.take();
+        chain.pins = heads.iter().filter(|head| head.chain != chain.id).copied().collect();
+        let batch = self.seal(&chain, Vec::new());
+        let result = store.append_audit(&batch).await;
+        self.ended(chain, &batch, &result);
+        result.map(|()| AuditHead { chain: batch.chain, seq: batch.seq, mac: batch.mac })
     }
 
     fn put_back(&self, chain: Chain) {

@@ -7,6 +7,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use super::Mac;
+use super::chain::NOTHING_BEFORE;
 use crate::domain::access::{Action, Caller, Role};
 use crate::domain::audit::{Access, Change, Detail, Outcome};
 use crate::domain::ids::{EventId, PatientId};
@@ -17,6 +18,8 @@ use crate::store::AuditHead;
 /// What one batch holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
+    /// The seal of the batch before; zeros in the first batch of a chain.
+    pub before: Mac,
     /// Of the first batch of a chain: who writes it, and the mark of the secret.
     pub opening: Option<(String, Vec<u8>)>,
     /// Where other chains were.
@@ -69,7 +72,8 @@ pub(super) fn write(content: &Content, at: Timestamp) -> Vec<u8> {
         seq: u64::try_from(pin.seq).unwrap_or_default(),
         mac: pin.mac.to_vec(),
     });
-    pb::Batch { opening, pins: pins.collect(), callers, entries }.encode_to_vec()
+    let before = if content.before == NOTHING_BEFORE { Vec::new() } else { content.before.to_vec() };
+    pb::Batch { opening, pins: pins.collect(), callers, entries, before }.encode_to_vec()
 }
 
 /// Reads a batch that was sealed at `at`.
@@ -88,7 +92,12 @@ pub fn read(body: &[u8], at: Timestamp) -> Result<Content, Unreadable> {
             mac: Mac::try_from(pin.mac).ok()?,
         })
     });
+    let before = match batch.before.is_empty() {
+        true => NOTHING_BEFORE,
+        false => Mac::try_from(batch.before).map_err(|_| Unreadable)?,
+    };
     Ok(Content {
+        before,
         opening: batch.opening.map(|opening| (opening.writer, opening.secret_mark)),
         pins: pins.collect::<Option<_>>().ok_or(Unreadable)?,
         entries: entries.collect::<Option<_>>().ok_or(Unreadable)?,
@@ -236,6 +245,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let content = Content {
+            before: [6; 32],
             opening: Some(("node#boot/edge".into(), vec![1, 2, 3])),
             pins: vec![AuditHead { chain: Uuid::from_u128(9), seq: 7, mac: [5; 32] }],
             entries: vec![

@@ -25,6 +25,8 @@ struct Rows(
     AtomicI64,
     Mutex<Vec<AuditAnchor>>,
     Mutex<BTreeMap<(PatientId, Version), EventId>>,
+    /// The versions of records that are not those of the newest events.
+    Mutex<BTreeMap<PatientId, Version>>,
 );
 
 #[async_trait]
@@ -80,14 +82,12 @@ impl AuditStore for Rows {
 impl AuditArchiveStore for Rows {
     async fn events_at(&self, places: &[(PatientId, Version)]) -> store::Result<Vec<EventAt>> {
         let events = self.3.lock().unwrap();
-        let at = |(patient, version): &(PatientId, Version)| EventAt {
-            event: events.get(&(*patient, *version)).copied(),
-            newest: events
-                .keys()
-                .filter(|(of, _)| of == patient)
-                .map(|(_, version)| *version)
-                .max()
-                .unwrap_or(0),
+        let records = self.4.lock().unwrap();
+        let at = |(patient, version): &(PatientId, Version)| {
+            let versions = events.keys().filter(|(of, _)| of == patient).map(|(_, version)| *version);
+            let newest = versions.max().unwrap_or(0);
+            let record = records.get(patient).copied().unwrap_or(newest);
+            EventAt { event: events.get(&(*patient, *version)).copied(), newest, record }
         };
         Ok(places.iter().map(at).collect())
     }
@@ -136,11 +136,17 @@ struct Stage {
     rows: Arc<Rows>,
     hand: Arc<Hand>,
     key: Key,
+    growth: Growth,
 }
 
 impl Stage {
     fn new() -> Self {
-        Stage { rows: Arc::default(), hand: Arc::default(), key: Key::of(&[7; 32]) }
+        Stage {
+            rows: Arc::default(),
+            hand: Arc::default(),
+            key: Key::of(&[7; 32]),
+            growth: Growth::default(),
+        }
     }
 
     fn keys(&self) -> Keys {
@@ -149,7 +155,14 @@ impl Stage {
 
     fn writer(&self, name: &str) -> Chains {
         let (rows, hand) = (Arc::clone(&self.rows), Arc::clone(&self.hand));
-        Chains::new(self.key.clone(), name.to_owned(), rows, hand, Duration::from_secs(60))
+        Chains::new(
+            self.key.clone(),
+            name.to_owned(),
+            rows,
+            hand,
+            Duration::from_secs(60),
+            self.growth.clone(),
+        )
     }
 
     async fn write(&self, chains: &Chains, entries: Vec<Access>) -> AuditBatch {
@@ -264,18 +277,22 @@ async fn the_event_of_every_change_that_was_made_is_accounted_for() {
     assert_eq!(stage.report().await.faults, []);
     let with = async |version: i64, event: Option<u128>| {
         let event = event.map(|n| EventId(Uuid::from_u128(n)));
-        let before = {
-            let mut events = stage.rows.3.lock().unwrap();
-            let before = events.remove(&(patient, version));
-            if let Some(event) = event {
-                events.insert((patient, version), event);
-            }
-            before
-        };
+        let before = stage.rows.3.lock().unwrap().clone();
+        match event {
+            Some(event) => drop(stage.rows.3.lock().unwrap().insert((patient, version), event)),
+            None => drop(stage.rows.3.lock().unwrap().remove(&(patient, version))),
+        }
         let faults = stage.report().await.faults;
-        stage.rows.3.lock().unwrap().extend(before.map(|before| ((patient, version), before)));
+        *stage.rows.3.lock().unwrap() = before;
         faults.iter().map(|fault| fault.seq).collect::<Vec<_>>()
     };
+    stage.rows.4.lock().unwrap().insert(patient, 3);
+    assert_eq!(
+        with(4, Some(4)).await,
+        [3, 4],
+        "a change that was refused, and stands at the end of the history"
+    );
+    assert_eq!(with(3, None).await, [1, 2, 3, 4], "the last event is gone");
     assert_eq!(with(3, Some(99)).await, [3], "an event that no entry tells of");
     assert_eq!(with(1, None).await, [0], "an event that is gone from the middle");
     assert_eq!(with(2, Some(98)).await, [1, 2]);
@@ -402,4 +419,30 @@ async fn another_secret_is_told_as_such() {
     let report = verify(&*stage.rows, &Keys::new(Key::of(&[8; 32]), vec![]), &[]).await.expect("read");
     assert_eq!(report.faults[0].what, "it is sealed by another secret");
     assert!(format!("{:?}", stage.key) == "Key(..)");
+}
+
+/// A chain that rests is noted once, by a row without entries; and two witnesses do not go on noting each other.
+#[tokio::test]
+async fn what_has_grown_is_noted_once() {
+    let stage = Stage::new();
+    let chains = stage.writer("a#1/edge");
+    let witness = |name: &str, growth: &Growth| {
+        let (rows, hand) = (Arc::clone(&stage.rows), Arc::clone(&stage.hand));
+        let every = Duration::from_secs(60);
+        let own =
+            Chains::new(stage.key.clone(), name.to_owned(), rows.clone(), hand, every, Growth::default());
+        Witness::new(rows, growth.clone(), own)
+    };
+    let (one, two) = (witness("a#1/witness", &stage.growth), witness("b#1/witness", &Growth::default()));
+    assert_eq!(one.note().await, Ok(false), "there is nothing yet");
+    let last = stage.write(&chains, vec![some_access(1)]).await;
+    assert_eq!(one.note().await, Ok(true));
+    assert_eq!(two.note().await, Ok(true), "what was there at its start");
+    for _ in 0..3 {
+        assert_eq!((one.note().await, two.note().await), (Ok(false), Ok(false)));
+    }
+    let report = stage.report().await;
+    assert_eq!((report.faults, report.batches, report.entries), (vec![], 3, 1));
+    stage.change(|rows| rows.retain(|row| *row != last));
+    assert_eq!(stage.report().await.faults[0].what, "the row is missing: another chain saw it");
 }

@@ -168,27 +168,28 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
     }
 
     /// Looks for the event of each change that was submitted. It may be missing, because a change that was submitted may
-    /// have been refused. But then no entry has claimed what stands in its place, or there is nothing after it.
+    /// have been refused. But then an entry has claimed what stands in its place, or there is nothing after it. And the
+    /// record of a patient has the version of the newest event, so that none is missing at the end, or too many.
     async fn verify_events(&mut self, chain: Uuid, seq: i64, entries: &[Access]) -> store::Result<()> {
         let submitted = entries.iter().filter_map(|access| Some((*access.patients.first()?, access.change?)));
         let submitted: Vec<(PatientId, Change)> = submitted.collect();
         if submitted.is_empty() {
             return Ok(());
         }
-        let made = self.store.changes_made(&submitted).await?;
-        let unmade = submitted
-            .iter()
-            .zip(made)
-            .filter(|(_, made)| !made)
-            .map(|((patient, change), _)| (*patient, change.version));
-        let unmade: Vec<(PatientId, Version)> = unmade.collect();
-        let there = if unmade.is_empty() { Vec::new() } else { self.store.events_at(&unmade).await? };
-        for ((patient, version), EventAt { event, newest }) in unmade.into_iter().zip(there) {
+        let places: Vec<(PatientId, Version)> =
+            submitted.iter().map(|(patient, change)| (*patient, change.version)).collect();
+        let there = self.store.events_at(&places).await?;
+        for ((patient, change), EventAt { event, newest, record }) in submitted.into_iter().zip(there) {
             let what = match event {
-                Some(event) if !self.is_claimed(patient, event).await? => {
+                Some(event) if event != change.event && !self.is_claimed(patient, event).await? => {
                     "the history has another event in the place of this change, and no entry tells of it"
                 }
-                None if newest > version => "the event of this change is missing, and later ones are there",
+                None if newest > change.version => {
+                    "the event of this change is missing, and later ones are there"
+                }
+                _ if newest != record && change.version >= newest.min(record) => {
+                    "the history of the patient ends before the record does, or after it"
+                }
                 _ => continue,
             };
             self.report.faults.push(Fault { chain, seq, what });
@@ -316,10 +317,13 @@ pub(super) fn check(
     {
         return Err("it is sealed by another secret");
     }
-    if keys.iter().all(|key| key.seal(batch, before) != batch.mac) {
+    if !keys.have_sealed(batch) {
         return Err("the seal does not fit: it was changed, or put in");
     }
     let content = content.map_err(|_| "its content cannot be read by this version")?;
+    if content.before != *before {
+        return Err("it was written after another row than the one before it");
+    }
     if (seq == 0) != content.opening.is_some() {
         return Err("it opens a chain at the wrong place");
     }

@@ -18,7 +18,7 @@ use lru::LruCache;
 use crate::domain::access::Role;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
-use crate::store::{self, CallerStore, UserRow};
+use crate::store::{CallerStore, UserRow};
 
 use super::Settings;
 
@@ -67,7 +67,7 @@ impl Callers {
             Ok(Ok(user)) => Ok(user),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "users cannot be looked up");
-                Err(Error::new(lookup_code(&error), "Users cannot be looked up"))
+                Err(Error::new(ErrorCode::Unavailable, "Users cannot be looked up"))
             }
             Err(_) => {
                 tracing::warn!("users cannot be looked up in time");
@@ -146,11 +146,4 @@ impl Callers {
 /// Whether the answer to that question is still to be remembered.
 fn awaits(known: &LruCache<Arc<str>, Known>, subject: &str, number: u64) -> bool {
     matches!(known.peek(subject), Some(Known::Asked { number: last, .. }) if *last == number)
-}
-
-fn lookup_code(error: &store::Error) -> ErrorCode {
-    match error {
-        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
-        store::Error::Broken(_) => ErrorCode::Internal,
-    }
 }

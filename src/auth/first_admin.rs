@@ -4,6 +4,7 @@
 //! Invariant: nobody is made where there is a user already, and no user that is there is changed. Of several who
 //! try at once one makes the user, the others find it.
 
+use super::password::PASSWORD_RULE;
 use super::{By, Settings, Users, validate_password};
 use crate::domain::access::Role;
 use crate::domain::email::EmailAddress;
@@ -38,8 +39,8 @@ pub(super) fn problems(settings: &Settings) -> Vec<(&'static str, String)> {
             if EmailAddress::parse(email).is_err() {
                 problems.push(("first_admin_email", "an e-mail address".into()));
             }
-            if let Err(message) = validate_password(password.reveal()) {
-                problems.push(("first_admin_password", message.into()));
+            if validate_password(password.reveal()).is_err() {
+                problems.push(("first_admin_password", PASSWORD_RULE.into()));
             }
         }
     }

@@ -26,9 +26,12 @@ use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{CallerStore, SharedSecret, SigningKeyRow};
 
+use super::fault::Fault;
 use super::together::Together;
-use super::vault::Vault;
-use super::{CLOCKS_APART_MAX, Settings, lookup_failed, timed};
+use super::vault::{Locked, Vault};
+use super::{CLOCKS_APART_MAX, Settings, timed};
+
+type Read<T> = std::result::Result<T, Fault>;
 
 /// Keys that may be in use at once.
 const KEYS_MAX: u32 = 16;
@@ -45,13 +48,18 @@ pub(super) struct Key {
     pub(super) kid: String,
     pub(super) verifies: DecodingKey,
     pub(super) public: Vec<u8>,
-    /// None if it cannot be opened here.
-    pub(super) signs: Option<EncodingKey>,
+    /// Unless it cannot be opened here.
+    signs: std::result::Result<EncodingKey, Locked>,
     pub(super) signs_from: Timestamp,
     pub(super) verifies_until: Option<Timestamp>,
 }
 
 impl Key {
+    /// What signs tokens with it.
+    pub(super) fn signs(&self) -> Read<&EncodingKey> {
+        self.signs.as_ref().map_err(|reason| locked(&self.kid, *reason))
+    }
+
     fn holds(&self, now: Timestamp) -> bool {
         self.verifies_until.is_none_or(|end| now < end)
     }
@@ -76,6 +84,12 @@ impl Ring {
     /// The youngest key that every node knows; if there is none yet, the first.
     pub(super) fn signer(&self, now: Timestamp) -> Option<&Key> {
         self.keys.iter().find(|key| key.signs_from <= now).or(self.keys.last())
+    }
+
+    /// When the key that follows the youngest should be made; none if that is for people to do.
+    fn due(&self, rotation: Duration) -> Option<Timestamp> {
+        let youngest = self.keys.first().filter(|_| !rotation.is_zero())?;
+        Some(after(youngest.signs_from, rotation))
     }
 
     /// Keys whose tokens hold now or will.
@@ -148,6 +162,11 @@ impl Keys {
         self.ring.load_full()
     }
 
+    /// When the next key should be made, as far as that is known and nodes make it by themselves.
+    pub(super) fn due(&self) -> Option<Timestamp> {
+        self.known().and_then(|ring| ring.due(self.rotation))
+    }
+
     /// The keys, read now if they never were.
     pub(super) async fn ring(&self) -> Result<Arc<Ring>> {
         if let Some(ring) = self.ring.load_full() {
@@ -155,6 +174,12 @@ impl Keys {
         }
         self.read().await?;
         self.ring.load_full().ok_or_else(broken)
+    }
+
+    /// Why the key that is to sign now cannot; `None` if it can, or none is known yet.
+    pub(super) fn why_unsigned(&self) -> Option<String> {
+        let ring = self.known()?;
+        ring.signer(self.clock.now())?.signs().err().map(|fault| fault.to_string())
     }
 
     /// The keys, read again because a token names one that is not among them; as they were, if that was done
@@ -177,11 +202,11 @@ impl Keys {
 
     /// Reads the keys, and makes the next one if it is time. Callers who come while that is under way wait for the
     /// next reading, together.
-    pub(super) async fn read(&self) -> Result<()> {
+    pub(super) async fn read(&self) -> Read<()> {
         self.reading.look(self.read_now()).await
     }
 
-    async fn read_now(&self) -> Result<()> {
+    async fn read_now(&self) -> Read<()> {
         let mut rows = self.rows().await?;
         let now = self.clock.now();
         let due =
@@ -189,7 +214,7 @@ impl Keys {
         let made = match rows.first() {
             None => Some(self.make(0, now, now).await?),
             // A node that cannot open the keys must not lock the others out.
-            Some(youngest) if due(youngest) && self.opens(youngest) => {
+            Some(youngest) if due(youngest) && self.open(youngest).is_ok() => {
                 let signs_from = after(now, self.publish);
                 Some(self.make(youngest.generation, signs_from, after(signs_from, self.outlives)).await?)
             }
@@ -203,7 +228,11 @@ impl Keys {
             None => self.seals().await?,
         };
         let keys = rows.into_iter().map(|row| self.key(row)).collect();
-        self.ring.store(Some(Arc::new(Ring { keys, seals })));
+        let ring = Ring { keys, seals };
+        if let Some(due) = ring.due(self.rotation) {
+            metrics::gauge!("hygeia_token_key_due_timestamp_seconds").set(due.0 as f64 / 1e6);
+        }
+        self.ring.store(Some(Arc::new(ring)));
         Ok(())
     }
 
@@ -215,8 +244,9 @@ impl Keys {
             let detail = format!("{KEYS_MAX} keys are in use: wait until the tokens of the oldest are dead");
             return Err(Error::new(ErrorCode::Overloaded, detail));
         }
-        if let Some(youngest) = rows.first().filter(|youngest| !self.opens(youngest)) {
-            return Err(self.locked(youngest));
+        if let Some((kid, reason)) = rows.first().and_then(|row| Some((&row.kid, self.open(row).err()?))) {
+            // To the administrator, unlike to a caller: why.
+            return Err(Error::new(ErrorCode::Unavailable, locked(kid, reason).to_string()));
         }
         let now = self.clock.now();
         let youngest = rows.first().map_or(0, |row| row.generation);
@@ -231,7 +261,8 @@ impl Keys {
     /// Forgets keys whose tokens are all dead.
     pub(super) async fn delete_dead(&self) -> Result<()> {
         let deleting = self.store.delete_signing_keys(self.clock.now(), KEYS_MAX);
-        timed(self.timeout, deleting).await.map(drop).map_err(|error| lookup_failed("keys", &error))
+        timed(self.timeout, deleting).await.map_err(|error| Fault::of_database("keys", &error))?;
+        Ok(())
     }
 
     pub(super) async fn facts(&self) -> Result<Vec<KeyFacts>> {
@@ -245,9 +276,9 @@ impl Keys {
         Ok(self.rows().await?.into_iter().map(told).collect())
     }
 
-    async fn rows(&self) -> Result<Vec<SigningKeyRow>> {
+    async fn rows(&self) -> Read<Vec<SigningKeyRow>> {
         let asking = self.store.signing_keys(KEYS_MAX);
-        timed(self.timeout, asking).await.map_err(|error| lookup_failed("keys", &error))
+        timed(self.timeout, asking).await.map_err(|error| Fault::of_database("keys", &error))
     }
 
     /// Makes the key after generation `youngest`; `None` if another node has done so.
@@ -256,13 +287,14 @@ impl Keys {
         youngest: i64,
         signs_from: Timestamp,
         older_until: Timestamp,
-    ) -> Result<Option<MadeKey>> {
-        let pair = Ed25519KeyPair::generate().map_err(|_| broken())?;
-        let private = pair.to_pkcs8().map_err(|_| broken())?;
+    ) -> Read<Option<MadeKey>> {
+        let pair = Ed25519KeyPair::generate().map_err(|_| Fault::NoRandomness)?;
+        let private = pair.to_pkcs8().map_err(|_| Fault::NoRandomness)?;
         let mut name = [0; KID_BYTES];
-        getrandom::fill(&mut name).map_err(|_| broken())?;
+        getrandom::fill(&mut name).map_err(|_| Fault::NoRandomness)?;
         let kid = URL_SAFE_NO_PAD.encode(name);
-        let (private_key, sealed) = self.vault.close(&kid, private.as_ref()).map_err(|_| broken())?;
+        let (private_key, sealed) =
+            self.vault.close(&kid, private.as_ref()).map_err(|_| Fault::NoRandomness)?;
         let row = SigningKeyRow {
             generation: youngest + 1,
             created_at: self.clock.now(),
@@ -274,7 +306,7 @@ impl Keys {
             sealed,
         };
         let adding = self.store.add_signing_key(&row, older_until);
-        let added = timed(self.timeout, adding).await.map_err(|error| lookup_failed("keys", &error))?;
+        let added = timed(self.timeout, adding).await.map_err(|error| Fault::of_database("keys", &error))?;
         if added {
             tracing::info!(kid, sealed, "made a key for tokens");
             metrics::counter!("hygeia_token_keys_made_total").increment(1);
@@ -282,43 +314,34 @@ impl Keys {
         Ok(added.then_some(MadeKey { kid, signs_from }))
     }
 
-    async fn seals(&self) -> Result<hmac::Key> {
+    async fn seals(&self) -> Read<hmac::Key> {
         let mut random = [0; 32];
-        getrandom::fill(&mut random).map_err(|_| broken())?;
-        let (value, sealed) = self.vault.close(SEALS, &random).map_err(|_| broken())?;
+        getrandom::fill(&mut random).map_err(|_| Fault::NoRandomness)?;
+        let (value, sealed) = self.vault.close(SEALS, &random).map_err(|_| Fault::NoRandomness)?;
         let proposed = SharedSecret { value, sealed };
         let asking = self.store.shared_secret(SEALS, &proposed);
-        let stored = timed(self.timeout, asking).await.map_err(|error| lookup_failed("keys", &error))?;
-        match self.vault.open(SEALS, &stored.value, stored.sealed) {
-            Ok(secret) => Ok(hmac::Key::new(hmac::HMAC_SHA256, &secret)),
-            Err(reason) => {
-                tracing::error!(%reason, "the secret that seals cursors cannot be used");
-                Err(broken())
-            }
-        }
+        let stored = timed(self.timeout, asking).await.map_err(|error| Fault::of_database("keys", &error))?;
+        let secret = self.vault.open(SEALS, &stored.value, stored.sealed);
+        let secret = secret
+            .map_err(|reason| Fault::Locked { what: "the secret that seals cursors".to_owned(), reason })?;
+        Ok(hmac::Key::new(hmac::HMAC_SHA256, &secret))
     }
 
-    fn opens(&self, row: &SigningKeyRow) -> bool {
-        self.vault.open(&row.kid, &row.private_key, row.sealed).is_ok()
-    }
-
-    fn locked(&self, row: &SigningKeyRow) -> Error {
-        let reason = self.vault.open(&row.kid, &row.private_key, row.sealed).err();
-        let reason = reason.map(|reason| reason.to_string()).unwrap_or_default();
-        Error::new(ErrorCode::Internal, format!("The key that signs tokens cannot be used: {reason}"))
+    fn open(&self, row: &SigningKeyRow) -> std::result::Result<Vec<u8>, Locked> {
+        self.vault.open(&row.kid, &row.private_key, row.sealed)
     }
 
     fn key(&self, row: SigningKeyRow) -> Key {
         // Told once per key and node: only keys that were not there before.
         let news =
             self.ring.load().as_ref().is_none_or(|ring| !ring.keys.iter().any(|key| key.kid == row.kid));
-        let signs = match self.vault.open(&row.kid, &row.private_key, row.sealed) {
-            Ok(private) => Some(EncodingKey::from_ed_der(&private)),
+        let signs = match self.open(&row) {
+            Ok(private) => Ok(EncodingKey::from_ed_der(&private)),
             Err(reason) => {
                 if news {
                     tracing::error!(kid = row.kid, %reason, "a key cannot sign tokens here");
                 }
-                None
+                Err(reason)
             }
         };
         Key {
@@ -331,6 +354,10 @@ impl Keys {
             verifies_until: row.verifies_until,
         }
     }
+}
+
+fn locked(kid: &str, reason: Locked) -> Fault {
+    Fault::Locked { what: format!("the key {kid}"), reason }
 }
 
 pub(super) fn broken() -> Error {
@@ -363,8 +390,8 @@ impl KeyAdmin {
     /// as they live, or no longer at all with `revoke`.
     ///
     /// # Errors
-    /// `Overloaded`: too many keys are in use. `AlreadyExists`: another process was faster. `Internal`: the keys
-    /// are encrypted under another secret. Else the database's.
+    /// `Overloaded`: too many keys are in use. `AlreadyExists`: another process was faster. `Unavailable`: the
+    /// keys are encrypted under another secret, or the database cannot be asked.
     pub async fn rotate(&self, revoke: bool) -> Result<MadeKey> {
         self.keys.rotate(revoke).await
     }

@@ -22,6 +22,11 @@ pub const PASSWORD_MIN_BYTES: usize = 8;
 /// The most bytes a password may have: BCrypt does not see further.
 pub const PASSWORD_MAX_BYTES: usize = 72;
 
+/// What a password may be, for the settings that hold one.
+pub(super) const PASSWORD_RULE: &str = "8 to 72 bytes, none of the most common passwords, and no NUL in it";
+/// BCrypt ends its key with one and then repeats it, so that a password with one fits the hash of another.
+const NUL: char = '\0';
+
 /// The least cost that BCrypt knows.
 pub(super) const COST_LEAST: u32 = 4;
 /// A login at this cost takes seconds; a stored hash of a higher one is taken for damaged, since it would
@@ -36,6 +41,9 @@ pub fn validate_password(password: &str) -> std::result::Result<(), &'static str
     match password.len() {
         0 => Err("Password is required"),
         1..PASSWORD_MIN_BYTES => Err("Password must have at least 8 bytes"),
+        PASSWORD_MIN_BYTES..=PASSWORD_MAX_BYTES if password.contains(NUL) => {
+            Err("Password cannot contain the character NUL")
+        }
         PASSWORD_MIN_BYTES..=PASSWORD_MAX_BYTES if is_common(password) => {
             Err("Password is one of the most common ones")
         }
@@ -81,10 +89,10 @@ impl Hasher {
         self.run(self.place()?, move || bcrypt::hash(password, cost)).await
     }
 
-    /// Whether `password` fits `hash`; without a hash, or if the password is longer than any can be, it
+    /// Whether `password` fits `hash`; without a hash, or if the password is longer than any can be or holds a NUL, it
     /// does not, at the same cost.
     pub(super) async fn verify(&self, place: Place, password: &str, hash: Option<String>) -> Result<bool> {
-        let known = hash.is_some() && password.len() <= PASSWORD_MAX_BYTES;
+        let known = hash.is_some() && password.len() <= PASSWORD_MAX_BYTES && !password.contains(NUL);
         let hash = hash.unwrap_or_else(|| hash_of_nothing(self.cost));
         // BCrypt stops at this byte; what lies beyond need not be kept.
         let seen = password.len().min(PASSWORD_MAX_BYTES);
@@ -221,6 +229,19 @@ mod tests {
         let hash = hasher.hash(&longest).await.expect("hashed");
         assert!(verify(&hasher, &longest, Some(hash.clone())).await.expect("checked"));
         assert!(!verify(&hasher, &"x".repeat(73), Some(hash)).await.expect("checked"));
+    }
+
+    #[tokio::test]
+    async fn what_follows_a_nul_does_not_make_a_password_fit() {
+        let hasher = hasher(4, 1, 1);
+        let hash = hasher.hash("violet anchor").await.expect("hashed");
+        for repeated in ["violet anchor\0violet anchor", "violet anchor\0violet anchor\0violet anchor"] {
+            let bcrypt = bcrypt::verify(repeated, &hash).expect("checked");
+            assert!(bcrypt, "BCrypt itself takes it: else nothing is tested here");
+            assert!(!verify(&hasher, repeated, Some(hash.clone())).await.expect("checked"), "{repeated:?}");
+            assert!(validate_password(repeated).is_err());
+        }
+        assert!(validate_password("violet\0anchor").is_err());
     }
 
     #[test]

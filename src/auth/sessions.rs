@@ -24,6 +24,7 @@ use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, CallerStore, Hash, NewSession, Revocation, Rotation};
 
+use super::fault::Fault;
 use super::together::Together;
 use super::{CLOCKS_APART_MAX, Judged, Settings, lookup_failed, timed};
 
@@ -129,11 +130,11 @@ impl Sessions {
 
     /// Asks the database what was revoked. Callers who come while that is under way wait for the next time,
     /// together.
-    pub(super) async fn read(&self) -> Result<()> {
+    pub(super) async fn read(&self) -> std::result::Result<(), Fault> {
         self.reading.look(self.read_now()).await
     }
 
-    async fn read_now(&self) -> Result<()> {
+    async fn read_now(&self) -> std::result::Result<(), Fault> {
         let asked_at = (self.clock.mono(), self.clock.now());
         let (before, overflown) = {
             let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
@@ -148,8 +149,8 @@ impl Sessions {
         let mut after = (since, SessionId(Uuid::nil()));
         let fits = loop {
             let asking = self.store.revoked_sessions(after, PAGE_ROWS);
-            let page =
-                timed(self.timeout, asking).await.map_err(|error| lookup_failed("sessions", &error))?;
+            let page = timed(self.timeout, asking).await;
+            let page = page.map_err(|error| Fault::of_database("sessions", &error))?;
             let full = page.len() >= PAGE_ROWS as usize;
             if let Some(last) = page.last() {
                 after = (last.revoked_at, last.id);

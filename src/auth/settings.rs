@@ -6,11 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{Error, first_admin, password};
+use crate::domain::secret::SECRET_BYTES_MIN;
 
 /// The least BCrypt cost for a node that others can reach.
 pub const BCRYPT_COST_MIN: u32 = 12;
-/// The fewest bytes of a secret: those of the hash it keys (RFC 7518, section 3.2).
-pub(super) const SECRET_MIN_BYTES: usize = 32;
 
 /// What tokens are signed with. No other algorithm than the one configured is accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -232,7 +231,7 @@ impl SecretText {
             return Err(Error::SecretMissing);
         }
         let bytes = STANDARD.decode(text).unwrap_or_else(|_| text.as_bytes().to_vec());
-        if bytes.len() < SECRET_MIN_BYTES {
+        if bytes.len() < SECRET_BYTES_MIN {
             return Err(Error::SecretTooShort { key, bytes: bytes.len() });
         }
         Ok(bytes)

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::Mutex;
 
-use crate::error::Result;
+use super::fault::Fault;
+
+type Result<T> = std::result::Result<T, Fault>;
 
 #[derive(Default)]
 pub(super) struct Together {

@@ -183,7 +183,7 @@ impl Tokens {
                 let ring = keys.ring().await?;
                 let key = ring.signer(self.clock.now()).ok_or_else(broken)?;
                 header.kid = Some(key.kid.clone());
-                jsonwebtoken::encode(&header, &claims, key.signs.as_ref().ok_or_else(broken)?)
+                jsonwebtoken::encode(&header, &claims, key.signs()?)
             }
         };
         let expires_in = Duration::from_secs(ends.saturating_sub(now));

@@ -270,11 +270,7 @@ fn nobody() -> Error {
 
 /// A failed read, in the words of the database: the caller is the administrator.
 fn read(error: &store::Error) -> Error {
-    let code = match error {
-        store::Error::Broken(_) => ErrorCode::Internal,
-        _ => ErrorCode::Unavailable,
-    };
-    Error::new(code, error.to_string())
+    Error::new(ErrorCode::Unavailable, error.to_string())
 }
 
 fn taken() -> Error {
@@ -288,9 +284,8 @@ fn no_longer_permitted() -> Error {
 /// A failed write, in the words of the database: the caller is the administrator.
 fn written(error: &store::Error) -> Error {
     let code = match error {
-        store::Error::Unavailable(_) => ErrorCode::Unavailable,
+        store::Error::Unavailable(_) | store::Error::Broken(_) => ErrorCode::Unavailable,
         store::Error::Unknown(_) => ErrorCode::OutcomeUnknown,
-        store::Error::Broken(_) => ErrorCode::Internal,
     };
     Error::new(code, error.to_string())
 }

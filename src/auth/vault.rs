@@ -16,10 +16,10 @@ const INFO: &[u8] = b"hygeia keys at rest 1";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Locked {
     /// It is encrypted, and there is nothing to open it with.
-    #[error("it is encrypted, and auth.key_secret is not set")]
+    #[error("the keys for tokens are encrypted, and auth.key_secret is not set")]
     NoSecret,
     /// It does not open.
-    #[error("it was encrypted under another auth.key_secret, or is damaged")]
+    #[error("the keys for tokens are encrypted under another auth.key_secret, or damaged")]
     OtherSecret,
 }
 

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::failure::{Exit, Failure};
 use crate::actors::status::ClusterStatus;
 use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::domain::access::Role;
 use crate::domain::time::{Clock, Timestamp};
 use crate::{audit, auth, http, kafka, store};
@@ -95,13 +95,15 @@ fn audit_keys(config: &Config, older: &[PathBuf]) -> Result<audit::Keys, Failure
     let mut config = config.clone();
     config.ensure_secrets()?;
     let no_secret = || Failure::new(Exit::Config, "audit.secret: not set; set HYGEIA__AUDIT__SECRET");
-    let present = config.audit.key().ok_or_else(no_secret)?;
-    let read = |path: &PathBuf| match std::fs::read_to_string(path) {
+    let keys = config.audit.keys().ok_or_else(no_secret)?;
+    let read = |path: &PathBuf| {
+        let failed = |reason: String| Failure::new(Exit::Failed, format!("{}: {reason}", path.display()));
+        let content = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
         // As the present one is read from its file.
-        Ok(secret) => Ok(audit::Key::of(secret.trim_end_matches(['\r', '\n']).as_bytes())),
-        Err(error) => Err(Failure::new(Exit::Failed, format!("{}: {error}", path.display()))),
+        let secret = config::line_of_secret(&content).map_err(|reason| failed(reason.to_owned()))?;
+        Ok(audit::Key::of(secret.as_bytes()))
     };
-    Ok(audit::Keys::new(present, older.iter().map(read).collect::<Result<_, _>>()?))
+    Ok(keys.with_older(older.iter().map(read).collect::<Result<Vec<_>, Failure>>()?))
 }
 
 /// Checks the access audit, and the archives at `paths`. Answers with what was found, and what each archive holds.
@@ -141,6 +143,7 @@ pub(super) async fn archive_audit(
         Arc::clone(&store) as _,
         Arc::clone(&clock),
         config.audit.pins_every(),
+        audit::Growth::default(),
     );
     let archiver = audit::Archiver { store: Arc::clone(&store), keys, clock, chains };
     let archived = archiver.archive(before, path).await;

@@ -11,13 +11,13 @@
 //! | `jobs` | `database.url`, `admin.password`, for what runs once |
 //!
 //! Invariants: what is there is kept, so that it may run again and again, and a secret that somebody has put into
-//! `authority` before is the one that is used; a file with a secret is readable by its owner alone from the moment it
-//! is there, but for the database's, whose server has a user of its own.
+//! `authority` before is the one that is used, if the node or the server that is to use it would take it; a file with a
+//! secret is readable by its owner alone from the moment it is there.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -26,7 +26,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::certs::{Authority, failed, write_new};
 use super::failure::{Exit, Failure};
 use super::settings::SettingArgs;
-use crate::config::{Config, Role};
+use crate::auth;
+use crate::config::{Config, Role, line_of_secret};
+use crate::domain::secret::{SECRET_BYTES_MIN, stray_ends, weakness};
 
 /// How much randomness a secret has.
 const RANDOM_BYTES: usize = 48;
@@ -53,6 +55,9 @@ pub(super) struct Args {
     /// Whom the files for nodes and jobs belong to (a user's number); as they are made, if not given
     #[arg(long, value_name = "UID")]
     owner: Option<u32>,
+    /// Whom the password for the database's server belongs to (a user's number); as it is made, if not given
+    #[arg(long, value_name = "UID")]
+    database_owner: Option<u32>,
     /// How long the nodes' certificates hold, in days
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
@@ -88,13 +93,14 @@ fn provision(args: &Args, config: &Config, out: &mut dyn Write) -> Result<(), Fa
     let authority = args.out.join("authority");
     directory(&authority)?;
     let signer = Authority::open_or_make(&authority, args.days, out)?;
-    let mut secret = |name: &str| read_or_make(&authority.join(name), out);
-    let cluster_secret = secret(CLUSTER_SECRET)?;
-    let keys_secret = secret(KEYS_SECRET)?;
-    let audit_secret = secret(AUDIT_SECRET)?;
-    let password = secret(DATABASE_PASSWORD)?;
-    let admin_password = secret(ADMIN_PASSWORD)?;
-    let ca = read(&authority.join("ca.pem"))? + "\n";
+    let mut kept = |name: &str, rule: Rule| read_or_make(&authority.join(name), rule, out);
+    let cluster_secret = kept(CLUSTER_SECRET, of_secret)?;
+    let keys_secret = kept(KEYS_SECRET, of_secret)?;
+    let audit_secret = kept(AUDIT_SECRET, of_secret)?;
+    let password = kept(DATABASE_PASSWORD, of_database_password)?;
+    let admin_password = kept(ADMIN_PASSWORD, auth::validate_password)?;
+    let ca_file = authority.join("ca.pem");
+    let ca = std::fs::read_to_string(&ca_file).map_err(|e| failed(&ca_file, e))?;
     let url = with_password(&config.store.url, &password)?;
 
     let listed = config.cluster.nodes.iter().map(|node| {
@@ -119,10 +125,11 @@ fn provision(args: &Args, config: &Config, out: &mut dyn Write) -> Result<(), Fa
         }
         place.certify(&signer, &certified, args)?;
     }
-    let mut database = Place { directory: args.out.join("database"), owner: None, out: &mut *out };
+    // The image of the server reads it as root, before the server becomes a user of its own.
+    let owner = args.database_owner;
+    let mut database = Place { directory: args.out.join("database"), owner, out: &mut *out };
     directory(&database.directory)?;
-    // The server runs as a user whose number depends on the image; nobody else mounts this directory.
-    database.keep("password", &password, 0o444)?;
+    database.keep("password", &password, 0o400)?;
     let mut jobs = Place { directory: args.out.join("jobs"), owner: args.owner, out };
     directory(&jobs.directory)?;
     jobs.keep(DATABASE_URL, &url, 0o400)?;
@@ -162,13 +169,13 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Writes the file, unless it says that already. What says something else is replaced: it is a copy.
+    /// Writes the file, unless it says that already, to nobody else. What says something else is replaced: it is a copy.
     fn keep(&mut self, name: &str, text: &str, mode: u32) -> Result<(), Failure> {
         let path = self.directory.join(name);
-        match std::fs::read_to_string(&path) {
-            Ok(present) if present.trim_end() == text.trim_end() => Ok(()),
-            _ => self.replace(&path, text, mode),
-        }
+        let says_it = std::fs::read_to_string(&path).is_ok_and(|there| there.trim_end() == text.trim_end());
+        let is_open =
+            std::fs::metadata(&path).is_ok_and(|there| there.permissions().mode() & 0o777 & !mode != 0);
+        if says_it && !is_open { Ok(()) } else { self.replace(&path, text, mode) }
     }
 
     /// A certificate and its key, unless both are there and are to stay.
@@ -202,22 +209,40 @@ fn directory(path: &Path) -> Result<(), Failure> {
 
 fn read(path: &Path) -> Result<String, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| failed(path, e))?;
-    let text = text.trim_end_matches(['\r', '\n']).to_owned();
-    match text.len() {
-        0 => Err(failed(path, "it is empty")),
-        bytes if bytes > SECRET_BYTES_MAX => Err(failed(path, "it is too long for a secret")),
-        _ => Ok(text),
+    match line_of_secret(&text).map_err(|reason| failed(path, reason))? {
+        line if line.len() > SECRET_BYTES_MAX => Err(failed(path, "it is too long for a secret")),
+        line => Ok(line.to_owned()),
     }
 }
 
-fn read_or_make(path: &Path, out: &mut dyn Write) -> Result<String, Failure> {
+/// What a secret that somebody has put there must hold to.
+type Rule = fn(&str) -> Result<(), &'static str>;
+
+fn of_secret(text: &str) -> Result<(), &'static str> {
+    match text.len() {
+        0..SECRET_BYTES_MIN => Err("at least 32 bytes are needed; `openssl rand -base64 48` makes some"),
+        _ => stray_ends(text).or_else(|| weakness(text)).map_or(Ok(()), Err),
+    }
+}
+
+fn of_database_password(text: &str) -> Result<(), &'static str> {
+    match stray_ends(text) {
+        Some(reason) => Err(reason),
+        None if text.contains('\0') => Err("it holds a NUL, which ends a password of PostgreSQL"),
+        None => Ok(()),
+    }
+}
+
+fn read_or_make(path: &Path, rule: Rule, out: &mut dyn Write) -> Result<String, Failure> {
     if !path.exists() {
         let mut random = [0; RANDOM_BYTES];
         getrandom::fill(&mut random).map_err(|e| failed(path, e))?;
         write_new(path, &URL_SAFE_NO_PAD.encode(random), 0o600)?;
         writeln!(out, "{}", path.display())?;
     }
-    read(path)
+    let text = read(path)?;
+    rule(&text).map_err(|reason| failed(path, reason))?;
+    Ok(text)
 }
 
 /// `url` with the password behind the user's name, percent-encoded (RFC 3986, section 2.1).

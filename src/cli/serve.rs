@@ -6,6 +6,7 @@ use clap::Args;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use tokio_util::sync::CancellationToken;
 
+use super::core_dumps;
 use super::failure::{Exit, Failure};
 use super::settings::SettingArgs;
 use crate::config::Loaded;
@@ -42,15 +43,23 @@ impl ServeArgs {
 pub(super) fn run(loaded: Loaded) -> Result<(), Failure> {
     loaded.check()?;
     let mut config = loaded.config;
+    if config.node.core_dumps {
+        core_dumps::allow()?;
+    }
+    config.ensure_data_dir()?;
     config.ensure_secrets()?;
     let (telemetry, _guard) = telemetry::init(&config.telemetry, &config.node.name, Output::Stdout)?;
+    if !loaded.ignored_variables.is_empty() {
+        let variables = loaded.ignored_variables.join(", ");
+        tracing::warn!(variables, "ignored: these are no settings; the form is HYGEIA__SECTION__KEY");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("hygeia").enable_all().build()?;
     let ended = runtime.block_on(async {
         let upkeep = tokio::spawn(telemetry.clone().upkeep());
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let spans = telemetry.exporter().map(|exporter| tokio::spawn(exporter.run(stopped)));
-        let ended = node::run(config, telemetry).await;
+        let ended = Box::pin(node::run(config, telemetry)).await;
         stop.cancel();
         if let Some(spans) = spans {
             // It has a limit of its own. If it died, the panic hook has told.

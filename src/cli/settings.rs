@@ -6,10 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::failure::{Exit, Failure};
-use crate::config::{self, Argument, Inputs, Loaded};
-
-/// Names the file, if no argument does.
-const FILE_VARIABLE: &str = "HYGEIA_CONFIG";
+use crate::config::{self, Argument, FILE_VARIABLE, Inputs, Loaded};
 
 /// Settings. Each key of cluster.toml can also be set by a variable, HYGEIA__SECTION__KEY.
 #[derive(Clone, Debug, Default, Args)]

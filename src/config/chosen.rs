@@ -48,20 +48,19 @@ pub(super) fn patch(file: &Node, name: &str, by: &Source, secrets: Secrets) -> R
 /// The node's own settings, and where its entry says who it is.
 fn of_item(item: &Node, secrets: Secrets) -> Result<Node, Problem> {
     let mut patch = Node::empty(item.source.clone());
-    let mut put = |from: &str, to: &str| {
-        if let Some(node) = item.get(from) {
-            patch.set(to, node.clone());
-        }
+    let mut put = |from: &str, to: &str| match item.get(from) {
+        Some(node) => patch.set(to, node.clone()),
+        None => Ok(()),
     };
-    put("name", "node.name");
-    put("roles", "node.roles");
-    put("address", "cluster.advertise");
+    put("name", "node.name")?;
+    put("roles", "node.roles")?;
+    put("address", "cluster.advertise")?;
     // A name is no address to listen at: which one belongs to it is for `cluster.listen` to say.
     if item.text("address").is_some_and(|address| address.parse::<std::net::SocketAddr>().is_ok()) {
-        put("address", "cluster.listen");
+        put("address", "cluster.listen")?;
     }
     match item.get("set") {
-        Some(set @ Node { value: Value::Table(_), .. }) => patch.overlay(contents(set.clone(), secrets)?),
+        Some(set @ Node { value: Value::Table(_), .. }) => patch.overlay(contents(set.clone(), secrets)?)?,
         Some(other) => {
             let reason = "expected a section with keys, as the file has them";
             return Err(Problem::of(&format!("{NODES}.set"), other, reason));

@@ -5,10 +5,11 @@ use std::path::Path;
 
 use super::Loaded;
 use super::chosen::{self, NODES};
-use super::cluster::{Cluster, SECRET_BYTES_MIN, host_and_port, is_loopback};
+use super::cluster::{Cluster, host_and_port, is_loopback};
 use super::layers;
 use super::node::{Node, Role};
 use super::problem::Problem;
+use crate::domain::secret::SECRET_BYTES_MIN;
 
 /// The most nodes that a file may name.
 const NODES_MAX: usize = 256;

@@ -13,15 +13,30 @@ use serde::forward_to_deserialize_any;
 use super::problem::Problem;
 use super::tree::{Node, Value};
 
-/// The sections that were read, each with the keys it may have.
-pub(super) type Sections = RefCell<BTreeMap<String, &'static [&'static str]>>;
+/// What was met on the way.
+#[derive(Default)]
+pub(super) struct Notes {
+    /// The sections that were read, each with the keys it may have.
+    pub(super) sections: RefCell<BTreeMap<String, &'static [&'static str]>>,
+    /// What a number that its type does not hold is read as; without, it is an error.
+    pub(super) instead: Option<Instead>,
+    /// Such numbers.
+    pub(super) unfit: RefCell<Vec<Problem>>,
+}
+
+/// A number that a type does hold.
+#[derive(Clone, Copy)]
+pub(super) enum Instead {
+    Least,
+    Most,
+}
 
 /// Reads one node.
 #[derive(Clone, Copy)]
 pub(super) struct De<'a> {
     pub(super) node: &'a Node,
     pub(super) key: &'a str,
-    pub(super) sections: Option<&'a Sections>,
+    pub(super) notes: &'a Notes,
 }
 
 macro_rules! whole_numbers {
@@ -29,7 +44,17 @@ macro_rules! whole_numbers {
         fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Problem> {
             let expected = || format!("expected a whole number from {} to {}", <$type>::MIN, <$type>::MAX);
             let number = self.whole_number().and_then(|n| <$type>::try_from(n).ok());
-            visitor.$visit(number.ok_or_else(|| self.wrong(expected()))?)
+            visitor.$visit(match (number, self.notes.instead) {
+                (Some(number), _) => number,
+                (None, None) => return Err(self.wrong(expected())),
+                (None, Some(instead)) => {
+                    self.notes.unfit.borrow_mut().push(self.wrong(expected()));
+                    match instead {
+                        Instead::Least => <$type>::MIN,
+                        Instead::Most => <$type>::MAX,
+                    }
+                }
+            })
         }
     )*};
 }
@@ -156,9 +181,7 @@ impl<'de> Deserializer<'de> for De<'_> {
         visitor: V,
     ) -> Result<V::Value, Problem> {
         let table = self.table()?;
-        if let Some(sections) = self.sections {
-            sections.borrow_mut().insert(self.key.to_owned(), fields);
-        }
+        self.notes.sections.borrow_mut().insert(self.key.to_owned(), fields);
         for (name, node) in table {
             if !fields.contains(&name.as_str()) {
                 // Not the value: the key may be a secret's, misspelt.
@@ -214,7 +237,7 @@ impl<'de> MapAccess<'de> for Keys<'_> {
             return Err(serde::de::Error::custom("a value was asked for before its key"));
         };
         let key = self.of.child_key(name);
-        let value = De { node, key: &key, sections: self.of.sections };
+        let value = De { node, key: &key, notes: self.of.notes };
         seed.deserialize(value).map_err(|problem| problem.at(&key, node))
     }
 }
@@ -232,7 +255,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
         // A section in a list has keys of its own, so it needs a name; a plain value is shown itself.
         let numbered = matches!(node.value, Value::Table(_)).then(|| format!("{}[{index}]", self.of.key));
         let key = numbered.as_deref().unwrap_or(self.of.key);
-        let item = De { node: &node, key, sections: self.of.sections };
+        let item = De { node: &node, key, notes: self.of.notes };
         seed.deserialize(item).map(Some).map_err(|problem| problem.at(key, &node))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use super::de::Sections;
+use super::de::Notes;
 use super::problem::shown;
 use super::tree::{Node, Source, Value};
 use super::{Config, Loaded, chosen, layers, read};
@@ -14,18 +14,19 @@ pub(super) const DEFAULTS: &str = include_str!("../../cluster.toml");
 
 /// Every key there is. The structs are asked: a section says which keys it has when it is read.
 pub(super) fn keys() -> Vec<String> {
-    let sections = Sections::default();
+    let notes = Notes::default();
     let mut open = vec![String::new()];
     let mut keys = Vec::new();
     let nowhere = || Node::empty(Source::Argument(String::new()));
     while let Some(section) = open.pop() {
         let mut tree = nowhere();
         if !section.is_empty() {
-            tree.set(&section, nowhere());
+            // Nothing is there that it could clash with.
+            let _ = tree.set(&section, nowhere());
         }
         // Whether `section` is one shows in whether it was noted; a plain value refuses to be one.
-        let _ = read(&tree, Some(&sections));
-        match sections.borrow().get(&section) {
+        let _ = read(&tree, &notes);
+        match notes.sections.borrow().get(&section) {
             Some(names) if section.is_empty() => open.extend(names.iter().map(|n| (*n).to_owned())),
             Some(names) => open.extend(names.iter().map(|n| format!("{section}.{n}"))),
             None => keys.push(section),
@@ -90,6 +91,9 @@ pub(super) fn render(loaded: &Loaded) -> String {
             }
         };
         let _ = writeln!(text, "{key} = {value}  # {origin}");
+    }
+    for name in &loaded.ignored_variables {
+        let _ = writeln!(text, "# environment variable {name} is no setting, and is ignored");
     }
     text
 }

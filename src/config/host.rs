@@ -20,7 +20,7 @@ pub(super) fn put(tree: &mut Node, host: Option<&str>) -> Result<(), Problem> {
         let Some(text) = put else {
             return Err(Problem::of(key, &node, format!("{PLACEHOLDER}: this host has no name")));
         };
-        tree.set(key, Node { value: Value::Text(text), ..node });
+        tree.set(key, Node { value: Value::Text(text), ..node })?;
     }
     Ok(())
 }

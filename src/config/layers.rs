@@ -21,6 +21,12 @@ pub(super) const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 /// What the names of variables that set a key begin with.
 const PREFIX: &str = "HYGEIA__";
 
+/// What the names of all our variables begin with.
+const START: &str = "HYGEIA";
+
+/// The variable that names the file, if no argument does.
+pub const FILE_VARIABLE: &str = "HYGEIA_CONFIG";
+
 /// The filter for log lines has a short name of its own, as one sets it often.
 const LOG_VARIABLE: (&str, &str) = ("HYGEIA_LOG", "telemetry.filter");
 
@@ -58,6 +64,8 @@ pub(super) struct Layers {
     arguments: Node,
     /// The node of the file to be, with who says so.
     pub(super) chosen: Option<(String, Source)>,
+    /// Variables that look like ours and are none.
+    pub(super) ignored: Vec<String>,
 }
 
 /// What to do with files that hold secrets.
@@ -80,29 +88,27 @@ impl Layers {
         for tree in [&mut file, &mut environment, &mut arguments] {
             host::put(tree, inputs.host.as_deref())?;
         }
-        Ok(Layers { file, environment, arguments, chosen: chosen::name(inputs)? })
+        let ignored = ignored(&inputs.environment);
+        Ok(Layers { file, environment, arguments, chosen: chosen::name(inputs)?, ignored })
     }
 
     /// The tree of all layers, for the node that was chosen.
     pub(super) fn merged(&self) -> Result<Node, Problem> {
         let patch = self.chosen.as_ref().map(|(name, by)| chosen::patch(&self.file, name, by, Secrets::Read));
-        Ok(self.over(patch.transpose()?))
+        self.over(patch.transpose()?)
     }
 
     /// The tree of all layers, as the node `name` of the file has it; without the secrets that it alone has.
     pub(super) fn of_node(&self, name: &str) -> Result<Node, Problem> {
-        chosen::patch(&self.file, name, &self.file.source, Secrets::Leave).map(|patch| self.over(Some(patch)))
+        chosen::patch(&self.file, name, &self.file.source, Secrets::Leave)
+            .and_then(|patch| self.over(Some(patch)))
     }
 
-    fn over(&self, patch: Option<Node>) -> Node {
+    fn over(&self, patch: Option<Node>) -> Result<Node, Problem> {
         let mut tree = nothing();
-        tree.overlay(self.file.clone());
-        if let Some(patch) = patch {
-            tree.overlay(patch);
-        }
-        tree.overlay(self.environment.clone());
-        tree.overlay(self.arguments.clone());
-        tree
+        let layers = [Some(&self.file), patch.as_ref(), Some(&self.environment), Some(&self.arguments)];
+        layers.into_iter().flatten().try_for_each(|layer| tree.overlay(layer.clone()))?;
+        Ok(tree)
     }
 }
 
@@ -202,9 +208,27 @@ fn environment(variables: &[(OsString, OsString)]) -> Result<Node, Problem> {
             let reason = format!("set twice, also by {}", other.source);
             return Err(Problem { key, ..Problem::general(Some(source), reason) });
         }
-        tree.set(&key, Node { value: Value::Untyped(value.to_owned()), source });
+        tree.set(&key, Node { value: Value::Untyped(value.to_owned()), source })?;
     }
     Ok(tree)
+}
+
+/// Variables that begin as ours do and set nothing. Those that an orchestrator makes of the name of a service are its
+/// own.
+fn ignored(variables: &[(OsString, OsString)]) -> Vec<String> {
+    let known = [FILE_VARIABLE, chosen::NODE_VARIABLE, LOG_VARIABLE.0];
+    let named = variables.iter().map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy()));
+    let ours = named.filter(|(name, _)| name.to_ascii_uppercase().starts_with(START));
+    let unknown = ours.filter(|(name, value)| {
+        let of_service = name.contains("_SERVICE_HOST")
+            || name.contains("_SERVICE_PORT")
+            || name.contains("_PORT_")
+            || ["tcp://", "udp://"].iter().any(|scheme| value.starts_with(scheme));
+        !name.starts_with(PREFIX) && !known.contains(&name.as_ref()) && !of_service
+    });
+    let mut unknown: Vec<String> = unknown.map(|(name, _)| name.into_owned()).collect();
+    unknown.sort_unstable();
+    unknown
 }
 
 fn arguments(arguments: &[Argument]) -> Result<Node, Problem> {
@@ -222,7 +246,7 @@ fn arguments(arguments: &[Argument]) -> Result<Node, Problem> {
             );
             return Err(Problem { key: argument.key.clone(), ..Problem::general(Some(node.source), reason) });
         }
-        tree.set(&argument.key, node);
+        tree.set(&argument.key, node)?;
     }
     Ok(tree)
 }
@@ -251,14 +275,27 @@ pub(super) fn contents(mut tree: Node, secrets: Secrets) -> Result<Node, Problem
         let path = PathBuf::from(path);
         let content = read_text(&path, SECRET_FILE_BYTES_MAX)
             .map_err(|reason| Problem::of(&file_key, &named, format!("the file cannot be read: {reason}")))?;
-        let content = content.trim_end_matches(['\r', '\n']);
-        if content.is_empty() {
-            return Err(Problem::of(&file_key, &named, "the file is empty"));
-        }
+        let content = line_of_secret(&content)
+            .map_err(|reason| Problem::of(&file_key, &named, format!("the file cannot be used: {reason}")))?;
         let source = Source::Content { path, named_by: Box::new(named.source) };
-        tree.set(&key, Node { value: Value::Untyped(content.to_owned()), source });
+        tree.set(&key, Node { value: Value::Untyped(content.to_owned()), source })?;
     }
     Ok(tree)
+}
+
+/// The one line that a file with a secret, or an input that ends with one, holds: without the byte order mark before
+/// it and the line end behind it, which editors put there. Blanks stay.
+///
+/// # Errors
+/// There is none, or more than one.
+pub fn line_of_secret(content: &str) -> Result<&str, &'static str> {
+    let line = content.strip_prefix('\u{feff}').unwrap_or(content);
+    let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
+    match line {
+        "" => Err("it is empty"),
+        line if line.contains(['\n', '\r']) => Err("it has more than one line"),
+        line => Ok(line),
+    }
 }
 
 /// The text of a file of at most `bytes_max`.

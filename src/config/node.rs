@@ -18,11 +18,18 @@ pub struct Node {
     pub roles: BTreeSet<Role>,
     /// By how much the node's wall clock may differ from the database's before it is told.
     pub clock_skew_max_ms: u64,
+    /// Whether the kernel may write the node's memory to a file when it crashes. Secrets, tokens and records are in it.
+    pub core_dumps: bool,
 }
 
 impl Default for Node {
     fn default() -> Self {
-        Node { name: "node-1".to_owned(), roles: Role::ALL.into_iter().collect(), clock_skew_max_ms: 1_000 }
+        Node {
+            name: "node-1".to_owned(),
+            roles: Role::ALL.into_iter().collect(),
+            clock_skew_max_ms: 1_000,
+            core_dumps: false,
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! The rules that a type alone cannot hold.
 
 use super::node::{Node, Role};
-use super::problem::{Error, Problem};
+use super::problem::{Error, Problem, is_secret, is_secret_url};
+use super::tree::{Source, Value};
 use super::{Loaded, cluster_rules};
 use crate::auth;
+use crate::domain::secret;
 
 /// Keys whose rules only a node that serves must keep: `check_serving` has them.
 const ONLY_TO_SERVE: [&str; 3] = ["jwt_secret", "key_secret", "require_token"];
@@ -20,6 +22,9 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
     }
     if config.node.roles.is_empty() {
         problems.push(loaded.problem("node.roles", Role::at_least_one()));
+    }
+    if !(1..=86_400_000).contains(&config.node.clock_skew_max_ms) {
+        problems.push(loaded.problem("node.clock_skew_max_ms", "allowed: 1 to 86400000"));
     }
     problems.extend(cluster_rules::check_values(loaded));
     let sections = [
@@ -43,7 +48,30 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
     for (key, reason) in config.telemetry.problems() {
         problems.push(loaded.problem(&format!("telemetry.{key}"), reason));
     }
+    problems.extend(check_secrets(loaded));
     refuse(problems)
+}
+
+/// Rules of every secret, whatever its section is. How long it must be, its section says.
+fn check_secrets(loaded: &Loaded) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (key, node) in loaded.tree.leaves() {
+        let (Value::Text(text) | Value::Untyped(text)) = &node.value else { continue };
+        // A password may begin with a blank: one in a file may have come there unseen.
+        let is_seen = key.ends_with("password") && !matches!(node.source, Source::Content { .. });
+        if (is_secret(&key) || is_secret_url(&key))
+            && !is_seen
+            && let Some(reason) = secret::stray_ends(text)
+        {
+            problems.push(loaded.problem(&key, reason));
+        } else if key.ends_with("secret")
+            && text.len() >= secret::SECRET_BYTES_MIN
+            && let Some(reason) = secret::weakness(text)
+        {
+            problems.push(loaded.problem(&key, reason));
+        }
+    }
+    problems
 }
 
 /// Rules between sections, for a node that serves.

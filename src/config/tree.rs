@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
+use super::problem::{Problem, shown};
+
 /// Where a value came from, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -116,23 +118,15 @@ impl Node {
         }
     }
 
-    /// Sets `key` (`section.key`), making sections on the way. What is already there and no section
-    /// stays, for its reader to refuse.
-    pub(super) fn set(&mut self, key: &str, leaf: Node) {
-        let (first, rest) = match key.split_once('.') {
-            Some((first, rest)) => (first, Some(rest)),
-            None => (key, None),
-        };
-        let Value::Table(table) = &mut self.value else { return };
-        match rest {
-            None => {
-                table.insert(first.to_owned(), leaf);
-            }
-            Some(rest) => {
-                let source = leaf.source.clone();
-                table.entry(first.to_owned()).or_insert_with(|| Node::empty(source)).set(rest, leaf);
-            }
-        }
+    /// Sets `key` (`section.key`), making sections on the way.
+    ///
+    /// # Errors
+    /// As `overlay`.
+    pub(super) fn set(&mut self, key: &str, leaf: Node) -> Result<(), Problem> {
+        self.overlay(key.rsplit('.').fold(leaf, |node, name| {
+            let source = node.source.clone();
+            Node { value: Value::Table([(name.to_owned(), node)].into()), source }
+        }))
     }
 
     /// Takes `key` out.
@@ -144,24 +138,37 @@ impl Node {
         }
     }
 
-    /// Lays `over` on top: sections are merged, anything else is replaced.
-    pub(super) fn overlay(&mut self, over: Node) {
+    /// Lays `over` on top: sections are merged, a value takes the place of another.
+    ///
+    /// # Errors
+    /// A section and a value have the same key: one of them would be lost in silence.
+    pub(super) fn overlay(&mut self, over: Node) -> Result<(), Problem> {
+        self.lay("", over)
+    }
+
+    fn lay(&mut self, key: &str, over: Node) -> Result<(), Problem> {
         match (&mut self.value, over.value) {
             (Value::Table(below), Value::Table(above)) => {
-                for (key, node) in above {
-                    match below.get_mut(&key) {
-                        Some(present) => present.overlay(node),
+                for (name, node) in above {
+                    let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                    match below.get_mut(&name) {
+                        Some(present) => present.lay(&key, node)?,
                         None => {
-                            below.insert(key, node);
+                            below.insert(name, node);
                         }
                     }
                 }
             }
+            (Value::Table(_), value) => {
+                return Err(clash(key, &Node { value, source: over.source }, &self.source));
+            }
+            (_, Value::Table(_)) => return Err(clash(key, self, &over.source)),
             (below, above) => {
                 *below = above;
                 self.source = over.source;
             }
         }
+        Ok(())
     }
 
     /// Every value that is no section, with its key; a list is one value.
@@ -180,5 +187,15 @@ impl Node {
                 _ => found.push((key, node)),
             }
         }
+    }
+}
+
+/// `key` is the value `value` here, and a section by `section`.
+fn clash(key: &str, value: &Node, section: &Source) -> Problem {
+    Problem {
+        key: key.to_owned(),
+        value: Some(shown(key, &value.value)),
+        source: Some(value.source.clone()),
+        reason: format!("{section} sets a key in it: either {key} is a value, or it has keys"),
     }
 }

@@ -266,16 +266,26 @@ fn with_trace(mut response: Response<Body>, trace: &TraceContext) -> Response<Bo
 }
 
 fn log(method: Method, code: &'static str, hop: &TraceContext, took: Duration) {
+    let is_probe = matches!(method, Method::Health | Method::Watch);
     let method = method.as_str();
-    tracing::info!(
-        target: "hygeia::grpc",
-        method,
-        code,
-        trace = format_args!("{:032x}", hop.trace_id),
-        span = format_args!("{:016x}", hop.span_id),
-        parent = format_args!("{:016x}", hop.parent_id),
-        duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-    );
+    macro_rules! line {
+        ($level:ident) => {
+            tracing::$level!(
+                target: "hygeia::grpc",
+                method,
+                code,
+                trace = format_args!("{:032x}", hop.trace_id),
+                span = format_args!("{:016x}", hop.span_id),
+                parent = format_args!("{:016x}", hop.parent_id),
+                duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            )
+        };
+    }
+    match (is_probe, code) {
+        (false, _) => line!(info),
+        (true, "OK") => line!(debug),
+        (true, _) => line!(warn),
+    }
     metrics::counter!("hygeia_grpc_calls_total", "method" => method, "code" => code).increment(1);
     metrics::histogram!("hygeia_grpc_call_seconds", "method" => method).record(took.as_secs_f64());
 }

@@ -21,7 +21,7 @@ use crate::domain::audit::{Access, Outcome};
 use crate::domain::email::EmailKey;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
-use crate::domain::validate::FieldErrors;
+use crate::domain::validate::{FieldErrors, parse_date};
 use crate::error::Error;
 
 use super::docs::names::{ActionName, OutcomeName, RoleName};
@@ -127,8 +127,8 @@ impl<'a> AccessBody<'a> {
         ("subject" = Option<String>, Query, description = "Who, without regard to case."),
         ("action" = Option<ActionName>, Query, description = "What was wanted, such as PATIENT_READ."),
         ("outcome" = Option<OutcomeName>, Query, description = "What came of it, such as DENIED."),
-        ("from" = Option<String>, Query, description = "At this moment (RFC 3339) or later."),
-        ("until" = Option<String>, Query, description = "Before this moment (RFC 3339)."),
+        ("from" = Option<String>, Query, description = "At this moment (RFC 3339) or later; of a day (2026-11-30), its beginning in UTC."),
+        ("until" = Option<String>, Query, description = "Before this moment (RFC 3339); of a day (2026-11-30), its beginning in UTC."),
         ("limit" = Option<u32>, Query, description = "Entries on the page.", minimum = 1, maximum = 1000, example = 100),
         ("cursor" = Option<String>, Query, description = "Where the page begins: only as a `Link` gave it out."),
     ),
@@ -165,7 +165,7 @@ struct Wanted {
 
 impl Wanted {
     fn of(given: &Query, take_back: impl Fn(&str) -> Option<AuditPlace>) -> Result<Self, FieldErrors> {
-        const MOMENT: &str = "Should be a moment, such as 2026-01-10T08:30:00Z";
+        const MOMENT: &str = "Should be a moment or a day, such as 2026-01-10T08:30:00Z or 2026-01-10";
         let mut errors = FieldErrors::new();
         let query = AuditQuery {
             patient: read(given, &mut errors, "patient", "Should be a UUID", |text| {
@@ -218,8 +218,10 @@ fn read<T>(
     parsed
 }
 
+/// A moment, or the beginning of a day in UTC.
 fn moment(text: &str) -> Option<Timestamp> {
-    let moment = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    let day = parse_date(text).ok().map(|day| day.midnight().assume_utc());
+    let moment = day.or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())?;
     i64::try_from(moment.unix_timestamp_nanos() / 1_000).ok().map(Timestamp)
 }
 
@@ -286,7 +288,14 @@ mod tests {
             (Some(Action::PatientRead), Some(Outcome::Denied))
         );
         assert_eq!((read.query.from, read.limit), (Some(Timestamp(1_768_033_800_000_000)), 7));
+        let day = wanted("from=2026-11-30&until=2026-12-01").expect("days").query;
+        assert_eq!(
+            (day.from, day.until),
+            (Some(Timestamp(1_795_996_800_000_000)), Some(Timestamp(1_796_083_200_000_000)))
+        );
         for (text, field) in [
+            ("from=2026-02-29", "from"),
+            ("until=2026-11-30T", "until"),
             ("patient=7", "patient"),
             ("action=READ", "action"),
             ("outcome=SUBMITTED", "outcome"),

@@ -16,6 +16,8 @@ use super::frame::Exchange;
 pub(super) struct Meter {
     method: &'static str,
     route: &'static str,
+    /// Asked every few seconds by whoever watches the node: of interest if it fails.
+    is_probe: bool,
     by_class: [OnceLock<(Counter, Histogram)>; 5],
 }
 
@@ -23,7 +25,8 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Meter {
     pub(super) fn new(method: &'static str, route: &'static str) -> Self {
-        Meter { method, route, by_class: Default::default() }
+        let is_probe = route.starts_with("/health/") || route == "/metrics";
+        Meter { method, route, is_probe, by_class: Default::default() }
     }
 
     /// One request is answered.
@@ -33,17 +36,26 @@ impl Meter {
         let (count, duration) = self.by_class[class].get_or_init(|| self.register(CLASSES[class]));
         count.increment(1);
         duration.record(took.as_secs_f64());
-        tracing::info!(
-            target: "hygeia::http",
-            method = self.method,
-            route = self.route,
-            status,
-            trace = %format_args!("{:032x}", trace.trace_id),
-            span = %format_args!("{:016x}", trace.span_id),
-            parent = %format_args!("{:016x}", trace.parent_id),
-            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            request = exchange.request_id(),
-        );
+        macro_rules! line {
+            ($level:ident) => {
+                tracing::$level!(
+                    target: "hygeia::http",
+                    method = self.method,
+                    route = self.route,
+                    status,
+                    trace = %format_args!("{:032x}", trace.trace_id),
+                    span = %format_args!("{:016x}", trace.span_id),
+                    parent = %format_args!("{:016x}", trace.parent_id),
+                    duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+                    request = exchange.request_id(),
+                )
+            };
+        }
+        match (self.is_probe, status) {
+            (false, _) => line!(info),
+            (true, ..400) => line!(debug),
+            (true, 400..) => line!(warn),
+        }
     }
 
     fn register(&self, status: &'static str) -> (Counter, Histogram) {

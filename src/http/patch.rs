@@ -13,7 +13,8 @@ use super::problem::Failure;
 /// The media type of a merge patch.
 pub(super) const MERGE_PATCH_JSON: &str = "application/merge-patch+json";
 
-const NOT_REMOVED: &str = "Cannot be null: leave it out to keep it as it is";
+/// What is said of a field that a patch would take away.
+pub(super) const NOT_REMOVED: &str = "Cannot be null: leave it out to keep it as it is";
 
 /// The patch that `body` says, by the rules of the day `today`.
 ///

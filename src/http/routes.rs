@@ -155,16 +155,12 @@ pub(super) static ROUTES: [Endpoint<AppState>; 33] = [
         &[AlreadyExists],
         Handler::Named(Action::UserCreate, |s, c| users::create(s, c).boxed()),
     ),
-    Endpoint {
-        // Its fields are what to change: no merge patch.
-        takes: Takes::Json,
-        ..named(
-            Verb::Patch,
-            "/api/users/{email}",
-            &[NotFound],
-            Handler::Named(Action::UserChange, |s, c| users::change(s, c).boxed()),
-        )
-    },
+    named(
+        Verb::Patch,
+        "/api/users/{email}",
+        &[NotFound],
+        Handler::Named(Action::UserChange, |s, c| users::change(s, c).boxed()),
+    ),
     named(
         Verb::Post,
         "/api/users/me/password",

@@ -6,7 +6,7 @@ use axum::extract::{FromRequestParts, Path};
 use axum::response::Response;
 use http::header::{LINK, LOCATION};
 use http::{HeaderValue, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorCode};
 
 use super::docs::names::RoleName;
 use super::fields::Fields;
+use super::patch::NOT_REMOVED;
 use super::pipeline::Call;
 use super::problem::Failure;
 use super::query::Query;
@@ -74,15 +75,44 @@ pub(super) struct UserForm {
     role: String,
 }
 
-/// What is changed of a user; what is left out stays.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+/// What is changed of a user, as a merge patch (RFC 7396): what is left out stays, and nothing can be taken away.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
 #[schema(as = UserChange, example = json!({"role": "AUDITOR", "disabled": true}))]
 pub(super) struct ChangeForm {
+    #[serde(deserialize_with = "given")]
     #[schema(value_type = Option<RoleName>, nullable = false)]
-    role: Option<String>,
-    #[schema(nullable = false)]
-    disabled: Option<bool>,
+    role: Option<Option<String>>,
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<bool>, nullable = false)]
+    disabled: Option<Option<bool>>,
+}
+
+/// A field that is there; null is none that is left out.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(field).map(Some)
+}
+
+impl ChangeForm {
+    fn read(body: &[u8]) -> Result<(Option<Role>, Option<bool>), Failure> {
+        // The reader would take a list of values as well; and what it says could repeat what was sent.
+        let is_object = body.trim_ascii_start().starts_with(b"{");
+        let form = serde_json::from_slice(body).ok().filter(|_| is_object);
+        let Some(ChangeForm { role, disabled }) = form else {
+            let known = "Known are role (a text) and disabled (true or false)";
+            return Err(Failure::new(ErrorCode::Invalid, known));
+        };
+        let taken = [("role", role == Some(None)), ("disabled", disabled == Some(None))];
+        let taken: FieldErrors =
+            taken.into_iter().filter(|(_, null)| *null).map(|(field, _)| (field, NOT_REMOVED)).collect();
+        if !taken.is_empty() {
+            return Err(Error::invalid_fields(taken).into());
+        }
+        match role.flatten().as_deref().map(Role::parse) {
+            Some(None) => Err(Failure::field("role", ROLES)),
+            role => Ok((role.flatten(), disabled.flatten())),
+        }
+    }
 }
 
 /// One's own new password.
@@ -164,11 +194,12 @@ const ROLES: &str = "Should be ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or
 
 /// Changes what a user may do, or keeps a user out.
 ///
+/// The body is a JSON Merge Patch (RFC 7396); no field can be removed.
 /// A disabling ends all sessions of the user for good, at the latest after `auth.user_cache_ms`. An administrator
 /// cannot do either to themselves, and one enabled administrator is always left.
 #[utoipa::path(patch, path = "/api/users/{email}", operation_id = "changeUser", tag = "users",
     params(("email" = String, Path, description = "The user's e-mail address.")),
-    request_body = ChangeForm,
+    request_body(content = ChangeForm, content_type = "application/merge-patch+json"),
     responses((status = 200, description = "The user as it is now.", body = UserBody)))]
 pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Response, Failure> {
     let email = Path::<String>::from_request_parts(&mut call.parts, &())
@@ -176,19 +207,12 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
         .map_err(|_| "Should be an e-mail address")
         .and_then(|path| EmailKey::sought(&path.0))
         .map_err(|message| Failure::field("email", message))?;
-    // What the reader says could repeat what was sent.
-    let form: ChangeForm = serde_json::from_slice(&call.body).map_err(|_| {
-        Failure::new(ErrorCode::Invalid, "Known are role (a text) and disabled (true or false)")
-    })?;
-    let role = match form.role.as_deref().map(Role::parse) {
-        Some(None) => return Err(Failure::field("role", ROLES)),
-        role => role.flatten(),
-    };
-    call.accessed.is_about(Detail { role, disabled: form.disabled, ..Detail::of_account(&email) });
+    let (role, disabled) = ChangeForm::read(&call.body)?;
+    call.accessed.is_about(Detail { role, disabled, ..Detail::of_account(&email) });
     if *email == *call.ctx.caller.subject {
         return Err(Error::new(ErrorCode::Forbidden, "Nobody changes their own role or standing").into());
     }
-    let change = Change { role, disabled: form.disabled };
+    let change = Change { role, disabled };
     let user = app.users.change(&email, change, By::Caller(&call.ctx.caller)).await?;
     let is_now =
         Detail { role: Role::parse(&user.role), disabled: Some(user.disabled), ..Detail::of_account(&email) };
@@ -232,6 +256,24 @@ fn escaped(email: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_is_a_merge_patch() {
+        let read = |body: &str| {
+            ChangeForm::read(body.as_bytes()).map_err(|failure| (failure.error.detail, failure.error.fields))
+        };
+        assert_eq!(read("{}"), Ok((None, None)), "what is left out stays");
+        assert_eq!(read(r#"{"role": "AUDITOR"}"#), Ok((Some(Role::Auditor), None)));
+        assert_eq!(read(r#"{"disabled": false}"#), Ok((None, Some(false))));
+        let (_, fields) = read(r#"{"role": null, "disabled": null}"#).expect_err("nothing is taken away");
+        assert_eq!(fields, FieldErrors::from([("role", NOT_REMOVED), ("disabled", NOT_REMOVED)]));
+        let (_, fields) = read(r#"{"role": "NURSE"}"#).expect_err("no role");
+        assert_eq!(fields["role"], ROLES);
+        for wrong in ["", "[]", "null", r#"{"disabled": "yes"}"#, r#"{"email": "x"}"#] {
+            let (detail, _) = read(wrong).expect_err(wrong);
+            assert!(detail.contains("role") && !detail.contains("yes"), "{wrong}: {detail}");
+        }
+    }
 
     #[test]
     fn an_address_is_escaped_for_a_path() {

@@ -4,7 +4,8 @@
 //! queue makes the batch wait: librdkafka says so by an error, after which we try again a little later.
 //!
 //! An idempotent producer that meets an error it cannot reconcile with its sequence numbers fails for
-//! good ("fatal"): everything it holds fails, and the next batch makes a new one.
+//! good ("fatal"): everything it holds fails, and the next batch makes a new one. So does a producer that delivers
+//! nothing for `delivery_timeout_ms` while the broker answers: one that a broker fences does not always say so.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 
 use super::client::{ClientEvents, LinkState, making};
 use super::gate::{Gate, Reservation};
-use super::{Delivery, Outgoing, Place, Publisher, Result, Settings};
+use super::{Delivery, Link, Outgoing, Place, Publisher, Result, Settings};
 
 /// How long to wait before asking a full queue again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
@@ -178,7 +179,16 @@ pub(super) struct KafkaPublisher {
     gate: Option<(Arc<str>, Arc<Gate>)>,
     /// How long a batch waits for its reports once the queue has taken it.
     report_timeout: Duration,
-    current: Mutex<Option<Arc<Native>>>,
+    /// How long a producer may deliver nothing of what it is given.
+    silence_max: Duration,
+    current: Mutex<Option<Current>>,
+}
+
+/// The producer in use.
+struct Current {
+    native: Arc<Native>,
+    /// When it was made, or last delivered a message.
+    heard_at: Instant,
 }
 
 impl KafkaPublisher {
@@ -194,47 +204,69 @@ impl KafkaPublisher {
         gate: Option<(Arc<str>, Arc<Gate>)>,
     ) -> Result<Self> {
         // librdkafka reports every message by its delivery timeout, then it checks its queues once a second.
-        let report_timeout = Duration::from_millis(settings.delivery_timeout_ms) + Duration::from_secs(5);
-        let publisher = KafkaPublisher { config, link, gate, report_timeout, current: Mutex::new(None) };
+        let silence_max = Duration::from_millis(settings.delivery_timeout_ms);
+        let report_timeout = silence_max + Duration::from_secs(5);
+        let current = Mutex::new(None);
+        let publisher = KafkaPublisher { config, link, gate, report_timeout, silence_max, current };
         publisher.current()?;
         Ok(publisher)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Native>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Current>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn current(&self) -> Result<Arc<Native>> {
         let mut current = self.lock();
-        if let Some(producer) = &*current {
-            return Ok(Arc::clone(producer));
+        if let Some(current) = &*current {
+            return Ok(Arc::clone(&current.native));
         }
         let events = ProducerEvents(ClientEvents::new("producer", self.link.clone()));
         let made = Native::from_config_and_context(&self.config, events).map_err(|e| making(&e))?;
         let made = Arc::new(made);
-        *current = Some(Arc::clone(&made));
+        *current = Some(Current { native: Arc::clone(&made), heard_at: Instant::now() });
         Ok(made)
     }
 
-    /// Puts `producer` out of use if it has failed for good, which is the answer. What it holds fails.
-    fn retire_if_fatal(&self, producer: &Arc<Native>) -> bool {
-        let Some((code, reason)) = producer.client().fatal_error() else { return false };
-        let mut current = self.lock();
-        if current.as_ref().is_some_and(|c| Arc::ptr_eq(c, producer)) {
-            *current = None;
-            drop(current);
-            tracing::warn!(target: "hygeia::kafka", %code, "the producer failed for good and is replaced: {reason}");
-            metrics::counter!("hygeia_kafka_producers_replaced_total").increment(1);
-            producer.purge(PurgeConfig::default().queue().inflight());
+    /// Notes what became of a batch of `producer`, and puts it out of use if it cannot go on, which is the answer. What
+    /// it holds fails then.
+    fn is_retired(&self, producer: &Arc<Native>, deliveries: &[Delivery]) -> bool {
+        if deliveries.iter().any(Delivery::is_delivered) {
+            self.link.up();
+            if let Some(current) = self.lock().as_mut().filter(|c| Arc::ptr_eq(&c.native, producer)) {
+                current.heard_at = Instant::now();
+            }
         }
+        if deliveries.iter().all(Delivery::is_delivered) {
+            return false;
+        }
+        let fatal = producer.client().fatal_error();
+        // While the broker is away, another producer would not deliver either.
+        let looks_silent =
+            deliveries.iter().all(|d| matches!(d, Delivery::Failed(_))) && self.link.get() == Link::Up;
+        let mut current = self.lock();
+        let Some(ours) = current.as_ref().filter(|c| Arc::ptr_eq(&c.native, producer)) else {
+            return fatal.is_some();
+        };
+        let is_silent = looks_silent && ours.heard_at.elapsed() >= self.silence_max;
+        let reason = match fatal {
+            Some((code, reason)) => format!("it failed for good: {code}: {reason}"),
+            None if is_silent => format!("it has delivered nothing for {} ms", self.silence_max.as_millis()),
+            None => return false,
+        };
+        *current = None;
+        drop(current);
+        tracing::warn!(target: "hygeia::kafka", reason, "the producer is replaced");
+        metrics::counter!("hygeia_kafka_producers_replaced_total").increment(1);
+        producer.purge(PurgeConfig::default().queue().inflight());
         true
     }
 
     /// Puts the producer out of use. What it holds fails.
     pub(super) fn renew(&self) {
-        if let Some(producer) = self.lock().take() {
-            producer.purge(PurgeConfig::default().queue().inflight());
-            release(producer);
+        if let Some(Current { native, .. }) = self.lock().take() {
+            native.purge(PurgeConfig::default().queue().inflight());
+            release(native);
         }
     }
 
@@ -279,10 +311,7 @@ impl Publisher for KafkaPublisher {
         let _ = tokio::time::timeout_at(deadline, awaited.0.complete.notified()).await;
         let mut deliveries = awaited.0.deliveries();
         drop(awaited);
-        if deliveries.iter().any(Delivery::is_delivered) {
-            self.link.up();
-        }
-        if !deliveries.iter().all(Delivery::is_delivered) && self.retire_if_fatal(&producer) {
+        if self.is_retired(&producer, &deliveries) {
             for delivery in &mut deliveries {
                 if let Delivery::Failed(reason) = delivery {
                     *delivery = Delivery::ProducerLost(std::mem::take(reason));

@@ -209,7 +209,26 @@ impl Settings {
             ),
         ];
         let broken = checks.into_iter().filter(|(_, holds, _)| !holds);
-        broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
+        let broken = broken.map(|(key, _, allowed)| (key, allowed.to_owned()));
+        broken.chain(self.out_of_range()).collect()
+    }
+
+    /// Numbers that librdkafka, or we, would not take.
+    fn out_of_range(&self) -> impl Iterator<Item = (&'static str, String)> {
+        [
+            ("linger_ms", self.linger_ms, 0, 900_000),
+            ("request_timeout_ms", self.request_timeout_ms, 10, 300_000),
+            ("metadata_timeout_ms", self.metadata_timeout_ms, 1, 600_000),
+            ("reconnect_max_ms", self.reconnect_max_ms, 0, 3_600_000),
+            ("session_timeout_ms", self.session_timeout_ms, 1, 3_600_000),
+            ("poll_interval_max_ms", self.poll_interval_max_ms, 1, 86_400_000),
+            ("fetch_wait_ms", self.fetch_wait_ms, 0, 300_000),
+            ("fetch_queue_max_bytes", self.fetch_queue_max_bytes, 1_024, 2_000_000_000),
+            ("batch_wait_ms", self.batch_wait_ms, 0, 60_000),
+        ]
+        .into_iter()
+        .filter(|(_, value, least, most)| !(least..=most).contains(&value))
+        .map(|(key, _, least, most)| (key, format!("{least} to {most}")))
     }
 
     /// Whether these settings can work at all.

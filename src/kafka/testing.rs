@@ -81,6 +81,28 @@ impl Kafka {
             broker.request_errors(RDKafkaApiKey::Produce, &codes);
         });
     }
+
+    /// Nobody gets a message any more.
+    pub(crate) fn serve_nothing(&self) {
+        self.with_control(|c| {
+            let broker = c.client().mock_cluster().expect("embedded");
+            broker.request_errors(RDKafkaApiKey::Fetch, &[Refusal::NotLeader.code(); 10_000]);
+        });
+    }
+
+    /// Messages are given out again.
+    pub(crate) fn serve_again(&self) {
+        self.with_control(|c| {
+            c.client().mock_cluster().expect("embedded").clear_request_errors(RDKafkaApiKey::Fetch);
+        });
+    }
+
+    /// Requests to publish are taken again.
+    pub(crate) fn refuse_no_more(&self) {
+        self.with_control(|c| {
+            c.client().mock_cluster().expect("embedded").clear_request_errors(RDKafkaApiKey::Produce);
+        });
+    }
 }
 
 /// Reads `topic` from its beginning until `enough`, or until no patience is left.

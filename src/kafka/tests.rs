@@ -120,6 +120,26 @@ async fn going_back_drops_what_was_read_ahead() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_producer_that_delivers_nothing_while_the_broker_answers_is_replaced() {
+    let settings = Settings { delivery_timeout_ms: 1_000, request_timeout_ms: 500, ..embedded("silent") };
+    let kafka = Kafka::connect(&settings).expect("connect");
+    kafka.cluster_id().await.expect("incarnation");
+    let publisher = kafka.publisher();
+    assert!(publisher.publish(&messages(&settings.topic, 1, 1)).await[0].is_delivered());
+    kafka.refuse(&[Refusal::NotEnoughReplicas; 500]);
+    let batch = messages(&settings.topic, 3, 1);
+    let failed = patiently("a batch", publisher.publish(&batch)).await;
+    assert!(failed.iter().all(|d| matches!(d, Delivery::ProducerLost(_))), "{failed:?}");
+    kafka.refuse_no_more();
+    assert!(patiently("the next", publisher.publish(&batch)).await.iter().all(Delivery::is_delivered));
+
+    // While no broker can be reached, another producer would be no help.
+    kafka.go_down();
+    let failed = patiently("a batch", publisher.publish(&batch)).await;
+    assert!(failed.iter().all(|d| matches!(d, Delivery::Failed(_))), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_reader_gets_a_message_soon() {
     let settings = settings("latency");
     let kafka = Kafka::connect(&settings).expect("connect");

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use prost::Message;
+use time::Date;
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
@@ -99,22 +100,36 @@ pub enum Unreadable {
     /// Field 1 is not a UUID.
     #[error("patientId is no UUID")]
     PatientId,
+    /// The key is missing, or not the patient's id: messages of one patient may lie in any partition, in any order.
+    #[error("the key is not patientId")]
+    Key,
+    /// Field 5 is not a UUID.
+    #[error("event_id is no UUID")]
+    EventId,
     /// Field 4 names no type known here.
     #[error("event_type is not known")]
     EventType,
-    /// Field 6 is missing or not positive: a repeat could not be told from a new event.
-    #[error("version is missing")]
+    /// Field 6 is missing, not positive or larger than any: a repeat could not be told from a new event.
+    #[error("version is missing, or no version")]
     Version,
-    /// Field 7 is missing or not a time.
-    #[error("occurred_at_us is missing")]
+    /// Field 7 is missing or no time at which an event can have happened.
+    #[error("occurred_at_us is missing, or not between the years 2000 and 2200")]
     Time,
-    /// Field 8 is not a date.
-    #[error("date_of_birth is no date")]
+    /// Field 8 is not a date, or not of somebody who can have lived at the time of the event.
+    #[error("date_of_birth is no date of a birth before the event")]
     DateOfBirth,
+    /// Field 9 is not a date.
+    #[error("registered_date is no date")]
+    RegisteredDate,
 }
 
-/// The years that a time may lie in: what `time` formats as RFC 3339.
-const TIME_MAX_US: i64 = 253_402_300_799_999_999;
+/// More changes than a record can have had.
+const VERSION_MAX: i64 = 1_000_000_000_000;
+/// 2000-01-01 and 2200-01-01: nothing happened before the first, and the clock of a producer that says a time after the
+/// second is no clock.
+const TIMES_US: std::ops::Range<i64> = 946_684_800_000_000..7_258_118_400_000_000;
+/// Nobody is that old.
+const BIRTH_YEAR_MIN: i32 = 1800;
 
 /// What analytics needs of `message`.
 ///
@@ -123,27 +138,33 @@ const TIME_MAX_US: i64 = 253_402_300_799_999_999;
 pub fn decode(message: &Incoming) -> Result<Observation, Unreadable> {
     let value = message.value.as_deref().ok_or(Unreadable::NoValue)?;
     let event = PatientEvent::decode(value).map_err(|_| Unreadable::NotProtobuf)?;
-    let patient_id = Uuid::try_parse(&event.patient_id).map_err(|_| Unreadable::PatientId)?;
+    let patient_id = PatientId(Uuid::try_parse(&event.patient_id).map_err(|_| Unreadable::PatientId)?);
+    if message.key.as_deref() != Some(patient_id.to_string().as_bytes()) {
+        return Err(Unreadable::Key);
+    }
     let event_type = EventType::parse(&event.event_type).ok_or(Unreadable::EventType)?;
-    if event.version < 1 {
+    Uuid::try_parse(&event.event_id).map_err(|_| Unreadable::EventId)?;
+    if !(1..=VERSION_MAX).contains(&event.version) {
         return Err(Unreadable::Version);
     }
-    if !(1..=TIME_MAX_US).contains(&event.occurred_at_us) {
+    if !TIMES_US.contains(&event.occurred_at_us) {
         return Err(Unreadable::Time);
     }
+    let at = Timestamp(event.occurred_at_us);
     let date_of_birth = match event_type {
         EventType::Deleted => None,
         EventType::Created | EventType::Updated => {
-            Some(parse_date(&event.date_of_birth).map_err(|_| Unreadable::DateOfBirth)?)
+            parse_date(&event.registered_date).map_err(|_| Unreadable::RegisteredDate)?;
+            Some(birth(&event.date_of_birth, at).ok_or(Unreadable::DateOfBirth)?)
         }
     };
-    Ok(Observation {
-        patient_id: PatientId(patient_id),
-        version: event.version,
-        event_type,
-        at: Timestamp(event.occurred_at_us),
-        date_of_birth,
-    })
+    Ok(Observation { patient_id, version: event.version, event_type, at, date_of_birth })
+}
+
+/// The date of a birth before an event; by a day after it, where the day is another already.
+fn birth(text: &str, at: Timestamp) -> Option<Date> {
+    let date = parse_date(text).ok()?;
+    (date.year() >= BIRTH_YEAR_MIN && date <= at.date().next_day()?).then_some(date)
 }
 
 /// `message`, read from `topic`, as a dead letter: key and value as they were, and why it is one.

@@ -29,7 +29,7 @@ use crate::actors::peers::Peers;
 use crate::actors::sessions::{Sessions, SessionsArgs, SessionsMessage};
 use crate::actors::supervisor::ChildSpec;
 use crate::actors::system::{Chain, Parts, Runs};
-use crate::audit::{Chains, Key};
+use crate::audit::{Chains, Growth, Keys, Witness};
 use crate::auth::Auth;
 use crate::config::{Config, Role};
 use crate::domain::time::Clock;
@@ -50,11 +50,12 @@ pub(super) struct Actors {
 
 /// What the audit of this node is made with.
 pub(super) struct Audits {
-    key: Key,
+    keys: Keys,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     owner: Arc<str>,
     pins_every: Duration,
+    growth: Growth,
     /// What this node's edges have recorded and no batch has yet.
     gathering: Arc<Gathering>,
 }
@@ -79,27 +80,38 @@ impl Audits {
         if !config.audit.enabled || !config.node.roles.iter().any(concerned) {
             return Ok(None);
         }
-        let key = config.audit.key().ok_or("audit.secret is not set")?;
+        let keys = config.audit.keys().ok_or("audit.secret is not set")?;
         Ok(Some(Audits {
-            key,
+            keys,
             store: Arc::clone(store),
             clock: Arc::clone(clock),
             owner: Arc::clone(owner),
             pins_every: config.audit.pins_every(),
+            growth: Growth::default(),
             gathering: Arc::new(Gathering::new(config.audit.queue_max)),
         }))
     }
 
+    /// The secrets that rows may be sealed with.
+    pub(super) fn keys(&self) -> Keys {
+        self.keys.clone()
+    }
+
     /// The chains of `part`.
     pub(super) fn chains(&self, part: &str) -> Chains {
+        self.chains_telling(part, self.growth.clone())
+    }
+
+    /// What looks at the ends of the chains.
+    pub(super) fn witness(&self) -> Witness {
+        let own = self.chains_telling("witness", Growth::default());
+        Witness::new(Arc::clone(&self.store) as _, self.growth.clone(), own)
+    }
+
+    fn chains_telling(&self, part: &str, growth: Growth) -> Chains {
+        let (store, clock) = (Arc::clone(&self.store) as _, Arc::clone(&self.clock));
         let writer = format!("{}/{part}", self.owner);
-        Chains::new(
-            self.key.clone(),
-            writer,
-            Arc::clone(&self.store) as _,
-            Arc::clone(&self.clock),
-            self.pins_every,
-        )
+        Chains::new(self.keys.present().clone(), writer, store, clock, self.pins_every, growth)
     }
 }
 

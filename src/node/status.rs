@@ -12,8 +12,9 @@ use super::cluster::Cluster;
 use crate::actors::billing::Accounts;
 use crate::actors::members::Member;
 use crate::actors::patients::Patients;
-use crate::actors::status::{ClusterStatus, NodeStatus, ShardStatus, StatusProvider};
+use crate::actors::status::{ClusterStatus, EndStatus, NodeStatus, ShardStatus, StatusProvider};
 use crate::actors::system::Chain;
+use crate::auth::Auth;
 use crate::context::TraceContext;
 use crate::domain::time::{Clock, MonoTime};
 use crate::http::InFlight;
@@ -35,6 +36,8 @@ pub(super) struct Reporter {
     /// Known once HTTP listens.
     pub(super) in_flight: OnceLock<InFlight>,
     pub(super) draining: AtomicBool,
+    /// Where the node checks tokens.
+    pub(super) auth: Option<Auth>,
     pub(super) patients: Chain<Patients>,
     pub(super) accounts: Chain<Accounts>,
 }
@@ -54,6 +57,7 @@ impl StatusProvider for Reporter {
         }
         status.shards = self.shards(limit).await;
         status.in_flight = self.in_flight.get().map(|count| count() as u64);
+        status.ends = self.ends();
         status
     }
 
@@ -79,6 +83,17 @@ impl StatusProvider for Reporter {
 }
 
 impl Reporter {
+    /// The certificates that the node has read, and the key for tokens.
+    fn ends(&self) -> Vec<EndStatus> {
+        let now = self.clock.now();
+        let mut ends =
+            self.cluster.ways.as_ref().map(|ways| ways.peers.certificate_ends()).unwrap_or_default();
+        ends.extend(self.auth.as_ref().and_then(Auth::key_due).map(|due| ("token-key", due)));
+        ends.into_iter()
+            .map(|(what, end)| EndStatus { what: what.to_owned(), in_ms: (end.0 - now.0) / 1_000 })
+            .collect()
+    }
+
     /// The shards of the regions that run here and answer.
     async fn shards(&self, limit: Duration) -> Option<BTreeMap<String, Vec<ShardStatus>>> {
         let regions = tokio::join!(self.patients.status(limit), self.accounts.status(limit));
@@ -192,6 +207,7 @@ mod tests {
             begun: SystemClock.mono(),
             in_flight: OnceLock::new(),
             draining: true.into(),
+            auth: None,
             patients: Chain::default(),
             accounts: Chain::default(),
         };

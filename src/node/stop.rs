@@ -31,10 +31,15 @@ pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 /// partitions until `kafka.session_timeout_ms` is over.
 pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The signals that stop a node.
+/// The signals that a node hears.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// A terminal that is closed, or an operator who thinks of a daemon that reads its settings anew. Settings are read
+    /// at the start alone, so the node stops, and whoever watches over it starts it again.
+    hang_up: Signal,
+    /// They mean nothing here, and would end the process at once.
+    ignored: [Signal; 2],
 }
 
 impl Signals {
@@ -43,14 +48,23 @@ impl Signals {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            ignored: [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?],
         })
     }
 
-    /// The name of the next one.
+    /// The name of the next one that stops the node.
     pub(super) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        let [user_1, user_2] = &mut self.ignored;
+        loop {
+            let ignored = tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.hang_up.recv() => return "SIGHUP",
+                _ = user_1.recv() => "SIGUSR1",
+                _ = user_2.recv() => "SIGUSR2",
+            };
+            tracing::info!(signal = ignored, "ignored");
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) async fn database(store: &dyn Store, health: &Health, proposed_shards
                 return Ok(shards);
             }
             Err(error @ store::Error::Broken(_)) => return Err(error),
-            Err(error) => health.report("store", Status::NotReady(error.to_string())),
+            Err(error) => health.report("store", Status::NotReady(error.reason())),
         }
         tokio::time::sleep(TRY_EVERY).await;
     }
@@ -52,7 +52,7 @@ async fn look(store: &dyn Store, health: &Health, clock: &dyn Clock, skew: &mut 
             skew.learn(asked_at, clock.mono().since(begun), theirs);
             Status::Ready
         }
-        Err(error) => Status::NotReady(error.to_string()),
+        Err(error) => Status::NotReady(error.reason()),
     };
     health.report("store", status);
 }

@@ -133,6 +133,8 @@ pub struct EventAt {
     pub event: Option<EventId>,
     /// The newest version that there is; 0 if there is none.
     pub newest: Version,
+    /// The version of the record itself, which is that of the newest event; 0 if there is none.
+    pub record: Version,
 }
 
 /// The access audit as `hygeia audit` sees it: with its anchors, with what can be taken away, and beside the history

@@ -1,7 +1,8 @@
 //! Opening a database: which one, with what limits, and whether its schema fits this program.
 
+mod url;
+
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -110,13 +111,11 @@ impl Settings {
     pub fn url_for_logs(&self) -> String {
         match self.location() {
             Ok(Location::Sqlite(path)) => format!("sqlite:{}", path.display()),
-            Ok(Location::Postgres(options)) => format!(
-                "postgres://{}@{}:{}/{}",
-                options.get_username(),
-                options.get_host(),
-                options.get_port(),
-                options.get_database().unwrap_or_default()
-            ),
+            Ok(Location::Postgres(options)) => {
+                let (user, host, port) = (options.get_username(), options.get_host(), options.get_port());
+                let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+                format!("postgres://{user}@{host}:{port}/{}", options.get_database().unwrap_or_default())
+            }
             Err(_) => "(not a valid URL)".to_owned(),
         }
     }
@@ -140,11 +139,14 @@ impl Settings {
                 if path.is_empty() || path.starts_with(':') {
                     return Err(format!("{ALLOWED}; this one has no path to a file"));
                 }
+                if path.contains('?') {
+                    return Err(format!("{ALLOWED}; with sqlite nothing may follow a `?`"));
+                }
                 Ok(Location::Sqlite(PathBuf::from(path)))
             }
-            "postgres" | "postgresql" => PgConnectOptions::from_str(&self.url)
+            "postgres" | "postgresql" => url::postgres(&self.url)
                 .map(|options| Location::Postgres(Box::new(options)))
-                .map_err(|_| format!("{ALLOWED}; this one is not a URL of PostgreSQL")),
+                .map_err(|reason| format!("{ALLOWED}; {reason}")),
             _ => Err(ALLOWED.to_owned()),
         }
     }
@@ -259,7 +261,14 @@ mod tests {
 
     #[test]
     fn an_unknown_scheme_says_what_is_allowed() {
-        for url in ["mysql://root:hunter2@host/db", "hygeia.db", "", "sqlite:", "sqlite::memory:"] {
+        for url in [
+            "mysql://root:hunter2@host/db",
+            "hygeia.db",
+            "",
+            "sqlite:",
+            "sqlite::memory:",
+            "sqlite:a.db?mode=ro",
+        ] {
             let said = with_url(url).check().expect_err(url);
             assert!(said.contains("sqlite:path/to/file") && said.contains("postgres://"), "{said}");
             assert!(!said.contains("hunter2"), "{said}");
@@ -277,6 +286,10 @@ mod tests {
         }
         let shown = with_url("postgres://ada:hunter2@db.example:5433/clinic").url_for_logs();
         assert_eq!(shown, "postgres://ada@db.example:5433/clinic");
+        assert_eq!(
+            with_url("postgres://ada:x@[::1]/clinic").url_for_logs(),
+            "postgres://ada@[::1]:5432/clinic"
+        );
     }
 
     #[test]

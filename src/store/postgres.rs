@@ -220,12 +220,24 @@ impl Store for PostgresStore {
     async fn ping(&self) -> Result<Timestamp> {
         let query = sqlx::query(
             "SELECT current_setting('transaction_read_only') = 'on',
-                    (extract(epoch FROM clock_timestamp()) * 1000000)::int8",
+                    (extract(epoch FROM clock_timestamp()) * 1000000)::int8,
+                    (SELECT count(*) FROM _sqlx_migrations WHERE success AND version = $1) > 0,
+                    (SELECT count(name) FROM settings WHERE value >= 0) >= 0",
         );
-        let rows = self.read(query).await?;
+        let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
+        let rows = match self.rows_or_failure(query.bind(newest)).await {
+            // No such table, or one with other columns (class 42): a database that was emptied, or somebody else's.
+            Err(failure) if failure.sql_state().is_some_and(|state| state.starts_with("42")) => {
+                return Err(Error::Broken(NOT_OURS.to_owned()));
+            }
+            other => other.map_err(|failure| failure.into_error(Intent::Read))?,
+        };
         let row = rows.first().ok_or_else(|| Error::Broken("a row is missing in an answer".to_owned()))?;
         if column::<bool>(row, 0)? {
             return Err(Error::Unavailable("the server is read-only".to_owned()));
+        }
+        if !(column::<bool>(row, 2)? && column::<bool>(row, 3)?) {
+            return Err(Error::Broken(NOT_OURS.to_owned()));
         }
         Ok(Timestamp(column(row, 1)?))
     }
@@ -241,6 +253,10 @@ impl Store for PostgresStore {
         );
     }
 }
+
+/// What a node says of a database that fitted when it began.
+const NOT_OURS: &str =
+    "the database has not the tables of this program any more: restore it, or run `hygeia migrate`";
 
 /// How many transactions each of the two journals may have in flight: together no more than half of the
 /// connections, the rest is for loads and lists.

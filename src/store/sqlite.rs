@@ -1,7 +1,7 @@
 //! SQLite, for one process: one connection that writes, a few that read.
 //!
 //! Invariants:
-//! - A server holds an exclusive lock on `<file>.lock` for as long as it lives, so when it opens the
+//! - A server holds an exclusive lock on the file for as long as it lives, so when it opens the
 //!   file no other owner of a lease can be alive: it expires them all.
 //! - Every change is one transaction of the writer (see `writer`), which begins `IMMEDIATE` or is a single statement.
 //! - Commits are durable when they are answered: WAL with `synchronous=FULL` (by `fdatasync`: `.cargo/config.toml`).
@@ -10,6 +10,7 @@ mod accounts;
 mod attempts;
 mod audit;
 mod fault;
+mod file;
 mod keys;
 mod leases;
 mod outbox;
@@ -23,13 +24,10 @@ mod topic_log;
 mod users;
 mod writer;
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rustix::fs::{FlockOperation, flock};
 use sqlx::migrate::Migrator;
 use sqlx::query::Query;
 use sqlx::sqlite::{
@@ -37,7 +35,7 @@ use sqlx::sqlite::{
     SqliteSynchronous,
 };
 use sqlx::{ConnectOptions, FromRow, Row, Sqlite, SqlitePool};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::writer::Writer;
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
@@ -53,8 +51,6 @@ const WRITER_CACHE_KIB: i64 = 2048;
 const READER_CACHE_KIB: i64 = 512;
 /// The write-ahead log is cut back to this after a spike.
 const WAL_KEPT_BYTES: i64 = 64 << 20;
-/// The pause between two tries to take the lock of a file.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 
@@ -66,7 +62,7 @@ pub(super) struct SqliteStore {
     answer_timeout: Duration,
     trimming: Trimming,
     /// Held while the server lives.
-    _lock: Option<File>,
+    _lock: Option<file::Lock>,
 }
 
 impl SqliteStore {
@@ -80,13 +76,13 @@ impl SqliteStore {
     }
 
     async fn open_here(path: PathBuf, settings: &Settings, by: Use) -> Result<Self> {
-        make_file(&path)?;
+        file::make(&path)?;
         let lock = match by {
-            Use::Serve => Some(lock_file(&path, Duration::ZERO).await?),
+            Use::Serve => Some(file::Lock::take(&path, Duration::ZERO).await?),
             Use::Tool => None,
         };
         let writing = writing_options(&path, settings);
-        let mut connection = connect(&writing).await?;
+        let mut connection = connect(&writing, ms(settings.acquire_timeout_ms)).await?;
         prepare_schema(&mut connection, &path, settings, lock.is_some()).await?;
         if by == Use::Serve {
             let expire = sqlx::query("UPDATE leases SET expires_at = 0").execute(&mut connection);
@@ -149,39 +145,6 @@ pub(super) async fn migrate(path: PathBuf, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// The file holds patient data: it is for its owner alone. The files SQLite makes beside it take its
-/// mode.
-fn make_file(path: &Path) -> Result<()> {
-    let failed = |error: std::io::Error| Error::Unavailable(format!("the file cannot be opened: {error}"));
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    File::options().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-    Ok(())
-}
-
-/// Takes the lock of the file, waiting for it at most `patience`.
-async fn lock_file(path: &Path, patience: Duration) -> Result<File> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let failed = |error: std::io::Error| Error::Unavailable(format!("the lock file fails: {error}"));
-    let file =
-        File::options().write(true).create(true).truncate(false).mode(0o600).open(&name).map_err(failed)?;
-    let deadline = Instant::now() + patience;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                tokio::time::sleep(LOCK_PAUSE).await;
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::Unavailable("another server uses this database".to_owned()));
-            }
-            Err(error) => return Err(failed(error.into())),
-        }
-    }
-}
-
 fn writing_options(path: &Path, settings: &Settings) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
@@ -205,8 +168,16 @@ fn reading_options(path: &Path, settings: &Settings) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-async fn connect(options: &SqliteConnectOptions) -> Result<SqliteConnection> {
-    options.connect().await.map_err(|error| fault::of(&error))
+/// Connects, and tries again for at most `patience` while another process opens or closes the file: SQLite waits for no
+/// lock when it goes over to its log, or gives it up (`busy_timeout` is not for these).
+async fn connect(options: &SqliteConnectOptions, patience: Duration) -> Result<SqliteConnection> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match options.connect().await {
+            Err(error) if fault::is_busy(&error) && Instant::now() < deadline => sleep(file::PAUSE).await,
+            connected => return connected.map_err(|error| fault::of(&error)),
+        }
+    }
 }
 
 /// Migrates if it must, under the lock of the file.
@@ -221,7 +192,7 @@ async fn prepare_schema(
     }
     let _lock = match locked {
         true => None,
-        false => Some(lock_file(path, ms(settings.acquire_timeout_ms)).await?),
+        false => Some(file::Lock::take(path, ms(settings.acquire_timeout_ms)).await?),
     };
     let migrator =
         Migrator { migrations: MIGRATOR.migrations.clone(), ignore_missing: true, ..Migrator::DEFAULT };

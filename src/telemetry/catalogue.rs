@@ -24,7 +24,11 @@ use Form::{Counter, Gauge, Histogram, LabelledCounter};
 /// All of them, by part and name.
 pub(super) const METRICS: &[Metric] = &[
     // The process.
-    ("hygeia_log_lines_dropped_total", Counter, "Log lines that found no room in the buffer"),
+    (
+        "hygeia_log_lines_dropped_total",
+        Counter,
+        "Log lines that found no room in the buffer, or could not be written",
+    ),
     ("hygeia_otlp_spans_exported_total", Counter, "Spans that the collector took"),
     ("hygeia_otlp_spans_dropped_total", Counter, "Spans that found no room, or were refused"),
     ("hygeia_panics_total", Counter, "Panics, caught or not"),
@@ -36,6 +40,11 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_node_ready", Gauge, "1 while no part keeps the node from serving, as /health/ready says"),
     ("hygeia_part_ready", Gauge, "1 while this part works; 0 also where it stands by"),
     ("hygeia_actor_restarts_total", LabelledCounter, "Actors that failed and were started again"),
+    (
+        "hygeia_certificate_end_timestamp_seconds",
+        Gauge,
+        "When the certificate between nodes, or the first of its authorities, ends: seconds since 1970; infinite without",
+    ),
     ("hygeia_clock_skew_seconds", Gauge, "The node's wall clock less the database's, as far as it is known"),
     // HTTP.
     ("hygeia_http_connections", Gauge, "Open HTTP connections"),
@@ -75,6 +84,11 @@ pub(super) const METRICS: &[Metric] = &[
         "Revoked sessions whose tokens are not dead yet, as this node knows them",
     ),
     ("hygeia_sessions_revoked_total", Counter, "Sessions revoked by this node"),
+    (
+        "hygeia_token_key_due_timestamp_seconds",
+        Gauge,
+        "When the key for tokens is due to be replaced, if nodes do that: seconds since 1970",
+    ),
     ("hygeia_token_keys_made_total", Counter, "Keys for tokens that this node made"),
     // The access audit.
     ("hygeia_audit_batch_entries", Histogram, "Accesses of a batch that were written together"),
@@ -84,6 +98,11 @@ pub(super) const METRICS: &[Metric] = &[
         "hygeia_audit_months_ahead",
         Gauge,
         "Whole months after this one that the audit has tables for; from PostgreSQL alone",
+    ),
+    (
+        "hygeia_audit_unsealed_total",
+        Counter,
+        "Rows of the audit that a search met and did not show, because their seals do not fit",
     ),
     (
         "hygeia_audit_rejected_total",
@@ -134,12 +153,25 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_bridge_failed_total", Counter, "Events that the broker did not take; they are tried again"),
     ("hygeia_bridge_batch_rows", Histogram, "Events handed to the producer at once"),
     ("hygeia_bridge_publish_seconds", Histogram, "From handing a batch to the producer to its last answer"),
-    ("hygeia_kafka_producers_replaced_total", Counter, "Producers that failed for good and were replaced"),
+    (
+        "hygeia_kafka_producers_replaced_total",
+        Counter,
+        "Producers that failed for good, or delivered nothing, and were replaced",
+    ),
     ("hygeia_billing_relay_billed_total", Counter, "Patients whose account was opened"),
     ("hygeia_billing_relay_failed_total", LabelledCounter, "Accounts that could not be opened yet, by code"),
     ("hygeia_billing_relay_waiting_rows", Gauge, "Patients in the relay's window that wait for an account"),
     // Analytics.
-    ("hygeia_analytics_lag_events", Gauge, "Events decided and not counted yet"),
+    (
+        "hygeia_analytics_lag_events",
+        Gauge,
+        "Events decided and not counted yet; NaN while that cannot be known",
+    ),
+    (
+        "hygeia_analytics_age_seconds",
+        Gauge,
+        "How long the oldest event of the topic that is not counted has waited; grows while that cannot be known",
+    ),
     ("hygeia_analytics_counted_total", Counter, "Events counted"),
     ("hygeia_analytics_repeated_total", Counter, "Events seen again, without effect"),
     (
@@ -155,7 +187,12 @@ pub(super) const METRICS: &[Metric] = &[
     (
         "hygeia_analytics_dead_letters_total",
         Counter,
-        "Messages that cannot be read, put aside with the reason",
+        "Messages that are no events of ours, put aside with the reason",
+    ),
+    (
+        "hygeia_analytics_skipped_total",
+        Counter,
+        "Messages that are no events of ours, skipped as the settings say",
     ),
     // Other nodes.
     ("hygeia_peer_sessions", Gauge, "Other nodes in sight"),

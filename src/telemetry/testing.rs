@@ -1,7 +1,41 @@
 //! Subscribers of one test, beside other tests that run on other threads of the process.
 
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
 use tracing::dispatcher::{self, DefaultGuard};
 use tracing::{Dispatch, Subscriber};
+use tracing_subscriber::fmt::MakeWriter;
+
+/// What was logged, as text: a writer for `tracing_subscriber::fmt`.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    /// All of it so far.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("held briefly")).into_owned()
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("held briefly").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Lines;
+
+    fn make_writer(&'a self) -> Lines {
+        self.clone()
+    }
+}
 
 /// While it lives, the subscriber hears everything that this thread logs.
 pub(crate) struct Listening {
@@ -24,7 +58,6 @@ pub(crate) fn listen(subscriber: impl Subscriber + Send + Sync + 'static) -> Lis
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tracing_subscriber::Layer;

@@ -144,7 +144,9 @@ pub(crate) fn told(call: Call, made_by: Tag, status: StatusCode, body: &Value) -
         (503, "OVERLOADED" | "UNAVAILABLE") | (504, "DEADLINE_EXCEEDED") | (408, "REQUEST_TIMEOUT") => {
             plain(Outcome::NotDone)
         }
-        (504, "OUTCOME_UNKNOWN") if call.is_change() => plain(Outcome::Unknown),
+        (502 | 504, "OUTCOME_UNKNOWN") if call.is_change() => plain(Outcome::Unknown),
+        // A balancer whose front broke off.
+        (502, "OUTCOME_UNKNOWN") => plain(Outcome::NotDone),
         (status, code) => {
             Told { patient, ..Told::strange(format!("{call:?} was answered with {status} {code}")) }
         }
@@ -191,6 +193,8 @@ mod tests {
             (PUT, 503, problem("OVERLOADED"), Some(Outcome::NotDone)),
             (PUT, 504, problem("DEADLINE_EXCEEDED"), Some(Outcome::NotDone)),
             (PUT, 504, problem("OUTCOME_UNKNOWN"), Some(Outcome::Unknown)),
+            (PUT, 502, problem("OUTCOME_UNKNOWN"), Some(Outcome::Unknown)),
+            (GET, 502, problem("OUTCOME_UNKNOWN"), Some(Outcome::NotDone)),
             // What no fault explains.
             (PUT, 500, problem("INTERNAL"), None),
             (PUT, 204, Value::Null, None),

@@ -282,7 +282,8 @@ fn account_refused(status: &tonic::Status) -> (Heard, Told) {
     let broken = std::error::Error::source(status).is_some();
     match status.code() {
         _ if broken => (Heard::Broken, Told::plain(Outcome::Unknown)),
-        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted => {
+        // Not found: the patient was deleted, or its registration, whose outcome was not known, never happened.
+        Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted | Code::NotFound => {
             (Heard::Answered, Told::plain(Outcome::NotDone))
         }
         code => (Heard::Answered, Told::strange(format!("an account was refused with {code:?}"))),

@@ -21,7 +21,17 @@ const PAUSE_TRIES_MAX: u32 = 5;
 const ASK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The services that are nodes, in the order in which they are restarted in turn.
-pub(crate) const NODES: [&str; 6] = ["patient-1", "patient-2", "billing", "bridge", "analytics", "front"];
+pub(crate) const NODES: [&str; 9] = [
+    "patient-1",
+    "patient-2",
+    "billing",
+    "billing-2",
+    "bridge",
+    "analytics",
+    "analytics-2",
+    "front",
+    "front-2",
+];
 /// The service of nodes that join.
 pub(crate) const JOINING: &str = "patient";
 /// Who the first ADMIN is.
@@ -43,7 +53,17 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// `up`, and every node is healthy.
-    pub(crate) async fn start(mut compose: Compose) -> Result<Self, String> {
+    pub(crate) async fn start(compose: Compose) -> Result<Self, String> {
+        let begun = Instant::now();
+        let cluster = Self::prepare(compose)?;
+        cluster.compose.run(&["up", "-d", "--no-build"]).await?;
+        let cluster = cluster.ready().await?;
+        println!("  every node is healthy {:.1} s after `up`", begun.elapsed().as_secs_f64());
+        Ok(cluster)
+    }
+
+    /// Names and addresses of a cluster that is not there yet.
+    pub(crate) fn prepare(mut compose: Compose) -> Result<Self, String> {
         let (http, grpc) = (free_port()?, free_port()?);
         // Away from the ranges that Docker takes by itself.
         let third = fastrand::u8(1..=250);
@@ -55,16 +75,31 @@ impl Cluster {
         compose.set("HYGEIA_GRPC_PORT", format!("127.0.0.1:{grpc}"));
         compose.set("HYGEIA_ADMIN_EMAIL", ADMIN);
         let (http, grpc) = (format!("http://127.0.0.1:{http}"), format!("http://127.0.0.1:{grpc}"));
-        let begun = Instant::now();
-        compose.run(&["up", "-d", "--no-build"]).await?;
-        let password = secret(&compose, "admin.password").await?;
-        let database_password = secret(&compose, "database.password").await?;
-        let postgres = address(&compose.container("postgres").await?, &compose.network("data")).await?;
-        let database = format!("postgres://hygeia:{database_password}@{postgres}:5432/hygeia");
-        let cluster = Cluster { compose, http, grpc, password, database, broker: format!("{broker}:9092") };
-        cluster.all_healthy().await?;
-        println!("  every node is healthy {:.1} s after `up`", begun.elapsed().as_secs_f64());
-        Ok(cluster)
+        let broker = format!("{broker}:9092");
+        Ok(Cluster { compose, http, grpc, broker, password: String::new(), database: String::new() })
+    }
+
+    /// Reads the secrets of a cluster that was told `up`, and awaits that each node is healthy.
+    pub(crate) async fn ready(mut self) -> Result<Self, String> {
+        self.password = secret(&self.compose, "admin.password").await?;
+        let database_password = secret(&self.compose, "database.password").await?;
+        let postgres =
+            address(&self.compose.container("postgres").await?, &self.compose.network("data")).await?;
+        self.database = format!("postgres://hygeia:{database_password}@{postgres}:5432/hygeia");
+        self.all_healthy().await?;
+        self.reachable().await?;
+        Ok(self)
+    }
+
+    /// Awaits that the balancer has found a front.
+    async fn reachable(&self) -> Result<(), String> {
+        let client = client()?;
+        let url = format!("{}/health/ready", self.http);
+        let answers = || async {
+            let answer = client.get(&url).send().await.ok()?;
+            answer.status().is_success().then_some(())
+        };
+        within(START_PATIENCE, answers).await.ok_or_else(|| format!("{url} does not answer with 200"))
     }
 
     /// Logs in at the front.
@@ -148,8 +183,9 @@ impl Cluster {
         for service in NODES.into_iter().chain([JOINING]) {
             for container in self.compose.containers(service).await? {
                 docker(&["restart", "--time", "20", &container]).await?;
+                // The others of its service go on until it is back.
+                self.healthy(service).await?;
             }
-            self.healthy(service).await?;
         }
         Ok(())
     }
@@ -179,20 +215,26 @@ impl Cluster {
         Ok(all)
     }
 
+    /// A token of the first ADMIN.
+    pub(crate) async fn token(&self) -> Result<String, String> {
+        let body = json!({"email": ADMIN, "password": self.password});
+        let login = client()?.post(format!("{}/auth/login", self.http)).json(&body);
+        let login: serde_json::Value = said(said(login.send().await)?.json().await)?;
+        login["token"].as_str().map(str::to_owned).ok_or_else(|| format!("no token: {login}"))
+    }
+
+    /// The status of an answer to a caller with that token who reads a patient.
+    pub(crate) async fn read_with(&self, token: &str, patient: uuid::Uuid) -> Result<u16, String> {
+        let request = client()?.get(format!("{}/api/patients/{patient}", self.http)).bearer_auth(token);
+        said(request.send().await).map(|answer| answer.status().as_u16())
+    }
+
     /// Registers a patient within a trace of one's own; who it is.
     pub(crate) async fn register_within(&self, trace: &str) -> Result<String, String> {
-        let client =
-            reqwest::Client::builder().timeout(ASK_TIMEOUT).no_proxy().build().map_err(|e| e.to_string())?;
-        let said = |error: reqwest::Error| error.to_string();
-        let body = json!({"email": ADMIN, "password": self.password});
-        let login =
-            client.post(format!("{}/auth/login", self.http)).json(&body).send().await.map_err(said)?;
-        let login: serde_json::Value = login.json().await.map_err(said)?;
-        let request = client.post(format!("{}/api/patients", self.http));
-        let request = request.bearer_auth(login["token"].as_str().ok_or("no token")?);
+        let request = client()?.post(format!("{}/api/patients", self.http)).bearer_auth(self.token().await?);
         let request = request.header("traceparent", format!("00-{trace}-00f067aa0ba902b7-01"));
-        let answer = request.json(&form("traced@example.com", 1)).send().await.map_err(said)?;
-        let answer: serde_json::Value = answer.json().await.map_err(said)?;
+        let answer = said(request.json(&form("traced@example.com", 1)).send().await)?;
+        let answer: serde_json::Value = said(answer.json().await)?;
         answer["id"].as_str().map(str::to_owned).ok_or_else(|| format!("not registered: {answer}"))
     }
 
@@ -200,6 +242,14 @@ impl Cluster {
     pub(crate) async fn remove(&self) -> Result<(), String> {
         self.compose.run(&["down", "-v", "--remove-orphans", "-t", "20"]).await.map(drop)
     }
+}
+
+fn said<T>(answer: reqwest::Result<T>) -> Result<T, String> {
+    answer.map_err(|error| error.to_string())
+}
+
+fn client() -> Result<reqwest::Client, String> {
+    reqwest::Client::builder().timeout(ASK_TIMEOUT).no_proxy().build().map_err(|e| e.to_string())
 }
 
 async fn secret(compose: &Compose, name: &str) -> Result<String, String> {

@@ -22,7 +22,7 @@ pub(crate) fn top() -> &'static Path {
 pub(crate) async fn docker(arguments: &[&str]) -> Result<String, String> {
     let mut command = Command::new("docker");
     command.args(arguments);
-    succeed(command, ASK_TIMEOUT).await
+    succeed(command, top(), ASK_TIMEOUT).await
 }
 
 /// Runs a program that works for a while and tells on this terminal how it goes.
@@ -37,9 +37,9 @@ pub(crate) async fn work(mut command: Command) -> Result<(), String> {
     }
 }
 
-async fn succeed(mut command: Command, limit: Duration) -> Result<String, String> {
+async fn succeed(mut command: Command, directory: &Path, limit: Duration) -> Result<String, String> {
     let what = format!("{:?}", command.as_std());
-    command.current_dir(top()).stdin(std::process::Stdio::null()).kill_on_drop(true);
+    command.current_dir(directory).stdin(std::process::Stdio::null()).kill_on_drop(true);
     match tokio::time::timeout(limit, command.output()).await {
         Ok(Ok(Output { status, stdout, .. })) if status.success() => {
             Ok(String::from_utf8_lossy(&stdout).into_owned())
@@ -56,6 +56,7 @@ async fn succeed(mut command: Command, limit: Duration) -> Result<String, String
 }
 
 /// Compose for one project.
+#[derive(Clone)]
 pub(crate) struct Compose {
     /// `docker compose` or `docker-compose`.
     program: Vec<&'static str>,
@@ -69,7 +70,7 @@ impl Compose {
         for program in [vec!["docker", "compose"], vec!["docker-compose"]] {
             let mut command = Command::new(program[0]);
             command.args(&program[1..]).arg("version");
-            if succeed(command, ASK_TIMEOUT).await.is_ok() {
+            if succeed(command, top(), ASK_TIMEOUT).await.is_ok() {
                 return Some(Compose { program, project: project.to_owned(), environment: Vec::new() });
             }
         }
@@ -86,15 +87,49 @@ impl Compose {
         self.environment.push((name.to_owned(), value.into()));
     }
 
+    /// The same with one more variable.
+    pub(crate) fn with(&self, name: &str, value: impl Into<String>) -> Self {
+        let mut with = self.clone();
+        with.set(name, value);
+        with
+    }
+
+    /// The same images in another project.
+    pub(crate) fn beside(&self, project: &str) -> Self {
+        Compose { project: project.to_owned(), ..self.clone() }
+    }
+
+    /// What stands for `docker compose` on a command line.
+    fn words(&self) -> Vec<String> {
+        let file = |path: &str| top().join(path).display().to_string();
+        let project = ["-p".to_owned(), self.project.clone()];
+        let files =
+            ["docker-compose.yml", "tests/compose/override.yml"].map(|path| ["-f".to_owned(), file(path)]);
+        self.program
+            .iter()
+            .map(|&word| word.to_owned())
+            .chain(files.into_iter().flatten())
+            .chain(project)
+            .collect()
+    }
+
+    /// Runs lines of the handbook in a directory, with this project for its `docker compose`, until one fails.
+    pub(crate) async fn script(&self, lines: &str, directory: &Path) -> Result<(), String> {
+        let lines =
+            lines.replace("docker compose", &self.words().join(" ")).replace("up -d", "up -d --no-build");
+        let mut command = Command::new("sh");
+        command.args(["-eu", "-c", &lines]);
+        succeed(self.prepared(command), directory, WORK_TIMEOUT).await.map(drop)
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(self.program[0]);
-        command.args(&self.program[1..]).args([
-            "-f",
-            "docker-compose.yml",
-            "-f",
-            "tests/compose/override.yml",
-        ]);
-        command.args(["-p", &self.project]).args(arguments);
+        let words = self.words();
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(arguments);
+        self.prepared(command)
+    }
+
+    fn prepared(&self, mut command: Command) -> Command {
         // One that is slow to answer on a busy machine is no failure; Compose 1 gives up after a minute.
         command
             .env("COMPOSE_HTTP_TIMEOUT", "300")
@@ -104,7 +139,7 @@ impl Compose {
 
     /// Runs it to its end, which must be good; what it wrote on standard output.
     pub(crate) async fn run(&self, arguments: &[&str]) -> Result<String, String> {
-        succeed(self.command(arguments), WORK_TIMEOUT).await
+        succeed(self.command(arguments), top(), WORK_TIMEOUT).await
     }
 
     /// The containers of a service.

@@ -12,8 +12,8 @@ const BROKEN: Duration = Duration::from_secs(6);
 const CALM: Duration = Duration::from_secs(3);
 /// How long a node that joins may take to hold shards.
 const JOIN_PATIENCE: Duration = Duration::from_secs(60);
-/// The nodes that join.
-const JOINING_NODES: &str = "patient=2";
+/// How many nodes join.
+const JOINING_NODES: usize = 2;
 
 /// Something that is done to a service, and undone.
 pub(crate) enum Fault {
@@ -32,7 +32,8 @@ pub(crate) enum Fault {
 }
 
 /// One of each kind that comes to the quick, for `make test`.
-pub(crate) const SHORT: [Fault; 5] = [
+pub(crate) const SHORT: [Fault; 6] = [
+    Fault::Join,
     Fault::Kill("patient-1"),
     Fault::Kill("kafka"),
     Fault::Pause("patient-2"),
@@ -87,8 +88,11 @@ impl Fault {
     async fn happens(&self, cluster: &Cluster) -> Result<(), String> {
         match self {
             Fault::Join => {
-                let joining = ["up", "-d", "--no-build", "--no-recreate", "--scale", JOINING_NODES];
-                cluster.compose.run(&joining).await?;
+                let compose = cluster.compose.with("HYGEIA_JOINED_NODES", JOINING_NODES.to_string());
+                compose.run(&["up", "-d", "--no-build"]).await?;
+                joined(cluster).await?;
+                // Another `up` leaves them there.
+                compose.run(&["up", "-d", "--no-build"]).await?;
                 joined(cluster).await
             }
             Fault::Kill(service) => {
@@ -116,6 +120,9 @@ impl Fault {
 /// Awaits that the nodes that join hold shards.
 async fn joined(cluster: &Cluster) -> Result<(), String> {
     let containers = cluster.compose.containers(JOINING).await?;
+    if containers.len() != JOINING_NODES {
+        return Err(format!("{} nodes have joined instead of {JOINING_NODES}", containers.len()));
+    }
     let names: Vec<String> = containers.iter().map(|id| id.chars().take(12).collect()).collect();
     let hold = || async {
         let holders = cluster.holders().await.ok()?;

@@ -1,6 +1,5 @@
 //! The images of a run: the originals, or stand-ins where they cannot be pulled; and ours, by the Dockerfile.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -14,39 +13,23 @@ const PULL_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Our image.
 pub(crate) const IMAGE: &str = "hygeia:compose-test";
 
-/// A base image: the variable that names another one, where its default stands, and what stands in for it.
+/// A base image: the variable of docker-compose.yml that names another one, and what stands in for it.
 struct Base {
     variable: &'static str,
-    file: &'static str,
     stand_in: &'static str,
     /// What `standins.sh` calls it.
     name: &'static str,
 }
 
-const BUILD: Base = Base {
-    variable: "BUILD_IMAGE",
-    file: "Dockerfile",
-    stand_in: "hygeia-standin/build:1.95",
-    name: "build",
-};
-const RUNTIME: Base = Base {
-    variable: "RUNTIME_IMAGE",
-    file: "Dockerfile",
-    stand_in: "hygeia-standin/runtime:12",
-    name: "runtime",
-};
-const POSTGRES: Base = Base {
-    variable: "POSTGRES_IMAGE",
-    file: "docker-compose.yml",
-    stand_in: "hygeia-standin/postgres:debian",
-    name: "postgres",
-};
-const KAFKA: Base = Base {
-    variable: "KAFKA_IMAGE",
-    file: "docker-compose.yml",
-    stand_in: "hygeia-standin/kafka:4",
-    name: "kafka",
-};
+const BUILD: Base = Base { variable: "BUILD_IMAGE", stand_in: "hygeia-standin/build:1.95", name: "build" };
+const RUNTIME: Base =
+    Base { variable: "RUNTIME_IMAGE", stand_in: "hygeia-standin/runtime:12", name: "runtime" };
+const POSTGRES: Base =
+    Base { variable: "POSTGRES_IMAGE", stand_in: "hygeia-standin/postgres:debian-2", name: "postgres" };
+const KAFKA: Base = Base { variable: "KAFKA_IMAGE", stand_in: "hygeia-standin/kafka:4", name: "kafka" };
+
+const HAPROXY: Base =
+    Base { variable: "HAPROXY_IMAGE", stand_in: "hygeia-standin/haproxy:debian", name: "haproxy" };
 
 /// Where the binary of our image comes from.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,18 +41,25 @@ pub(crate) enum Binary {
 }
 
 impl Base {
-    /// The default, as its file has it.
+    /// The default, as docker-compose.yml has it; and as the Dockerfile has it, for those who build without Compose.
     fn default(&self) -> Result<String, String> {
-        let text =
-            std::fs::read_to_string(top().join(self.file)).map_err(|e| format!("{}: {e}", self.file))?;
-        let found = text.lines().find_map(|line| match self.file {
-            "Dockerfile" => line.strip_prefix(&format!("ARG {}=", self.variable)).map(str::to_owned),
-            _ => {
-                let (_, rest) = line.split_once(&format!("${{{}:-", self.variable))?;
-                rest.split_once('}').map(|(image, _)| image.to_owned())
-            }
+        let read = |file: &str| std::fs::read_to_string(top().join(file)).map_err(|e| format!("{file}: {e}"));
+        let (compose, dockerfile) = (read("docker-compose.yml")?, read("Dockerfile")?);
+        let of_compose = compose.lines().find_map(|line| {
+            let (_, rest) = line.split_once(&format!("${{{}:-", self.variable))?;
+            rest.split_once('}').map(|(image, _)| image)
         });
-        found.ok_or_else(|| format!("{} does not say what {} is", self.file, self.variable))
+        let of_compose =
+            of_compose.ok_or_else(|| format!("docker-compose.yml does not say what {} is", self.variable))?;
+        let of_dockerfile =
+            dockerfile.lines().find_map(|line| line.strip_prefix(&format!("ARG {}=", self.variable)));
+        match of_dockerfile.filter(|image| *image != of_compose) {
+            None => Ok(of_compose.to_owned()),
+            Some(other) => Err(format!(
+                "{}: {of_compose} in docker-compose.yml, {other} in the Dockerfile",
+                self.variable
+            )),
+        }
     }
 
     /// The original, or else a stand-in; says which.
@@ -105,7 +95,7 @@ impl Base {
 
 /// Finds or makes all of them, says which, and sets the variables. Ours is built last.
 pub(crate) async fn prepare(compose: &mut Compose, binary: Binary) -> Result<(), String> {
-    for base in [POSTGRES, KAFKA] {
+    for base in [POSTGRES, KAFKA, HAPROXY] {
         let image = base.find_or_make().await?;
         compose.set(base.variable, image);
     }
@@ -116,26 +106,28 @@ pub(crate) async fn prepare(compose: &mut Compose, binary: Binary) -> Result<(),
             named
         }
         None => {
-            let runtime = RUNTIME.find_or_make().await?;
-            if binary == Binary::Release || !built_of_the_tests(&runtime).await? {
-                built_for_release(&runtime).await?;
+            compose.set(RUNTIME.variable, RUNTIME.find_or_make().await?);
+            compose.set("HYGEIA_IMAGE", IMAGE);
+            if binary == Binary::Release || !built_of_the_tests(compose).await? {
+                built_for_release(compose).await?;
             }
-            IMAGE.to_owned()
+            return Ok(());
         }
     };
     compose.set("HYGEIA_IMAGE", ours);
     Ok(())
 }
 
-async fn built_for_release(runtime: &str) -> Result<(), String> {
-    let build = BUILD.find_or_make().await?;
-    build_image(top(), &[format!("BUILD_IMAGE={build}"), format!("RUNTIME_IMAGE={runtime}")]).await?;
+/// As `docker compose build` does it for anybody.
+async fn built_for_release(compose: &mut Compose) -> Result<(), String> {
+    compose.set(BUILD.variable, BUILD.find_or_make().await?);
+    compose.run(&["build", "provision"]).await?;
     look_at(IMAGE, Some(IMAGE_BYTES_MAX)).await
 }
 
 /// Builds our image from the binary of the tests. Whether it runs in there: a base of another system may have an older
 /// C library than this machine.
-async fn built_of_the_tests(runtime: &str) -> Result<bool, String> {
+async fn built_of_the_tests(compose: &Compose) -> Result<bool, String> {
     let context = tempfile::tempdir().map_err(|e| e.to_string())?;
     let binary = context.path().join("hygeia");
     let mut strip = Command::new("strip");
@@ -144,11 +136,12 @@ async fn built_of_the_tests(runtime: &str) -> Result<bool, String> {
     let dockerfile = std::fs::read_to_string(top().join("Dockerfile")).map_err(|e| e.to_string())?;
     let stage = last_stage(&dockerfile)?;
     std::fs::write(context.path().join("Dockerfile"), stage).map_err(|e| e.to_string())?;
-    build_image(context.path(), &[format!("RUNTIME_IMAGE={runtime}")]).await?;
+    let of_the_tests = compose.with("HYGEIA_TEST_BUILD_CONTEXT", context.path().display().to_string());
+    of_the_tests.run(&["build", "provision"]).await?;
     if let Err(problem) = docker(&["run", "--rm", "--network", "none", IMAGE, "--version"]).await {
         let last = problem.lines().last().unwrap_or_default();
         println!(
-            "  the binary of the tests does not run on {runtime}, so another one is built for release ({last})"
+            "  the binary of the tests does not run in there, so another one is built for release ({last})"
         );
         return Ok(false);
     }
@@ -165,16 +158,6 @@ fn last_stage(dockerfile: &str) -> Result<String, String> {
         return Err(format!("the last stage of the Dockerfile does not have one line {BUILT:?}"));
     }
     Ok(format!("ARG RUNTIME_IMAGE\nFROM ${{RUNTIME_IMAGE}}{}", stage.replace(BUILT, "COPY hygeia ")))
-}
-
-async fn build_image(context: &Path, arguments: &[String]) -> Result<(), String> {
-    let mut build = Command::new("docker");
-    build.args(["build", "-q", "-t", IMAGE]);
-    for argument in arguments {
-        build.args(["--build-arg", argument]);
-    }
-    build.arg(context);
-    work(build).await
 }
 
 /// Our image is not larger than it may be, has a user without rights and a health check, and no shell.

@@ -1,15 +1,16 @@
 //! The cluster in containers, broken by commands to Docker while clients work on it: `make compose-test`.
 //!
 //! ```text
-//! compose            all of it: images, `up`, faults under load, the judgement, the end-to-end tests, `down`
+//! compose            all of it: images, `up`, faults under load, the judgement, a rolling restart without a failed
+//!                    request, the end-to-end tests, a backup restored in another project, `down`
 //! compose short      the same with fewer faults, and an image of the binary that the tests have built: `make test`
 //! compose up         images and `up`; says how to reach it, and leaves it there
 //! ```
 //!
 //! Clients, histories and the judgement are those of the program `chaos`; only the faults are others. Without a Docker
 //! engine or Compose it says so and is skipped. Variables: `HYGEIA_IMAGE` (an image to use instead of building one),
-//! `BUILD_IMAGE`, `RUNTIME_IMAGE`, `POSTGRES_IMAGE`, `KAFKA_IMAGE`, `HYGEIA_COMPOSE_KEEP` (leave the cluster there after
-//! a failure).
+//! `BUILD_IMAGE`, `RUNTIME_IMAGE`, `POSTGRES_IMAGE`, `KAFKA_IMAGE`, `HAPROXY_IMAGE`, `HYGEIA_COMPOSE_KEEP` (leave the
+//! cluster there after a failure).
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is a program, and says what it does")]
 
@@ -18,6 +19,7 @@ mod act;
 #[path = "../chaos/api.rs"]
 #[allow(dead_code, reason = "`chaos` uses more of it")]
 mod api;
+mod backup;
 mod cluster;
 mod docker;
 #[path = "../chaos/driver.rs"]
@@ -35,6 +37,7 @@ mod judgement;
 mod machinery;
 #[path = "../harness/process.rs"]
 mod process;
+mod roll;
 #[path = "../chaos/topic.rs"]
 mod topic;
 
@@ -132,8 +135,10 @@ async fn whole(mut compose: Compose, binary: Binary, faults: &[Fault]) -> Result
 
 async fn tried(cluster: &Cluster, faults: &[Fault]) -> Result<(), String> {
     broken_under_load(cluster, faults).await?;
+    roll::every_node(cluster).await?;
     end_to_end(cluster).await?;
-    traced(cluster).await
+    traced(cluster).await?;
+    backup::restored(cluster).await
 }
 
 /// Clients work while one thing after the other is broken; then everything is judged.

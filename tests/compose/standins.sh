@@ -1,9 +1,10 @@
 #!/bin/sh
 # Stand-ins for the images that a machine without a registry cannot pull, under names of their own:
-# hygeia-standin/{runtime,postgres,kafka,build}. What is in them is Debian's, as it is installed on this machine; and
-# Apache Kafka's jars, as `tests/setup.sh kafka` has fetched them. What the engine has already is left.
+# hygeia-standin/{runtime,postgres,kafka,haproxy,build}. What is in them is Debian's, as it is installed on this machine;
+# Apache Kafka's jars, as `tests/setup.sh kafka` has fetched them; and HAProxy, fetched from Debian and unpacked, since
+# its package would start it. What the engine has already is left.
 #
-#   standins.sh NAME…     which: runtime, postgres, kafka, build (which takes the Rust of this machine along)
+#   standins.sh NAME…     which: runtime, postgres, kafka, haproxy, build (which takes the Rust of this machine along)
 #
 # Needs root and a Debian.
 set -eu
@@ -15,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 
 say() { echo "stand-ins: $*"; }
 fail() {
-    say "$* To do without stand-ins, name images: BUILD_IMAGE, RUNTIME_IMAGE, POSTGRES_IMAGE, KAFKA_IMAGE." >&2
+    say "$* To do without stand-ins, name images: BUILD_IMAGE, RUNTIME_IMAGE, POSTGRES_IMAGE, KAFKA_IMAGE, HAPROXY_IMAGE." >&2
     exit 1
 }
 there() { docker image inspect "$1" >/dev/null 2>&1; }
@@ -81,14 +82,14 @@ runtime() {
 
 # PostgreSQL, which takes the variables and the mounts that docker-compose.yml gives the official image.
 postgres() {
-    there hygeia-standin/postgres:debian && return 0
+    there hygeia-standin/postgres:debian-2 && return 0
     bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | tail -n 1)")
     [ -x "$bin/initdb" ] || fail "PostgreSQL is not installed here as Debian has it (tests/setup.sh postgres)."
     root=$work/postgres
     # shellcheck disable=SC2086 # several packages
     files "$root" $shell tzdata "$(package_of "$bin/postgres")" "$(package_of "$bin/createdb")"
     install -D -m 755 "$here/standin-postgres.sh" "$root/usr/local/bin/entrypoint"
-    image hygeia-standin/postgres:debian "$root" "ENV PATH=$bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    image hygeia-standin/postgres:debian-2 "$root" "ENV PATH=$bin:/usr/sbin:/usr/bin:/sbin:/bin" \
         "ENV PGDATA=/var/lib/postgresql/data" 'ENTRYPOINT ["/usr/local/bin/entrypoint"]' \
         'CMD ["postgres"]'
 }
@@ -109,6 +110,26 @@ kafka() {
     install -D -m 755 "$here/standin-kafka.sh" "$root/usr/local/bin/entrypoint"
     image hygeia-standin/kafka:4 "$root" "ENV PATH=$(dirname "$java"):/usr/bin:/bin" "USER 1000:1000" \
         'ENTRYPOINT ["/usr/local/bin/entrypoint"]'
+}
+
+# HAProxy, with those libraries that this machine lacks.
+haproxy() {
+    there hygeia-standin/haproxy:debian && return 0
+    root=$work/haproxy
+    files "$root" libc6 libcrypt1 libpcre2-8-0 libssl3 libsystemd0 libstdc++6 zlib1g
+    missing() {
+        apt-get -s -qq --no-install-recommends install haproxy | sed -n 's/^Inst \([^ ]*\).*/\1/p'
+    }
+    fetch() {
+        # shellcheck disable=SC2046 # several packages
+        (mkdir -p "$work/fetched" && cd "$work/fetched" &&
+            apt-get -qq -o APT::Sandbox::User=root download haproxy $(missing) </dev/null)
+    }
+    fetch || { apt-get -qq update && fetch; } || fail "Debian's HAProxy could not be fetched."
+    for package in "$work"/fetched/*.deb; do
+        dpkg-deb --fsys-tarfile "$package" | tar -C "$root" -x --keep-directory-symlink
+    done
+    image hygeia-standin/haproxy:debian "$root" "ENV PATH=/usr/sbin:/usr/bin" "USER 99:99"
 }
 
 # gcc, this machine's Rust, and the crates that Cargo.lock names, so that a build needs no network.
@@ -133,7 +154,7 @@ build() {
 
 for wanted in "$@"; do
     case $wanted in
-    runtime | postgres | kafka | build) "$wanted" ;;
+    runtime | postgres | kafka | haproxy | build) "$wanted" ;;
     *) fail "There is no stand-in called $wanted." ;;
     esac
 done

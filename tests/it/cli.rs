@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output, Stdio};
 
-const SECRET: &str = "canary-canary-canary-canary-canary";
+const SECRET: &str = "canary-7f3Q9zKx2mVb8TsLw5RdYc4N-canary";
 
 /// Runs the program in a new directory with this environment alone.
 fn hygeia(arguments: &[&str], environment: &[(&str, &str)]) -> (Output, tempfile::TempDir) {
@@ -32,6 +32,18 @@ fn check_prints_what_a_node_would_use_and_makes_nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("http.listen = \"127.0.0.1:8080\"  # default\n"), "{text}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a check leaves nothing behind");
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hygeia"));
+    // More than a pipe holds.
+    command.arg("openapi").env_clear().current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use rdkafka::mocking::MockCluster;
 use reqwest::StatusCode;
 use serde_json::json;
-use sqlx::{Connection, Executor, SqliteConnection};
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 
-use crate::harness::{Node, Site, eventually, patient};
+use crate::harness::{Node, Site, USER, eventually, patient};
 use crate::postgres::{Durability, Postgres, Stop};
 
 /// No answer may take longer than the node's own limit of 5 s, with room for a busy machine.
@@ -225,6 +225,69 @@ async fn a_paused_postgres_delays_nobody_beyond_the_deadline() {
 }
 
 #[tokio::test]
+async fn a_role_that_may_no_longer_log_in_is_told_as_such_and_never_as_a_fault_of_ours() {
+    let server = Postgres::start_private(Durability::None);
+    let database = server.create_database().await;
+    let mut admin = PgConnection::connect(database.url()).await.expect("a session");
+    admin.execute("CREATE ROLE clinic LOGIN; GRANT ALL ON SCHEMA public TO clinic").await.expect("a role");
+    let site = Site::on_postgres(&database.url().replacen("postgres@", "clinic@", 1));
+    let node = site.start().await;
+    let token = node.login().await;
+    assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
+
+    admin.execute("ALTER ROLE clinic NOLOGIN").await.expect("changed");
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'clinic'";
+    admin.execute(end).await.expect("ended");
+    becomes(&node, StatusCode::SERVICE_UNAVAILABLE).await;
+    let login = serde_json::json!({"email": "nobody@example.org", "password": "correct horse battery"});
+    let login = node.client().post(format!("{}/auth/login", node.http_url())).json(&login);
+    for (what, status) in [
+        ("a login", login.send().await.expect("an answer").status()),
+        ("a registration", create(&node, &token, "while").await),
+        ("a list", node.get(&token, "/api/patients").await.status()),
+        ("the users", node.get(&token, "/api/users").await.status()),
+        ("the audit", node.get(&token, "/api/audit").await.status()),
+    ] {
+        assert!(is_away(status), "{what}: {status}");
+    }
+    let ready = node.client().get(format!("{}/health/ready", node.http_url())).send().await;
+    let told = ready.expect("an answer").text().await.expect("a text");
+    assert!(told.contains("SQLSTATE 28000, the role may not log in"), "{told}");
+    assert!(!told.contains("clinic"), "whoever asks is not told the role: {told}");
+    assert!(node.log().contains("is not permitted to log in"), "{}", node.log());
+
+    admin.execute("ALTER ROLE clinic LOGIN").await.expect("changed");
+    becomes(&node, StatusCode::OK).await;
+    creates_again(&node, &token).await;
+}
+
+#[tokio::test]
+async fn keys_that_the_node_has_no_secret_for_are_told_and_nobody_is_to_blame() {
+    let url = "sqlite:keys.db";
+    let site = Site::bare().with("HYGEIA__STORE__URL", url).set_up().with_user();
+    let secret = ("HYGEIA__AUTH__KEY_SECRET", "a secret of the keys, at least 32 bytes long");
+    let with_secret = |site: &Site| {
+        let mut command = site.command();
+        command.env(secret.0, secret.1);
+        command
+    };
+    let made = with_secret(&site).args(["keys", "rotate"]).output().expect("it ran");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let node = site.start().await;
+    eventually("the reason", || async {
+        let ready = node.client().get(format!("{}/health/ready", node.http_url())).send().await.ok()?;
+        // Tokens of other nodes are still checked, so it serves.
+        assert_eq!(ready.status(), StatusCode::OK);
+        ready.text().await.ok()?.contains("auth.key_secret is not set").then_some(())
+    })
+    .await;
+    let body = json!({"email": USER, "password": site.password()});
+    let login = node.client().post(format!("{}/auth/login", node.http_url())).json(&body).send().await;
+    assert_eq!(login.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(node.log().contains("auth.key_secret is not set"), "{}", node.log());
+}
+
+#[tokio::test]
 async fn a_broker_that_is_away_holds_up_nobody_and_misses_nothing() {
     let broker = MockCluster::new(1).expect("a broker");
     broker.broker_down(1).expect("down");
@@ -255,4 +318,29 @@ async fn a_missing_secret_is_a_configuration_error_that_says_how_to_set_it() {
     let mut process = site.spawn();
     assert_eq!(process.ended().await.code(), Some(78));
     assert!(process.log().contains("HYGEIA__AUTH__JWT_SECRET"), "{}", process.log());
+}
+
+/// Somebody empties the database under a node, or points its name at another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_in_front_of_an_empty_database_is_not_ready_and_answers_503() {
+    let database = Postgres::shared_fast().create_database().await;
+    let url = database.url().to_owned();
+    let site = tokio::task::spawn_blocking(move || Site::on_postgres(&url)).await.expect("a site");
+    let node = site.start().await;
+    let token = node.login().await;
+    assert_eq!(create(&node, &token, "before").await, StatusCode::CREATED);
+    let mut session = sqlx::PgConnection::connect(database.url()).await.expect("a session");
+    session.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.expect("emptied");
+    becomes(&node, StatusCode::SERVICE_UNAVAILABLE).await;
+    let unknown = format!("/api/patients/{}", uuid::Uuid::now_v7());
+    for path in ["/api/patients", unknown.as_str(), "/api/users", "/api/audit", "/api/analytics/summary"] {
+        let status = node.get(&token, path).await.status();
+        assert!(is_away(status), "GET {path}: {status}");
+    }
+    let status = create(&node, &token, "after").await;
+    assert!(is_away(status), "{status}");
+    let login = json!({"email": "nobody@example.org", "password": "a long password"});
+    let login = node.client().post(format!("{}/auth/login", node.http_url())).json(&login).send().await;
+    let status = login.expect("an answer").status();
+    assert!(is_away(status), "{status}");
 }

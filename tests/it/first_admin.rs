@@ -76,7 +76,9 @@ async fn of_two_jobs_at_once_one_makes_it() {
 
 #[test]
 fn what_cannot_be_a_password_is_told_without_being_shown() {
-    for (password, told) in [("short", "auth.first_admin_password"), ("", "the file is empty")] {
+    for (password, told) in
+        [("short", "auth.first_admin_password"), ("", "the file cannot be used: it is empty")]
+    {
         let site = named(Site::demo(), password);
         let output = site.command().arg("check").output().expect("it ran");
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
-use crate::harness::Node;
+use crate::harness::{Node, Site, patient};
 
 async fn channel(node: &Node) -> Channel {
     let endpoint = Endpoint::from_shared(node.grpc_url().to_owned()).expect("an address");
@@ -35,6 +35,13 @@ fn holder(patient: Uuid) -> BillingRequest {
     }
 }
 
+/// A patient of this test's own.
+async fn registered(node: &Node, token: &str) -> Uuid {
+    let made = node.post_patient(token, &patient(Uuid::now_v7())).await.expect("an answer");
+    let made: Value = made.json().await.expect("JSON");
+    made["id"].as_str().expect("an id").parse().expect("a UUID")
+}
+
 async fn open(
     client: &mut BillingServiceClient<Channel>,
     token: &str,
@@ -48,7 +55,7 @@ async fn the_same_patient_has_the_same_account_on_both_edges() {
     let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let mut client = BillingServiceClient::new(channel(&node).await);
-    let patient = Uuid::now_v7();
+    let patient = registered(&node, &token).await;
 
     let first = open(&mut client, &token, holder(patient)).await.expect("opened");
     assert_eq!(first.status, "ACTIVE");
@@ -63,7 +70,8 @@ async fn the_same_patient_has_the_same_account_on_both_edges() {
     assert_eq!(account["id"], first.account_id.as_str());
     assert_eq!(account["status"], "ACTIVE");
 
-    let other = open(&mut client, &token, holder(Uuid::now_v7())).await.expect("opened");
+    let other = registered(&node, &token).await;
+    let other = open(&mut client, &token, holder(other)).await.expect("opened");
     assert_ne!(other.account_id, first.account_id);
 }
 
@@ -72,7 +80,7 @@ async fn fifty_at_once_open_one_account() {
     let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let (one, other) = (channel(&node).await, channel(&node).await);
-    let patient = Uuid::now_v7();
+    let patient = registered(&node, &token).await;
     let calls: Vec<_> = (0..50)
         .map(|n| {
             let mut client = BillingServiceClient::new(if n % 2 == 0 { one.clone() } else { other.clone() });
@@ -85,6 +93,30 @@ async fn fifty_at_once_open_one_account() {
         accounts.insert(call.await.expect("no panic").expect("opened").account_id);
     }
     assert_eq!(accounts.len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_who_is_no_patient_gets_an_account() {
+    let (_site, node) = Node::fresh().await;
+    let token = node.login().await;
+    let mut client = BillingServiceClient::new(channel(&node).await);
+    let gone = registered(&node, &token).await;
+    let url = format!("{}/api/patients/{gone}", node.http_url());
+    let deleted = node.client().delete(url).bearer_auth(&token).send().await.expect("an answer");
+    assert_eq!(deleted.status(), StatusCode::NO_CONTENT);
+    for patient in [Uuid::now_v7(), gone] {
+        let refused = open(&mut client, &token, holder(patient)).await.expect_err("no patient");
+        assert_eq!(refused.code(), Code::NotFound);
+        assert_eq!(refused.metadata().get("error-code").expect("a name"), "NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn a_setting_opens_accounts_as_the_original_system_did() {
+    let node = Site::fresh().with("HYGEIA__GRPC__UNKNOWN_PATIENTS_ALLOWED", "true").start().await;
+    let token = node.login().await;
+    let mut client = BillingServiceClient::new(channel(&node).await);
+    open(&mut client, &token, holder(Uuid::now_v7())).await.expect("opened");
 }
 
 #[tokio::test]
@@ -149,7 +181,8 @@ async fn clients_in_the_field_are_understood() {
     let (_site, node) = Node::fresh().await;
     let token = node.login().await;
     let mut request = Vec::new();
-    request.extend(b"\x0a\x24123e4567-e89b-12d3-a456-426614174999");
+    request.extend(b"\x0a\x24");
+    request.extend(registered(&node, &token).await.to_string().bytes());
     request.extend(b"\x12\x08John Doe");
     request.extend(b"\x1a\x14john.doe@example.com");
     // A field that a newer client may send.

@@ -317,6 +317,11 @@ impl Node {
         self.process().signal(Signal::TERM);
     }
 
+    /// Any signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process().signal(signal);
+    }
+
     /// SIGSTOP: connections stay open, nothing answers.
     pub(crate) fn pause(&self) {
         self.process().signal(Signal::STOP);

@@ -10,6 +10,7 @@ mod broker;
 mod cli;
 mod clients;
 mod cluster;
+mod core_dumps;
 mod crash;
 mod faults;
 mod first_admin;
@@ -32,6 +33,7 @@ mod roles;
 mod schemathesis;
 mod security_map;
 mod sessions;
+mod signals;
 mod texts;
 mod tracing;
 

@@ -126,6 +126,8 @@ async fn a_front_without_others_says_what_is_missing() {
 #[tokio::test]
 async fn a_billing_node_opens_accounts_over_grpc() {
     let (site, _database) = site("billing", "billing").await;
+    // Nobody registers patients here.
+    let site = site.with("HYGEIA__GRPC__UNKNOWN_PATIENTS_ALLOWED", "true");
     let node = site.with("HYGEIA__GRPC__REQUIRE_TOKEN", "false").start().await;
     let mut client = BillingServiceClient::connect(node.grpc_url().to_owned()).await.expect("it listens");
     let request = BillingRequest {

@@ -13,8 +13,8 @@ use crate::postgres::Postgres;
 /// Whether a request with a body `of` a text gets the answer that names the field.
 async fn refused(node: &Node, token: &str, (method, path): (&str, &str), body: Option<Value>, field: &str) {
     let method = Method::from_bytes(method.as_bytes()).expect("a method");
-    let patch = method == Method::PATCH && path.starts_with("/api/patients");
-    let media_type = if patch { "application/merge-patch+json" } else { "application/json" };
+    let media_type =
+        if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
     let mut request = node.client().request(method, format!("{}{path}", node.http_url()));
     if let Some(body) = &body {
         request = request.header("content-type", media_type).body(body.to_string());

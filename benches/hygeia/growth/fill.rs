@@ -10,7 +10,7 @@ mod sqlite;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use hygeia::audit::{Chains, Key};
+use hygeia::audit::{Chains, Growth, Key};
 use hygeia::domain::access::{Action, Caller, Role};
 use hygeia::domain::audit::{Access, Change, Outcome};
 use hygeia::domain::ids::PatientId;
@@ -66,6 +66,7 @@ fn audit(ids: &[Uuid], secret: &str, first: Timestamp, last: Timestamp) -> impl 
         store,
         clock,
         std::time::Duration::from_secs(60),
+        Growth::default(),
     );
     let batches = ids.len().div_ceil(BATCH_ENTRIES);
     let step = (last.0 - first.0) / i64::try_from(batches).unwrap_or(i64::MAX).max(1);

@@ -1,13 +1,15 @@
 //! The reader: joins the group, counts what it is given, and goes on until the consumer ends.
 //!
-//! One batch at a time: read it, put aside what cannot be read, count the rest together with the offsets.
+//! One batch at a time: read it, put aside what is no event of ours, count the rest together with the offsets.
 //! If the database refuses, the batch is held and counted again; counting twice has no effect. If its
 //! outcome is unknown, the database is asked where it stands, and reading goes on from there.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AnalyticsArgs, NAME, summary};
+use super::summary::{self, Lag};
+use super::{AnalyticsArgs, ForeignMessages, NAME};
 use crate::actors::background::{Backoff, within};
 use crate::context::{Hop, TraceContext};
 use crate::domain::analytics::Observation;
@@ -19,7 +21,7 @@ use crate::kafka::{
 use crate::store::{self, PartitionOffset, ProjectionSource};
 
 /// Reads until the consumer ends, or the topic has another log; answers why.
-pub(super) async fn run(args: AnalyticsArgs) -> String {
+pub(super) async fn run(args: AnalyticsArgs, lag: Arc<Lag>) -> String {
     let (log_no, source) = log_in_use(&args).await;
     let consumer = match args.broker.consumer().await {
         Ok(consumer) => consumer,
@@ -29,7 +31,7 @@ pub(super) async fn run(args: AnalyticsArgs) -> String {
     let log_seen_at = args.clock.mono();
     let expected = BTreeMap::new();
     let mut reader =
-        Reader { args, log_no, log_seen_at, source, consumer, backoff, assignment: None, expected };
+        Reader { args, lag, log_no, log_seen_at, source, consumer, backoff, assignment: None, expected };
     match reader.read().await {
         Ok(never) => match never {},
         Err(error) => error.to_string(),
@@ -62,6 +64,7 @@ async fn looked_at(args: &AnalyticsArgs) -> Result<(i64, ProjectionSource), Stri
 
 struct Reader {
     args: AnalyticsArgs,
+    lag: Arc<Lag>,
     /// The log that is read, and when it was last known to be in use.
     log_no: i64,
     log_seen_at: MonoTime,
@@ -94,11 +97,15 @@ impl Reader {
     }
 
     fn tell_health(&self, trouble: Option<String>) {
+        let waits = self.lag.waits(&self.args);
         let status = match (trouble, &self.assignment, self.args.broker.link()) {
             (Some(reason), ..) => Status::Explained(reason),
             (None, _, Link::Away(reason)) => Status::Explained(format!("the broker is away: {reason}")),
-            (None, None, _) => Status::Explained("joining the consumer group".into()),
-            (None, Some(_), _) => Status::Ready,
+            (None, None, _) => {
+                let joining = "joining the consumer group".to_owned();
+                Status::Explained(waits.map_or(joining.clone(), |waits| format!("{joining}; {waits}")))
+            }
+            (None, Some(_), _) => waits.map_or(Status::Ready, Status::Explained),
         };
         self.args.health.report(NAME, status);
     }
@@ -190,6 +197,8 @@ impl Reader {
         let mut dead_letters = Vec::new();
         let mut outcomes = Vec::with_capacity(messages.len());
         let names = self.args.broker.names();
+        let kept = self.args.settings.foreign_messages == ForeignMessages::DeadLetter;
+        let mut foreign = Foreign::default();
         for message in &messages {
             match wire::decode(message) {
                 Ok(observation) => {
@@ -197,17 +206,17 @@ impl Reader {
                     outcomes.push("ok");
                 }
                 Err(reason) => {
-                    tracing::warn!(
-                        partition = message.partition, offset = message.offset, %reason,
-                        "a message cannot be read and goes to the dead letter topic"
-                    );
-                    let letter = wire::dead_letter(&names.dead_letter_topic, &names.topic, message, reason);
-                    dead_letters.push(letter);
-                    outcomes.push("dead_letter");
+                    foreign.note(message, reason);
+                    if kept {
+                        let letter =
+                            wire::dead_letter(&names.dead_letter_topic, &names.topic, message, reason);
+                        dead_letters.push(letter);
+                    }
+                    outcomes.push(if kept { "dead_letter" } else { "skipped" });
                 }
             }
         }
-        metrics::counter!("hygeia_analytics_dead_letters_total").increment(dead_letters.len() as u64);
+        foreign.tell(kept);
         self.put_aside(dead_letters).await;
         if self.apply(&messages, &observations).await? {
             self.log_hops(&messages, &outcomes, taken_at);
@@ -322,6 +331,50 @@ impl Reader {
 
     async fn within<T>(&self, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
         within(Duration::from_millis(self.args.settings.store_timeout_ms), call).await
+    }
+}
+
+/// The messages of a batch that are no events of ours.
+#[derive(Default)]
+struct Foreign {
+    messages: u64,
+    /// Partition and offset.
+    first: Option<(i32, i64)>,
+    reasons: BTreeMap<String, u64>,
+}
+
+impl Foreign {
+    fn note(&mut self, message: &Incoming, reason: wire::Unreadable) {
+        self.messages += 1;
+        self.first.get_or_insert((message.partition, message.offset));
+        *self.reasons.entry(reason.to_string()).or_default() += 1;
+    }
+
+    /// One line and the counts, whatever many they are.
+    fn tell(&self, kept: bool) {
+        let Some((partition, offset)) = self.first else { return };
+        let reasons: Vec<_> =
+            self.reasons.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+        let (messages, reasons) = (self.messages, reasons.join("; "));
+        if kept {
+            metrics::counter!("hygeia_analytics_dead_letters_total").increment(messages);
+            tracing::warn!(
+                messages,
+                partition,
+                offset,
+                reasons,
+                "messages are no events of ours and go to the dead letter topic"
+            );
+        } else {
+            metrics::counter!("hygeia_analytics_skipped_total").increment(messages);
+            tracing::info!(
+                messages,
+                partition,
+                offset,
+                reasons,
+                "messages are no events of ours and are skipped"
+            );
+        }
     }
 }
 

@@ -1,11 +1,13 @@
 //! Reading a summary: the counts, and how many events are still on their way to them.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use time::Duration as Days;
 use tokio::sync::Mutex;
 
+use super::progress::Progress;
 use super::{AnalyticsArgs, SummaryView};
 use crate::actors::background::within;
 use crate::actors::entity::Failure;
@@ -21,6 +23,7 @@ pub(super) struct Lag {
     limit: Duration,
     /// Of this log, nothing that an earlier one took waits to be put back any more.
     put_back: AtomicI64,
+    progress: std::sync::Mutex<Progress>,
 }
 
 impl Lag {
@@ -29,7 +32,21 @@ impl Lag {
             last: Mutex::new(None),
             limit: Duration::from_millis(args.settings.lag_timeout_ms),
             put_back: AtomicI64::new(0),
+            progress: std::sync::Mutex::new(Progress::begin(args.clock.mono())),
         }
+    }
+
+    /// For how long the oldest event of the topic that is not counted has waited, or may have, as of the last look.
+    pub(super) fn age(&self, args: &AnalyticsArgs) -> Duration {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).age(args.clock.mono())
+    }
+
+    /// What health says if that is too long.
+    pub(super) fn waits(&self, args: &AnalyticsArgs) -> Option<String> {
+        let max_ms = args.settings.waiting_max_ms;
+        (self.age(args) > Duration::from_millis(max_ms)).then(|| {
+            format!("events wait to be counted for longer than analytics.waiting_max_ms, {max_ms} ms")
+        })
     }
 
     /// The lag, or `None` if it cannot be known within the limit.
@@ -67,12 +84,21 @@ impl Lag {
         }
         let unpublished = args.outbox.outbox_depth().await.ok()?.unpublished_rows;
         let watermarks = args.broker.watermarks().await.ok()?;
+        let looked = args.clock.mono();
         let offsets = args.projections.offsets(&source).await.ok()?;
+        let next = |partition| offsets.iter().find(|o| o.partition == partition).map(|o| o.next_offset);
+        // An offset beyond the end is one of a log that is lost: what this one holds is not counted, and nobody knows
+        // how much of it.
         let unread = watermarks.iter().map(|w| {
-            let next = offsets.iter().find(|o| o.partition == w.partition).map_or(w.low, |o| o.next_offset);
-            u64::try_from(w.high - next.max(w.low)).unwrap_or(0)
+            let next = next(w.partition).map_or(w.low, |next| next.max(w.low));
+            u64::try_from(w.high - next).ok()
         });
-        Some(unpublished + unread.sum::<u64>())
+        let unread = unread.sum::<Option<u64>>()?;
+        let ends = watermarks.iter().map(|w| (w.partition, w.high)).collect();
+        let low = |partition| watermarks.iter().find(|w| w.partition == partition).map_or(0, |w| w.low);
+        let next = |partition| next(partition).unwrap_or(0).max(low(partition));
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).saw(looked, log_no, ends, next);
+        Some(unpublished + unread)
     }
 }
 

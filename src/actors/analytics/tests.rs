@@ -14,6 +14,7 @@ use crate::domain::time::Timestamp;
 use crate::kafka::testing::{PATIENCE, Refusal, embedded, read_topic, settings};
 use crate::kafka::{self, Kafka, Outgoing, wire};
 use crate::store::{LeaseStore, NextLog, PartitionOffset, ProjectionSource, Replay};
+use crate::telemetry::testing::{Lines, listen};
 
 fn quick() -> Settings {
     Settings { retry_min_ms: 5, retry_max_ms: 100, idle_ms: 50, ..Settings::default() }
@@ -129,6 +130,35 @@ async fn repeats_count_once_and_nonsense_goes_to_the_dead_letters() {
     assert_eq!(dead.len(), 4);
     assert!(dead.iter().all(|m| m.value.as_deref() == Some(b"no protobuf")));
     assert!(dead.iter().any(|m| m.key.as_deref() == Some(patient(1).to_string().as_bytes())));
+}
+
+#[tokio::test]
+async fn messages_that_are_not_ours_may_be_skipped_and_are_told_in_one_line() {
+    let told = Lines::default();
+    // The runtime of this test has this one thread: its subscriber hears the actor.
+    let _listening = listen(tracing_subscriber::fmt().with_writer(told.clone()).finish());
+    let kafka = Kafka::connect(&embedded("foreign")).expect("connect");
+    kafka.cluster_id().await.expect("topics");
+    let mut foreign: Vec<_> = (0..500).map(|n| message(&kafka, &event(n, 1))).collect();
+    // As another system writes them: without a key.
+    foreign.iter_mut().for_each(|message| message.key = None);
+    publish(&kafka, &foreign).await;
+    publish_lives_of(&kafka, 3, 1).await;
+    let store = Arc::new(FakeStore::default());
+    let settings = Settings { foreign_messages: ForeignMessages::Skip, ..quick() };
+    let analytics = Running::start(&store, &kafka, settings).await;
+    until("counted", || store.counted() == 3).await;
+    analytics.ready().await;
+    let text = told.text();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("no events of ours")).collect();
+    // One for each batch, of which there are a few.
+    assert!((1..=20).contains(&lines.len()) && lines[0].contains("the key is not patientId: "), "{lines:?}");
+    // The first dead letter is one that was published just now.
+    let last = Outgoing { topic: kafka.names().dead_letter_topic, ..poison(&kafka, "last") };
+    publish(&kafka, std::slice::from_ref(&last)).await;
+    let is_last = |m: &kafka::Incoming| m.key == Some(b"last".to_vec());
+    let dead = read_topic(&kafka, &last.topic, move |m| m.iter().any(is_last)).await;
+    assert_eq!(dead.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -280,6 +310,25 @@ async fn an_event_is_counted_soon_after_its_commit() {
     assert!(times[5] < Duration::from_millis(500), "{times:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_wait_too_long_to_be_counted_are_told() {
+    let kafka = Kafka::connect(&embedded("waiting")).expect("connect");
+    let store = Arc::new(FakeStore::default());
+    let settings = Settings { waiting_max_ms: 1_000, lag_poll_ms: 50, ..quick() };
+    let analytics = Running::start(&store, &kafka, settings).await;
+    analytics.ready().await;
+    // The broker answers, takes what is published, and gives nothing to read.
+    kafka.serve_nothing();
+    publish_lives_of(&kafka, 5, 1).await;
+    let told =
+        |status| matches!(status, Status::Explained(r) if r.contains("analytics.waiting_max_ms, 1000 ms"));
+    until("told", || told(analytics.status())).await;
+    assert_eq!(store.counted(), 0);
+    kafka.serve_again();
+    until("counted", || store.counted() == 5).await;
+    analytics.ready().await;
+}
+
 /// A log of `kafka` takes the place of the one in use.
 async fn begin(store: &FakeStore, kafka: &Kafka) {
     let next = NextLog {
@@ -341,6 +390,8 @@ async fn stored_offsets_behind_the_end_are_an_alarm_and_no_place_to_begin_at() {
         |status| matches!(status, Status::Explained(r) if r.contains("lies behind the end of the topic"));
     until("told", || told(analytics.status())).await;
     assert_eq!(store.counted(), 0);
+    let lag = analytics.summary().await.expect("a summary").lag_events;
+    assert_eq!(lag, None, "20 are not counted, and nobody knows how many an earlier log had");
     begin(&store, &kafka).await;
     until("all counted", || store.counted() == 20).await;
     analytics.ready().await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::audit::{Terms, read, term_of_patient};
+use crate::audit::{Keys, Terms, read, term_of_patient};
 use crate::domain::access::Action;
 use crate::domain::audit::{Access, Outcome};
 use crate::domain::ids::PatientId;
@@ -62,6 +62,8 @@ pub struct AuditPage {
 #[derive(Clone)]
 pub struct AuditReader {
     store: Arc<dyn AuditStore>,
+    /// Rows that none of them has sealed are not shown.
+    keys: Option<Keys>,
 }
 
 impl AuditQuery {
@@ -84,21 +86,28 @@ impl AuditQuery {
 }
 
 impl AuditReader {
-    /// Reads what is in `store`.
-    pub fn new(store: Arc<dyn AuditStore>) -> Self {
-        AuditReader { store }
+    /// Reads what is in `store` and sealed with one of `keys`: nothing without any.
+    pub fn new(store: Arc<dyn AuditStore>, keys: Option<Keys>) -> Self {
+        AuditReader { store, keys }
     }
 
     /// What fits `query`, after `after`, at most `limit` entries.
     ///
     /// # Errors
-    /// `Unavailable`: the database cannot say. `Internal`: a row cannot be read.
+    /// `Unavailable`: the database cannot say, or there is no secret. `Internal`: a row cannot be read.
     pub async fn page(
         &self,
         query: &AuditQuery,
         after: Option<AuditPlace>,
         limit: usize,
     ) -> Result<AuditPage> {
+        let Some(keys) = &self.keys else {
+            return Err(Error::new(
+                ErrorCode::Unavailable,
+                "The audit cannot be read: this node records nothing (audit.enabled), and has no secret to tell what \
+                 was recorded from what was put in",
+            ));
+        };
         let youngest = query.until.map_or(i64::MAX, |until| until.0.saturating_add(BATCH_LAG_US));
         let mut position = match after {
             Some(place) => AuditPosition { at: place.sealed_at, chain: place.chain, seq: place.seq },
@@ -113,7 +122,7 @@ impl AuditReader {
                 limit_rows: BATCHES_PAGE,
             };
             let found = self.store.search_audit(&search).await.map_err(|error| failed(&error))?;
-            for batch in found.batches.iter().filter(|batch| is_possible(batch)) {
+            for batch in found.batches.iter().filter(|batch| is_sealed(keys, batch)) {
                 for (place, access) in self.found(query, batch).await? {
                     if after.is_some_and(|after| !is_after(place, after)) {
                         continue;
@@ -131,7 +140,7 @@ impl AuditReader {
             };
             // All of this place has been looked at: whatever follows is older.
             page.next = Some(AuditPlace { sealed_at: at, chain, seq, index: 0 });
-            position = AuditPosition { at, chain, seq: seq - 1 };
+            position = AuditPosition { at, chain, seq: seq.saturating_sub(1) };
         }
         Ok(page)
     }
@@ -171,13 +180,15 @@ impl AuditReader {
     }
 }
 
-/// Whether a writer may have made `batch`: no writer begins below zero, or has the last of all chains.
-fn is_possible(batch: &AuditBatch) -> bool {
-    let possible = batch.seq >= 0 && batch.chain != Uuid::max();
-    if !possible {
-        tracing::error!(chain = %batch.chain, seq = batch.seq, "a row of the audit was put in; hygeia audit verify says more");
+/// Whether `batch` is as it was written. If not, it was changed, put in, or sealed with a secret that this node does
+/// not have.
+fn is_sealed(keys: &Keys, batch: &AuditBatch) -> bool {
+    let sealed = keys.have_sealed(batch);
+    if !sealed {
+        metrics::counter!("hygeia_audit_unsealed_total").increment(1);
+        tracing::error!(chain = %batch.chain, seq = batch.seq, "a row of the audit is not shown: its seal does not fit; hygeia audit verify says more");
     }
-    possible
+    sealed
 }
 
 /// Whether `place` comes after `other` in the order of pages.
@@ -188,9 +199,5 @@ fn is_after(place: AuditPlace, other: AuditPlace) -> bool {
 
 fn failed(error: &store::Error) -> Error {
     tracing::warn!(%error, "the audit cannot be read");
-    let code = match error {
-        store::Error::Unavailable(_) | store::Error::Unknown(_) => ErrorCode::Unavailable,
-        store::Error::Broken(_) => ErrorCode::Internal,
-    };
-    Error::new(code, "The audit cannot be read")
+    Error::new(ErrorCode::Unavailable, "The audit cannot be read")
 }

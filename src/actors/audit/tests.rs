@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use uuid::Uuid;
 
 use super::*;
-use crate::audit::read;
+use crate::audit::{Growth, read};
 use crate::clock::SystemClock;
 use crate::domain::access::{Action, Caller};
 use crate::domain::audit::{Change, Outcome};
@@ -117,8 +117,14 @@ impl Stage {
         let (store, clock): (Arc<dyn AuditStore>, Arc<dyn Clock>) =
             (Arc::clone(&gate) as _, Arc::new(SystemClock));
         let key = Key::of(b"a secret of the tests, of 32 bytes");
-        let chains =
-            Chains::new(key, "test".into(), Arc::clone(&store), Arc::clone(&clock), Duration::from_secs(60));
+        let chains = Chains::new(
+            key,
+            "test".into(),
+            Arc::clone(&store),
+            Arc::clone(&clock),
+            Duration::from_secs(60),
+            Growth::default(),
+        );
         let gathering = Arc::new(Gathering::new(settings.queue_max));
         let address = Address::default();
         let handle = AuditHandle::new(Arc::clone(&gathering), address.clone());

@@ -14,7 +14,7 @@ use super::{BridgeMessage, KafkaBridgeArgs, NAME, Outcome, PART, Report, Tops};
 use crate::actors::background::{Pace, Tasks};
 use crate::actors::slice_lease::{Answer, BRIDGE_SLICE, SliceArgs, SliceLease, Standing};
 use crate::domain::cluster::NodeRole;
-use crate::domain::time::MonoTime;
+use crate::domain::time::{MonoTime, Timestamp};
 use crate::health::Status;
 use crate::kafka::Link;
 use crate::store::{self, TopicLog};
@@ -46,6 +46,8 @@ pub struct BridgeState {
     caught_up: bool,
     window: Window,
     parked_events: u64,
+    /// When the oldest event that waits was decided, as last measured.
+    oldest_at: Option<Timestamp>,
     role: Role,
     lease: SliceLease,
     tasks: Tasks,
@@ -76,6 +78,7 @@ impl BridgeState {
             caught_up: false,
             window: Window::new(args.settings.limits()),
             parked_events: 0,
+            oldest_at: None,
             role: Role::Standby(None),
             lease: SliceLease::new(SliceArgs {
                 slice: BRIDGE_SLICE,
@@ -133,7 +136,9 @@ impl BridgeState {
             Outcome::Marked(log_no, result) => self.marked(myself, log_no, result),
             Outcome::Parked(log_no, result) => self.parked(log_no, result),
             Outcome::Measured(depth) => {
-                self.parked_events = depth.map_or(self.parked_events, |depth| depth.parked_events);
+                if let Some(depth) = depth {
+                    (self.parked_events, self.oldest_at) = (depth.parked_events, depth.oldest_at);
+                }
             }
             Outcome::Probed => {
                 self.probing = false;
@@ -315,7 +320,7 @@ impl BridgeState {
         self.args.health.report(PART, status);
     }
 
-    /// What an operator should know of although events are published.
+    /// What an operator should know of although the broker answers.
     fn burden(&self) -> Option<String> {
         let TopicLog { no, replay_done, .. } = self.log.as_ref()?;
         if !replay_done {
@@ -324,8 +329,14 @@ impl BridgeState {
             ));
         }
         let rows = self.parked_events;
-        (rows > 0).then(|| {
+        let parked = (rows > 0).then(|| {
             format!("{rows} events of the outbox are parked and hold back what follows for their patients")
-        })
+        });
+        let max_ms = self.args.settings.waiting_max_ms;
+        let waited_us = self.oldest_at.map_or(0, |oldest| self.args.clock.now().0.saturating_sub(oldest.0));
+        let waits = (u64::try_from(waited_us).unwrap_or(0) > max_ms.saturating_mul(1_000))
+            .then(|| format!("events wait for Kafka for longer than bridge.waiting_max_ms, {max_ms} ms"));
+        // Those that are parked wait by themselves.
+        parked.or(waits)
     }
 }

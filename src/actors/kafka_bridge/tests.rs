@@ -311,6 +311,22 @@ async fn a_broker_that_goes_away_comes_back_to_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_wait_too_long_are_told_although_the_broker_answers() {
+    let kafka = Kafka::connect(&embedded("waiting")).expect("connect");
+    let store = Arc::new(FakeStore::default());
+    let settings = Settings { waiting_max_ms: 300, ..quick() };
+    let bridge = Bridge::start(&store, Arc::new(kafka.clone()), "a", settings).await;
+    bridge.ready().await;
+    kafka.refuse(&[Refusal::NotEnoughReplicas; 10_000]);
+    store.commit_all([event(0, 1)]);
+    until("told", || bridge.explains("events wait for Kafka for longer than bridge.waiting_max_ms, 300 ms"))
+        .await;
+    kafka.refuse_no_more();
+    bridge.ready().await;
+    assert_eq!(store.unpublished_count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_bridge_works_and_the_other_takes_over_at_once_after_a_drain() {
     let kafka = Kafka::connect(&embedded("lease")).expect("connect");
     let store = Arc::new(FakeStore::default());

@@ -8,9 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::super::background::Backoff;
-
-/// The least length of a cluster's secret.
-const SECRET_MIN_BYTES: usize = 32;
+use crate::domain::secret::SECRET_BYTES_MIN;
 
 /// How nodes reach and trust each other.
 #[derive(Clone, Debug, Deserialize)]
@@ -43,7 +41,7 @@ pub struct Settings {
     pub heartbeat_timeout_ms: u64,
     /// So many misses in a row end the session.
     pub misses_max: u32,
-    /// Connections that have not said yet who they are; further ones are closed at once.
+    /// Connections that have not shown the secret yet; for a further one the oldest of them is closed.
     pub connections_pending_max: usize,
     /// Other nodes of the cluster.
     pub peers_max: usize,
@@ -139,7 +137,7 @@ impl Settings {
         need("advertise", self.advertise.as_deref().is_none_or(is_address), "host:port");
         need(
             "secret",
-            self.secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_MIN_BYTES),
+            self.secret.as_ref().is_none_or(|secret| secret.bytes().len() >= SECRET_BYTES_MIN),
             "at least 32 bytes, such as `openssl rand -base64 48` makes",
         );
         need("tls", !self.tls.is_partly_on(), "ca_file, cert_file and key_file together, or none of them");

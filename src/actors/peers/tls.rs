@@ -19,13 +19,15 @@ use tokio_rustls::rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::Error;
-use super::settings;
+use super::{Error, expiry, settings};
+use crate::domain::time::Timestamp;
 
 /// Both ends of TLS, and whom they let in.
 pub(super) struct Tls {
     pub(super) acceptor: TlsAcceptor,
     pub(super) connector: TlsConnector,
+    /// Until when the node's own certificate holds, and the first of its authorities.
+    pub(super) ends: Vec<(&'static str, Timestamp)>,
     names: Names,
 }
 
@@ -47,11 +49,15 @@ impl Tls {
             return Ok(None);
         };
         let mut roots = RootCertStore::empty();
-        for certificate in certificates("cluster.tls.ca_file", ca_file)? {
+        let authorities = certificates("cluster.tls.ca_file", ca_file)?;
+        let authority_ends = authorities.iter().filter_map(|der| expiry::not_after(der)).min();
+        for certificate in authorities {
             roots.add(certificate).map_err(|e| unusable("cluster.tls.ca_file", ca_file, e))?;
         }
         let roots = Arc::new(roots);
         let chain = certificates("cluster.tls.cert_file", cert_file)?;
+        let node_ends = chain.first().and_then(|der| expiry::not_after(der));
+        let ends = [("node", node_ends), ("authority", authority_ends)];
         let key = PrivateKeyDer::from_pem_file(key_file)
             .map_err(|e| unusable("cluster.tls.key_file", key_file, e))?;
         let provider = Arc::new(aws_lc_rs::default_provider());
@@ -79,6 +85,7 @@ impl Tls {
         Ok(Some(Tls {
             acceptor: Arc::new(server).into(),
             connector: Arc::new(client).into(),
+            ends: ends.into_iter().filter_map(|(what, end)| Some((what, end?))).collect(),
             names: Names { listed, suffix: settings.allowed_suffix.clone() },
         }))
     }

@@ -148,7 +148,9 @@ async fn an_encrypted_key_signs_nowhere_else_and_is_not_replaced_by_who_cannot_o
     for other in [with("b"), eddsa()] {
         let stranger = auth_with(&other, &world.users, &world.clock);
         let error = stranger.login(EMAIL, "password123", None).await.expect_err("no key");
-        assert_eq!(error.code, ErrorCode::Internal);
+        assert_eq!(error.code, ErrorCode::Unavailable);
+        let why = stranger.read_keys().await.expect_err("it cannot open what seals either");
+        assert!(why.contains("auth.key_secret"), "{why}");
     }
     world.clock.step(Duration::from_secs(10_000 * 3600));
     let stranger = auth_with(&eddsa(), &world.users, &world.clock);
@@ -158,6 +160,25 @@ async fn an_encrypted_key_signs_nowhere_else_and_is_not_replaced_by_who_cannot_o
     let error = admin.expect("made").rotate(false).await.expect_err("locked");
     assert!(error.detail.contains("auth.key_secret is not set"), "{error}");
     assert!(!good.is_empty());
+}
+
+#[tokio::test]
+async fn a_node_whose_key_to_sign_was_sealed_by_another_says_so_and_goes_on_checking_tokens() {
+    let mut world = World::new();
+    let node = world.node();
+    let before = token(&node).await;
+    assert_eq!(node.why_unsigned(), None);
+    world.settings.key_secret = Some(SecretText::from("k".repeat(48)));
+    world.admin().rotate(true).await.expect("rotated");
+    node.read_keys().await.expect("the keys can be read, if not opened");
+    let why = node.why_unsigned().expect("a reason");
+    assert!(why.contains("auth.key_secret is not set"), "{why}");
+    let error = node.login(EMAIL, "password123", None).await.expect_err("no key");
+    assert_eq!(error.code, ErrorCode::Unavailable);
+    assert!(!error.detail.contains("secret"), "a caller is not told of settings: {error}");
+    let other = token(&world.node()).await;
+    node.authenticate(&other).await.expect("checked");
+    assert!(node.authenticate(&before).await.is_err(), "its key was revoked");
 }
 
 #[tokio::test]

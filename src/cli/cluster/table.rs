@@ -4,8 +4,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::actors::status::{ClusterStatus, LeaseStatus, NodeStatus, SessionStatus, TopicLogStatus};
+use crate::actors::status::{
+    ClusterStatus, EndStatus, LeaseStatus, NodeStatus, SessionStatus, TopicLogStatus,
+};
 
+/// A certificate that ends within this time is told.
+const SOON: Duration = Duration::from_secs(30 * 86_400);
+/// Nodes look at the keys every few seconds: one that was not replaced for so long will not be by itself.
+const KEY_LATE: Duration = Duration::from_secs(3_600);
 /// What stands where nothing is known.
 const UNKNOWN: &str = "-";
 
@@ -38,10 +44,39 @@ pub(super) fn render(status: &ClusterStatus) -> String {
     if let Some(log) = &status.topic_log {
         text.push_str(&topic_log(log));
     }
+    for node in &status.nodes {
+        for line in node.ends.iter().filter_map(|end| ending(&node.name, end)) {
+            let _ = writeln!(text, "{line}");
+        }
+    }
     for unknown in &status.unknown {
         let _ = writeln!(text, "not known: {unknown}");
     }
     text
+}
+
+/// What is said of a certificate that ends soon, and of a key that was not replaced in time.
+fn ending(node: &str, end: &EndStatus) -> Option<String> {
+    let away = Duration::from_millis(end.in_ms.unsigned_abs());
+    let certificate = match end.what.as_str() {
+        "node" => "certificate",
+        "authority" => "authority of certificates",
+        "token-key" => {
+            let overdue = end.in_ms < 0 && away >= KEY_LATE;
+            return overdue.then(|| {
+                format!(
+                    "ends: the key for tokens, as {node} knows it, should have been replaced {} ago",
+                    short(away)
+                )
+            });
+        }
+        _ => return None,
+    };
+    match end.in_ms {
+        ..0 => Some(format!("ends: the {certificate} of {node} has ended {} ago", short(away))),
+        _ if away < SOON => Some(format!("ends: the {certificate} of {node} ends in {}", short(away))),
+        _ => None,
+    }
 }
 
 fn topic_log(log: &TopicLogStatus) -> String {
@@ -183,6 +218,34 @@ mod tests {
 
     fn lease(kind: &str, shard: u16, owner: &str, epoch: i64) -> LeaseStatus {
         LeaseStatus { kind: kind.into(), shard, owner: owner.into(), epoch, expired: false }
+    }
+
+    #[test]
+    fn what_ends_soon_or_is_overdue_has_a_line() {
+        let line = |what: &str, in_ms| ending("front", &EndStatus { what: what.into(), in_ms });
+        let day = 86_400_000;
+        assert_eq!(line("node", 31 * day), None);
+        assert_eq!(
+            line("node", 12 * day).as_deref(),
+            Some("ends: the certificate of front ends in 12 d 0 h")
+        );
+        assert_eq!(
+            line("node", -day).as_deref(),
+            Some("ends: the certificate of front has ended 1 d 0 h ago")
+        );
+        let authority = "ends: the authority of certificates of front ends in 1 d 0 h";
+        assert_eq!(line("authority", day).as_deref(), Some(authority));
+        assert_eq!(line("token-key", day), None, "nodes replace it by themselves");
+        assert_eq!(line("token-key", -60_000), None);
+        let overdue = line("token-key", -2 * 3_600_000).expect("a line");
+        assert!(overdue.contains("should have been replaced 2 h 0 min ago"), "{overdue}");
+        let node = NodeStatus {
+            name: "front".into(),
+            ends: vec![EndStatus { what: "node".into(), in_ms: day }],
+            ..NodeStatus::default()
+        };
+        let status = ClusterStatus { nodes: vec![node], ..ClusterStatus::default() };
+        assert!(render(&status).contains("\nends: the certificate of front ends in 1 d 0 h\n"));
     }
 
     #[test]

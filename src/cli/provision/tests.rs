@@ -47,6 +47,7 @@ impl Site {
             out: self.out(),
             joining: Some("joining".to_owned()),
             owner: None,
+            database_owner: None,
             days: 1,
             renew: false,
             show: None,
@@ -93,7 +94,7 @@ fn each_place_has_what_it_needs_and_nothing_else() {
         ("jobs/admin.password", 0o400),
         ("authority/ca.key", 0o600),
         ("authority/admin.password", 0o600),
-        ("database/password", 0o444),
+        ("database/password", 0o400),
     ] {
         let found = std::fs::metadata(site.out().join(file)).unwrap().permissions().mode() & 0o777;
         assert_eq!(found, mode, "{file}");
@@ -111,6 +112,10 @@ fn what_is_there_stays_and_what_was_put_there_is_used() {
     assert_eq!(site.run(|args| args.show = Some(DATABASE_PASSWORD.to_owned())).unwrap(), "pass word/1\n");
     let key = site.text("front/node.key");
     assert_eq!(site.run(|_| {}).unwrap(), "", "nothing is left to do");
+    let opened = site.out().join("database/password");
+    std::fs::set_permissions(&opened, std::fs::Permissions::from_mode(0o444)).unwrap();
+    assert_eq!(site.run(|_| {}).unwrap(), format!("{}\n", opened.display()), "others could read it");
+    assert_eq!(std::fs::metadata(&opened).unwrap().permissions().mode() & 0o777, 0o400);
     let renewed = site.run(|args| args.renew = true).unwrap();
     assert_eq!(renewed.lines().count(), 8, "two for each of three nodes and those that join: {renewed}");
     assert_ne!(site.text("front/node.key"), key);
@@ -138,4 +143,26 @@ fn what_cannot_be_is_refused_by_name() {
     std::fs::write(site.out().join("authority/keys.secret"), "\n").unwrap();
     let empty = site.run(|_| {}).unwrap_err().message;
     assert!(empty.contains("authority/keys.secret: it is empty"), "{empty}");
+}
+
+#[test]
+fn a_secret_that_nobody_would_take_is_refused_before_anything_is_handed_on() {
+    for (name, text, reason) in [
+        (ADMIN_PASSWORD, "password123", "most common"),
+        (ADMIN_PASSWORD, "short", "at least 8 bytes"),
+        (ADMIN_PASSWORD, "a long password\0", "NUL"),
+        (ADMIN_PASSWORD, "one\ntwo lines", "more than one line"),
+        (KEYS_SECRET, "canary", "at least 32 bytes"),
+        (AUDIT_SECRET, &" ".repeat(40), "a blank"),
+        (CLUSTER_SECRET, &"canary".repeat(8), "repeats itself"),
+        (DATABASE_PASSWORD, "canary\0", "cannot be seen"),
+        (DATABASE_PASSWORD, " canary", "a blank"),
+    ] {
+        let site = Site::new(FILE);
+        std::fs::create_dir_all(site.out().join("authority")).unwrap();
+        std::fs::write(site.out().join("authority").join(name), text).unwrap();
+        let refused = site.run(|_| {}).unwrap_err().message;
+        assert!(refused.contains(&format!("authority/{name}: ")) && refused.contains(reason), "{refused}");
+        assert!(!refused.contains("canary") && !site.out().join("jobs").exists(), "{refused}");
+    }
 }

@@ -270,7 +270,7 @@ fn the_clusters_secret_must_be_there_and_long_enough() {
         "cluster.secret: not set, and nodes show it to each other; set HYGEIA__CLUSTER__SECRET, or \
          HYGEIA__CLUSTER__SECRET_FILE to a file that holds it"
     );
-    let bytes = "0123456789abcdef0123456789abcde";
+    let bytes = "f3a91c07e64bd2588e1f6a40c97db35";
     assert_eq!(
         file().env("HYGEIA__CLUSTER__SECRET", bytes).refusal(),
         "cluster.secret = (hidden), from environment variable HYGEIA__CLUSTER__SECRET: at least 32 bytes are needed, \

@@ -151,7 +151,7 @@ async fn the_health_service_says_what_the_parts_say() {
 
 #[tokio::test]
 async fn both_versions_of_reflection_list_the_services() {
-    let running = start(settings()).await;
+    let running = start(Settings { reflection: true, ..settings() }).await;
     let channel = running.channel().await;
     macro_rules! services {
         ($version:ident) => {{
@@ -179,6 +179,21 @@ async fn both_versions_of_reflection_list_the_services() {
             assert!(services.iter().any(|name| name == service), "{service} in {services:?}");
         }
     }
+}
+
+#[tokio::test]
+async fn reflection_is_not_served_unasked() {
+    use tonic_reflection::pb::{v1, v1alpha};
+    let running = start(settings()).await;
+    let channel = running.channel().await;
+    let mut new = v1::server_reflection_client::ServerReflectionClient::new(channel.clone());
+    let mut old = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let refused =
+        new.server_reflection_info(futures::stream::empty()).await.map(drop).expect_err("not served");
+    assert_eq!(refused.code(), Code::Unimplemented);
+    let refused =
+        old.server_reflection_info(futures::stream::empty()).await.map(drop).expect_err("not served");
+    assert_eq!(refused.code(), Code::Unimplemented);
 }
 
 /// What a subscriber wrote.

@@ -1,13 +1,11 @@
 //! What a request is answered with.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
-
 use metrics_exporter_prometheus::PrometheusBuilder;
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
 
 use super::*;
+use crate::telemetry::testing::{Lines, listen};
 
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -225,28 +223,13 @@ async fn a_trace_is_taken_up_or_begun() {
     assert_ne!(one, other);
 }
 
-#[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("held briefly").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[tokio::test]
 async fn each_request_leaves_one_line_without_what_was_sent() {
     let lines = Lines::default();
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().json().with_writer(move || writer.clone()).finish();
+    let subscriber = tracing_subscriber::fmt().json().with_writer(lines.clone()).finish();
     let bench = Bench::start(settings()).await;
     // The runtime of this test has this one thread: its subscriber sees the server.
-    let _listening = crate::telemetry::testing::listen(subscriber);
+    let _listening = listen(subscriber);
     let client = Client::new();
     let named = client.post(bench.url("/named/canary-path?canary=query")).bearer_auth(&bench.token);
     let named = named.header("x-request-id", "order-7");
@@ -257,7 +240,7 @@ async fn each_request_leaves_one_line_without_what_was_sent() {
     client.get(bench.url("/named/1")).bearer_auth("canary-token").send().await.expect("answered");
     client.get(bench.url("/panic?canary")).send().await.expect("answered");
 
-    let text = String::from_utf8(lines.0.lock().expect("held briefly").clone()).expect("UTF-8");
+    let text = lines.text();
     assert!(!text.contains("canary") && !text.contains(&bench.token) && !text.contains(EMAIL), "{text}");
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let requests: Vec<&Value> =

@@ -41,7 +41,8 @@ fn encoded(event: &RecordedEvent) -> Outgoing {
 }
 
 fn incoming(value: Option<Vec<u8>>) -> Incoming {
-    Incoming { partition: 3, offset: 7, published_at_us: 0, key: None, value, traceparent: None }
+    let key = Some(b"123e4567-e89b-12d3-a456-426614174000".to_vec());
+    Incoming { partition: 3, offset: 7, published_at_us: 0, key, value, traceparent: None }
 }
 
 fn fixture(name: &str) -> Vec<u8> {
@@ -87,7 +88,10 @@ fn a_message_of_an_old_producer_is_understood_but_cannot_be_counted() {
     let event = PatientEvent::decode(&*value).expect("fields 1 to 4");
     assert_eq!(event.event_type, "PATIENT_CREATED");
     assert_eq!(event.email, "john.doe@example.com");
-    assert_eq!(decode(&incoming(Some(value))), Err(Unreadable::Version));
+    let message = Incoming { key: None, ..incoming(Some(value)) };
+    assert_eq!(decode(&message), Err(Unreadable::Key));
+    let key = Some(event.patient_id.into_bytes());
+    assert_eq!(decode(&Incoming { key, ..message }), Err(Unreadable::EventId));
 }
 
 #[test]
@@ -103,8 +107,16 @@ fn headers_hold_no_patient_data() {
 fn each_reason_is_told_apart_and_names_no_value() {
     let good = PatientEvent::decode(&*fixture("patient_created.v1.value")).expect("good");
     type Edit = fn(&mut PatientEvent);
-    let cases: [(Edit, Unreadable); 7] = [
+    let cases: [(Edit, Unreadable); 15] = [
         (|e| e.patient_id = "canary".into(), Unreadable::PatientId),
+        (|e| e.patient_id = "123e4567-e89b-12d3-a456-426614174001".into(), Unreadable::Key),
+        (|e| e.event_id = "canary".into(), Unreadable::EventId),
+        (|e| e.event_id.clear(), Unreadable::EventId),
+        (|e| e.version = i64::MAX, Unreadable::Version),
+        (|e| e.occurred_at_us = 1, Unreadable::Time),
+        (|e| e.date_of_birth = "1066-10-14".into(), Unreadable::DateOfBirth),
+        (|e| e.date_of_birth = "2199-01-01".into(), Unreadable::DateOfBirth),
+        (|e| e.registered_date = "canary".into(), Unreadable::RegisteredDate),
         (|e| e.event_type = "PATIENT_CANARY".into(), Unreadable::EventType),
         (|e| e.version = 0, Unreadable::Version),
         (|e| e.version = -1, Unreadable::Version),
@@ -117,6 +129,10 @@ fn each_reason_is_told_apart_and_names_no_value() {
         edit(&mut event);
         assert_eq!(decode(&incoming(Some(event.encode_to_vec()))), Err(reason));
         assert!(!reason.to_string().contains("canary"));
+    }
+    for key in [None, Some(b"canary".to_vec())] {
+        let message = Incoming { key, ..incoming(Some(good.encode_to_vec())) };
+        assert_eq!(decode(&message), Err(Unreadable::Key));
     }
     assert_eq!(decode(&incoming(None)), Err(Unreadable::NoValue));
     assert_eq!(decode(&incoming(Some(vec![0xff; 9]))), Err(Unreadable::NotProtobuf));

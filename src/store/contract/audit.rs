@@ -39,12 +39,17 @@ pub(super) async fn batches_come_back_in_order(store: Arc<dyn Store>) {
     assert_eq!(places(&heads), [(3, 4, [4; 32]), (2, 4, [4; 32])]);
     let rest = store.audit_heads(Some(heads[1].chain), 2).await.expect("an answer");
     assert_eq!(places(&rest), [(1, 4, [4; 32])]);
-    // Whoever writes to the database may choose any place.
-    let odd = AuditBatch { chain: Uuid::max(), seq: -7, ..batch(4, 0, &[1]) };
-    store.append_audit(&odd).await.expect("added");
-    let heads = store.audit_heads(None, 10).await.expect("an answer");
-    assert_eq!((heads[0].chain, heads[0].seq, heads.len()), (Uuid::max(), -7, 4));
-    assert_eq!(store.audit_batches(Uuid::max(), i64::MIN, 9).await.expect("an answer"), [odd]);
+    // What no writer makes is refused.
+    let real = batch(4, 0, &[1]);
+    for odd in [
+        AuditBatch { chain: Uuid::max(), ..real.clone() },
+        AuditBatch { chain: Uuid::nil(), ..real.clone() },
+        AuditBatch { seq: -1, ..real },
+    ] {
+        let refused = store.append_audit(&odd).await;
+        assert!(matches!(refused, Err(Error::Broken(_))), "{refused:?}");
+    }
+    assert_eq!(store.audit_heads(None, 10).await.expect("an answer").len(), 3);
 }
 
 pub(super) async fn a_place_is_taken_once(store: Arc<dyn Store>) {
@@ -247,5 +252,5 @@ pub(super) async fn what_is_committed_is_audited_with_it(store: Arc<dyn Store>) 
     let at = |n: usize, version| (asked[n].0, version);
     let there = store.events_at(&[at(0, 1), at(0, 2), at(2, 1)]).await.expect("an answer");
     let expected = [(Some(asked[0].1.event), 1), (None, 1), (None, 0)];
-    assert_eq!(there, expected.map(|(event, newest)| EventAt { event, newest }));
+    assert_eq!(there, expected.map(|(event, newest)| EventAt { event, newest, record: newest }));
 }

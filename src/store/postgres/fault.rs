@@ -25,28 +25,89 @@ pub(super) enum Failure {
     Late,
 }
 
-/// What a class of SQLSTATE (PostgreSQL manual, appendix A) says of the statement.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What a SQLSTATE says of the statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
     /// It was undone; trying again may help.
     Aborted,
-    /// It was undone, and would be again.
+    /// It was undone, and would be again: a bug of ours, or a server that somebody has to set up.
     Refused,
-    /// The session ended around it.
-    SessionEnded,
+    /// The session ended around it, or the server does not know either: what became of it is not known.
+    Unsure,
 }
 
+/// Every class of SQLSTATE (PostgreSQL manual, appendix A; ISO/IEC 9075-2, 24.1, for those that only the standard has).
+/// A class that is not here is of a later server, and taken for `Aborted`: it said that the statement failed.
+const CLASSES: [(&str, Meaning); 46] = [
+    ("00", Meaning::Aborted), // success
+    ("01", Meaning::Aborted), // warning
+    ("02", Meaning::Aborted), // no data
+    ("03", Meaning::Refused), // statement not yet complete
+    ("07", Meaning::Refused), // dynamic SQL
+    ("08", Meaning::Unsure),  // connection
+    ("09", Meaning::Refused), // triggered action
+    ("0A", Meaning::Aborted), // feature not supported: said of a cached plan that a migration made invalid
+    ("0B", Meaning::Refused), // transaction initiation
+    ("0F", Meaning::Refused), // locator
+    ("0L", Meaning::Refused), // grantor
+    ("0P", Meaning::Refused), // role
+    ("0Z", Meaning::Refused), // diagnostics
+    ("10", Meaning::Refused), // XQuery
+    ("20", Meaning::Refused), // case not found
+    ("21", Meaning::Refused), // cardinality
+    ("22", Meaning::Refused), // data
+    ("23", Meaning::Refused), // a constraint
+    ("24", Meaning::Refused), // cursor state
+    ("25", Meaning::Aborted), // transaction state: a server that is read-only, a transaction that was idle too long
+    ("26", Meaning::Aborted), // statement name: a pooler that has lost a prepared statement
+    ("27", Meaning::Refused), // triggered data change
+    ("28", Meaning::Refused), // authorization: the role's password was changed, or it may not log in
+    ("2B", Meaning::Refused), // dependent privileges
+    ("2D", Meaning::Refused), // transaction termination
+    ("2F", Meaning::Refused), // SQL routine
+    ("34", Meaning::Refused), // cursor name
+    ("38", Meaning::Refused), // external routine
+    ("39", Meaning::Refused), // external routine invocation
+    ("3B", Meaning::Refused), // savepoint
+    ("3D", Meaning::Refused), // there is no such database
+    ("3F", Meaning::Refused), // there is no such schema
+    ("40", Meaning::Aborted), // rollback: a collision, a deadlock
+    ("42", Meaning::Refused), // syntax, names, rights
+    ("44", Meaning::Refused), // with check option
+    ("53", Meaning::Aborted), // resources: disk, memory, connections
+    ("54", Meaning::Refused), // a limit of the program
+    ("55", Meaning::Aborted), // object state: a lock
+    ("57", Meaning::Aborted), // operator intervention: a statement that was cancelled
+    ("58", Meaning::Aborted), // the system: input and output
+    ("72", Meaning::Aborted), // the snapshot is too old
+    ("F0", Meaning::Aborted), // the server's configuration file
+    ("HV", Meaning::Refused), // foreign data
+    ("HZ", Meaning::Refused), // remote database access
+    ("P0", Meaning::Refused), // PL/pgSQL: an exception that was raised
+    ("XX", Meaning::Aborted), // internal: damaged data too, which may be mended
+];
+
+/// States that mean something else than their class.
+const STATES: [(&str, Meaning); 7] = [
+    ("25P03", Meaning::Unsure), // ended: idle in a transaction
+    ("25P04", Meaning::Unsure), // ended: the transaction took too long
+    ("40003", Meaning::Unsure), // statement completion unknown
+    ("57P01", Meaning::Unsure), // ended: by the administrator
+    ("57P02", Meaning::Unsure), // ended: another process of the server crashed
+    ("57P04", Meaning::Unsure), // ended: the database was dropped
+    ("57P05", Meaning::Unsure), // ended: the session was idle
+];
+
 fn meaning(state: &str) -> Meaning {
-    match state {
-        "57P01" | "57P02" => Meaning::SessionEnded,
-        _ => match state.get(..2).unwrap_or_default() {
-            "08" => Meaning::SessionEnded,
-            // Bad data, a broken constraint, bad credentials or rights, a missing database or table.
-            "22" | "23" | "28" | "3D" | "3F" | "42" => Meaning::Refused,
-            _ => Meaning::Aborted,
-        },
-    }
+    let find =
+        |of: &[(&str, Meaning)], name: &str| of.iter().find(|(known, _)| *known == name).map(|row| row.1);
+    let class = state.get(..2).unwrap_or_default();
+    find(&STATES, state).or_else(|| find(&CLASSES, class)).unwrap_or(Meaning::Aborted)
 }
+
+/// Classes after which a session is given up although the server waits for its next statement: a new one may be with
+/// another server, and plans anew.
+const SESSION_SPOILT: [&str; 5] = ["0A", "25", "26", "58", "XX"];
 
 impl Failure {
     /// The SQLSTATE that the server gave.
@@ -83,9 +144,9 @@ impl Failure {
 
     /// Whether the session can go on after it: the server refused the statement and waits for the next.
     pub(super) fn leaves_session_clean(&self) -> bool {
-        // 0A000 is said of a cached plan that a migration made invalid: a new session plans anew.
         self.sql_state().is_some_and(|state| {
-            meaning(&state) != Meaning::SessionEnded && !state.starts_with("0A") && !state.starts_with("25P")
+            let spoilt = SESSION_SPOILT.iter().any(|class| state.starts_with(class));
+            meaning(&state) != Meaning::Unsure && !spoilt
         })
     }
 
@@ -95,7 +156,7 @@ impl Failure {
         let unknown = match &self {
             Failure::NotSent(_) | Failure::Failed(sqlx::Error::Encode(_)) => false,
             Failure::Late => true,
-            Failure::Failed(_) => self.sql_state().is_none_or(|s| meaning(&s) == Meaning::SessionEnded),
+            Failure::Failed(_) => self.sql_state().is_none_or(|s| meaning(&s) == Meaning::Unsure),
         };
         if unknown && intent == Intent::Write {
             Error::Unknown(text)
@@ -178,16 +239,98 @@ mod tests {
         assert!(!cut().leaves_session_clean() && !Failure::Late.leaves_session_clean());
     }
 
+    /// An error as a server tells it.
+    #[derive(Debug)]
+    struct Told(String);
+
+    impl std::fmt::Display for Told {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("as the server says it")
+        }
+    }
+
+    impl std::error::Error for Told {}
+
+    impl sqlx::error::DatabaseError for Told {
+        fn message(&self) -> &str {
+            "as the server says it"
+        }
+        fn code(&self) -> Option<std::borrow::Cow<'_, str>> {
+            Some(self.0.as_str().into())
+        }
+        fn as_error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn as_error_mut(&mut self) -> &mut (dyn std::error::Error + Send + Sync + 'static) {
+            self
+        }
+        fn into_error(self: Box<Self>) -> Box<dyn std::error::Error + Send + Sync + 'static> {
+            self
+        }
+        fn kind(&self) -> sqlx::error::ErrorKind {
+            sqlx::error::ErrorKind::Other
+        }
+    }
+
+    fn told(state: &str) -> sqlx::Error {
+        sqlx::Error::Database(Box::new(Told(state.to_owned())))
+    }
+
+    /// The classes of the manual's appendix A (versions 9.0 to 18) and of the standard: (said before anything was
+    /// sent, said of what lasts, said of what does not; `U`navailable, `B`roken, unkno`?`n).
+    #[test]
+    fn every_class_says_whether_it_happened_and_whether_to_try_again() {
+        let table = [
+            ("UUU", "00 01 02 0A 25 26 40 53 55 57 58 72 F0 XX"),
+            ("U?U", "08"),
+            (
+                "BBB",
+                "03 07 09 0B 0F 0L 0P 0Z 10 20 21 22 23 24 27 28 2B 2D 2F 34 38 39 3B 3D 3F 42 44 54 HV HZ P0",
+            ),
+        ];
+        let letter = |error: Error| match error {
+            Error::Unavailable(_) => 'U',
+            Error::Unknown(_) => '?',
+            Error::Broken(_) => 'B',
+        };
+        let mut classes = Vec::new();
+        for (expected, class) in
+            table.iter().flat_map(|(e, all)| all.split(' ').map(move |class| (*e, class)))
+        {
+            classes.push(class);
+            let state = format!("{class}000");
+            let found: String = [
+                letter(Failure::NotSent(told(&state)).into_error(Intent::Write)),
+                letter(Failure::Failed(told(&state)).into_error(Intent::Write)),
+                letter(Failure::Failed(told(&state)).into_error(Intent::Read)),
+            ]
+            .into_iter()
+            .collect();
+            assert_eq!(found, expected, "{state}");
+        }
+        classes.sort_unstable();
+        assert_eq!(classes, CLASSES.map(|(class, _)| class), "every class once, in order");
+        assert_eq!(meaning("ZZ000"), Meaning::Aborted, "a class of a later server");
+    }
+
     #[test]
     fn states_mean_what_the_manual_says() {
-        for state in ["57P01", "57P02", "08006"] {
-            assert!(meaning(state) == Meaning::SessionEnded, "{state}");
+        for state in ["57P01", "57P02", "57P04", "57P05", "08006", "08007", "40003", "25P03"] {
+            assert_eq!(meaning(state), Meaning::Unsure, "{state}");
+            let failure = Failure::Failed(told(state));
+            assert!(!failure.leaves_session_clean(), "{state}");
+            assert!(matches!(failure.into_error(Intent::Write), Error::Unknown(_)), "{state}");
         }
-        for state in ["40P01", "40001", "55P03", "57014", "53100", "53300", "25006", ""] {
-            assert!(meaning(state) == Meaning::Aborted, "{state}");
+        for state in ["40P01", "40001", "55P03", "57014", "57P03", "53100", "53300", "25006", "XX001", ""] {
+            assert_eq!(meaning(state), Meaning::Aborted, "{state}");
         }
-        for state in ["22P02", "23505", "42P01", "28P01", "3D000"] {
-            assert!(meaning(state) == Meaning::Refused, "{state}");
+        for state in ["22P02", "23505", "42P01", "42501", "28000", "28P01", "3D000"] {
+            assert_eq!(meaning(state), Meaning::Refused, "{state}");
+        }
+        for (state, clean) in
+            [("23505", true), ("40001", true), ("25006", false), ("0A000", false), ("26000", false)]
+        {
+            assert_eq!(Failure::Failed(told(state)).leaves_session_clean(), clean, "{state}");
         }
     }
 }

@@ -190,13 +190,14 @@ impl AuditArchiveStore for SqliteStore {
         for (patient, version) in places {
             let query = sqlx::query(
                 "SELECT (SELECT event_id FROM patient_events WHERE patient_id = $1 AND version = $2),
-                    COALESCE((SELECT max(version) FROM patient_events WHERE patient_id = $1), 0)",
+                    COALESCE((SELECT max(version) FROM patient_events WHERE patient_id = $1), 0),
+                    COALESCE((SELECT version FROM patients WHERE id = $1), 0)",
             );
             let rows = self.read(query.bind(patient.0).bind(version)).await?;
             let row =
                 rows.first().ok_or_else(|| Error::Broken("a row is missing in an answer".to_owned()))?;
             let event = column::<Option<Uuid>>(row, 0)?.map(EventId);
-            found.push(EventAt { event, newest: column(row, 1)? });
+            found.push(EventAt { event, newest: column(row, 1)?, record: column(row, 2)? });
         }
         Ok(found)
     }

@@ -19,6 +19,11 @@ fn primary_code(error: &sqlx::Error) -> Option<i32> {
     Some(code.parse::<i32>().ok()? & 0xff)
 }
 
+/// Whether another connection had the file locked.
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    matches!(primary_code(error), Some(BUSY | LOCKED))
+}
+
 fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => format!("SQLite: {error}"),

@@ -63,10 +63,56 @@ async fn one_server_at_a_time_and_tools_beside_it() {
 async fn a_tool_may_come_first() {
     let (_directory, settings) = place();
     open(&settings, Use::Tool).await.expect("a schema").close().await;
+}
+
+#[tokio::test]
+async fn several_tools_may_come_first_at_once() {
+    for _ in 0..20 {
+        let (_directory, settings) = place();
+        let settings = Settings { lock_timeout_ms: 2_000, ..settings };
+        for done in futures::future::join_all((0..4).map(|_| migrate(&settings))).await {
+            done.expect("migrated");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_another_process_is_making_is_waited_for() {
     let (_directory, settings) = place();
-    let (one, two) = tokio::join!(migrate(&settings), migrate(&settings));
-    one.expect("migrated");
-    two.expect("migrated");
+    std::fs::create_dir_all(path_of(&settings).parent().expect("a folder")).expect("made");
+    let options = SqliteConnectOptions::new().filename(path_of(&settings)).create_if_missing(true);
+    let mut other = options.connect().await.expect("a connection");
+    other.execute("BEGIN EXCLUSIVE").await.expect("the lock");
+    let mut opening = std::pin::pin!(open(&settings, Use::Tool));
+    // Three times as long as SQLite itself waits.
+    let early = timeout(Duration::from_millis(3 * settings.lock_timeout_ms), &mut opening).await;
+    assert!(early.is_err(), "it waits");
+    other.execute("ROLLBACK").await.expect("the lock");
+    opening.await.expect("a store").close().await;
+}
+
+#[tokio::test]
+async fn one_server_at_a_time_by_whatever_name_it_comes() {
+    let (directory, settings) = place();
+    let first = open(&settings, Use::Serve).await.expect("a store");
+    let link = directory.path().join("link.db");
+    std::os::unix::fs::symlink(path_of(&settings), &link).expect("a link");
+    let by_link = Settings { url: format!("sqlite:{}", link.display()), ..settings.clone() };
+    let Err(Error::Unavailable(said)) = open(&by_link, Use::Serve).await.map(drop) else { panic!("two") };
+    assert!(said.contains("another server"), "{said}");
+    // As a tool: what it sees is what the server has.
+    assert!(open(&by_link, Use::Tool).await.expect("a tool").is_empty().await.expect("an answer"));
+    std::fs::hard_link(path_of(&settings), directory.path().join("second.db")).expect("a link");
+    let second = format!("sqlite:{}", directory.path().join("second.db").display());
+    for by in [Use::Serve, Use::Tool] {
+        let settings = Settings { url: second.clone(), ..settings.clone() };
+        let Err(Error::Broken(said)) = open(&settings, by).await.map(drop) else { panic!("two names") };
+        assert!(said.contains("second.db") && said.contains("2 names"), "{said}");
+    }
+    std::fs::remove_file(directory.path().join("second.db")).expect("removed");
+    first.close().await;
+    drop(first);
+    open(&by_link, Use::Serve).await.expect("the first has gone").close().await;
 }
 
 #[tokio::test]
@@ -75,7 +121,7 @@ async fn the_file_is_for_its_owner_alone() {
     let store = serve(&settings).await;
     Region::start(&(Arc::clone(&store) as Arc<dyn Store>)).await.registered(1, "one@example.com").await;
     let path = path_of(&settings);
-    for suffix in ["", "-wal", "-shm", ".lock"] {
+    for suffix in ["", "-wal", "-shm"] {
         let mut name = path.clone().into_os_string();
         name.push(suffix);
         let mode = std::fs::metadata(&name).expect("a file").permissions().mode();

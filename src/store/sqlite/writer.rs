@@ -138,7 +138,7 @@ impl Shared {
     async fn connection(&self, slot: &mut Slot) -> Result<SqliteConnection> {
         match std::mem::replace(slot, Slot::Lost) {
             Slot::Idle(connection) => Ok(connection),
-            Slot::Lost => connect(&self.options).await,
+            Slot::Lost => connect(&self.options, self.acquire_timeout).await,
             Slot::Closed => {
                 *slot = Slot::Closed;
                 Err(Error::Unavailable("the store is closed".to_owned()))

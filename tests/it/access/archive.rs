@@ -2,14 +2,15 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use hygeia::audit::{Chains, Key};
+use hygeia::audit::{Chains, Growth, Key};
 use hygeia::domain::access::Caller;
 use hygeia::domain::audit::{Access, Outcome};
 use hygeia::domain::ids::PatientId;
 use hygeia::domain::time::{Clock, MonoTime, Timestamp};
-use hygeia::store::{self, AuditStore, Settings, Use};
+use hygeia::store::{self, AuditStore, Settings, Store, Use};
 use time::{Date, OffsetDateTime};
 
 use super::*;
@@ -17,12 +18,27 @@ use super::*;
 /// As `Site::set_up` has it.
 const SECRET: &[u8] = b"a secret of the tests, at least 32 bytes long";
 
-/// A clock that stands.
-struct Then(Timestamp);
+/// A clock that stands. Cloning is cheap.
+#[derive(Clone)]
+pub(super) struct Then(Arc<AtomicI64>);
+
+impl Then {
+    /// An hour into `day`.
+    pub(super) fn at(day: Date) -> Self {
+        let then = Then(Arc::default());
+        then.set(day);
+        then
+    }
+
+    pub(super) fn set(&self, day: Date) {
+        let hour = day.midnight().assume_utc().unix_timestamp() + 3_600;
+        self.0.store(hour * 1_000_000, Ordering::SeqCst);
+    }
+}
 
 impl Clock for Then {
     fn now(&self) -> Timestamp {
-        self.0
+        Timestamp(self.0.load(Ordering::SeqCst))
     }
 
     fn mono(&self) -> MonoTime {
@@ -30,20 +46,14 @@ impl Clock for Then {
     }
 }
 
-fn first_of_month() -> Date {
-    OffsetDateTime::now_utc().date().replace_day(1).expect("a day")
+/// Of this month, or of the last one in the first hours of this: what is younger than an hour is not archived.
+pub(super) fn first_of_month() -> Date {
+    (OffsetDateTime::now_utc() - Duration::from_secs(7_200)).date().replace_day(1).expect("a day")
 }
 
-/// Writes rows of last month, as a node would have: 20 of each of two chains.
-async fn fill(url: &str) -> PatientId {
-    // The servers of the tests do not wait for their disks.
-    let settings = Settings { url: url.to_owned(), fsync_off_allowed: true, ..Settings::default() };
-    let store = store::open(&settings, Use::Tool).await.expect("a database");
-    let moment = first_of_month().midnight().assume_utc().unix_timestamp() - 3_600;
-    let clock = Arc::new(Then(Timestamp(moment * 1_000_000)));
-    let patient = PatientId(Uuid::now_v7());
-    let access = |n: u128| Access {
-        at: clock.0,
+pub(super) fn some_access(at: Timestamp, patient: PatientId, n: u128) -> Access {
+    Access {
+        at,
         action: Action::PatientRead,
         outcome: Outcome::Done,
         caller: Caller { role: Role::Clinician, ..Caller::system("canary") },
@@ -52,22 +62,41 @@ async fn fill(url: &str) -> PatientId {
         reason: None,
         change: None,
         detail: None,
-    };
+    }
+}
+
+/// Chains that a node with the tests' secret would write.
+pub(super) fn chains_of(store: &Arc<dyn Store>, writer: &str, then: &Then) -> Chains {
+    let (store, clock) = (Arc::clone(store) as _, Arc::new(then.clone()) as _);
+    Chains::new(Key::of(SECRET), writer.to_owned(), store, clock, Duration::from_secs(60), Growth::default())
+}
+
+/// Writes `rows` rows of two accesses each.
+pub(super) async fn append(
+    store: &dyn AuditStore,
+    chains: &Chains,
+    then: &Then,
+    patient: PatientId,
+    rows: u128,
+) {
+    for n in 0..rows {
+        let chain = chains.take();
+        let batch = chains.seal(&chain, [n, n + 1].map(|n| some_access(then.now(), patient, n)).into());
+        let result = store.append_audit(&batch).await;
+        chains.ended(chain, &batch, &result);
+        result.expect("added");
+    }
+}
+
+/// Writes rows of last month, as a node would have: 20 of each of two chains.
+async fn fill(url: &str) -> PatientId {
+    // The servers of the tests do not wait for their disks.
+    let settings = Settings { url: url.to_owned(), fsync_off_allowed: true, ..Settings::default() };
+    let store: Arc<dyn Store> = store::open(&settings, Use::Tool).await.expect("a database");
+    let then = Then::at(first_of_month().previous_day().expect("a day"));
+    let patient = PatientId(Uuid::now_v7());
     for writer in ["old#1/edge", "old#2/edge"] {
-        let chains = Chains::new(
-            Key::of(SECRET),
-            writer.to_owned(),
-            Arc::clone(&store) as _,
-            Arc::clone(&clock) as _,
-            Duration::from_secs(60),
-        );
-        for n in 0..20 {
-            let chain = chains.take();
-            let batch = chains.seal(&chain, vec![access(n), access(n + 1)]);
-            let result = AuditStore::append_audit(&*store, &batch).await;
-            chains.ended(chain, &batch, &result);
-            result.expect("added");
-        }
+        append(&*store, &chains_of(&store, writer, &then), &then, patient, 20).await;
     }
     store.close().await;
     patient
@@ -171,15 +200,17 @@ async fn old_months_are_archived_from_postgres() {
     let site = tokio::task::spawn_blocking(move || Site::on_postgres(&url)).await.expect("a site");
     // As if the months had come a month ago.
     let mut session = sqlx::PgConnection::connect(database.url()).await.expect("connects");
-    let aged =
-        "DO $$ DECLARE this bigint := audit_month((extract(epoch FROM now()) * 1000000)::bigint, 0); BEGIN
+    let this = first_of_month().midnight().assume_utc().unix_timestamp() * 1_000_000;
+    let aged = format!(
+        "DO $$ DECLARE this bigint := {this}; BEGIN
             ALTER TABLE audit_batches DETACH PARTITION audit_batches_before;
             EXECUTE format('ALTER TABLE audit_batches ATTACH PARTITION audit_batches_before
                 FOR VALUES FROM (MINVALUE) TO (%s)', this);
             UPDATE settings SET value = this WHERE name = 'audit_months_from';
             PERFORM audit_make_months(3);
-        END $$";
-    sqlx::raw_sql(aged).execute(&mut session).await.expect("aged");
+        END $$"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(aged)).execute(&mut session).await.expect("aged");
     let patient = fill(database.url()).await;
     let clinic = Clinic::open(site).await;
     let url = database.url().to_owned();

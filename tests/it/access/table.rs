@@ -100,7 +100,7 @@ async fn every_role_is_let_to_its_routes_and_to_no_other() {
 async fn opens_account(clinic: &Clinic, role: Role) -> bool {
     let mut client =
         BillingServiceClient::connect(clinic.node.grpc_url().to_owned()).await.expect("connects");
-    let patient = Uuid::now_v7();
+    let patient = clinic.register(Role::FrontDesk, &format!("account-{}", role.as_str())).await;
     let asked = BillingRequest {
         patient_id: patient.to_string(),
         name: "Ada Lovelace".into(),
@@ -110,7 +110,8 @@ async fn opens_account(clinic: &Clinic, role: Role) -> bool {
     let token = format!("Bearer {}", clinic.tokens[&role]).parse().expect("ASCII");
     request.metadata_mut().insert("authorization", token);
     let answer = client.create_billing_account(request).await;
-    let rows = clinic.audit(&format!("patient={patient}"), 10).await;
+    let rows =
+        clinic.audit(&format!("patient={patient}&action=ACCOUNT_OPEN&subject={}", email(role)), 10).await;
     assert_eq!(rows.len(), 1, "{rows:?}");
     assert_eq!((&rows[0]["action"], &rows[0]["subject"]), (&json!("ACCOUNT_OPEN"), &json!(email(role))));
     if Action::AccountOpen.permits(role) {

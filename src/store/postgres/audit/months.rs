@@ -92,14 +92,16 @@ impl AuditArchiveStore for PostgresStore {
 
     async fn events_at(&self, places: &[(PatientId, Version)]) -> Result<Vec<EventAt>> {
         let query = sqlx::query(
-            "SELECT e.event_id, COALESCE((SELECT max(version) FROM patient_events n WHERE n.patient_id = t.patient_id), 0)
+            "SELECT e.event_id, COALESCE((SELECT max(version) FROM patient_events n WHERE n.patient_id = t.patient_id), 0),
+                COALESCE((SELECT version FROM patients p WHERE p.id = t.patient_id), 0)
              FROM unnest($1::uuid[], $2::int8[]) WITH ORDINALITY AS t(patient_id, version, ord)
              LEFT JOIN patient_events e USING (patient_id, version) ORDER BY t.ord",
         )
         .bind(places.iter().map(|(patient, _)| patient.0).collect::<Vec<_>>())
         .bind(places.iter().map(|(_, version)| *version).collect::<Vec<_>>());
         let event = |row: &PgRow| {
-            Ok(EventAt { event: column::<Option<Uuid>>(row, 0)?.map(EventId), newest: column(row, 1)? })
+            let event = column::<Option<Uuid>>(row, 0)?.map(EventId);
+            Ok(EventAt { event, newest: column(row, 1)?, record: column(row, 2)? })
         };
         self.read(query).await?.iter().map(event).collect()
     }

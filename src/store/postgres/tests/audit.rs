@@ -71,13 +71,13 @@ async fn rows_from_before_the_months_are_all_there() {
     let older = Migrator { migrations: older.into(), ..Migrator::DEFAULT };
     older.run_direct(None, &mut other, false).await.expect("the older schema");
     let rows = "INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
-        SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(n % 16), 2, '0'))::uuid, n / 16,
+        SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(1 + n % 16), 2, '0'))::uuid, n / 16,
             1700000000000000 + n * 3000000000, decode(repeat('01', 32), 'hex'), 'body', ARRAY[n % 100]
         FROM generate_series(0, 1599) n";
     other.execute(rows).await.expect("rows");
     migrate(&settings).await.expect("the newer schema");
     let store = open(&settings, Use::Serve).await.expect("a store");
-    for chain in 0..16 {
+    for chain in 1..=16 {
         let found = store.audit_batches(Uuid::from_u128(chain), 0, 1000).await.expect("rows");
         assert_eq!(found.iter().map(|row| row.seq).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
     }
@@ -113,7 +113,7 @@ async fn a_commit_under_way_and_the_making_of_months_do_not_wait_for_each_other(
     let mut stage = Stage::set(|settings| settings.lock_timeout_ms = 1_000).await;
     stage.other(DROP_MONTHS).await;
     let insert = "BEGIN; INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
-        VALUES (gen_random_uuid(), 0, (extract(epoch FROM now()) * 1000000)::bigint, '', '', '{1}')";
+        VALUES (gen_random_uuid(), 0, (extract(epoch FROM now()) * 1000000)::bigint, decode(repeat('01', 32), 'hex'), '', '{1}')";
     stage.other(insert).await;
     assert_eq!(stage.store.tend_audit().await, Ok(Some(3)));
     let now = stage.store.ping().await.expect("a clock");
@@ -166,8 +166,8 @@ async fn a_removal_that_cannot_get_its_lock_gives_up() {
 
 const FILL: &str = "
 INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
-SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(n % 16), 2, '0'))::uuid, n / 16,
-    (extract(epoch FROM now()) * 1000000)::bigint + n * 200000000::bigint, '', '',
+SELECT ('00000000-0000-0000-0000-0000000000' || lpad(to_hex(1 + n % 16), 2, '0'))::uuid, n / 16,
+    (extract(epoch FROM now()) * 1000000)::bigint + n * 200000000::bigint, decode(repeat('01', 32), 'hex'), '',
     ARRAY(SELECT hashint4(n * 7 + t) FROM generate_series(1, 8) t) || ARRAY[1, 2]
 FROM generate_series(0, 39999) n;
 ANALYZE;";

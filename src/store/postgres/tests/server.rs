@@ -137,6 +137,27 @@ async fn a_schema_must_fit() {
     assert!(matches!(migrate(&settings).await, Err(Error::Broken(_))));
 }
 
+#[tokio::test]
+async fn a_database_that_is_emptied_or_another_ones_under_a_node_is_said() {
+    let database = Postgres::shared_fast().create_database().await;
+    let settings = on_test_server(database.url());
+    migrate(&settings).await.expect("a schema");
+    let store = open(&settings, Use::Serve).await.expect("a store");
+    store.ping().await.expect("it fits");
+    let mut session = PgConnection::connect(database.url()).await.expect("a session");
+    for emptied in [
+        "DELETE FROM _sqlx_migrations WHERE version > 1",
+        "ALTER TABLE settings RENAME COLUMN name TO key",
+        "DROP TABLE settings",
+        "DROP SCHEMA public CASCADE",
+    ] {
+        session.execute(emptied).await.expect(emptied);
+        let Err(Error::Broken(said)) = store.ping().await else { panic!("{emptied}: must fail") };
+        assert!(said.contains("hygeia migrate"), "{emptied}: {said}");
+    }
+    store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_may_migrate_at_once() {
     let database = Postgres::shared_fast().create_database().await;

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 use super::{PATIENCE, Stage};
 use crate::actors::entity::Entity;
 use crate::actors::patients::Patients;
-use crate::audit::{Chains, Key};
+use crate::audit::{Chains, Growth, Key};
 use crate::clock::SystemClock;
 use crate::domain::event::EventType;
 use crate::domain::ids::Kind;
@@ -363,7 +363,7 @@ async fn a_commit_needs_no_connection_of_those_for_loads_and_lists() {
     }
     let key = Key::of(b"a secret of the tests, of 32 bytes");
     let store = Arc::clone(&stage.store);
-    let chains = Chains::new(key, "a#1".into(), store as _, Arc::new(SystemClock), LONG);
+    let chains = Chains::new(key, "a#1".into(), store as _, Arc::new(SystemClock), LONG, Growth::default());
     // Of the second the address is taken: whose it is, is asked within the commit.
     let rows = [stage.region.register(2, "two@example.com"), stage.region.register(3, "one@example.com")];
     let chain = chains.take();
