@@ -12,6 +12,7 @@ mod core_dumps;
 mod failure;
 mod healthcheck;
 mod keys;
+mod output;
 mod password;
 mod provision;
 mod serve;
@@ -105,7 +106,7 @@ pub fn main() -> ExitCode {
 
 fn run(args: Args, environment: Vec<(OsString, OsString)>) -> Result<(), Failure> {
     core_dumps::forbid()?;
-    let mut out = std::io::stdout();
+    let mut out = output::Output::new(std::io::stdout());
     let load = |settings: SettingArgs| settings.load(environment.clone());
     match args.command.unwrap_or(Command::Serve(args.serve)) {
         Command::Serve(args) => {

@@ -47,6 +47,7 @@ mod pipeline;
 mod problem;
 mod query;
 mod rate;
+mod replace;
 mod reply;
 mod routes;
 mod scrape;

@@ -17,8 +17,10 @@
 //! - A node that answers no ping for `silence_max` is out of the `View` with all that was on its way; one
 //!   whose connection breaks, at once.
 //! - Remote actors of ractor are never stopped, only sessions.
+//! - What a node can have this one keep is bounded, whatever it says (`control`).
 
 mod admit;
+mod control;
 mod expiry;
 mod gate;
 mod greeting;

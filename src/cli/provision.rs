@@ -17,7 +17,7 @@
 use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -169,13 +169,13 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Writes the file, unless it says that already. What says something else is replaced: it is a copy.
+    /// Writes the file, unless it says that already, to nobody else. What says something else is replaced: it is a copy.
     fn keep(&mut self, name: &str, text: &str, mode: u32) -> Result<(), Failure> {
         let path = self.directory.join(name);
-        match std::fs::read_to_string(&path) {
-            Ok(present) if present.trim_end() == text.trim_end() => Ok(()),
-            _ => self.replace(&path, text, mode),
-        }
+        let says_it = std::fs::read_to_string(&path).is_ok_and(|there| there.trim_end() == text.trim_end());
+        let is_open =
+            std::fs::metadata(&path).is_ok_and(|there| there.permissions().mode() & 0o777 & !mode != 0);
+        if says_it && !is_open { Ok(()) } else { self.replace(&path, text, mode) }
     }
 
     /// A certificate and its key, unless both are there and are to stay.

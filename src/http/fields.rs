@@ -26,6 +26,8 @@ const TOO_DEEP: &str = "The body is nested too deep: at most 16 levels";
 pub(super) struct Fields<'a, const N: usize> {
     /// In the order of the names; `None` if missing, null, or of the wrong type.
     pub(super) values: [Option<Cow<'a, str>>; N],
+    /// The value of the one field that is a number, if one is.
+    pub(super) number: Option<i64>,
     /// Which of them are null.
     pub(super) nulls: [bool; N],
     wrong: FieldErrors,
@@ -40,8 +42,21 @@ impl<'a, const N: usize> Fields<'a, N> {
     /// # Errors
     /// `Invalid`: it is no JSON, or no object.
     pub(super) fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, Failure> {
+        Self::read_with(body, names, None)
+    }
+
+    /// As `read`; the field `number` is a whole number instead of a text.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub(super) fn read_with(
+        body: &'a [u8],
+        names: [&'static str; N],
+        number: Option<&'static str>,
+    ) -> Result<Self, Failure> {
         let mut json = serde_json::Deserializer::from_slice(body);
-        let read = Names(names).deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
+        let read =
+            Names { names, number }.deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
         read.map_err(|error| {
             // The reader's own words could repeat what was sent.
             if let Some(wrong) = no_text(body) {
@@ -100,7 +115,10 @@ fn no_text(body: &[u8]) -> Option<&'static str> {
 /// A NUL in a text: no database here holds one.
 const NUL: &str = "Cannot contain the character U+0000";
 
-struct Names<const N: usize>([&'static str; N]);
+struct Names<const N: usize> {
+    names: [&'static str; N],
+    number: Option<&'static str>,
+}
 
 impl<'de, const N: usize> DeserializeSeed<'de> for Names<N> {
     type Value = Fields<'de, N>;
@@ -120,6 +138,7 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = Fields {
             values: [const { None }; N],
+            number: None,
             nulls: [false; N],
             wrong: FieldErrors::new(),
             with_nul: FieldErrors::new(),
@@ -128,7 +147,7 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
         let mut seen = [false; N];
         while let Some(Text(name)) = map.next_key()? {
             let name = name.ok_or_else(|| A::Error::custom("a key is a text"))?;
-            let Some(at) = self.0.iter().position(|expected| *expected == name) else {
+            let Some(at) = self.names.iter().position(|expected| *expected == name) else {
                 map.next_value_seed(Skipped { levels: NESTING_MAX - 1 })?;
                 if fields.other.len() < OTHER_MAX {
                     fields.other.insert(name.chars().take(OTHER_NAME_MAX_CHARS).collect(), "Unknown field");
@@ -137,19 +156,22 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
             };
             if std::mem::replace(&mut seen[at], true) {
                 map.next_value_seed(Skipped { levels: NESTING_MAX - 1 })?;
-                fields.wrong.insert(self.0[at], "Given more than once");
+                fields.wrong.insert(self.names[at], "Given more than once");
                 continue;
             }
+            let is_number = self.number == Some(self.names[at]);
             match map.next_value()? {
-                Given::Text(text) => {
+                Given::Text(text) if !is_number => {
                     if text.contains('\0') {
-                        fields.with_nul.insert(self.0[at], NUL);
+                        fields.with_nul.insert(self.names[at], NUL);
                     }
                     fields.values[at] = Some(text);
                 }
+                Given::Number(number) if is_number => fields.number = Some(number),
                 Given::Null => fields.nulls[at] = true,
-                Given::Other => {
-                    fields.wrong.insert(self.0[at], "Should be a text");
+                _ => {
+                    let expected = if is_number { "Should be a whole number" } else { "Should be a text" };
+                    fields.wrong.insert(self.names[at], expected);
                 }
             }
         }
@@ -164,14 +186,15 @@ impl<'de> Deserialize<'de> for Text<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Text(match Given::deserialize(deserializer)? {
             Given::Text(text) => Some(text),
-            Given::Null | Given::Other => None,
+            Given::Number(_) | Given::Null | Given::Other => None,
         }))
     }
 }
 
-/// A value: a text, nothing, or what should not be there.
+/// A value: a text, a whole number, nothing, or what should not be there.
 enum Given<'a> {
     Text(Cow<'a, str>),
+    Number(i64),
     Null,
     Other,
 }
@@ -203,12 +226,12 @@ impl<'de> Deserialize<'de> for Given<'de> {
                 Ok(Given::Other)
             }
 
-            fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-                Ok(Given::Other)
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(i64::try_from(number).map_or(Given::Other, Given::Number))
             }
 
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Given::Other)
+            fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+                Ok(Given::Number(number))
             }
 
             fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::domain::conditions::Conditions;
 use crate::domain::ids::{PatientId, Version};
 use crate::domain::patient::Patient;
-use crate::domain::validate::{FieldErrors, PatientInput, change, registration};
+use crate::domain::validate::{FieldErrors, PatientInput, registration};
 
 use super::fields::Fields;
 use super::idempotency::{Keyed, Turn};
@@ -19,7 +19,7 @@ use super::pipeline::{Call, tail};
 use super::problem::Failure;
 use super::query::Query;
 use super::shown::{PatientBody, Shown};
-use super::{AppState, conditional, history, reply};
+use super::{AppState, conditional, history, replace, reply};
 
 /// What a caller sends to register or change a patient. No other fields may be there.
 #[derive(ToSchema)]
@@ -41,6 +41,37 @@ pub(super) struct PatientForm {
     /// May be left out of a change: it then stays as it is.
     #[schema(format = Date)]
     registered_date: Option<String>,
+}
+
+/// What a caller sends to replace the details of a record: a form, or the record as it was read.
+#[derive(ToSchema)]
+#[schema(as = PatientReplacement, rename_all = "camelCase", example = json!({
+    "name": "John Doe", "email": "john.doe@example.com", "address": "123 Main St, Springfield",
+    "dateOfBirth": "1985-06-15"
+}))]
+#[allow(
+    dead_code,
+    reason = "describes the body; `replace::read` reads it, so that all mistakes are told at once"
+)]
+pub(super) struct PatientReplacementForm {
+    #[schema(min_length = 1, max_length = 100)]
+    name: String,
+    #[schema(format = "email", max_length = 254)]
+    email: String,
+    #[schema(min_length = 1, max_length = 500)]
+    address: String,
+    /// Not in the future, not before 1850.
+    #[schema(format = Date)]
+    date_of_birth: String,
+    /// If it is left out, it stays as it is.
+    #[schema(format = Date, nullable = false)]
+    registered_date: Option<String>,
+    /// The id in the path, and no other.
+    #[schema(format = Uuid, nullable = false)]
+    id: Option<String>,
+    /// The version that the record must have, as with `If-Match`: else 412, and nothing is changed.
+    #[schema(minimum = 1, nullable = false)]
+    version: Option<i64>,
 }
 
 /// What a caller sends to change some of a record: at least nothing.
@@ -197,7 +228,8 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
 
 /// Replaces the details of a patient.
 ///
-/// What changes nothing is answered with the record as it is, and makes no version. A restricted record is changed
+/// A record as it was read may be sent back: its `id` must be the one in the path, and its `version` the record's. What
+/// changes nothing is answered with the record as it is, and makes no version. A restricted record is changed
 /// by a CLINICIAN alone, who says why in `X-Break-Glass`.
 #[utoipa::path(put, path = "/api/patients/{id}", operation_id = "updatePatient", tag = "patients",
     params(
@@ -206,14 +238,15 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
             record's: else 412, and nothing is changed."),
         ("X-Break-Glass" = Option<String>, Header, description = "Why a restricted record is needed: 2 to 500 characters."),
     ),
-    request_body = PatientForm,
+    request_body = PatientReplacementForm,
     responses((status = 200, description = "The record as it is now.", body = PatientBody,
         headers(("ETag", description = "The version, as a strong entity tag.")))))]
 pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = id_of(&call, "id")?;
     let today = app.clock.now().date();
     let expected = conditional::expected(&call.parts.headers)?;
-    let changed = ruled(&call.body, |input| change(input, today))?;
+    let (changed, version) = replace::read(&call.body, id, today)?;
+    let expected = replace::both(expected, version);
     let conditions = Conditions { expected, fingerprint: None };
     let changed = app.patients.update(&call.ctx, id, changed, conditions).await?;
     let patient = call.open(call.done(changed));
@@ -311,6 +344,8 @@ pub(super) async fn delete(app: Arc<AppState>, call: Call) -> Result<Response, F
 mod tests {
     use serde_json::json;
     use time::macros::date;
+
+    use crate::domain::validate::change;
 
     use super::*;
 

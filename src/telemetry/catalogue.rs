@@ -24,7 +24,11 @@ use Form::{Counter, Gauge, Histogram, LabelledCounter};
 /// All of them, by part and name.
 pub(super) const METRICS: &[Metric] = &[
     // The process.
-    ("hygeia_log_lines_dropped_total", Counter, "Log lines that found no room in the buffer"),
+    (
+        "hygeia_log_lines_dropped_total",
+        Counter,
+        "Log lines that found no room in the buffer, or could not be written",
+    ),
     ("hygeia_otlp_spans_exported_total", Counter, "Spans that the collector took"),
     ("hygeia_otlp_spans_dropped_total", Counter, "Spans that found no room, or were refused"),
     ("hygeia_panics_total", Counter, "Panics, caught or not"),

@@ -13,7 +13,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 use super::text::{Escaping, Stamp};
-use super::writer::Queue;
+use super::writer::{Notice, Queue};
 use crate::clock::SystemClock;
 use crate::domain::time::{Clock, Timestamp};
 
@@ -57,15 +57,21 @@ impl LineLayer {
         LineLayer { format: LineFormat { style, node: escaped, max_bytes: line_max_bytes }, queue }
     }
 
-    /// Makes the line that says how many lines were dropped, without going through the queue.
-    pub(super) fn dropped_notice(&self) -> Box<dyn Fn(u64) -> Vec<u8> + Send> {
+    /// Makes the line that says which lines are missing, without going through the queue.
+    pub(super) fn dropped_notice(&self) -> Notice {
         let format = self.format.clone();
-        Box::new(move |lines| {
+        Box::new(move |missing| {
             let mut scratch = Scratch::default();
             let head = Head { at: SystemClock.now(), level: Level::WARN, target: OWN_TARGET };
             format.write(&mut scratch, &head, |fields| {
-                fields.message(&format_args!("log lines dropped: they came faster than they were read"));
-                fields.plain("lines", &lines);
+                match &missing.error {
+                    None => fields
+                        .message(&format_args!("log lines dropped: they came faster than they were read")),
+                    Some(error) => {
+                        fields.message(&format_args!("log lines lost: they could not be written: {error}"))
+                    }
+                }
+                fields.plain("lines", &missing.lines);
             });
             scratch.line
         })

@@ -339,6 +339,36 @@ fn an_output_that_is_gone_costs_lines_and_nothing_else() {
 }
 
 #[test]
+fn a_full_disk_is_told_as_what_it_is_once_there_is_room() {
+    /// Full for the first write, and for the notice of it.
+    struct Disk(usize, Written);
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0 += 1;
+            if self.0 <= 2 { Err(io::ErrorKind::StorageFull.into()) } else { self.1.write(bytes) }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (written, queue) = (Written::default(), Queue::new(1_000));
+    let layer = LineLayer::new(Style::Json, "node-1", 4096, queue.clone());
+    queue.push(b"one\ntwo\n");
+    writer::spawn(queue.clone(), Box::new(Disk(0, written.clone())), layer.dropped_notice()).unwrap();
+    let until = Instant::now() + FLUSH_MAX;
+    while queue.dropped_lines() < 2 {
+        assert!(Instant::now() < until, "never written");
+        std::thread::yield_now();
+    }
+    queue.push(b"{}\n");
+    queue.close(FLUSH_MAX);
+    let text = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+    let notice: Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+    assert_eq!(notice["msg"], "log lines lost: they could not be written: no storage space");
+    assert_eq!((&notice["lines"], text.lines().count()), (&2.into(), 2), "{text}");
+}
+
+#[test]
 fn many_threads_lose_nothing_and_mix_nothing_below_the_bound() {
     let all = {
         let (written, queue) = (Written::default(), Queue::new(1 << 20));

@@ -25,6 +25,16 @@ pub(super) struct Queue {
     emptied: Condvar,
     max_bytes: usize,
     dropped: AtomicU64,
+    unwritten: AtomicU64,
+}
+
+/// Lines that nobody will read.
+#[derive(Debug)]
+pub(super) struct Missing {
+    /// How many.
+    pub(super) lines: u64,
+    /// Why they could not be written; without, they found no room in the queue.
+    pub(super) error: Option<io::Error>,
 }
 
 #[derive(Default)]
@@ -46,6 +56,7 @@ impl Queue {
             emptied: Condvar::new(),
             max_bytes,
             dropped: AtomicU64::new(0),
+            unwritten: AtomicU64::new(0),
         })
     }
 
@@ -65,9 +76,9 @@ impl Queue {
         }
     }
 
-    /// How many lines were dropped so far.
+    /// How many lines are missing so far: they found no room, or could not be written.
     pub(super) fn dropped_lines(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
+        self.dropped.load(Ordering::Relaxed) + self.unwritten.load(Ordering::Relaxed)
     }
 
     /// Takes no more lines, and waits until those there are written, at most `for_at_most`.
@@ -116,29 +127,35 @@ impl Queue {
     }
 }
 
-/// Starts the thread. `notice` makes the line that says how many lines were dropped.
-pub(super) fn spawn(
-    queue: Arc<Queue>,
-    out: Box<dyn Write + Send>,
-    notice: Box<dyn Fn(u64) -> Vec<u8> + Send>,
-) -> io::Result<()> {
+/// Makes the line that says which lines are missing.
+pub(super) type Notice = Box<dyn Fn(&Missing) -> Vec<u8> + Send>;
+
+/// Starts the thread.
+pub(super) fn spawn(queue: Arc<Queue>, out: Box<dyn Write + Send>, notice: Notice) -> io::Result<()> {
     let run = move || write_lines(&queue, out, &*notice);
     std::thread::Builder::new().name("log-writer".to_owned()).spawn(run).map(drop)
 }
 
-fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>, notice: &dyn Fn(u64) -> Vec<u8>) {
+fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>, notice: &dyn Fn(&Missing) -> Vec<u8>) {
     let mut batch = Vec::new();
-    let mut noticed = 0;
+    let mut told_dropped = 0;
+    let mut unwritten: Option<Missing> = None;
     while queue.next_batch(&mut batch) {
-        if write_all(&mut *out, &batch).is_err() {
-            let lines = batch.iter().filter(|b| **b == b'\n').count();
-            queue.dropped.fetch_add(lines as u64, Ordering::Relaxed);
+        if let Err(error) = write_all(&mut *out, &batch) {
+            let lines = batch.iter().filter(|b| **b == b'\n').count() as u64;
+            queue.unwritten.fetch_add(lines, Ordering::Relaxed);
+            let before = unwritten.take().map_or(0, |missing| missing.lines);
+            unwritten = Some(Missing { lines: before + lines, error: Some(error) });
         }
         batch.clear();
         batch.shrink_to(KEPT_BYTES);
-        let dropped = queue.dropped_lines();
-        if dropped > noticed && write_all(&mut *out, &notice(dropped - noticed)).is_ok() {
-            noticed = dropped;
+        if unwritten.as_ref().is_some_and(|missing| write_all(&mut *out, &notice(missing)).is_ok()) {
+            unwritten = None;
+        }
+        let dropped = queue.dropped.load(Ordering::Relaxed);
+        let missing = Missing { lines: dropped - told_dropped, error: None };
+        if missing.lines > 0 && write_all(&mut *out, &notice(&missing)).is_ok() {
+            told_dropped = dropped;
         }
         queue.batch_done();
     }

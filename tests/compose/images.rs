@@ -25,7 +25,7 @@ const BUILD: Base = Base { variable: "BUILD_IMAGE", stand_in: "hygeia-standin/bu
 const RUNTIME: Base =
     Base { variable: "RUNTIME_IMAGE", stand_in: "hygeia-standin/runtime:12", name: "runtime" };
 const POSTGRES: Base =
-    Base { variable: "POSTGRES_IMAGE", stand_in: "hygeia-standin/postgres:debian", name: "postgres" };
+    Base { variable: "POSTGRES_IMAGE", stand_in: "hygeia-standin/postgres:debian-2", name: "postgres" };
 const KAFKA: Base = Base { variable: "KAFKA_IMAGE", stand_in: "hygeia-standin/kafka:4", name: "kafka" };
 
 const HAPROXY: Base =

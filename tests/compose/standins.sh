@@ -82,14 +82,14 @@ runtime() {
 
 # PostgreSQL, which takes the variables and the mounts that docker-compose.yml gives the official image.
 postgres() {
-    there hygeia-standin/postgres:debian && return 0
+    there hygeia-standin/postgres:debian-2 && return 0
     bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb 2>/dev/null | tail -n 1)")
     [ -x "$bin/initdb" ] || fail "PostgreSQL is not installed here as Debian has it (tests/setup.sh postgres)."
     root=$work/postgres
     # shellcheck disable=SC2086 # several packages
     files "$root" $shell tzdata "$(package_of "$bin/postgres")" "$(package_of "$bin/createdb")"
     install -D -m 755 "$here/standin-postgres.sh" "$root/usr/local/bin/entrypoint"
-    image hygeia-standin/postgres:debian "$root" "ENV PATH=$bin:/usr/sbin:/usr/bin:/sbin:/bin" \
+    image hygeia-standin/postgres:debian-2 "$root" "ENV PATH=$bin:/usr/sbin:/usr/bin:/sbin:/bin" \
         "ENV PGDATA=/var/lib/postgresql/data" 'ENTRYPOINT ["/usr/local/bin/entrypoint"]' \
         'CMD ["postgres"]'
 }

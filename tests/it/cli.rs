@@ -35,6 +35,18 @@ fn check_prints_what_a_node_would_use_and_makes_nothing() {
 }
 
 #[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hygeia"));
+    // More than a pipe holds.
+    command.arg("openapi").env_clear().current_dir(dir.path()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
 fn check_hides_secrets() {
     let environment = [
         ("HYGEIA__AUTH__JWT_SECRET", SECRET),

@@ -103,6 +103,17 @@ async fn a_record_from_its_beginning_to_its_end() {
     expected["registeredDate"] = json!("2026-01-03");
     expected["version"] = json!(3);
     assert_eq!(body(api.put(&id, &change).await).await, expected);
+    // A record may be sent back as it was read, and then changed nobody else has it.
+    let mut record = body(api.get(&id).await).await;
+    assert_eq!(body(api.put(&id, &record).await).await, expected);
+    let version = record["version"].as_i64().expect("a version");
+    record["version"] = json!(version - 1);
+    problem(api.put(&id, &record).await, 412, "PRECONDITION_FAILED").await;
+    record["version"] = json!(version);
+    record["id"] = json!(Uuid::now_v7());
+    let told = problem(api.put(&id, &record).await, 400, "INVALID").await;
+    assert!(told["errors"]["id"].is_string(), "{told}");
+    assert_eq!(body(api.get(&id).await).await, expected);
     assert_eq!(body(api.get(&id).await).await, expected);
 
     let deleted = api.delete(&id).await;
@@ -176,8 +187,7 @@ async fn every_rule_says_its_own_words() {
         ("dateOfBirth", json!("2999-01-01"), "Date of birth cannot be in the future"),
         ("registeredDate", json!("soon"), "Registered date must be a date of the form YYYY-MM-DD"),
         ("registeredDate", json!({"y": 1}), "Should be a text"),
-        ("id", json!(id), "Unknown field"),
-        ("version", json!(1), "Unknown field"),
+        ("restricted", json!(true), "Unknown field"),
     ] {
         let mut wrong = patient("wrong");
         wrong[field] = value;
@@ -185,6 +195,12 @@ async fn every_rule_says_its_own_words() {
             let said = problem(answer, 400, "INVALID").await;
             assert_eq!(said["errors"], json!({field: message}));
         }
+    }
+    for (field, value) in [("id", json!(id)), ("version", json!(1))] {
+        let mut wrong = patient("wrong");
+        wrong[field] = value;
+        let said = problem(api.post(&wrong).await, 400, "INVALID").await;
+        assert_eq!(said["errors"], json!({field: "Unknown field"}), "a patient who is not there has neither");
     }
     assert_eq!(body(api.get(id).await).await, existing);
 }

@@ -33,8 +33,8 @@ use crate::domain::time::{Clock, MonoTime};
 use crate::proto::cluster::{Outcome, PeerState};
 
 /// Where gates are found; the same in every version.
-const SCOPE: &str = "hygeia";
-const GROUP: &str = "gates";
+pub(super) const SCOPE: &str = "hygeia";
+pub(super) const GROUP: &str = "gates";
 
 /// Somebody has shown to belong to the cluster and asks for a session.
 pub(super) struct Admission {

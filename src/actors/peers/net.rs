@@ -1,10 +1,11 @@
 //! Connections between nodes, up to where ractor takes them over: accepted and dialled here, with limits on
 //! how many there are before they have said who they are, and on how long they take for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use ractor::ActorRef;
 use ractor_cluster::{BoxRead, BoxWrite};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
@@ -80,15 +81,18 @@ impl Net {
         remote: SocketAddr,
         dialled: Option<&Due>,
         peers: &ActorRef<PeersMessage>,
-        claimed: &OnceLock<String>,
+        claims: &Claims,
     ) -> Result<(Opened, Promise), Refusal> {
         let certificate = stream.certificate();
         let name_fits = |name: &str| {
-            let _ = claimed.set(name.to_owned());
+            let _ = claims.name.set(name.to_owned());
             self.tls.as_ref().is_none_or(|tls| tls.name_fits(certificate.as_ref(), name))
                 && dialled.and_then(|due| due.expected.as_deref()).is_none_or(|expected| expected == name)
         };
-        let admit = async |guest: &Guest| admitted(peers, guest, dialled.map(|due| due.target)).await;
+        let admit = async |guest: &Guest| {
+            claims.shown.store(true, Ordering::Release);
+            admitted(peers, guest, dialled.map(|due| due.target)).await
+        };
         let me = &self.identity;
         let (_, promise) = match (&mut stream, dialled.is_some()) {
             (Stream::Plain(stream), true) => greeting::dial(stream, me, name_fits, admit).await?,
@@ -105,14 +109,14 @@ impl Net {
         stream: TcpStream,
         remote: SocketAddr,
         peers: &ActorRef<PeersMessage>,
-        claimed: &OnceLock<String>,
+        claims: &Claims,
     ) -> Result<(), Refusal> {
         self.prepare(&stream);
         let stream = match &self.tls {
             Some(tls) => Stream::Tls(Box::new(TlsStream::Server(tls.acceptor.accept(stream).await?))),
             None => Stream::Plain(stream),
         };
-        let (opened, promise) = self.greet(stream, remote, None, peers, claimed).await?;
+        let (opened, promise) = self.greet(stream, remote, None, peers, claims).await?;
         promise.keep(opened);
         Ok(())
     }
@@ -133,7 +137,7 @@ impl Net {
                 }
                 None => Stream::Plain(stream),
             };
-            let (opened, promise) = self.greet(stream, remote, Some(due), peers, &OnceLock::new()).await?;
+            let (opened, promise) = self.greet(stream, remote, Some(due), peers, &Claims::default()).await?;
             promise.keep(opened);
             Ok(())
         })
@@ -199,42 +203,104 @@ impl Drop for Promise {
 /// Accepts nodes for ever. Those that are greeted when it is dropped are cut off.
 pub(super) async fn accept(listener: Arc<TcpListener>, net: Arc<Net>, peers: ActorRef<PeersMessage>) {
     let mut greeting = JoinSet::new();
+    let mut pending = Pending::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = greeting.join_next() => continue,
+            Some(ended) = greeting.join_next_with_id() => {
+                pending.ended(ended.map_or_else(|error| error.id(), |(id, ())| id));
+                continue;
+            }
         };
         match accepted {
-            Ok((_, remote)) if greeting.len() >= net.settings.connections_pending_max => {
-                net.refusals.tell(
-                    remote,
-                    None,
-                    "too_many_pending",
-                    &"too many connections have not said who they are",
-                );
-            }
             Ok((stream, remote)) => {
-                let (net, peers) = (Arc::clone(&net), peers.clone());
-                greeting.spawn(async move {
-                    let claimed = OnceLock::new();
-                    let greeted = net.accepted(stream, remote, &peers, &claimed);
-                    if let Err(refusal) = within(net.settings.handshake_timeout(), greeted).await {
-                        if refusal.is_harmless() {
-                            tracing::debug!(target: TARGET, %remote, reason = %refusal, "a connection was not needed");
-                        } else {
-                            net.refusals.tell(remote, claimed.get(), refusal.label(), &refusal);
-                        }
-                        if matches!(refusal, Refusal::Theirs(Outcome::NameTaken)) {
-                            let _ = peers.cast(PeersMessage::NameTaken);
-                        }
+                if let Some(pushed_out) = pending.make_room(&net.settings) {
+                    net.refusals.tell(
+                        pushed_out.unwrap_or(remote),
+                        None,
+                        "too_many_pending",
+                        &"too many connections have not said who they are",
+                    );
+                    if pushed_out.is_none() {
+                        continue;
                     }
-                });
+                }
+                let claims = Arc::new(Claims::default());
+                let work =
+                    greet_stranger(Arc::clone(&net), stream, remote, peers.clone(), Arc::clone(&claims));
+                let task = greeting.spawn(work);
+                pending.0.push_back(Stranger { remote, claims, task });
             }
             Err(error) => {
                 tracing::warn!(target: TARGET, %error, "a connection of a node could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+async fn greet_stranger(
+    net: Arc<Net>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    peers: ActorRef<PeersMessage>,
+    claims: Arc<Claims>,
+) {
+    let greeted = net.accepted(stream, remote, &peers, &claims);
+    let Err(refusal) = within(net.settings.handshake_timeout(), greeted).await else { return };
+    if refusal.is_harmless() {
+        tracing::debug!(target: TARGET, %remote, reason = %refusal, "a connection was not needed");
+    } else {
+        net.refusals.tell(remote, claims.name.get(), refusal.label(), &refusal);
+    }
+    if matches!(refusal, Refusal::Theirs(Outcome::NameTaken)) {
+        let _ = peers.cast(PeersMessage::NameTaken);
+    }
+}
+
+/// What a connection has said of itself so far.
+#[derive(Default)]
+struct Claims {
+    /// The name that it gave, true or not.
+    name: OnceLock<String>,
+    /// It has shown that it holds the cluster's secret.
+    shown: AtomicBool,
+}
+
+/// A connection that is being greeted.
+struct Stranger {
+    remote: SocketAddr,
+    claims: Arc<Claims>,
+    task: AbortHandle,
+}
+
+/// The connections that are being greeted, in the order in which they came.
+///
+/// Invariant: no more than `connections_pending_max` of them have not shown the secret, and those that say nothing keep
+/// nobody out: the oldest of them makes room. A node of the cluster says who it is within a round trip or two.
+#[derive(Default)]
+struct Pending(VecDeque<Stranger>);
+
+impl Pending {
+    fn ended(&mut self, task: tokio::task::Id) {
+        self.0.retain(|stranger| stranger.task.id() != task);
+    }
+
+    /// Makes room for one more, if there is none. Answers who had to go for it; `Some(None)`: nobody could.
+    #[allow(clippy::option_option, reason = "there was room; somebody went; there is no room")]
+    fn make_room(&mut self, settings: &Settings) -> Option<Option<SocketAddr>> {
+        let is_silent = |stranger: &Stranger| !stranger.claims.shown.load(Ordering::Acquire);
+        let silent = self.0.iter().filter(|stranger| is_silent(stranger)).count();
+        if self.0.len() - silent >= settings.peers_max {
+            return Some(None);
+        }
+        if silent < settings.connections_pending_max {
+            return None;
+        }
+        let oldest = self.0.iter().position(is_silent)?;
+        let gone = self.0.remove(oldest)?;
+        gone.task.abort();
+        Some(Some(gone.remote))
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Settings {
     pub heartbeat_timeout_ms: u64,
     /// So many misses in a row end the session.
     pub misses_max: u32,
-    /// Connections that have not said yet who they are; further ones are closed at once.
+    /// Connections that have not shown the secret yet; for a further one the oldest of them is closed.
     pub connections_pending_max: usize,
     /// Other nodes of the cluster.
     pub peers_max: usize,

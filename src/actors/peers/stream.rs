@@ -1,5 +1,6 @@
 //! The bytes between two nodes as ractor gets them: they end at once when their session is ended, and
-//! no length of a frame beyond the limit reaches ractor. Frames for the gate go past it (`shortcut`).
+//! nothing reaches ractor that is longer than a frame may be, or that would have it keep too much (`control`). Frames for
+//! the gate go past it (`shortcut`).
 //!
 //! Ending at once matters: ractor leaves its writing task behind when a session is stopped, and that
 //! task would keep a silent peer's socket and all that waits for it.
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::super::members::FrameSink;
+use super::control::{self, About, CONTROL_BYTES_MAX, Kept};
 use super::gate::Link;
 use super::shortcut::{self, HEAD_BYTES};
 
@@ -35,6 +37,7 @@ pub(super) struct Reading {
     left: u64,
     frame_max_bytes: u64,
     frames: Option<Frames>,
+    kept: Kept,
     reason: Reason,
 }
 
@@ -64,23 +67,37 @@ impl Reading {
         reason: Reason,
     ) -> Self {
         let (cancelled, buffer) = (Box::pin(cancel.clone().cancelled_owned()), Buffer::default());
-        Reading { inner, cancelled, buffer, left: 0, frame_max_bytes, frames, reason }
+        let kept = Kept::default();
+        Reading { inner, cancelled, buffer, left: 0, frame_max_bytes, frames, kept, reason }
     }
 
-    fn next(&self) -> io::Result<Next> {
+    fn next(&mut self) -> io::Result<Next> {
         let bytes = self.buffer.filled();
         let Some((head, rest)) = bytes.split_first_chunk() else { return Ok(Next::Unknown(HEAD_BYTES)) };
         let length = u64::from_be_bytes(*head);
         if length > self.frame_max_bytes {
             let max = self.frame_max_bytes;
             let told = format!("a frame of {length} bytes, and {max} are the most (frame_max_bytes)");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, told));
+            return Err(control::refused(told));
         }
         let whole = Next::Ractors(HEAD_BYTES as u64 + length);
-        let (Some(frames), Ok(message_bytes)) = (&self.frames, usize::try_from(length)) else {
-            return Ok(whole);
-        };
+        let message_bytes = usize::try_from(length).map_err(io::Error::other)?;
         let beginning = rest.get(..message_bytes).unwrap_or(rest);
+        match control::about(beginning, length) {
+            None => return Ok(Next::Unknown(bytes.len() + 1)),
+            Some(About::Kept) if length > CONTROL_BYTES_MAX => {
+                let told = format!("{length} bytes about actors, and {CONTROL_BYTES_MAX} are the most");
+                return Err(control::refused(told));
+            }
+            Some(About::Kept) => {
+                let Some(message) = rest.get(..message_bytes) else {
+                    return Ok(Next::Unknown(HEAD_BYTES + message_bytes));
+                };
+                return self.kept.note(message).map(|()| whole);
+            }
+            Some(About::Passing) => {}
+        }
+        let Some(frames) = &self.frames else { return Ok(whole) };
         match shortcut::may_be_frame(beginning, length) {
             None => return Ok(Next::Unknown(bytes.len() + 1)),
             Some(false) => return Ok(whole),
@@ -260,8 +277,16 @@ mod tests {
 
     const LINK: u64 = 258;
 
+    /// Announces `length` bytes, has `body`, and is about who is there, as far as it is about anything.
     fn message(length: u64, body: usize) -> Vec<u8> {
         let mut bytes = length.to_be_bytes().to_vec();
+        let part = (0..length)
+            .rev()
+            .find(|part| 1 + prost::encoding::encoded_len_varint(*part) as u64 + part == length);
+        if let Some(part) = part {
+            bytes.push(0x0a);
+            prost::encoding::encode_varint(part, &mut bytes);
+        }
         bytes.resize(HEAD_BYTES + body, 0);
         bytes
     }
@@ -342,6 +367,29 @@ mod tests {
             assert_eq!(seen.lock().unwrap().len(), 1);
             assert_eq!(end.unwrap_err().kind(), io::ErrorKind::InvalidData, "pieces of {piece}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_would_have_ractor_keep_too_much_ends_the_session() {
+        // A hundred actors, each of two bytes, in one message of ractor's `control.proto`.
+        let actors = [0x0a, 0x00].repeat(100);
+        let many: Vec<u8> = (0..100u8).flat_map(|pid| [0x0a, 0x02, 0x08, pid]).collect();
+        let control = |spawn: &[u8]| {
+            let mut bytes = Vec::new();
+            for part in [spawn.len() + 3, spawn.len()] {
+                bytes.extend([if bytes.is_empty() { 0x1a } else { 0x0a }]);
+                prost::encoding::encode_varint(part as u64, &mut bytes);
+            }
+            [&(bytes.len() as u64 + spawn.len() as u64).to_be_bytes()[..], &bytes, spawn].concat()
+        };
+        let end = |stream: Vec<u8>| async move { super::tests::read(&stream, 7, 1 << 20, None).await };
+        let (seen, ended) = end(control(&actors)).await;
+        assert!(ended.is_ok() && seen == control(&actors), "all of them the same one");
+        let (seen, ended) = end(control(&many)).await;
+        assert_eq!((seen.len(), ended.unwrap_err().kind()), (0, io::ErrorKind::InvalidData));
+        let long = control(&[0x0a, 0x00].repeat(20_000));
+        let (seen, ended) = end(long).await;
+        assert_eq!((seen.len(), ended.unwrap_err().kind()), (0, io::ErrorKind::InvalidData));
     }
 
     #[tokio::test]

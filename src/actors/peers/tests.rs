@@ -111,6 +111,27 @@ async fn whoever_is_greeted_and_then_says_nonsense_is_cut_off() {
     node.end().await;
     silence_ends().await;
     names_are_kept().await;
+    silent_connections_keep_nobody_out().await;
+}
+
+async fn silent_connections_keep_nobody_out() {
+    // Longer than the test may take: that the silent ones end by themselves is of no help.
+    let node = Node::start(json!({"handshake_timeout_ms": 60_000, "connections_pending_max": 4})).await;
+    let connect = || TcpStream::connect(node.peers.local_addr());
+    let mut silent = Vec::new();
+    for _ in 0..4 {
+        silent.push(connect().await.unwrap());
+    }
+    let begun = Instant::now();
+    let (_joined, _) = node.greet("a", 1).await.expect("there is room for who shows the secret");
+    let (_second, _) = node.greet("b", 1).await.expect("and for the next");
+    assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+    node.has(2).await;
+    // The oldest made room, and no more than that.
+    is_closed(silent.remove(0)).await;
+    let mut byte = [0];
+    assert!(silent[2].try_read(&mut byte).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    node.end().await;
 }
 
 async fn silence_ends() {

@@ -112,6 +112,10 @@ fn what_is_there_stays_and_what_was_put_there_is_used() {
     assert_eq!(site.run(|args| args.show = Some(DATABASE_PASSWORD.to_owned())).unwrap(), "pass word/1\n");
     let key = site.text("front/node.key");
     assert_eq!(site.run(|_| {}).unwrap(), "", "nothing is left to do");
+    let opened = site.out().join("database/password");
+    std::fs::set_permissions(&opened, std::fs::Permissions::from_mode(0o444)).unwrap();
+    assert_eq!(site.run(|_| {}).unwrap(), format!("{}\n", opened.display()), "others could read it");
+    assert_eq!(std::fs::metadata(&opened).unwrap().permissions().mode() & 0o777, 0o400);
     let renewed = site.run(|args| args.renew = true).unwrap();
     assert_eq!(renewed.lines().count(), 8, "two for each of three nodes and those that join: {renewed}");
     assert_ne!(site.text("front/node.key"), key);
