@@ -32,8 +32,7 @@ pub(crate) enum Fault {
 }
 
 /// One of each kind that comes to the quick, for `make test`.
-pub(crate) const SHORT: [Fault; 6] = [
-    Fault::Join,
+pub(crate) const SHORT: [Fault; 5] = [
     Fault::Kill("patient-1"),
     Fault::Kill("kafka"),
     Fault::Pause("patient-2"),
