@@ -156,19 +156,27 @@ fn changes(
     old: Option<&PatientDetails>,
     new: Option<&PatientDetails>,
 ) -> BTreeMap<&'static str, FieldChange> {
-    type Shown = fn(&PatientDetails) -> String;
-    let fields: [(&'static str, Shown); 5] = [
-        ("name", |details| details.name.to_string()),
-        ("email", |details| details.email.to_string()),
-        ("address", |details| details.address.to_string()),
-        ("dateOfBirth", |details| format_date(details.date_of_birth)),
-        ("registeredDate", |details| format_date(details.registered_date)),
-    ];
-    let of = |(name, shown): (&'static str, Shown)| {
-        let (from, to) = (old.map(shown), new.map(shown));
+    let (mut old, mut new) = (old.map(texts), new.map(texts));
+    let take = |texts: &mut Option<[String; 5]>, at: usize| {
+        texts.as_mut().map(|texts| std::mem::take(&mut texts[at]))
+    };
+    let of = |(at, name): (usize, &'static str)| {
+        let (from, to) = (take(&mut old, at), take(&mut new, at));
         (from != to).then_some((name, FieldChange { from, to }))
     };
-    fields.into_iter().filter_map(of).collect()
+    patients::FIELDS.into_iter().enumerate().filter_map(of).collect()
+}
+
+/// The fields in the order of `patients::FIELDS`. Without `..`: a new field does not compile until it is told of too.
+fn texts(details: &PatientDetails) -> [String; 5] {
+    let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
+    [
+        name.to_string(),
+        email.to_string(),
+        address.to_string(),
+        format_date(*date_of_birth),
+        format_date(*registered_date),
+    ]
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::actors::patients::Changed;
 use crate::domain::access::View;
-use crate::domain::patient::Patient;
+use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::sight::{Glass, Seen};
 
 use super::pipeline::Call;
@@ -70,16 +70,18 @@ pub(super) struct PatientBody<'a> {
 
 impl<'a> From<&'a Patient> for PatientBody<'a> {
     fn from(patient: &'a Patient) -> Self {
-        let details = &patient.details;
+        // Without `..`: a new field does not compile until it is decided whether it is shown.
+        let Patient { id, version, created_at: _, restricted, details } = patient;
+        let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
         PatientBody {
-            id: patient.id.0,
-            name: &details.name,
-            email: &details.email,
-            address: &details.address,
-            date_of_birth: details.date_of_birth,
-            registered_date: details.registered_date,
-            version: patient.version,
-            restricted: patient.restricted,
+            id: id.0,
+            name,
+            email,
+            address,
+            date_of_birth: *date_of_birth,
+            registered_date: *registered_date,
+            version: *version,
+            restricted: *restricted,
         }
     }
 }
@@ -147,7 +149,6 @@ mod tests {
 
     use super::*;
     use crate::domain::ids::PatientId;
-    use crate::domain::patient::PatientDetails;
     use crate::domain::time::Timestamp;
 
     #[test]

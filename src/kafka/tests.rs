@@ -121,7 +121,7 @@ async fn going_back_drops_what_was_read_ahead() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_producer_that_delivers_nothing_while_the_broker_answers_is_replaced() {
-    let settings = Settings { delivery_timeout_ms: 1_000, request_timeout_ms: 500, ..embedded("silent") };
+    let settings = Settings { delivery_timeout_ms: 5_000, request_timeout_ms: 1_000, ..embedded("silent") };
     let kafka = Kafka::connect(&settings).expect("connect");
     kafka.cluster_id().await.expect("incarnation");
     let publisher = kafka.publisher();

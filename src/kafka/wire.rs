@@ -19,6 +19,7 @@ use crate::context::TraceContext;
 use crate::domain::analytics::Observation;
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::PatientId;
+use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::Timestamp;
 use crate::domain::validate::{format_date, parse_date};
 use crate::proto::patient::events::PatientEvent;
@@ -68,17 +69,19 @@ pub fn encode(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext) -> Ou
 }
 
 fn value(event: &RecordedEvent, event_type: EventType, patient_id: String, event_id: String) -> PatientEvent {
-    let details = &event.event.patient().details;
+    // Without `..`: a new field does not compile until it is decided whether it is published.
+    let Patient { id: _, version: _, created_at: _, restricted: _, details } = &**event.event.patient();
+    let PatientDetails { name, email, address: _, date_of_birth, registered_date } = details;
     let (date_of_birth, registered_date) = match event_type {
         EventType::Created | EventType::Updated => {
-            (format_date(details.date_of_birth), format_date(details.registered_date))
+            (format_date(*date_of_birth), format_date(*registered_date))
         }
         EventType::Deleted => (String::new(), String::new()),
     };
     PatientEvent {
         patient_id,
-        name: details.name.to_string(),
-        email: details.email.to_string(),
+        name: name.to_string(),
+        email: email.to_string(),
         event_type: event_type.as_str().to_owned(),
         event_id,
         version: event.version(),

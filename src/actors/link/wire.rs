@@ -53,12 +53,14 @@ pub(super) fn date(day: i32) -> Option<Date> {
 }
 
 pub(super) fn details(details: PatientDetails) -> pb::Details {
+    // Without `..`: a new field does not compile until it goes to other nodes too.
+    let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     pb::Details {
-        name: details.name.into(),
-        email: details.email.into(),
-        address: details.address.into(),
-        date_of_birth: details.date_of_birth.to_julian_day(),
-        registered_date: details.registered_date.to_julian_day(),
+        name: name.into(),
+        email: email.into(),
+        address: address.into(),
+        date_of_birth: date_of_birth.to_julian_day(),
+        registered_date: registered_date.to_julian_day(),
     }
 }
 
@@ -164,14 +166,15 @@ fn read_patch(patch: pb::PatchPatient) -> Option<PatientPatch> {
 }
 
 pub(super) fn patient(patient: &Patient) -> pb::Patient {
+    let Patient { id, version, created_at, restricted, details } = patient;
     pb::Patient {
-        id: id(patient.id.0),
-        version: patient.version,
-        created_at_us: patient.created_at.0,
-        restricted: patient.restricted,
+        id: self::id(id.0),
+        version: *version,
+        created_at_us: created_at.0,
+        restricted: *restricted,
         again: false,
         unchanged: false,
-        details: Some(details(patient.details.clone())),
+        details: Some(self::details(details.clone())),
     }
 }
 
@@ -186,13 +189,14 @@ pub(super) fn read_patient(patient: pb::Patient) -> Option<Patient> {
 }
 
 fn account(account: &Account) -> pb::Account {
+    let Account { id, patient_id, name, email, status, opened_at } = account;
     pb::Account {
-        id: id(account.id.0),
-        patient_id: id(account.patient_id.0),
-        name: account.name.as_ref().into(),
-        email: account.email.as_ref().into(),
-        status: account.status.as_str().to_owned(),
-        opened_at_us: account.opened_at.0,
+        id: self::id(id.0),
+        patient_id: self::id(patient_id.0),
+        name: name.as_ref().into(),
+        email: email.as_ref().into(),
+        status: status.as_str().to_owned(),
+        opened_at_us: opened_at.0,
     }
 }
 

@@ -11,7 +11,7 @@ use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, column, decode, limit, registration};
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, PatientId, Version};
-use crate::domain::patient::{Patient, PatientState};
+use crate::domain::patient::{Patient, PatientDetails, PatientState};
 use crate::domain::search::{PatientPage, PatientSearch};
 use crate::domain::text::search_key;
 use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
@@ -137,16 +137,19 @@ impl<'a> Columns<'a> {
         self.body.push(body_of(patient)?);
         self.claim.push(claim);
         self.release.push(release);
-        let kept = (recorded.event_type() != EventType::Deleted).then_some(patient);
-        self.created_at.push(kept.map(|p| p.created_at.0));
-        self.name.push(kept.map(|p| &*p.details.name));
-        self.email.push(kept.map(|p| &*p.details.email));
-        self.address.push(kept.map(|p| &*p.details.address));
-        self.date_of_birth.push(kept.map(|p| p.details.date_of_birth));
-        self.registered_date.push(kept.map(|p| p.details.registered_date));
+        let lives = recorded.event_type() != EventType::Deleted;
+        // Without `..`: a new field does not compile until it has a column, or none.
+        let Patient { id: _, version: _, created_at, restricted, details } = &**patient;
+        let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
+        self.created_at.push(lives.then_some(created_at.0));
+        self.name.push(lives.then_some(&**name));
+        self.email.push(lives.then_some(&**email));
+        self.address.push(lives.then_some(&**address));
+        self.date_of_birth.push(lives.then_some(*date_of_birth));
+        self.registered_date.push(lives.then_some(*registered_date));
         self.fingerprint.push(recorded.fingerprint.map(|fingerprint| fingerprint.0));
-        self.name_key.push(kept.map(|p| search_key(&p.details.name)));
-        self.restricted.push(kept.is_some_and(|p| p.restricted));
+        self.name_key.push(lives.then(|| search_key(name)));
+        self.restricted.push(lives && *restricted);
         Ok(())
     }
 }

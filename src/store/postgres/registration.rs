@@ -7,6 +7,7 @@
 
 use super::PgQuery;
 use super::patients::audited;
+use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::text::search_key;
 use crate::store::codec::body_of;
 use crate::store::{AuditBatch, PatientAppend, Result};
@@ -44,25 +45,27 @@ SELECT (CASE WHEN EXISTS (SELECT FROM claimed) THEN 0 WHEN NOT EXISTS (SELECT FR
 pub(super) fn commit_query(row: &PatientAppend, audit: Option<&AuditBatch>) -> Result<PgQuery<'static>> {
     let recorded = &row.recorded;
     let patient = recorded.event.patient();
-    let details = &patient.details;
+    // Without `..`: a new field does not compile until it has a column, or none.
+    let Patient { id, version: _, created_at, restricted: _, details } = &**patient;
+    let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     let query = sqlx::query(REGISTER)
         .bind(i32::from(row.shard))
         .bind(row.epoch.0)
-        .bind(patient.id.0)
+        .bind(id.0)
         .bind(recorded.event_id.0)
         .bind(recorded.command_id.0)
         .bind(recorded.at.0)
         .bind(recorded.subject.to_string())
         .bind(recorded.traceparent.to_string())
         .bind(details.email_key())
-        .bind(patient.created_at.0)
-        .bind(details.name.to_string())
-        .bind(details.email.to_string())
-        .bind(details.address.to_string())
-        .bind(details.date_of_birth)
-        .bind(details.registered_date)
+        .bind(created_at.0)
+        .bind(name.to_string())
+        .bind(email.to_string())
+        .bind(address.to_string())
+        .bind(*date_of_birth)
+        .bind(*registered_date)
         .bind(body_of(patient)?)
         .bind(recorded.fingerprint.map(|fingerprint| fingerprint.0))
-        .bind(search_key(&details.name));
+        .bind(search_key(name));
     Ok(audited(query, audit))
 }

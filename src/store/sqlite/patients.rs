@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::{SqliteStore, audit, change, column, decode, rows};
 use crate::domain::event::{EventType, RecordedEvent};
 use crate::domain::ids::{CommandId, Epoch, Kind, PatientId, ShardNo, Version};
-use crate::domain::patient::PatientState;
+use crate::domain::patient::{Patient, PatientDetails, PatientState};
 use crate::domain::search::{PatientPage, PatientSearch};
 use crate::domain::text::search_key;
 use crate::store::codec::{EventRow, PatientRow, body_of, email_moves};
@@ -68,7 +68,10 @@ async fn claim(connection: &mut SqliteConnection, key: &str, id: PatientId) -> R
 
 async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> Result<()> {
     let patient = row.recorded.event.patient();
-    let kept = (row.recorded.event_type() != EventType::Deleted).then_some(patient);
+    let lives = row.recorded.event_type() != EventType::Deleted;
+    // Without `..`: a new field does not compile until it has a column, or none.
+    let Patient { id, version, created_at, restricted, details } = &**patient;
+    let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     let query = sqlx::query(
         "INSERT INTO patients
              (id, version, deleted, created_at, name, email, address, date_of_birth, registered_date, name_key,
@@ -80,17 +83,17 @@ async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> 
              registered_date = excluded.registered_date, name_key = excluded.name_key,
              restricted = excluded.restricted",
     )
-    .bind(patient.id.0)
-    .bind(patient.version)
-    .bind(kept.is_none())
-    .bind(kept.map(|p| p.created_at.0))
-    .bind(kept.map(|p| p.details.name.to_string()))
-    .bind(kept.map(|p| p.details.email.to_string()))
-    .bind(kept.map(|p| p.details.address.to_string()))
-    .bind(kept.map(|p| p.details.date_of_birth))
-    .bind(kept.map(|p| p.details.registered_date))
-    .bind(kept.map(|p| search_key(&p.details.name)))
-    .bind(kept.is_some_and(|p| p.restricted));
+    .bind(id.0)
+    .bind(*version)
+    .bind(!lives)
+    .bind(lives.then_some(created_at.0))
+    .bind(lives.then(|| name.to_string()))
+    .bind(lives.then(|| email.to_string()))
+    .bind(lives.then(|| address.to_string()))
+    .bind(lives.then_some(*date_of_birth))
+    .bind(lives.then_some(*registered_date))
+    .bind(lives.then(|| search_key(name)))
+    .bind(lives && *restricted);
     change(connection, query).await.map(drop)
 }
 
