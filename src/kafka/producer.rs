@@ -5,7 +5,7 @@
 //!
 //! An idempotent producer that meets an error it cannot reconcile with its sequence numbers fails for
 //! good ("fatal"): everything it holds fails, and the next batch makes a new one. So does a producer that delivers
-//! nothing for `delivery_timeout_ms` while the broker answers: one that a broker fences does not always say so.
+//! nothing for `delivery_timeout_ms`, or `SILENCE_MIN`, while the broker answers: one that a broker fences does not always say so.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,9 @@ use super::{Delivery, Link, Outgoing, Place, Publisher, Result, Settings};
 
 /// How long to wait before asking a full queue again.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
+/// A new producer has so long to deliver something, however soon messages give up: it has to find its broker and get an
+/// id from it first.
+const SILENCE_MIN: Duration = Duration::from_secs(5);
 /// What a message costs on the wire beyond its parts, and a header beyond its text: generous.
 const OVERHEAD_BYTES: usize = 80;
 const HEADER_OVERHEAD_BYTES: usize = 4;
@@ -204,8 +207,9 @@ impl KafkaPublisher {
         gate: Option<(Arc<str>, Arc<Gate>)>,
     ) -> Result<Self> {
         // librdkafka reports every message by its delivery timeout, then it checks its queues once a second.
-        let silence_max = Duration::from_millis(settings.delivery_timeout_ms);
-        let report_timeout = silence_max + Duration::from_secs(5);
+        let delivery_timeout = Duration::from_millis(settings.delivery_timeout_ms);
+        let report_timeout = delivery_timeout + Duration::from_secs(5);
+        let silence_max = delivery_timeout.max(SILENCE_MIN);
         let current = Mutex::new(None);
         let publisher = KafkaPublisher { config, link, gate, report_timeout, silence_max, current };
         publisher.current()?;

@@ -14,6 +14,7 @@ use crate::actors::background::{Backoff, within};
 use crate::context::{Hop, TraceContext};
 use crate::domain::analytics::Observation;
 use crate::domain::time::MonoTime;
+use crate::domain::topic_log::PartitionSight;
 use crate::health::Status;
 use crate::kafka::{
     self, Assignment, Consumer, ConsumerEvent, Delivery, Incoming, Link, Outgoing, Position, wire,
@@ -136,13 +137,7 @@ impl Reader {
     /// Begins to read where the database stands.
     async fn position(&mut self) -> kafka::Result<()> {
         let Some(assignment) = self.assignment.clone() else { return Ok(()) };
-        let offsets = self.offsets().await;
-        let positions: Vec<_> = offsets
-            .iter()
-            .filter(|o| assignment.partitions.contains(&o.partition))
-            .map(|o| Position { partition: o.partition, next_offset: o.next_offset })
-            .collect();
-        self.refuse_beyond(&positions).await?;
+        let positions = self.positions(&assignment).await?;
         if self.consumer.start(assignment.id, &positions).await? {
             self.expected = positions.iter().map(|p| (p.partition, p.next_offset)).collect();
             tracing::info!(partitions = assignment.partitions.len(), "analytics reads its partitions");
@@ -153,31 +148,26 @@ impl Reader {
         Ok(())
     }
 
-    /// Positions behind the end of the topic are an alarm, and no place to begin at: the topic has lost its end, or
-    /// has another log.
-    async fn refuse_beyond(&self, positions: &[Position]) -> kafka::Result<()> {
-        let mut failures = 0;
-        let sights = loop {
-            match self.args.broker.watermarks().await {
-                Ok(sights) => break sights,
-                Err(error) => self.wait(&mut failures, &error.to_string()).await,
-            }
-        };
-        let end = |partition| sights.iter().find(|s| s.partition == partition).map_or(0, |s| s.high);
-        let beyond: Vec<_> = positions.iter().filter(|p| p.next_offset > end(p.partition)).collect();
-        let Some(first) = beyond.first() else { return Ok(()) };
-        metrics::counter!("hygeia_analytics_offsets_beyond_total").increment(beyond.len() as u64);
-        let (partition, next_offset, end) = (first.partition, first.next_offset, end(first.partition));
-        tracing::warn!(
-            partitions = beyond.len(),
-            partition,
-            next_offset,
-            end,
-            "stored offsets lie behind the end of the topic; nothing is read until the bridge has looked at the log"
-        );
-        Err(kafka::Error::Ended(format!(
-            "the stored offset {next_offset} of partition {partition} lies behind the end of the topic, {end}"
-        )))
+    /// Where the database stands, as soon as that is a place to begin at. Behind the end of the topic there is none: the
+    /// topic has lost its end, or has another log. The group is not left meanwhile: whoever joined it again and again
+    /// would have the others share their partitions anew each time.
+    async fn positions(&mut self, assignment: &Assignment) -> kafka::Result<Vec<Position>> {
+        let (mut failures, mut told) = (0, false);
+        loop {
+            let offsets = self.offsets().await;
+            let ours = offsets.iter().filter(|o| assignment.partitions.contains(&o.partition));
+            let positions: Vec<_> =
+                ours.map(|o| Position { partition: o.partition, next_offset: o.next_offset }).collect();
+            let reason = match self.args.broker.watermarks().await {
+                Ok(sights) => match beyond(&positions, &sights, &mut told) {
+                    Some(reason) => reason,
+                    None => return Ok(positions),
+                },
+                Err(error) => error.to_string(),
+            };
+            self.wait(&mut failures, &reason).await;
+            self.look_at_log(Duration::ZERO).await?;
+        }
     }
 
     async fn offsets(&self) -> Vec<PartitionOffset> {
@@ -332,6 +322,27 @@ impl Reader {
     async fn within<T>(&self, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
         within(Duration::from_millis(self.args.settings.store_timeout_ms), call).await
     }
+}
+
+/// What is wrong with `positions`, if some lie behind the end of the topic. A line of the log says so the first time.
+fn beyond(positions: &[Position], sights: &[PartitionSight], told: &mut bool) -> Option<String> {
+    let end = |partition| sights.iter().find(|s| s.partition == partition).map_or(0, |s| s.high);
+    let beyond: Vec<_> = positions.iter().filter(|p| p.next_offset > end(p.partition)).collect();
+    let first = beyond.first()?;
+    metrics::counter!("hygeia_analytics_offsets_beyond_total").increment(beyond.len() as u64);
+    let (partition, next_offset, end) = (first.partition, first.next_offset, end(first.partition));
+    if !std::mem::replace(told, true) {
+        tracing::warn!(
+            partitions = beyond.len(),
+            partition,
+            next_offset,
+            end,
+            "stored offsets lie behind the end of the topic; nothing is read until the bridge has looked at the log"
+        );
+    }
+    Some(format!(
+        "the stored offset {next_offset} of partition {partition} lies behind the end of the topic, {end}"
+    ))
 }
 
 /// The messages of a batch that are no events of ours.
