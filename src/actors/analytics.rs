@@ -181,11 +181,11 @@ pub struct Settings {
     pub lag_poll_ms: u64,
     /// How long an event may wait to be counted before health says so, in milliseconds.
     pub waiting_max_ms: u64,
-    /// What becomes of messages that are no events of ours.
+    /// How messages that are no events of ours are treated.
     pub foreign_messages: ForeignMessages,
 }
 
-/// What becomes of messages of the topic that are no events of ours. In either case they are counted and told, and reading
+/// How messages of the topic that are no events of ours are treated. In either case they are counted and told, and reading
 /// goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]

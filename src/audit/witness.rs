@@ -1,8 +1,8 @@
-//! What sees to it that the end of a chain is missed when it is cut off, also where nobody writes any more.
+//! The witness: it notes where chains end, so that an end that is cut off is missed, also where nobody writes any more.
 //!
 //! A chain that rests proves nothing by its last rows: the next row would. So a node that has recorded something
 //! notes, a while later and when it stops, where the chains are: in a chain of its own, which has no entries, and in
-//! its log, which those who have the database need not have.
+//! its log, which a person with access to the database need not have.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
