@@ -50,8 +50,10 @@ pub struct Report {
     pub open_runs: u64,
     /// Where each chain with rows ends: to be kept elsewhere, and compared later.
     pub heads: Vec<AuditHead>,
-    /// What is wrong; empty if nothing is.
+    /// What is wrong with rows; empty if nothing is.
     pub faults: Vec<Fault>,
+    /// The index of terms has something else than the rows have.
+    pub terms_lost: bool,
 }
 
 /// Whether `anchor` was made with one of the secrets.
@@ -103,6 +105,7 @@ pub async fn verify<S: AuditArchiveStore + ?Sized>(
     }
     verifier.verify_pins().await?;
     verifier.verify_joints(archives).await?;
+    verifier.report.terms_lost = !store.audit_terms_fit().await?;
     Ok(verifier.report)
 }
 

@@ -76,6 +76,9 @@ fn start_of_day(text: &str) -> Result<Timestamp, String> {
     day().ok_or_else(|| ALLOWED.to_owned())
 }
 
+const TERMS_LOST: &str =
+    "the index of the audit has other terms than its rows: a search may not find what is there";
+
 /// Tells what was found.
 ///
 /// # Errors
@@ -86,7 +89,11 @@ pub(super) fn tell(report: &Report, heads: bool, out: &mut dyn Write) -> Result<
             writeln!(out, "{} {} {}", head.chain, head.seq, hex(&head.mac))?;
         }
     }
-    for fault in &report.faults {
+    let mut faults: Vec<String> = report.faults.iter().map(ToString::to_string).collect();
+    if report.terms_lost {
+        faults.push(TERMS_LOST.to_owned());
+    }
+    for fault in &faults {
         writeln!(out, "{fault}")?;
     }
     if report.open_runs > 0 {
@@ -94,7 +101,7 @@ pub(super) fn tell(report: &Report, heads: bool, out: &mut dyn Write) -> Result<
         writeln!(out, "{chains} chains of the archives go on in later archives, which were not given")?;
     }
     let (chains, batches, entries) = (report.heads.len(), report.batches, report.entries);
-    match report.faults.first() {
+    match faults.first() {
         None => {
             write!(out, "intact: {entries} entries in {batches} rows, {chains} chains")?;
             match report.anchors {
@@ -103,7 +110,7 @@ pub(super) fn tell(report: &Report, heads: bool, out: &mut dyn Write) -> Result<
             }
         }
         Some(first) => {
-            let more = report.faults.len() - 1;
+            let more = faults.len() - 1;
             let said = format!("the audit is not as it was written: {first}; {more} more faults");
             Err(Failure::new(Exit::Failed, said))
         }
@@ -209,7 +216,15 @@ mod tests {
         let failure = tell(&report, false, &mut out).unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);
         let said = String::from_utf8(out).unwrap();
-        assert_eq!(said, "chain 00000000-0000-0000-0000-000000000007 row 2: the row is missing\n");
+        let missing = "chain 00000000-0000-0000-0000-000000000007 row 2: the row is missing\n";
+        assert_eq!(said, missing);
+        for faults in [report.faults, Vec::new()] {
+            let report = Report { terms_lost: true, faults, ..Report::default() };
+            let mut out = Vec::new();
+            assert_eq!(tell(&report, false, &mut out).unwrap_err().exit, Exit::Failed);
+            let rows = if report.faults.is_empty() { "" } else { missing };
+            assert_eq!(String::from_utf8(out).unwrap(), format!("{rows}{TERMS_LOST}\n"));
+        }
     }
 
     #[test]

@@ -147,6 +147,12 @@ pub trait AuditArchiveStore: AuditStore {
     /// Anchors in the order of their chains, of those after `after`.
     async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditAnchor>>;
 
+    /// Whether the index of terms has each row, under its terms alone: what it lacks no search finds. It takes as long as
+    /// the audit is large. A database that keeps its indexes out of everyone's reach has nothing to look at.
+    async fn audit_terms_fit(&self) -> Result<bool> {
+        Ok(true)
+    }
+
     /// The latest moment, at most `before`, such that all rows sealed before it can be taken away.
     /// None if there is none.
     async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>>;

@@ -149,6 +149,7 @@ contract! {
         batches_come_back_in_order,
         a_place_is_taken_once,
         batches_are_found_by_terms_and_time,
+        batches_of_one_moment_come_in_their_order,
         a_rare_term_is_found_by_bounded_steps,
         what_was_archived_is_taken_away_behind_its_anchors,
         a_row_behind_no_anchor_is_not_taken_away,

@@ -85,6 +85,30 @@ pub(super) async fn batches_are_found_by_terms_and_time(store: Arc<dyn Store>) {
     assert_eq!(search(&[1], 0, AuditPosition { seq: 2, ..until }, 100).await, [2, 1, 0]);
 }
 
+/// In whatever order they came, and wherever a page ends.
+pub(super) async fn batches_of_one_moment_come_in_their_order(store: Arc<dyn Store>) {
+    for (chain, at) in [(3, 5), (1, 5), (9, 4), (4, 5), (2, 5), (1, 6), (5, 5)] {
+        let seq = if at == 6 { 1 } else { 0 };
+        let row = AuditBatch { at: Timestamp(at), ..batch(chain, seq, &[1, 2]) };
+        store.append_audit(&row).await.expect("added");
+    }
+    for terms in [&[][..], &[1], &[1, 2]] {
+        for limit_rows in 1..=8 {
+            let (mut until, mut found) = (YOUNGEST, Vec::new());
+            loop {
+                let search = AuditSearch { terms: terms.to_vec(), from: Timestamp(0), until, limit_rows };
+                let page = store.search_audit(&search).await.expect("an answer");
+                assert!(page.batches.len() <= limit_rows as usize);
+                found.extend(page.batches.iter().map(|batch| (batch.at.0, batch.chain.as_u128())));
+                let Some(looked_to) = page.looked_to else { break };
+                until = AuditPosition { seq: looked_to.seq - 1, ..looked_to };
+            }
+            let expected = [(6, 1), (5, 5), (5, 4), (5, 3), (5, 2), (5, 1), (4, 9)];
+            assert_eq!(found, expected, "{terms:?}, {limit_rows} rows a call");
+        }
+    }
+}
+
 const YOUNGEST: AuditPosition = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
 
 /// Of many rows one is found, by calls that each look at a bounded number of rows; and all of a common term in order.

@@ -1,5 +1,9 @@
 //! The access audit.
 
+mod terms;
+
+use std::cmp::Reverse;
+
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{QueryBuilder, Sqlite};
@@ -20,9 +24,13 @@ pub(super) async fn append(connection: &mut SqliteConnection, batch: &AuditBatch
     change(connection, insertion(batch)).await.map(drop)
 }
 
+/// The row gets the next id of the microsecond of `at`: `migrations/sqlite/0014_audit_terms.sql`. SQLite puts its terms
+/// into the index.
 fn insertion(batch: &AuditBatch) -> SqliteQuery<'static> {
     sqlx::query(
-        "INSERT INTO audit_batches (chain, seq, at, mac, terms, body) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO audit_batches (id, chain, seq, at, mac, terms, body) VALUES (
+             (SELECT ifnull(max(id) + 1, $3 * 1024) FROM audit_batches WHERE id BETWEEN $3 * 1024 AND $3 * 1024 + 1023),
+             $1, $2, $3, $4, $5, $6)",
     )
     .bind(batch.chain)
     .bind(batch.seq)
@@ -54,44 +62,40 @@ fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
-/// The most batches that one call of a search looks at.
-const WALK_ROWS_MAX: u32 = 20_000;
+/// The ids of a microsecond.
+const IDS: i64 = 1024;
 
-/// Adds the rows of a search, the newest first, whatever their terms.
-fn push_walk(query: &mut QueryBuilder<Sqlite>, columns: &str, search: &AuditSearch, rows_max: u32) {
-    query.push("SELECT ").push(columns).push(" FROM audit_batches WHERE at >= ").push_bind(search.from.0);
-    query.push(" AND (at, chain, seq) <= (").push_bind(search.until.at.0);
-    query.push(", ").push_bind(search.until.chain).push(", ").push_bind(search.until.seq).push(")");
-    query.push(" ORDER BY at DESC, chain DESC, seq DESC LIMIT ").push_bind(rows_max);
+/// The ids of the rows that were sealed at `from` or later, and at `until` or earlier.
+fn ids_between(from: Timestamp, until: Timestamp) -> (i64, i64) {
+    (from.0.saturating_mul(IDS), until.0.saturating_mul(IDS).saturating_add(IDS - 1))
 }
 
-/// The search: a walk along the index by time, which has the terms too, so that only rows that fit are read. The
-/// walk is the outer loop of the join, so the rows come in its order, and it ends when there are enough.
-pub(super) fn search_query(search: &AuditSearch) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new("SELECT b.chain, b.seq, b.at, b.mac, b.terms, b.body FROM (");
-    push_walk(&mut query, "id, terms", search, WALK_ROWS_MAX);
-    query.push(") walked CROSS JOIN audit_batches b ON b.id = walked.id WHERE true");
-    for term in &search.terms {
-        // A term is four bytes, and `instr` may find them where one ends and the next begins: a batch that is
-        // looked at in vain.
-        query.push(" AND instr(walked.terms, ").push_bind(bytes_of(&[*term])).push(") > 0");
-    }
-    query.push(" LIMIT ").push_bind(search.limit_rows);
+/// The rows of a search with ids from `low` to `high`, the highest first, each beside its id. With terms, the index of
+/// terms is the outer loop: it has the ids of a term in order, so the search ends when there are enough. Of several
+/// terms it goes through the ids of each, a few bytes a row, for want of a way to jump.
+pub(super) fn search_query(search: &AuditSearch, low: i64, high: i64) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT b.chain, b.seq, b.at, b.mac, b.terms, b.body, b.id FROM ");
+    let id = if search.terms.is_empty() {
+        query.push("audit_batches b WHERE ");
+        "b.id"
+    } else {
+        let words: Vec<String> = search.terms.iter().map(|term| word(*term)).collect();
+        query.push(
+            "audit_terms CROSS JOIN audit_batches b ON b.id = audit_terms.rowid WHERE audit_terms MATCH ",
+        );
+        query.push_bind(words.join(" ")).push(" AND ");
+        "audit_terms.rowid"
+    };
+    query.push(id).push(" >= ").push_bind(low).push(" AND ").push(id).push(" <= ").push_bind(high);
+    query.push(" AND (b.at, b.chain, b.seq) <= (").push_bind(search.until.at.0);
+    query.push(", ").push_bind(search.until.chain).push(", ").push_bind(search.until.seq).push(")");
+    query.push(" ORDER BY ").push(id).push(" DESC LIMIT ").push_bind(search.limit_rows);
     query
 }
 
-impl SqliteStore {
-    /// Where the walk of `search` ends, if older rows are left.
-    async fn walk_end(&self, search: &AuditSearch) -> Result<Option<AuditPosition>> {
-        let mut query = QueryBuilder::new("");
-        push_walk(&mut query, "at, chain, seq", search, 1);
-        query.push(" OFFSET ").push_bind(WALK_ROWS_MAX - 1);
-        let rows = self.read(query.build()).await?;
-        let place = |row: &SqliteRow| {
-            Ok(AuditPosition { at: Timestamp(column(row, 0)?), chain: column(row, 1)?, seq: column(row, 2)? })
-        };
-        rows.first().map(place).transpose()
-    }
+/// A term as the index has it, in quotation marks, as it is looked for.
+fn word(term: i32) -> String {
+    format!("\"{:08x}\"", u32::from_be_bytes(term.to_le_bytes()))
 }
 
 #[async_trait]
@@ -131,13 +135,23 @@ impl AuditStore for SqliteStore {
     }
 
     async fn search_audit(&self, search: &AuditSearch) -> Result<AuditFound> {
-        let mut query = search_query(search);
-        let rows = self.read(query.build()).await?;
-        let batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
-        let looked_to = match batches.last() {
-            Some(last) if batches.len() >= search.limit_rows as usize => Some(last.into()),
-            _ => self.walk_end(search).await?,
-        };
+        let (low, high) = ids_between(search.from, search.until.at);
+        let mut rows = self.read(search_query(search, low, high).build()).await?;
+        let full = rows.len() >= search.limit_rows as usize;
+        if full && let Some(last) = rows.last() {
+            // Rows of one microsecond have their ids in the order in which they came: all of them are needed to go on
+            // in the order of lists.
+            let last: i64 = column(last, 6)?;
+            if last % IDS != 0 {
+                let (low, _) = ids_between(Timestamp(last >> 10), search.until.at);
+                let whole = AuditSearch { limit_rows: IDS as u32, ..search.clone() };
+                rows.extend(self.read(search_query(&whole, low, last - 1).build()).await?);
+            }
+        }
+        let mut batches = rows.iter().map(batch).collect::<Result<Vec<_>>>()?;
+        batches.sort_unstable_by_key(|batch| Reverse((batch.at, batch.chain, batch.seq)));
+        batches.truncate(search.limit_rows as usize);
+        let looked_to = batches.last().filter(|_| full).map(AuditPosition::from);
         Ok(AuditFound { batches, looked_to })
     }
 
@@ -204,6 +218,10 @@ impl AuditArchiveStore for SqliteStore {
 
     async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>> {
         Ok(Some(before))
+    }
+
+    async fn audit_terms_fit(&self) -> Result<bool> {
+        terms::fit(self).await
     }
 
     fn audit_removal_rows_max(&self) -> Option<u32> {

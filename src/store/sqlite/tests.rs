@@ -1,6 +1,7 @@
 //! What only SQLite can be asked: one server a file, callers who give up, a disk that is full, files
 //! that are no databases.
 
+mod audit;
 mod plans;
 
 use std::os::unix::fs::PermissionsExt;

@@ -86,7 +86,7 @@ async fn insert_audit(session: &mut SqliteConnection, ids: &[Uuid], secret: &str
     for batch in audit(ids, secret, first, last) {
         let terms: Vec<u8> = batch.terms.iter().flat_map(|term| term.to_le_bytes()).collect();
         sqlx::query(
-            "INSERT INTO audit_batches (chain, seq, at, mac, terms, body) VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO audit_batches (id, chain, seq, at, mac, terms, body) VALUES ($3 * 1024, $1, $2, $3, $4, $5, $6)",
         )
         .bind(batch.chain)
         .bind(batch.seq)
