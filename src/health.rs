@@ -74,6 +74,12 @@ impl Health {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).said.clone();
         (all_serve(&parts), parts)
     }
+
+    /// Whether each part that has said a word works.
+    pub fn all_work(&self) -> bool {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        parts.said.values().all(|status| *status == Status::Ready)
+    }
 }
 
 /// Whether no part keeps the node from serving.

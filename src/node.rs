@@ -391,7 +391,7 @@ async fn serve(
     outcome
 }
 
-/// Makes the demo data, where it belongs, beside everything else; then says where the node is.
+/// Makes the demo data, where it belongs, beside everything else; then says where the node is, when each part works.
 fn start_demo(config: &Config, parts: &Parts, actors: &Actors, addresses: &RuntimeFile) -> JoinHandle<()> {
     let demo = demo::Demo {
         auth: config.auth.clone(),
@@ -401,13 +401,14 @@ fn start_demo(config: &Config, parts: &Parts, actors: &Actors, addresses: &Runti
         health: parts.health.clone(),
         request_budget: Duration::from_millis(config.http.request_deadline_ms),
     };
-    let (wanted, addresses) = (config.is_embedded_demo(), addresses.clone());
+    let (wanted, addresses, health) = (config.is_embedded_demo(), addresses.clone(), parts.health.clone());
     let name = config.is_clustered().then(|| config.node.name.clone());
     if wanted {
         demo.announce();
     }
     tokio::spawn(async move {
         let made = wanted && demo.make().await;
+        demo::quiet(&health).await;
         demo::tell(name.as_deref(), &addresses, made);
     })
 }

@@ -25,8 +25,13 @@ const USER: &str = "testuser@test.com";
 /// The demo user's password, known to everyone.
 const PASSWORD: &str = "password123";
 
-/// The pause before the demo is tried again, while the shards are not served yet.
+/// The pause before the demo is tried again, while the shards are not served yet, and before the parts are looked at
+/// again.
 const TRY_EVERY: Duration = Duration::from_millis(50);
+
+/// How long the banner waits for the last part. One that cannot work yet, for want of a broker perhaps, keeps nobody from
+/// learning where the node is.
+const QUIET_LIMIT: Duration = Duration::from_secs(10);
 
 /// Name, e-mail address, address, year, month and day of birth, and the day registered.
 type Row = (&'static str, &'static str, &'static str, (i32, u8, u8), (i32, u8, u8));
@@ -193,6 +198,17 @@ fn details((name, email, address, born, registered): Row) -> Option<PatientDetai
         date_of_birth: date(born)?,
         registered_date: date(registered)?,
     })
+}
+
+/// Waits until each part works: what they say of their start comes before the banner and not below it. The word of the
+/// actors, that they have begun, comes after the first word of each of them.
+pub(super) async fn quiet(health: &Health) {
+    let quiet = async {
+        while !health.all_work() {
+            tokio::time::sleep(TRY_EVERY).await;
+        }
+    };
+    let _ = tokio::time::timeout(QUIET_LIMIT, quiet).await;
 }
 
 /// Says where the node is, on standard error: standard output is the log. `node` is its name within a cluster.

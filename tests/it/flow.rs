@@ -88,6 +88,37 @@ async fn the_demo_is_there_once_and_only_on_the_embedded_defaults() {
     assert_eq!(elsewhere.get_json(&token, "/api/patients").await, json!([]));
 }
 
+/// The banner stands in one piece below what the parts say of their start, the last of which is analytics.
+#[tokio::test]
+async fn the_banner_is_the_last_word_of_a_start() {
+    let (_site, node) = Node::demo().await;
+    let log = eventually("the banner is whole", || async {
+        let log = node.log();
+        log.contains(r#""password":"password123"}'"#).then_some(log)
+    })
+    .await;
+    let lines: Vec<&str> = log.lines().collect();
+    let first = lines.iter().position(|line| *line == "Hygeia is up.").expect("a banner");
+    let http = node.http_url();
+    let expected = [
+        "Hygeia is up.".to_owned(),
+        format!("  HTTP   {http}      try {http}/"),
+        format!("  gRPC   {}", node.grpc_url().trim_start_matches("http://")),
+        lines[first + 3].to_owned(),
+        "  Login  testuser@test.com / password123 (ADMIN; a demo, made because nothing is set up)".to_owned(),
+        String::new(),
+        format!(r"  curl -s {http}/auth/login -H 'content-type: application/json' \"),
+        r#"    -d '{"email":"testuser@test.com","password":"password123"}'"#.to_owned(),
+    ];
+    assert_eq!(lines[first..first + expected.len()], expected);
+    assert!(lines[first + 3].starts_with("  Kafka  127.0.0.1:"), "{}", lines[first + 3]);
+    let ready = |line: &&str| line.contains(r#""msg":"ready""#);
+    let of_analytics = |line: &&str| ready(line) && line.contains(r#""part":"analytics""#);
+    let (before, after) = lines.split_at(first);
+    assert!(before.iter().any(of_analytics), "{log}");
+    assert!(!after.iter().any(ready), "{after:?}");
+}
+
 /// A restart forgets what the embedded broker held; what analytics had not counted is published again.
 #[tokio::test]
 async fn a_broker_that_forgets_costs_no_event() {
