@@ -22,6 +22,9 @@ use crate::stats::median;
 use crate::{Effort, Result, broker, pg, say};
 
 const CONNECTIONS: usize = 8;
+/// Fewer entities than the smallest size has are kept in memory: at every size a read by id loads from the database.
+const HOT: &str = "HYGEIA__ACTORS__HOT_ENTITIES_MAX";
+const HOT_ENTITIES_MAX: &str = "1000";
 /// How many times as long a request may take at the largest size as at the smallest.
 const GROWTH_MAX: f64 = 1.5;
 
@@ -64,8 +67,9 @@ const REQUESTS: [Request; 17] = [
     audit("audit of a patient", |size| {
         size.filled.some.iter().map(|id| format!("/api/audit?limit=20&patient={id}")).collect()
     }),
-    audit("audit, a subject with many entries", |_| {
-        vec![format!("/api/audit?limit=20&subject={COMMON_SUBJECT}")]
+    // Up to when they were written: the newest rows are of those who ask here.
+    audit("audit, a subject with many entries", |size| {
+        vec![format!("/api/audit?limit=20&subject={COMMON_SUBJECT}&until={}", size.filled.audited_until)]
     }),
     audit("audit, a subject with one entry", |_| vec![format!("/api/audit?limit=20&subject={RARE_SUBJECT}")]),
     audit("audit, a subject with none", |_| vec!["/api/audit?limit=20&subject=nobody@example.com".into()]),
@@ -83,7 +87,7 @@ const REQUESTS: [Request; 17] = [
         let day = OffsetDateTime::now_utc().date() - time::Duration::days(30);
         vec![format!("/api/patients?limit=20&registeredAfter={day}")]
     }),
-    get("GET by id, most not in memory", |size| {
+    get("GET by id, not in memory", |size| {
         size.filled.some.iter().map(|id| format!("/api/patients/{id}")).collect()
     }),
     get("history", |size| {
@@ -146,7 +150,8 @@ async fn postgres(effort: Effort, patients: &[u64]) -> Result<Vec<Line>> {
         let name = format!("growth-{count}");
         let site = Site::on(database.url(), &broker.address)?
             .with("HYGEIA__KAFKA__TOPIC", &name)
-            .with("HYGEIA__KAFKA__GROUP", &name);
+            .with("HYGEIA__KAFKA__GROUP", &name)
+            .with(HOT, HOT_ENTITIES_MAX);
         say(&format!("PostgreSQL: {count} patients"));
         let filled = fill::postgres(database.url(), count, JWT_SECRET).await?;
         // The size keeps its database and its directory: dropping them would remove both.
@@ -162,7 +167,7 @@ async fn postgres(effort: Effort, patients: &[u64]) -> Result<Vec<Line>> {
 async fn sqlite(effort: Effort, patients: &[u64]) -> Result<Vec<Line>> {
     let mut sizes = Vec::new();
     for &count in patients {
-        let site = Site::embedded()?;
+        let site = Site::embedded()?.with(HOT, HOT_ENTITIES_MAX);
         site.run(&["migrate"], "")?;
         say(&format!("SQLite: {count} patients"));
         let filled = fill::sqlite(&site.data_dir().join("hygeia.db"), count, JWT_SECRET).await?;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use hygeia::domain::time::Timestamp;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use uuid::Uuid;
 
@@ -74,14 +75,14 @@ pub(crate) async fn fill(url: &str, patients: u64, secret: &str) -> Result<Fille
     }
     let ids: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM patients ORDER BY created_at, id").fetch_all(&mut session).await?;
-    copy_audit(&mut session, &ids, secret).await?;
+    let audited_until = copy_audit(&mut session, &ids, secret).await?;
     session.execute("VACUUM ANALYZE").await?;
     session.execute("CHECKPOINT").await?;
     session.close().await?;
-    Ok(Filled::among(&ids))
+    Filled::among(&ids, audited_until)
 }
 
-async fn copy_audit(session: &mut PgConnection, ids: &[Uuid], secret: &str) -> Result<()> {
+async fn copy_audit(session: &mut PgConnection, ids: &[Uuid], secret: &str) -> Result<Timestamp> {
     /// Sent at once.
     const CHUNK_BYTES: usize = 1 << 20;
     let (first, last) = this_month()?;
@@ -102,7 +103,7 @@ async fn copy_audit(session: &mut PgConnection, ids: &[Uuid], secret: &str) -> R
     }
     sink.send(chunk.as_bytes()).await?;
     sink.finish().await?;
-    Ok(())
+    Ok(last)
 }
 
 fn hex(into: &mut String, bytes: &[u8]) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use hygeia::domain::time::Timestamp;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, SqliteConnection};
 use uuid::Uuid;
@@ -72,16 +73,16 @@ pub(crate) async fn fill(file: &Path, patients: u64, secret: &str) -> Result<Fil
     }
     let ids: Vec<Uuid> =
         sqlx::query_scalar("SELECT id FROM patients ORDER BY id").fetch_all(&mut session).await?;
-    insert_audit(&mut session, &ids, secret).await?;
+    let audited_until = insert_audit(&mut session, &ids, secret).await?;
     for (_, make) in &indexes {
         session.execute(AssertSqlSafe(make.clone())).await?;
     }
     session.execute("COMMIT").await?;
     session.close().await?;
-    Ok(Filled::among(&ids))
+    Filled::among(&ids, audited_until)
 }
 
-async fn insert_audit(session: &mut SqliteConnection, ids: &[Uuid], secret: &str) -> Result<()> {
+async fn insert_audit(session: &mut SqliteConnection, ids: &[Uuid], secret: &str) -> Result<Timestamp> {
     let (first, last) = this_month()?;
     for batch in audit(ids, secret, first, last) {
         let terms: Vec<u8> = batch.terms.iter().flat_map(|term| term.to_le_bytes()).collect();
@@ -97,5 +98,5 @@ async fn insert_audit(session: &mut SqliteConnection, ids: &[Uuid], secret: &str
         .execute(&mut *session)
         .await?;
     }
-    Ok(())
+    Ok(last)
 }

@@ -4,8 +4,8 @@
 //! index of terms (GIN), which has few rows of it; it has them in no order, so they are sorted. Which of the two serves
 //! depends on the term, and on when it was used: what somebody did every day last year is common in the month and not
 //! among its newest rows. So a call walks a few rows, asks the index for the rest of the month up to `RARE_ROWS_MAX`,
-//! and if there are more walks on, `WALK_ROWS_MAX` rows. Whatever the term and the table, a call costs no more than
-//! that. An index that has the rows of each term in order would serve alone, but costs a commit five times as much.
+//! and if there are more walks on, `WALK_ROWS_MAX` rows. The index gathers all rows of a term before it gives out one, so
+//! it is not asked for a term that the statistics know as common (`audit_is_common`). An index that has the rows of each term in order would serve alone, but costs a commit five times as much.
 
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -90,9 +90,10 @@ pub(in super::super) const BY_TERMS: &str = concat!(
     batches_beside!("SELECT count(*) FROM found")
 );
 
-/// The first moment of the month of $1, or $2 if that is later, and whether there is a row between $2 and it.
+/// The first moment of the month of $1, or $2 if that is later; whether there is a row between $2 and it; and whether the
+/// terms $3 are common from that moment to $1.
 const MONTH: &str = "
-SELECT m.low, EXISTS (SELECT FROM audit_batches WHERE at >= $2 AND at < m.low)
+SELECT m.low, EXISTS (SELECT FROM audit_batches WHERE at >= $2 AND at < m.low), audit_is_common(m.low, $1, $3)
 FROM (SELECT greatest(audit_month($1, 0), $2) AS low) m";
 
 /// Where the columns are that stand beside a batch.
@@ -172,8 +173,12 @@ async fn by_terms(
     search: &AuditSearch,
     end: AuditPosition,
 ) -> Result<Option<AuditFound>> {
-    let month = store.read(sqlx::query(MONTH).bind(end.at.0).bind(search.from.0)).await?;
+    let month = sqlx::query(MONTH).bind(end.at.0).bind(search.from.0).bind(&search.terms);
+    let month = store.read(month).await?;
     let Some(month) = month.first() else { return Ok(None) };
+    if column(month, 2)? {
+        return Ok(None);
+    }
     let (low, older) = (Timestamp(column(month, 0)?), column::<bool>(month, 1)?);
     let query = bounded(BY_TERMS, low, search.until).bind(&search.terms).bind(limit(RARE_ROWS_MAX));
     // These connections plan for the values at hand: how many rows a term has decides which index is cheaper.
