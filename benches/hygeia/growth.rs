@@ -167,8 +167,7 @@ async fn postgres(effort: Effort, patients: &[u64]) -> Result<Vec<Line>> {
 async fn sqlite(effort: Effort, patients: &[u64]) -> Result<Vec<Line>> {
     let mut sizes = Vec::new();
     for &count in patients {
-        let site = Site::embedded()?.with(HOT, HOT_ENTITIES_MAX);
-        site.run(&["migrate"], "")?;
+        let site = Site::embedded()?.with(HOT, HOT_ENTITIES_MAX).with_user()?;
         say(&format!("SQLite: {count} patients"));
         let filled = fill::sqlite(&site.data_dir().join("hygeia.db"), count, JWT_SECRET).await?;
         sizes.push((Size::start(&site, count, filled).await?, site));

@@ -51,12 +51,17 @@ impl Site {
 
     /// On a database and a broker of their own, with a user.
     pub(crate) fn on(database_url: &str, brokers: &str) -> Result<Site> {
-        let site = Site { password: OWN_PASSWORD, ..Site::embedded()? }
+        let site = Site::embedded()?
             .with("HYGEIA__STORE__URL", database_url)
             .with("HYGEIA__KAFKA__BROKERS", brokers);
-        site.run(&["migrate"], "")?;
-        site.run(&["user", "add", EMAIL, "--role", "ADMIN"], OWN_PASSWORD)?;
-        Ok(site)
+        site.with_user()
+    }
+
+    /// With its schema, and with a user to log in as who is not the demo's.
+    pub(crate) fn with_user(self) -> Result<Site> {
+        self.run(&["migrate"], "")?;
+        self.run(&["user", "add", EMAIL, "--role", "ADMIN"], OWN_PASSWORD)?;
+        Ok(Site { password: OWN_PASSWORD, ..self })
     }
 
     /// One more setting.
