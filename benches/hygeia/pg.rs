@@ -48,7 +48,7 @@ WITH moment AS MATERIALIZED (
     INSERT INTO unbilled (seq, version, patient_id) SELECT seq, version, patient_id FROM written
 ), audited AS (
     INSERT INTO audit_batches (chain, seq, at, mac, body, terms)
-    SELECT lpad(:client_id::text, 32, '0')::uuid, at, at, decode(repeat('a7', 32), 'hex'),
+    SELECT lpad((:client_id + 1)::text, 32, '0')::uuid, at, at, decode(repeat('a7', 32), 'hex'),
            decode(repeat('5c', 200), 'hex'), ARRAY[hashtext(id::text), 1, 2, 3]
     FROM new CROSS JOIN fence
 )

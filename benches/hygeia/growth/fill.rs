@@ -41,13 +41,13 @@ pub(crate) struct Filled {
     pub(crate) some: Vec<Uuid>,
     /// Of those, patients who have been changed.
     pub(crate) changed: Vec<Uuid>,
-    /// When the last row of the audit was sealed, as the API takes it.
-    pub(crate) audited_until: String,
+    /// When half of the rows of the audit were sealed, in the form that the API takes.
+    pub(crate) half_audited: String,
 }
 
 impl Filled {
     /// Of `ids`, in the order of their registration: as many as `SOME_MAX`, spread over all of them.
-    fn among(ids: &[Uuid], audited_until: Timestamp) -> Result<Filled> {
+    fn among(ids: &[Uuid], half_audited: Timestamp) -> Result<Filled> {
         const SOME_MAX: usize = 20_000;
         // The patients are numbered from 1: of a hundred the 99th is restricted, and every tenth has been changed.
         let shown = ids.iter().enumerate().filter(|(place, _)| place % 100 != 98).map(|(_, id)| *id);
@@ -56,8 +56,8 @@ impl Filled {
         let some: Vec<Uuid> = (0..some.len()).map(|n| some[n * 7_919 % some.len()]).collect();
         let changed = ids.iter().copied().skip(9).step_by(10);
         let changed = changed.step_by((ids.len() / 10 / 1_000).max(1)).collect();
-        let audited_until = audited_until.to_offset().format(&Rfc3339)?;
-        Ok(Filled { some, changed, audited_until })
+        let half_audited = half_audited.to_offset().format(&Rfc3339)?;
+        Ok(Filled { some, changed, half_audited })
     }
 }
 

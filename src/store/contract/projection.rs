@@ -15,22 +15,28 @@ use crate::store::{Applied, PartitionOffset, ProjectionSource, Store};
 const DAY_US: i64 = 86_400_000_000;
 const OLD: Date = date!(1950 - 05 - 05);
 const NEW: Date = date!(1990 - 09 - 09);
-/// The day before each of these, the day itself, and the ends of their years.
-const BIRTHS: [Date; 8] = [
+/// The day before each of these days, the day itself, and the ends of their months and years.
+const BIRTHS: [Date; 13] = [
     date!(1949 - 12 - 31),
+    date!(1950 - 04 - 30),
     date!(1950 - 05 - 04),
     OLD,
+    date!(1950 - 05 - 31),
+    date!(1950 - 06 - 01),
     date!(1950 - 12 - 31),
     date!(1990 - 01 - 01),
+    date!(1990 - 08 - 31),
     date!(1990 - 09 - 08),
     NEW,
+    date!(1990 - 10 - 01),
     date!(1990 - 12 - 31),
 ];
 
-/// What is counted of births, when so many were born on `OLD` and on `NEW`.
+/// The expected counts, with this many births on `OLD` and on `NEW`.
 fn births(old: i64, new: i64) -> (i64, Vec<(Date, i64)>) {
-    let counts = [0, 0, old, old, old, old, old + new, old + new];
-    (old + new, BIRTHS.into_iter().zip(counts).collect())
+    let both = old + new;
+    let counts = [0, 0, 0, old, old, old, old, old, old, old, both, both, both];
+    (both, BIRTHS.into_iter().zip(counts).collect())
 }
 
 fn source() -> ProjectionSource {
@@ -89,7 +95,7 @@ pub(super) async fn repeats_have_no_effect(store: Arc<dyn Store>) {
     let applied = store.apply(&source(), &[at(0, 4)], &batch).await.expect("applied");
     assert_eq!(applied, Applied { counted: 0, repeated: 4, given_up: 0 });
     assert_eq!(counts(&store).await, before);
-    // A deleted patient stays known.
+    // A deleted patient remains known.
     store.apply(&source(), &[], &[seen(1, 3, Deleted, None)]).await.expect("applied");
     let applied = store.apply(&source(), &[], &batch).await.expect("applied");
     assert_eq!(applied, Applied { counted: 0, repeated: 4, given_up: 0 });
@@ -97,7 +103,7 @@ pub(super) async fn repeats_have_no_effect(store: Arc<dyn Store>) {
     assert_eq!((all.living, all.born_by), births(0, 0));
 }
 
-/// A patient's events lie in several partitions once some were added: nothing keeps them in order then.
+/// After partitions were added, a patient's events lie in several of them, and nothing keeps their order.
 pub(super) async fn any_order_counts_each_once(store: Arc<dyn Store>) {
     let life = [
         seen(1, 1, Created, Some(OLD)),
@@ -146,7 +152,7 @@ pub(super) async fn offsets_belong_to_their_source(store: Arc<dyn Store>) {
 }
 
 pub(super) async fn parallel_consumers_count_once(store: Arc<dyn Store>) {
-    // Several consumers get the same events, as after a rebalance that one of them has not heard of.
+    // Several consumers get the same events, as after a rebalance that one of them has not noticed.
     let batch: Arc<Vec<Observation>> = Arc::new(
         (1..=60).flat_map(|n| [seen(n, 1, Created, Some(OLD)), seen(n, 2, Updated, Some(NEW))]).collect(),
     );

@@ -1,6 +1,6 @@
-//! The analytics projection. `apply` is a transaction under one advisory lock: the consumers of all
-//! nodes count into the same few rows and would wait for each other anyway, and so no two of them can
-//! see the same patient at the same version.
+//! The analytics projection. `apply` is a transaction under one advisory lock. The consumers of all nodes
+//! count into the same few rows and would wait for each other anyway. The lock also ensures that no two of
+//! them read the same state of a patient.
 
 use std::collections::HashMap;
 
@@ -15,20 +15,22 @@ use crate::domain::ids::PatientId;
 use crate::store::delta::{Delta, Known, delta};
 use crate::store::{Applied, PartitionOffset, ProjectionSource, ProjectionStore, Result};
 
-/// Begins the transaction and takes the lock, in one message. What is read after it is read by a
-/// later statement, and so sees what the last holder committed. The number is "hygeia" in ASCII.
+/// Begins the transaction and takes the lock, in one message. Later statements of the transaction see what
+/// the previous holder committed. The number is "hygeia" in ASCII.
 const BEGIN: &str = "BEGIN; SELECT pg_advisory_xact_lock(114849211771233)";
 
-/// The counts, in one statement so that they are of one moment. Who was born by a day is counted from the years before
-/// its own, and from the days of its own year.
+/// Reads the counts in one statement, so that they belong to one moment. The births up to a day are the sum
+/// of all earlier years, of the earlier months of its year, and of the days of its month.
 pub(super) const COUNTS: &str = "
 SELECT 0::int2, kind, NULL::date, n FROM projection_event_types
 UNION ALL SELECT 1::int2, NULL, day, n FROM projection_registrations WHERE day >= $1
 UNION ALL SELECT 2::int2, NULL, NULL, coalesce(sum(n), 0)::int8 FROM projection_birth_years
 UNION ALL SELECT 3::int2, NULL, d.day,
     ((SELECT coalesce(sum(n), 0) FROM projection_birth_years WHERE year < extract(year FROM d.day)::int4)
+     + (SELECT coalesce(sum(n), 0) FROM projection_birth_months
+        WHERE month >= make_date(extract(year FROM d.day)::int4, 1, 1) AND month < projection_month(d.day))
      + (SELECT coalesce(sum(n), 0) FROM projection_births
-        WHERE date_of_birth BETWEEN make_date(extract(year FROM d.day)::int4, 1, 1) AND d.day))::int8
+        WHERE date_of_birth BETWEEN projection_month(d.day) AND d.day))::int8
 FROM unnest($2::date[]) AS d(day)
 ORDER BY 1, 2, 3";
 
@@ -57,7 +59,7 @@ impl ProjectionStore for PostgresStore {
         let delta = delta(&known, observations);
         write(&mut transaction, &delta, source, offsets).await?;
         transaction.commit().await?;
-        // The tidying of the outbox is not a part of the result.
+        // The clean-up of the outbox is not part of the result.
         if let Some(rows_max) = self.trimming.due(delta.applied.counted + delta.applied.repeated) {
             self.trim_sent(rows_max).await.ok();
         }
@@ -75,7 +77,7 @@ impl ProjectionStore for PostgresStore {
                 (1, _, Some(day)) => counts.registrations.push((day, n)),
                 (2, ..) => counts.living = n,
                 (3, _, Some(day)) => counts.born_by.push((day, n)),
-                // An event type of a newer program: it knows how to show it.
+                // An event type of a newer version of the program; this version cannot show it.
                 _ => {}
             }
         }

@@ -90,16 +90,18 @@ async fn write_offsets(
     Ok(())
 }
 
-/// The counts, in one statement so that they are of one moment. Who was born by a day is counted from the years before
-/// its own, and from the days of its own year.
+/// Reads the counts in one statement, so that they belong to one moment. The births up to a day are the sum
+/// of all earlier years, of the earlier months of its year, and of the days of its month.
 pub(super) const COUNTS: &str = "
 SELECT 0, kind, NULL, n FROM projection_event_types
 UNION ALL SELECT 1, NULL, day, n FROM projection_registrations WHERE day >= $1
 UNION ALL SELECT 2, NULL, NULL, coalesce(sum(n), 0) FROM projection_birth_years
 UNION ALL SELECT 3, NULL, d.value,
     (SELECT coalesce(sum(n), 0) FROM projection_birth_years WHERE year < CAST(substr(d.value, 1, 4) AS INTEGER))
+    + (SELECT coalesce(sum(n), 0) FROM projection_birth_months
+       WHERE month >= substr(d.value, 1, 4) || '-01' AND month < substr(d.value, 1, 7))
     + (SELECT coalesce(sum(n), 0) FROM projection_births
-       WHERE date_of_birth BETWEEN substr(d.value, 1, 4) || '-01-01' AND d.value)
+       WHERE date_of_birth BETWEEN substr(d.value, 1, 7) || '-01' AND d.value)
 FROM json_each($2) AS d
 ORDER BY 1, 2, 3";
 
@@ -138,7 +140,7 @@ impl ProjectionStore for SqliteStore {
                 })
             })
             .await?;
-        // The tidying of the outbox is not a part of the result.
+        // The clean-up of the outbox is not part of the result.
         if let Some(rows_max) = self.trimming.due(applied.counted + applied.repeated) {
             self.trim_sent(rows_max).await.ok();
         }
@@ -158,7 +160,7 @@ impl ProjectionStore for SqliteStore {
                 (1, _, Some(day)) => counts.registrations.push((day, n)),
                 (2, ..) => counts.living = n,
                 (3, _, Some(day)) => counts.born_by.push((day, n)),
-                // An event type of a newer program: it knows how to show it.
+                // An event type of a newer version of the program; this version cannot show it.
                 _ => {}
             }
         }
