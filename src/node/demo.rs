@@ -1,5 +1,5 @@
-//! What a newcomer finds: a user to log in as and fifteen patients, made by the ordinary command path
-//! so that their events flow. Only on the embedded defaults, and only where there is nothing yet.
+//! The demo data of a first start: a user to log in as and fifteen patients, registered by ordinary commands
+//! so that their events are published. Only with the embedded defaults, and only in an empty database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,17 +20,17 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::health::{Health, Status};
 use crate::store::{self, Store};
 
-/// The demo user's name, known to everyone: it exists only where nobody else can reach the node.
+/// The demo user's name. It is public, so the user is only created where no other machine can reach the node.
 const USER: &str = "testuser@test.com";
-/// The demo user's password, known to everyone.
+/// The demo user's password, which is public too.
 const PASSWORD: &str = "password123";
 
-/// The pause before the demo is tried again, while the shards are not served yet, and before the parts are looked at
-/// again.
+/// The pause before another attempt to create the demo while no shard is served yet, and between two checks
+/// of the parts.
 const TRY_EVERY: Duration = Duration::from_millis(50);
 
-/// How long the banner waits for the last part. One that cannot work yet, for want of a broker perhaps, keeps nobody from
-/// learning where the node is.
+/// How long the banner waits for the last part. A part that cannot work yet, for example without a broker,
+/// must not keep the addresses from being printed.
 const QUIET_LIMIT: Duration = Duration::from_secs(10);
 
 /// Name, e-mail address, address, year, month and day of birth, and the day registered.
@@ -78,10 +78,10 @@ const PATIENTS: [Row; 15] = [
     ("Noor van Dijk", "noor.vandijk@example.com", "73 Canal View, Eastmere", (1999, 8, 8), (2024, 6, 24)),
 ];
 
-/// The id of the first demo patient; the others follow it.
+/// The id of the first demo patient. The other ids count up from it.
 const FIRST_ID: u128 = 0x123e_4567_e89b_12d3_a456_4266_1417_4000;
 
-/// What it takes to make the demo.
+/// The components that creating the demo needs.
 pub(super) struct Demo {
     pub(super) auth: auth::Settings,
     pub(super) store: Arc<dyn Store>,
@@ -91,55 +91,57 @@ pub(super) struct Demo {
     pub(super) request_budget: Duration,
 }
 
-/// How the database stands to the demo.
+/// Whether the database needs the demo.
 enum Standing {
-    /// The demo user is there and may log in.
+    /// The demo user exists and may log in.
     Made,
-    /// There is nothing yet, or a demo that a start did not finish.
+    /// The database is empty, or an earlier start did not finish the demo.
     Wanted,
-    /// Somebody has begun to use the database.
+    /// The database is in use.
     Unwanted,
 }
 
-/// The part's name in health: whoever waits for the node to be ready may log in then.
+/// The name of the part in health. It keeps the node from being ready before the demo user can log in.
 const PART: &str = "demo";
 
 impl Demo {
-    /// From now on the node is not ready until `make` is over.
+    /// Reports the node as not ready until `make` has ended.
     pub(super) fn announce(&self) {
         self.health.report(PART, Status::NotReady("the demo is being made".into()));
     }
 
-    /// Makes what is missing; true if the demo user can log in. What cannot be done for now is tried again:
-    /// the node is not ready until it is known whether there is a demo.
+    /// Creates what is missing. Returns whether the demo user can log in. Retries after temporary failures,
+    /// so the node is not ready until it is known whether there is a demo.
     pub(super) async fn make(&self) -> bool {
-        let made = loop {
+        loop {
             match self.complete().await {
-                Ok(made) => break made,
+                Ok(made) => {
+                    // Without a demo, the part has nothing left to do either.
+                    self.health.report(PART, Status::Ready);
+                    return made;
+                }
                 Err(error) if error.code.http_status() >= 500 && error.code != ErrorCode::Internal => {
                     self.health.report(PART, Status::NotReady(format!("the demo is not made yet: {error}")));
                     tokio::time::sleep(TRY_EVERY).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the demo was not made");
-                    break false;
+                    self.health.report(PART, Status::Explained("the demo was not made".into()));
+                    return false;
                 }
             }
-        };
-        let status = if made { Status::Ready } else { Status::Explained("there is no demo".into()) };
-        self.health.report(PART, status);
-        made
+        }
     }
 
-    /// The ids and the command ids are fixed, so a start that was cut short in the middle is finished
-    /// by the next one. A demo whose data was changed since is left alone: the user is made last.
+    /// Creates what is missing. The ids and the command ids are fixed, so the next start completes one that
+    /// was interrupted. The user is created last, so the data of a finished demo is never touched again.
     async fn complete(&self) -> Result<bool> {
         match self.standing().await.map_err(unread)? {
             Standing::Made => return Ok(true),
             Standing::Wanted => {}
             Standing::Unwanted => return Ok(false),
         }
-        // One after the other: lists show them in this order.
+        // One after the other, because lists show the patients in this order.
         for (number, row) in (0..).zip(PATIENTS) {
             let details =
                 details(row).ok_or_else(|| Error::new(ErrorCode::Internal, "a date of the demo is none"))?;
@@ -179,7 +181,7 @@ fn unread(error: store::Error) -> Error {
     Error::new(code, error.to_string())
 }
 
-/// What is there already was made by a start before, or by a try whose outcome was not learned.
+/// Treats an existing item as success: an earlier start created it, or an attempt whose outcome was unknown.
 fn already(made: Result<()>) -> Result<()> {
     match made {
         Err(error) if error.code == ErrorCode::AlreadyExists => Ok(()),
@@ -200,8 +202,8 @@ fn details((name, email, address, born, registered): Row) -> Option<PatientDetai
     })
 }
 
-/// Waits until each part works: what they say of their start comes before the banner and not below it. The word of the
-/// actors, that they have begun, comes after the first word of each of them.
+/// Waits until each part works, so that log lines about the start come before the banner and not after it.
+/// The part of the actors as a whole reports only after each of them has reported.
 pub(super) async fn quiet(health: &Health) {
     let quiet = async {
         while !health.all_work() {
@@ -211,17 +213,18 @@ pub(super) async fn quiet(health: &Health) {
     let _ = tokio::time::timeout(QUIET_LIMIT, quiet).await;
 }
 
-/// Says where the node is, on standard error: standard output is the log. `node` is its name within a cluster.
+/// Prints the node's addresses on standard error, because standard output is the log. `node` is its name
+/// within a cluster.
 #[expect(clippy::print_stderr, reason = "this is what a person who starts a node by hand looks for")]
 pub(super) fn tell(node: Option<&str>, addresses: &RuntimeFile, demo: bool) {
-    // One of several is told in one line: theirs may come out at one place.
+    // A node of a cluster prints one line, because the output of several nodes may be mixed.
     if let Some(name) = node {
         let told = [("HTTP", &addresses.http), ("gRPC", &addresses.grpc)];
         let told = told.iter().filter_map(|(what, address)| Some(format!("  {what} {}", address.as_ref()?)));
         eprintln!("{name} is up.{}", told.collect::<String>());
         return;
     }
-    // In one write: else lines of the log come between its own.
+    // A single write, so that no log line comes between the lines of the banner.
     eprint!("{}", banner(addresses, demo));
 }
 
