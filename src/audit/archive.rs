@@ -1,15 +1,15 @@
-//! Archiving: old rows go into a file, and an anchor for each of their chains stays in the database.
+//! Archiving: moves old rows into a file and leaves one anchor per chain in the database.
 //!
-//! The order of the steps makes it safe to end at any moment and to begin again:
-//! 1. The rows before the end are written into the file, each checked by its seal, and the file is synced.
-//! 2. The file is read again and checked.
-//! 3. That it was done is recorded. The rows that record it pin the last archived row of every chain, so that an
-//!    anchor which is missing later, or is an older one, is found as a missing row is.
-//! 4. The rows are taken away and the anchors left in their place, in one transaction or, where others would wait for
-//!    that too long, in a transaction for a few rows at a time, each with its anchor.
+//! The order of the steps makes it safe to stop at any time and to start again:
+//! 1. Rows sealed before the end are written to the file, after a check of each seal, and the file is synced.
+//! 2. The file is read back and checked.
+//! 3. The archiving is recorded in the audit. The recording rows pin the last archived row of every chain, so
+//!    that an anchor that is later missing or outdated is detected like a missing row.
+//! 4. The rows are replaced by the anchors, in one transaction. Where this would block others for too long,
+//!    each transaction replaces only a few rows and leaves an anchor.
 //!
-//! A run that ended before step 4 was done leaves rows that are in a file and in the database. The next run archives
-//! them once more, into another file; both files hold the same sealed rows.
+//! A run that stopped before the end of step 4 leaves rows both in the file and in the database. The next run
+//! archives them again into another file; both files hold the same sealed rows.
 
 mod file;
 
@@ -32,48 +32,50 @@ use crate::domain::audit::{Access, Outcome};
 use crate::domain::time::{Clock, Timestamp};
 use crate::store::{self, AuditAnchor, AuditArchiveStore, AuditHead, AuditStore};
 
-/// Rows are archived this long after they were sealed, at the soonest: a transaction may be on its way until then.
+/// The minimum age of archived rows: 1 hour, in microseconds. A transaction may still be in flight until
+/// then.
 const SETTLED_US: i64 = 3_600_000_000;
-/// Heads pinned by one row.
+/// The most heads pinned by one row.
 const PINS_AT_ONCE: usize = 4_096;
 
 /// Why nothing, or not everything, was archived.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// The file.
+    /// The file cannot be read or written.
     #[error("{0}")]
     File(#[from] std::io::Error),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// Something is not as it was written.
+    /// A row, an anchor or the file differs from what was written.
     #[error("{0}")]
     Fault(String),
-    /// It cannot be done so.
+    /// The request is not allowed.
     #[error("{0}")]
     Refused(String),
 }
 
-/// What is needed to archive.
+/// Archives old rows of the audit.
 pub struct Archiver<S: ?Sized> {
     /// The database.
     pub store: Arc<S>,
-    /// The secrets. Anchors and the file are sealed with the present one.
+    /// The secrets. Anchors and the file are sealed with the present secret.
     pub keys: Keys,
     /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Writes the rows that record the archiving.
+    /// The chains for the rows that record the archiving.
     pub chains: Chains,
 }
 
 impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
-    /// Archives the rows sealed before `before` into a new file at `path`, and takes them away.
+    /// Archives the rows sealed before `before` into a new file at `path`, and removes them from the
+    /// database.
     ///
-    /// Where rows are kept by month, only whole months go.
+    /// Where the database partitions rows by month, only whole months are archived.
     ///
     /// # Errors
-    /// See `ArchiveError`. Unless the last step has begun, no row was taken away; and in any case none that is not
-    /// in the file.
+    /// See `ArchiveError`. No row is removed before the last step, and no row is ever removed that is not in
+    /// the file.
     pub async fn archive(&self, before: Timestamp, path: &Path) -> Result<Archive, ArchiveError> {
         let now = self.clock.now();
         if before.0 > now.0.saturating_sub(SETTLED_US) {
@@ -126,13 +128,13 @@ impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
         let written = self.write_rows(end, anchors, BufWriter::new(file)).await;
         let synced = written.and_then(|(archive, out)| {
             out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-            // The name of the file has to be durable too.
+            // Sync the directory too, so that the file name is durable.
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
             Ok(archive)
         });
         if synced.is_err() {
-            // It is not whole, and nothing was taken away: the error says what matters.
+            // The file is incomplete and no row was removed, so only the first error matters.
             let _ = std::fs::remove_file(path);
         }
         synced
@@ -179,7 +181,7 @@ impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
         }
     }
 
-    /// Records that `archive` was written. Answers with the anchors to be left.
+    /// Records that `archive` was written. Returns the anchors to leave in the database.
     async fn record(
         &self,
         archive: &Archive,
@@ -205,7 +207,8 @@ impl<S: AuditArchiveStore + ?Sized> Archiver<S> {
         Ok(left)
     }
 
-    /// The entry of the audit. Who has the database is known to the operating system alone.
+    /// Returns the audit entry of the archiving. Only the operating system knows the person behind the
+    /// database access, so the entry names the owner of the file.
     fn entry(&self, archive: &Archive, uid: u32) -> Access {
         let seal: String = archive.seal.iter().map(|byte| format!("{byte:02x}")).collect();
         let (rows, chains, before) = (archive.rows, archive.runs.len(), archive.before.to_offset().date());

@@ -1,4 +1,4 @@
-//! Chains: one writer each, one batch under way each.
+//! Chains: each has one writer and at most one batch in flight.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,19 +13,19 @@ use crate::domain::audit::Access;
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store::{self, AuditBatch, AuditHead, AuditStore};
 
-/// A seal.
+/// The seal of a batch: its HMAC-SHA-256.
 pub type Mac = [u8; 32];
 
-/// How many chains a batch pins at most, the newest first.
+/// The most chains that a batch pins, youngest first.
 pub(super) const PINS_MAX: u32 = 256;
 
-/// The pause before the database is asked again where the chains are, if it has not answered.
+/// The pause before the heads are read again after a failed read.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// What stands before the first batch.
+/// The previous seal of the first batch of a chain.
 pub(super) const NOTHING_BEFORE: Mac = [0; 32];
 
-/// The secret that seals.
+/// The secret for seals.
 #[derive(Clone)]
 pub struct Key(hmac::Key);
 
@@ -36,17 +36,17 @@ impl fmt::Debug for Key {
 }
 
 impl Key {
-    /// The secret as it was given.
+    /// Returns the key for `secret`.
     pub fn of(secret: &[u8]) -> Self {
         Key(hmac::Key::new(hmac::HMAC_SHA256, secret))
     }
 
-    /// What tells one secret from another, and does not tell it.
+    /// Returns a fingerprint that distinguishes secrets without revealing them.
     pub(super) fn mark(&self) -> Vec<u8> {
         hmac::sign(&self.0, b"hygeia audit secret").as_ref()[..8].to_vec()
     }
 
-    /// The seal of an anchor at `head`.
+    /// Returns the seal of an anchor at `head`.
     pub(super) fn seal_anchor(&self, head: &AuditHead) -> Mac {
         let mut sealing = self.sealing();
         sealing.update(b"hygeia audit anchor 1\0");
@@ -56,12 +56,12 @@ impl Key {
         ended(&sealing)
     }
 
-    /// What seals bytes that come one after the other.
+    /// Returns a context that seals consecutive bytes.
     pub(super) fn sealing(&self) -> hmac::Context {
         hmac::Context::with_key(&self.0)
     }
 
-    /// The seal of a batch. Its body holds the seal of the one before it.
+    /// Returns the seal of a batch, whose body contains the seal of the previous batch.
     pub(super) fn seal(&self, batch: &AuditBatch) -> Mac {
         let mut sealing = self.sealing();
         sealing.update(b"hygeia audit batch 2\0");
@@ -73,7 +73,7 @@ impl Key {
     }
 }
 
-/// The secrets that rows may be sealed with: the present one, and those from before it was changed.
+/// The secrets of existing rows: the present one and the earlier ones.
 #[derive(Clone, Debug)]
 pub struct Keys {
     present: Key,
@@ -81,48 +81,49 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// New seals are made with `present`.
+    /// Returns keys whose new seals use `present`.
     pub fn new(present: Key, older: Vec<Key>) -> Self {
         Keys { present, older }
     }
 
-    /// These, and some from before.
+    /// Adds earlier secrets.
     pub fn with_older(mut self, older: impl IntoIterator<Item = Key>) -> Self {
         self.older.extend(older);
         self
     }
 
-    /// The secret that new seals are made with.
+    /// Returns the secret for new seals.
     pub fn present(&self) -> &Key {
         &self.present
     }
 
-    /// Whether `batch` is as somebody with one of the secrets wrote it. Where it belongs, its neighbours tell.
+    /// Returns whether a holder of one of the secrets sealed `batch`. The position in the chain is checked by
+    /// the neighbouring rows.
     pub fn have_sealed(&self, batch: &AuditBatch) -> bool {
         self.iter().any(|key| key.seal(batch) == batch.mac)
     }
 
-    /// All of them.
+    /// Returns all secrets, the present one first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Key> {
         std::iter::once(&self.present).chain(&self.older)
     }
 }
 
-/// The seal of all that `sealing` was given.
+/// Returns the seal of everything passed to `sealing`.
 pub(super) fn ended(sealing: &hmac::Context) -> Mac {
     let mut mac = [0; 32];
     mac.copy_from_slice(sealing.clone().sign().as_ref());
     mac
 }
 
-/// One chain, in the hands of whoever has a transaction under way.
+/// One chain, owned by at most one transaction at a time.
 pub struct Chain {
     id: Uuid,
     next_seq: i64,
     last: Mac,
     /// When the last batch was sealed.
     last_at: Timestamp,
-    /// Of which moment its pins are, those in the database or those in its next batch.
+    /// When the heads that the chain pins, in its stored batches or in the next one, were read.
     pinned_of: Option<MonoTime>,
     pins: Vec<AuditHead>,
 }
@@ -139,7 +140,7 @@ impl Chain {
         }
     }
 
-    /// The batch that was sealed has become durable.
+    /// Advances the chain after `batch` has become durable.
     fn goes_on_from(&mut self, batch: &AuditBatch) {
         self.next_seq = batch.seq + 1;
         self.last = batch.mac;
@@ -147,7 +148,7 @@ impl Chain {
         self.pins.clear();
     }
 
-    /// Has the next batch pin `heads` too.
+    /// Makes the next batch also pin `heads`.
     pub(super) fn pin(&mut self, heads: &[AuditHead]) {
         self.pins.extend(heads);
     }
@@ -166,24 +167,24 @@ struct Shared {
     clock: Arc<dyn Clock>,
     pins_every: Duration,
     growth: Growth,
-    /// Those that no transaction has. As many as there were transactions at the same time.
+    /// The chains that no transaction holds. There are as many chains as there were concurrent transactions.
     free: Mutex<Vec<Chain>>,
     seen: Mutex<Seen>,
 }
 
-/// Where the chains there are end, as far as this writer knows.
+/// The heads of all chains, as last read by this writer.
 #[derive(Default)]
 struct Seen {
-    /// When the database was asked last.
+    /// When the last read began, successful or not.
     asked_at: Option<MonoTime>,
-    /// Of which moment `heads` are.
+    /// When `heads` were read.
     of: Option<MonoTime>,
     heads: Vec<AuditHead>,
 }
 
 impl Chains {
-    /// Chains of `writer` (`node-name#boot-id/part`), which pin what else there is once in `pins_every`, and tell `growth` of
-    /// each batch.
+    /// Returns the chains of `writer` (`node-name#boot-id/part`). They pin the heads of other chains once per
+    /// `pins_every`, and set `growth` with each batch.
     pub fn new(
         key: Key,
         writer: String,
@@ -196,7 +197,7 @@ impl Chains {
         Chains { shared: Arc::new(Shared { key, writer, store, clock, pins_every, growth, free, seen }) }
     }
 
-    /// A chain for one transaction, with what it has to pin. It waits for nothing: it pins what `look` has seen.
+    /// Returns a chain for one transaction, with its pins. Does not wait: the pins come from the last `look`.
     pub fn take(&self) -> Chain {
         let free = self.shared.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut chain = free.unwrap_or_else(Chain::new);
@@ -210,8 +211,8 @@ impl Chains {
         chain
     }
 
-    /// Reads where the chains are, if what is known of that is old. To be called after a transaction and not within
-    /// one: a database that does not answer this must hold up no change.
+    /// Reads the heads of all chains if the last read is older than `pins_every`. Call it between
+    /// transactions, not within one: a slow read must not delay a change.
     pub async fn look(&self) {
         let now = self.shared.clock.mono();
         {
@@ -233,7 +234,7 @@ impl Chains {
         }
     }
 
-    /// Whether what was read at `moment` is to be read anew.
+    /// Returns whether data read at `moment` has to be read again.
     fn is_old(&self, moment: Option<MonoTime>) -> bool {
         moment.is_none_or(|at| self.shared.clock.mono().since(at) >= self.shared.pins_every)
     }
@@ -242,14 +243,14 @@ impl Chains {
         self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next batch of `chain`, which holds `entries`.
+    /// Returns the next batch of `chain` with `entries`.
     pub fn seal(&self, chain: &Chain, entries: Vec<Access>) -> AuditBatch {
         let Shared { key, writer, clock, .. } = &*self.shared;
-        // No entry is younger than its batch, whatever the clocks of this and another node say. And no batch is
-        // younger than the next one of its chain, so that the rows before any moment are the beginning of the chain.
+        // No entry is later than its batch, whatever the clocks of the nodes say. No batch is later than the
+        // next one of its chain, so the rows before any time are the beginning of the chain.
         let newest = entries.iter().map(|access| access.at).max().unwrap_or_default();
         let at = newest.max(clock.now()).max(chain.last_at);
-        let terms = Terms::of(&entries).0;
+        let terms = Terms::of(&entries, at).0;
         let opening = (chain.next_seq == 0).then(|| (writer.clone(), key.mark()));
         let content = Content { before: chain.last, opening, pins: chain.pins.clone(), entries };
         let body = write(&content, at);
@@ -258,8 +259,8 @@ impl Chains {
         AuditBatch { mac: key.seal(&unsealed), ..unsealed }
     }
 
-    /// The transaction of `batch` has ended. If its outcome is not known the chain ends with it, and the next
-    /// transaction begins another one: two batches must never have the same place.
+    /// Ends the transaction of `batch`. If the outcome is unknown, the chain is abandoned and the next
+    /// transaction starts a new one, because two batches must never have the same place.
     pub fn ended<T>(&self, mut chain: Chain, batch: &AuditBatch, result: &store::Result<T>) {
         match result {
             Ok(_) => {
@@ -268,15 +269,15 @@ impl Chains {
                 self.put_back(chain);
             }
             Err(store::Error::Unavailable(_)) => self.put_back(chain),
-            // It may have come about.
+            // The batch may have been stored.
             Err(store::Error::Unknown(_) | store::Error::Broken(_)) => self.shared.growth.note(),
         }
     }
 
-    /// Writes a batch that pins `heads`, and records nothing. Answers with where it is.
+    /// Writes a batch that pins `heads` and has no entries. Returns its head.
     ///
     /// # Errors
-    /// The database cannot be written to.
+    /// The database cannot be written.
     pub(super) async fn append_pins(
         &self,
         store: &dyn AuditStore,

@@ -1,4 +1,4 @@
-//! Entries as bytes, and the terms that a search finds them by.
+//! The encoding of entries, and the search terms of a batch.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,20 +15,20 @@ use crate::domain::time::Timestamp;
 use crate::proto::audit as pb;
 use crate::store::AuditHead;
 
-/// What one batch holds.
+/// The content of one batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// The seal of the batch before; zeros in the first batch of a chain.
+    /// The seal of the previous batch; zeros in the first batch of a chain.
     pub before: Mac,
-    /// Of the first batch of a chain: who writes it, and the mark of the secret.
+    /// In the first batch of a chain: the writer and the fingerprint of the secret.
     pub opening: Option<(String, Vec<u8>)>,
-    /// Where other chains were.
+    /// The pinned heads of other chains.
     pub pins: Vec<AuditHead>,
-    /// What was recorded.
+    /// The recorded accesses.
     pub entries: Vec<Access>,
 }
 
-/// A batch that this program cannot read.
+/// The error for a batch that this version cannot read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its content cannot be read")]
 pub struct Unreadable;
@@ -39,7 +39,7 @@ pub(super) fn write(content: &Content, at: Timestamp) -> Vec<u8> {
     let mut places: HashMap<(&str, Role, Option<IpAddr>), u32> = HashMap::new();
     let mut entries = Vec::with_capacity(content.entries.len());
     for access in &content.entries {
-        // Why the glass was broken is the access's, and only if it was needed.
+        // The reason for breaking the glass belongs to the access, and only if it was needed.
         let Caller { subject, role, from, break_glass: _ } = &access.caller;
         let next = u32::try_from(callers.len()).unwrap_or(u32::MAX);
         let who = *places.entry((subject, *role, *from)).or_insert_with(|| {
@@ -76,10 +76,10 @@ pub(super) fn write(content: &Content, at: Timestamp) -> Vec<u8> {
     pb::Batch { opening, pins: pins.collect(), callers, entries, before }.encode_to_vec()
 }
 
-/// Reads a batch that was sealed at `at`.
+/// Decodes a batch that was sealed at `at`.
 ///
 /// # Errors
-/// It was not written by this program or an older one.
+/// The batch was not written by this version or an older one.
 pub fn read(body: &[u8], at: Timestamp) -> Result<Content, Unreadable> {
     let batch = pb::Batch::decode(body).map_err(|_| Unreadable)?;
     let callers: Option<Vec<Caller>> = batch.callers.into_iter().map(caller).collect();
@@ -115,7 +115,7 @@ fn written(detail: &Detail) -> pb::Detail {
     }
 }
 
-/// `None` if it names a role that there is not.
+/// Returns `None` if the role is unknown.
 fn detail(written: pb::Detail) -> Option<Detail> {
     let pb::Detail { account, role, disabled, restricted, search } = written;
     let text = |text: String| (!text.is_empty()).then(|| text.into());
@@ -169,15 +169,22 @@ fn address_bytes(address: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The terms of a batch: numbers that a search asks the database for. Several things may have the same one, so
-/// what is found is looked at again.
+/// How much older than its batch an entry may be without making the batch late, in microseconds. Nearly every
+/// entry is sealed within milliseconds; one that waits for a commit that hangs is not.
+pub const PROMPT_US: i64 = 1_000_000;
+
+/// The search terms of a batch: hashes by which the database finds it. Different values may have the same
+/// term, so matches must be checked again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms(pub Vec<i32>);
 
 impl Terms {
-    /// The terms of `entries`, each once, in order.
-    pub fn of(entries: &[Access]) -> Self {
+    /// Returns the terms of a batch of `entries` that is sealed at `at`, sorted and without duplicates.
+    pub fn of(entries: &[Access], at: Timestamp) -> Self {
         let mut terms = Vec::with_capacity(entries.len() + 8);
+        if entries.iter().any(|access| access.at.0 < at.0.saturating_sub(PROMPT_US)) {
+            terms.push(Self::of_late());
+        }
         for access in entries {
             terms.extend(access.patients.iter().map(|patient| term_of_patient(*patient)));
             terms.push(Self::of_subject(&access.caller.subject));
@@ -189,29 +196,35 @@ impl Terms {
         Terms(terms)
     }
 
-    /// The term of a caller.
+    /// Returns the term of a batch with an entry that is more than `PROMPT_US` older than the batch. A search for
+    /// entries before some time reads only these batches of those that were sealed later.
+    pub fn of_late() -> i32 {
+        term(b'l', b"")
+    }
+
+    /// Returns the term of a caller.
     pub fn of_subject(subject: &str) -> i32 {
         term(b's', subject.as_bytes())
     }
 
-    /// The term of an action.
+    /// Returns the term of an action.
     pub fn of_action(action: Action) -> i32 {
         term(b'a', &[action.code()])
     }
 
-    /// The term of an outcome; a change that was submitted is looked for as one that was done.
+    /// Returns the term of an outcome. A submitted change has the same term as a completed one.
     pub fn of_outcome(outcome: Outcome) -> i32 {
         let outcome = if outcome == Outcome::Submitted { Outcome::Done } else { outcome };
         term(b'o', &[outcome.code()])
     }
 }
 
-/// The term of a patient.
+/// Returns the term of a patient.
 pub fn term_of_patient(patient: PatientId) -> i32 {
     term(b'p', patient.0.as_bytes())
 }
 
-/// FNV-1a of 32 bits (Fowler, Noll and Vo) over the kind and the bytes: the same in every version.
+/// 32-bit FNV-1a (Fowler, Noll and Vo) over the kind and the bytes. Must stay the same in every version.
 fn term(kind: u8, bytes: &[u8]) -> i32 {
     let hash = std::iter::once(&kind)
         .chain(bytes)
@@ -305,10 +318,14 @@ pub(super) mod tests {
 
     #[test]
     fn terms_are_pinned() {
-        let terms = Terms::of(&[some_access(1), some_access(1), some_access(4)]);
+        let entries = [some_access(1), some_access(1), some_access(4)];
+        let oldest = entries[0].at.0;
+        let terms = Terms::of(&entries, Timestamp(oldest + PROMPT_US));
         assert_eq!(terms.0.len(), 2 + 1 + 1 + 1, "two patients, one caller, one action, one outcome");
         assert!(terms.0.is_sorted() && terms.0.contains(&term_of_patient(PatientId(Uuid::from_u128(4)))));
-        // FNV-1a's own test vector: "a" is 0xe40c292c.
+        let late = Terms::of(&entries, Timestamp(oldest + PROMPT_US + 1));
+        assert!(late.0.len() == terms.0.len() + 1 && late.0.contains(&Terms::of_late()));
+        // A published test vector of FNV-1a: "a" is 0xe40c292c.
         assert_eq!(term(b'a', b""), 0xe40c_292c_u32.cast_signed());
     }
 }

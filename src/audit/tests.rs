@@ -1,4 +1,4 @@
-//! Chains over a database in memory, and what is found when somebody changes it.
+//! Chains over an in-memory database, and the detection of changes to it.
 
 mod archives;
 
@@ -25,7 +25,7 @@ struct Rows(
     AtomicI64,
     Mutex<Vec<AuditAnchor>>,
     Mutex<BTreeMap<(PatientId, Version), EventId>>,
-    /// The versions of records that are not those of the newest events.
+    /// The versions of records that differ from those of their newest events.
     Mutex<BTreeMap<PatientId, Version>>,
 );
 
@@ -77,7 +77,7 @@ impl AuditStore for Rows {
     }
 }
 
-/// Takes rows away two at a time.
+/// Removes rows two at a time.
 #[async_trait]
 impl AuditArchiveStore for Rows {
     async fn events_at(&self, places: &[(PatientId, Version)]) -> store::Result<Vec<EventAt>> {
@@ -196,7 +196,7 @@ async fn what_was_written_verifies_over_several_writers() {
     assert_eq!((report.batches, report.entries, report.heads.len()), (20, 30, 2));
 }
 
-/// Every kind of change, at every row: none goes unseen, and the first bad row is named.
+/// Every kind of change at every row is detected, and the first bad row is reported.
 #[tokio::test]
 async fn any_changed_missing_or_added_row_is_found() {
     const ROWS: usize = 6;
@@ -241,7 +241,7 @@ async fn any_changed_missing_or_added_row_is_found() {
     }
 }
 
-/// Rows that no writer makes, wherever they stand: the reader could show them.
+/// Rows that no writer creates, at any place: a reader could otherwise show them.
 #[tokio::test]
 async fn rows_in_impossible_places_are_found() {
     for (chain, seq) in
@@ -256,7 +256,7 @@ async fn rows_in_impossible_places_are_found() {
     }
 }
 
-/// A change of the history makes an entry vanish, or one appear as done.
+/// A changed history would hide an entry, or make one look completed.
 #[tokio::test]
 async fn the_event_of_every_change_that_was_made_is_accounted_for() {
     let submitted = |n: u128, version: i64| Access {
@@ -267,7 +267,7 @@ async fn the_event_of_every_change_that_was_made_is_accounted_for() {
     let patient = some_access(7).patients[0];
     let stage = Stage::new();
     let chains = stage.writer("a#1/patients");
-    // The second of version 2 was refused, and so was version 4, after which nothing came.
+    // The second change to version 2 was refused, and so was version 4, which no later change follows.
     for (n, version) in [(1, 1), (2, 2), (20, 2), (3, 3), (4, 4)] {
         stage.write(&chains, vec![submitted(n, version)]).await;
         if n < 4 {
@@ -322,7 +322,7 @@ async fn a_cut_end_and_a_missing_chain_are_found_by_what_others_saw() {
         for n in 0..4 {
             stage.write(&gone, vec![some_access(n)]).await;
         }
-        // The next start of a node opens a chain, and so looks where the others are.
+        // The next start of the node opens a new chain, which pins the heads of the others.
         let next = stage.writer("a#2/edge");
         for n in 0..2 {
             stage.write(&next, vec![some_access(n)]).await;
@@ -360,7 +360,7 @@ async fn a_quiet_chain_pins_what_was_seen_at_its_last_batch() {
     let pins = |batch: &AuditBatch| read(&batch.body, batch.at).expect("ours").pins;
     let mut seen = Vec::new();
     for n in 0..3 {
-        // Longer than `pins_every`: whatever was read before is old.
+        // Longer than `pins_every`, so all earlier reads are outdated.
         stage.hand.0.fetch_add(120_000_000, Ordering::SeqCst);
         let other = stage.write(&one, vec![some_access(n)]).await;
         seen.push(AuditHead { chain: other.chain, seq: other.seq, mac: other.mac });
@@ -394,7 +394,7 @@ async fn the_chain_ends_with_an_outcome_that_is_not_known() {
     let chain = chains.take();
     let lost = chains.seal(&chain, vec![some_access(2)]);
     chains.ended::<()>(chain, &lost, &Err(store::Error::Unknown(String::new())));
-    // It comes through after all, or it does not: both are right.
+    // The transaction may or may not have succeeded; both must be accepted.
     for came_through in [false, true] {
         if came_through {
             stage.rows.append_audit(&lost).await.expect("added");
@@ -403,7 +403,7 @@ async fn the_chain_ends_with_an_outcome_that_is_not_known() {
         assert!(next.chain != first.chain || came_through);
         assert_eq!(stage.report().await.faults, [], "{came_through}");
     }
-    // What is known not to have happened is written again in the same place.
+    // A batch that certainly was not stored is written again at the same place.
     let chain = chains.take();
     let refused = chains.seal(&chain, vec![some_access(4)]);
     chains.ended::<()>(chain, &refused, &Err(store::Error::Unavailable(String::new())));
@@ -421,7 +421,7 @@ async fn another_secret_is_told_as_such() {
     assert!(format!("{:?}", stage.key) == "Key(..)");
 }
 
-/// A chain that rests is noted once, by a row without entries; and two witnesses do not go on noting each other.
+/// An idle chain is recorded once, by a row without entries. Two witnesses do not record each other forever.
 #[tokio::test]
 async fn what_has_grown_is_noted_once() {
     let stage = Stage::new();

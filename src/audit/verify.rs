@@ -1,4 +1,4 @@
-//! Looks at every batch there is, and at what they say of each other.
+//! Verifies every batch, and the references between chains.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -15,19 +15,19 @@ use crate::store::{
     self, AuditAnchor, AuditArchiveStore, AuditBatch, AuditHead, AuditPosition, AuditSearch, EventAt,
 };
 
-/// Chains asked for at once.
+/// The number of chains per read.
 pub(super) const CHAINS_PAGE: u32 = 256;
-/// Batches asked for at once.
+/// The number of batches per read.
 pub(super) const BATCHES_PAGE: u32 = 64;
 
-/// What is wrong, and where: the first of it in each chain.
+/// A fault and its place. The rows of a chain after a bad row are not checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The chain.
     pub chain: Uuid,
-    /// The place in it.
+    /// The sequence number of the row.
     pub seq: i64,
-    /// What is wrong there.
+    /// The description of the fault.
     pub what: &'static str,
 }
 
@@ -37,31 +37,31 @@ impl fmt::Display for Fault {
     }
 }
 
-/// What was looked at, and what is wrong.
+/// The result of a verification.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Batches: rows of the database.
+    /// The number of batches: rows of the database.
     pub batches: u64,
-    /// Entries in them.
+    /// The number of entries in the batches.
     pub entries: u64,
-    /// Anchors: chains of which rows were archived.
+    /// The number of anchors: chains with archived rows.
     pub anchors: u64,
-    /// Chains in the given archives that go on in another archive, which was not given.
+    /// The number of chains in the given archives that continue in an archive that was not given.
     pub open_runs: u64,
-    /// Where each chain with rows ends: to be kept elsewhere, and compared later.
+    /// The head of each chain with rows. Store the heads elsewhere to compare them later.
     pub heads: Vec<AuditHead>,
-    /// What is wrong with rows; empty if nothing is.
+    /// The faults of rows; empty if there are none.
     pub faults: Vec<Fault>,
-    /// The index of terms has something else than the rows have.
+    /// Whether the index of terms differs from the terms of the rows.
     pub terms_lost: bool,
 }
 
-/// Whether `anchor` was made with one of the secrets.
+/// Returns whether `anchor` was sealed with one of the secrets.
 pub(super) fn anchored(keys: &Keys, anchor: &AuditAnchor) -> bool {
     keys.iter().any(|key| key.seal_anchor(&anchor.head) == anchor.seal)
 }
 
-/// All anchors, by their chains.
+/// Returns all anchors by chain.
 pub(super) async fn anchors_of<S: AuditArchiveStore + ?Sized>(
     store: &S,
 ) -> store::Result<HashMap<Uuid, AuditAnchor>> {
@@ -75,8 +75,8 @@ pub(super) async fn anchors_of<S: AuditArchiveStore + ?Sized>(
     }
 }
 
-/// Checks every chain in `store` under `keys`, and that `archives` join them. The archives have been checked in
-/// themselves, by `read_archive`.
+/// Verifies every chain in `store` under `keys`, and that `archives` continue in the database. The archives
+/// themselves must already have been checked by `read_archive`.
 ///
 /// # Errors
 /// The database cannot be read.
@@ -121,7 +121,8 @@ struct Verifier<'a, S: ?Sized> {
 }
 
 impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
-    /// Leaves out the anchors that nobody with the secret has made: their chains have none.
+    /// Reports and drops anchors that were not sealed with a known secret. Their chains are treated as if
+    /// they had no anchor.
     fn verify_anchors(&mut self) {
         let forged = self.anchors.values().filter(|anchor| !anchored(self.keys, anchor));
         let mut forged: Vec<AuditHead> = forged.map(|anchor| anchor.head).collect();
@@ -138,8 +139,8 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         self.chains.insert(chain);
         let begins = self.anchors.get(&chain).map(|anchor| (anchor.head.seq + 1, anchor.head.mac));
         let (mut seq, mut last): (i64, Mac) = begins.unwrap_or((0, NOTHING_BEFORE));
-        // From the first row on that there may be, so that none before the anchor goes unseen; then from the last row
-        // again, so that no second row at its place does.
+        // Read from the lowest possible sequence number, so that a row before the anchor is noticed. Read the
+        // last row of each page again, so that a second row at its place is noticed.
         let mut last_row = None;
         loop {
             let from = last_row.unwrap_or(i64::MIN);
@@ -160,7 +161,7 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
                         self.verify_events(chain, seq, &entries).await?;
                     }
                     Err(what) => {
-                        // What follows hangs on this one: one fault a chain says where to look.
+                        // All later rows depend on this one, so one fault per chain is enough.
                         self.report.faults.push(Fault { chain, seq, what });
                         return Ok(());
                     }
@@ -170,9 +171,10 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         }
     }
 
-    /// Looks for the event of each change that was submitted. It may be missing, because a change that was submitted may
-    /// have been refused. But then an entry has claimed what stands in its place, or there is nothing after it. And the
-    /// record of a patient has the version of the newest event, so that none is missing at the end, or too many.
+    /// Looks for the event of each submitted change. The event may be missing, because a submitted change may
+    /// have been refused. In that case an entry must claim the event in its place, or no later event may
+    /// exist. The record of a patient must have the version of the newest event; otherwise events at the end
+    /// are missing or were added.
     async fn verify_events(&mut self, chain: Uuid, seq: i64, entries: &[Access]) -> store::Result<()> {
         let submitted = entries.iter().filter_map(|access| Some((*access.patients.first()?, access.change?)));
         let submitted: Vec<(PatientId, Change)> = submitted.collect();
@@ -200,7 +202,8 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         Ok(())
     }
 
-    /// Whether an entry tells of `event`. What was archived may do so.
+    /// Returns whether an entry claims `event`. An archived entry may claim it, so the result is true if any
+    /// anchor exists.
     async fn is_claimed(&self, patient: PatientId, event: EventId) -> store::Result<bool> {
         if !self.anchors.is_empty() {
             return Ok(true);
@@ -252,7 +255,7 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         Ok(())
     }
 
-    /// What is at the place of `head`.
+    /// Returns what the chain has at the place of `head`.
     async fn seal_at(&self, head: AuditHead) -> store::Result<Place> {
         if let Some(anchor) = self.anchors.get(&head.chain).filter(|anchor| anchor.head.seq >= head.seq) {
             let at_end = anchor.head.seq == head.seq;
@@ -263,8 +266,8 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
         Ok(there.map_or(Place::Missing, |batch| Place::Seal(batch.mac)))
     }
 
-    /// An archive joins where the database goes on after the last row of each of its chains: with the anchor at that
-    /// row, with the row itself if the archiving was cut short, or with the archive that was made next.
+    /// Checks that the database continues each chain of each archive after its last row: with the anchor at
+    /// that row, with the row itself if the archiving was interrupted, or with the next archive.
     async fn verify_joints(&mut self, archives: &[Archive]) -> store::Result<()> {
         let runs = archives.iter().flat_map(|archive| &archive.runs);
         let next: HashMap<(Uuid, i64), Mac> =
@@ -290,17 +293,17 @@ impl<S: AuditArchiveStore + ?Sized> Verifier<'_, S> {
     }
 }
 
-/// What is found at a place of a chain.
+/// The content of a place in a chain.
 enum Place {
     /// A row or an anchor with this seal.
     Seal(Mac),
-    /// It was archived, and so were rows after it.
+    /// An archived row with later archived rows.
     Archived,
-    /// Nothing.
+    /// No row and no anchor.
     Missing,
 }
 
-/// What `batch` holds, if it is what belongs at `seq`.
+/// Returns the content of `batch` if it belongs at `seq`.
 pub(super) fn check(
     keys: &Keys,
     batch: &AuditBatch,
@@ -330,7 +333,7 @@ pub(super) fn check(
     if (seq == 0) != content.opening.is_some() {
         return Err("it opens a chain at the wrong place");
     }
-    if Terms::of(&content.entries).0 != batch.terms {
+    if Terms::of(&content.entries, batch.at).0 != batch.terms {
         return Err("its search terms were changed");
     }
     Ok(content)

@@ -1,8 +1,9 @@
-//! The witness: it notes where chains end, so that an end that is cut off is missed, also where nobody writes any more.
+//! The witness: records the heads of the chains, so that a removed end is noticed even after the writers have
+//! become idle.
 //!
-//! A chain that rests proves nothing by its last rows: the next row would. So a node that has recorded something
-//! notes, a while later and when it stops, where the chains are: in a chain of its own, which has no entries, and in
-//! its log, which a person with access to the database need not have.
+//! The last rows of an idle chain are unprotected until another row follows them. So a node that has recorded
+//! entries writes down the heads of the chains a while later and when it stops: in a chain of its own without
+//! entries, and in its log. A person with access to the database need not have access to the log.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,15 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::chain::{Chains, PINS_MAX};
 use crate::store::{self, AuditHead, AuditStore};
 
-/// How many chains a line of the log names, the youngest first. The row has them all.
+/// The most chains in one log line, youngest first. The row contains all of them.
 const LOGGED_MAX: usize = 32;
 
-/// Whether the chains of this process have grown since the witness looked. Cloning is cheap.
+/// Whether the chains of this process have grown since the last call of the witness. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub struct Growth(Arc<AtomicBool>);
 
 impl Default for Growth {
-    /// They have: what was there at the start has to be noted.
+    /// Starts as grown: the chains that exist at the start must be recorded.
     fn default() -> Self {
         Growth(Arc::new(AtomicBool::new(true)))
     }
@@ -31,26 +32,28 @@ impl Growth {
     }
 }
 
-/// Notes where the chains are.
+/// Records the heads of the chains.
 pub struct Witness {
     store: Arc<dyn AuditStore>,
     growth: Growth,
-    /// Its own, which count for no growth: two nodes would go on noting each other's notes.
+    /// The witness's own chains. They do not set `growth`: otherwise two nodes would record each other's
+    /// records forever.
     chains: Chains,
     noted: Mutex<Vec<AuditHead>>,
 }
 
 impl Witness {
-    /// Of the chains that tell `growth`; writes to `chains`, which are its own.
+    /// Returns a witness of the chains that set `growth`. `chains` are the witness's own chains, to which it
+    /// writes.
     pub fn new(store: Arc<dyn AuditStore>, growth: Growth, chains: Chains) -> Self {
         Witness { store, growth, chains, noted: Mutex::default() }
     }
 
-    /// Notes where the chains are, in a row and in the log, if those of this process have grown since the last time.
-    /// Whether it did.
+    /// Records the heads of the chains, in a row and in the log, if the chains of this process have grown
+    /// since the last call. Returns whether a row was written.
     ///
     /// # Errors
-    /// The database cannot be read, or not be written to: the next call tries again.
+    /// The database cannot be read or written. The next call tries again.
     pub async fn note(&self) -> store::Result<bool> {
         if !self.growth.0.swap(false, Ordering::AcqRel) {
             return Ok(false);
@@ -78,7 +81,8 @@ impl Witness {
     }
 }
 
-/// `chain/place/seal`, as `hygeia audit verify --heads` has them, of the row that notes the others first.
+/// Formats heads as `chain/place/seal`, like `hygeia audit verify --heads`, starting with the row that pins
+/// the others.
 fn text_of(heads: &[AuditHead], own: AuditHead) -> String {
     let mut text = String::new();
     let others = heads.iter().filter(|head| head.chain != own.chain);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::audit::{Keys, Terms, read, term_of_patient};
+use crate::audit::{Keys, PROMPT_US, Terms, read, term_of_patient};
 use crate::domain::access::Action;
 use crate::domain::audit::{Access, Outcome};
 use crate::domain::ids::PatientId;
@@ -75,6 +75,25 @@ impl AuditQuery {
         terms
     }
 
+    /// Returns the search for the batches from `position` on, and where to continue when it finds no more.
+    ///
+    /// Of the batches that were sealed later than `PROMPT_US` after `until`, only the late ones can match. They are
+    /// searched for by their term: between an entry and the latest batch that may hold it there can be a hundred
+    /// thousand batches.
+    fn next_search(&self, position: AuditPosition) -> (AuditSearch, Option<AuditPosition>) {
+        let from = self.from.unwrap_or(Timestamp(i64::MIN));
+        let search = AuditSearch { terms: self.terms(), from, until: position, limit_rows: BATCHES_PAGE };
+        match self.until.map(|until| Timestamp(until.0.saturating_add(PROMPT_US))) {
+            Some(prompt) if position.at > prompt => {
+                let terms = [search.terms, vec![Terms::of_late()]].concat();
+                let then = AuditPosition { at: prompt, chain: Uuid::max(), seq: i64::MAX };
+                let after = Timestamp(prompt.0.saturating_add(1));
+                (AuditSearch { terms, from: from.max(after), ..search }, Some(then))
+            }
+            _ => (search, None),
+        }
+    }
+
     fn fits(&self, access: &Access) -> bool {
         self.patient.is_none_or(|patient| access.patients.contains(&patient))
             && self.subject.as_deref().is_none_or(|subject| *access.caller.subject == *subject)
@@ -115,12 +134,7 @@ impl AuditReader {
         };
         let mut page = AuditPage::default();
         for _ in 0..ROUNDS_MAX {
-            let search = AuditSearch {
-                terms: query.terms(),
-                from: query.from.unwrap_or(Timestamp(i64::MIN)),
-                until: position,
-                limit_rows: BATCHES_PAGE,
-            };
+            let (search, then) = query.next_search(position);
             let found = self.store.search_audit(&search).await.map_err(|error| failed(&error))?;
             for batch in found.batches.iter().filter(|batch| is_sealed(keys, batch)) {
                 for (place, access) in self.found(query, batch).await? {
@@ -134,7 +148,7 @@ impl AuditReader {
                     page.entries.push((place, access));
                 }
             }
-            let Some(AuditPosition { at, chain, seq }) = found.looked_to else {
+            let Some(AuditPosition { at, chain, seq }) = found.looked_to.or(then) else {
                 page.next = None;
                 return Ok(page);
             };
@@ -201,3 +215,6 @@ fn failed(error: &store::Error) -> Error {
     tracing::warn!(%error, "the audit cannot be read");
     Error::new(ErrorCode::Unavailable, "The audit cannot be read")
 }
+
+#[cfg(test)]
+mod tests;

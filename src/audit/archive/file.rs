@@ -1,5 +1,5 @@
-//! The file of archived rows: `proto/hygeia/audit/v1/audit.proto` has its format. It is written and read item by
-//! item, so neither holds more than one row in memory.
+//! The archive file. `proto/hygeia/audit/v1/audit.proto` specifies its format. Reader and writer process one
+//! item at a time, so neither holds more than one row in memory.
 
 use std::io::{Read, Write};
 
@@ -16,51 +16,51 @@ use crate::proto::audit as pb;
 use crate::proto::audit::archive_item::Item;
 use crate::store::{AuditAnchor, AuditBatch, AuditHead};
 
-/// The first line.
+/// The first line of an archive file.
 const FIRST_LINE: &[u8] = b"hygeia audit archive 1\n";
-/// No item is larger. A row holds a batch, whose accesses are bounded in number.
+/// The size limit of an item in bytes. A row holds one batch, whose number of entries is bounded.
 const ITEM_BYTES_MAX: usize = 256 << 20;
 
 /// The rows of one chain in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// The place of the first row.
+    /// The sequence number of the first row.
     pub first_seq: i64,
-    /// The seal of the row before it; zeros before the first row of a chain.
+    /// The seal of the previous row; zeros at the start of a chain.
     pub before: Mac,
-    /// The last row.
+    /// The head at the last row.
     pub last: AuditHead,
 }
 
-/// What a file holds.
+/// A summary of an archive file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Archive {
-    /// All rows were sealed before this moment.
+    /// All rows were sealed before this time.
     pub before: Timestamp,
-    /// The chains, each once.
+    /// One run per chain.
     pub runs: Vec<Run>,
-    /// Rows.
+    /// The number of rows.
     pub rows: u64,
-    /// Entries in them.
+    /// The number of entries in the rows.
     pub entries: u64,
-    /// The seal of the whole file. Zeros if it was read without the secret.
+    /// The seal of the whole file; zeros if the file was read without the secret.
     pub seal: Mac,
 }
 
-/// The secret's view of all bytes so far.
+/// Starts the seal of a file under `key`.
 fn sealing_of(key: &Key) -> hmac::Context {
     let mut sealing = key.sealing();
     sealing.update(b"hygeia audit archive 1\0");
     sealing
 }
 
-/// Writes a file.
+/// Writes an archive file.
 pub(super) struct Writer<'a, W> {
     out: W,
     sealing: hmac::Context,
     keys: &'a Keys,
     archive: Archive,
-    /// The run under way. It has no row yet while `last` is the row before its first.
+    /// The current run. It is empty while `last` is the row before its first row.
     run: Option<Run>,
 }
 
@@ -73,7 +73,7 @@ impl<'a, W: Write> Writer<'a, W> {
         Ok(writer)
     }
 
-    /// Begins the run of a chain, which goes on from `anchor`.
+    /// Begins the run of a chain, which continues from `anchor`.
     pub(super) fn run(&mut self, chain: Uuid, anchor: Option<&AuditAnchor>) {
         self.finish_run();
         let (last, before) = anchor.map_or((-1, NOTHING_BEFORE), |anchor| (anchor.head.seq, anchor.head.mac));
@@ -81,10 +81,10 @@ impl<'a, W: Write> Writer<'a, W> {
         self.run = Some(Run { first_seq: last.seq + 1, before, last });
     }
 
-    /// Adds the next row of the chain, if it is what belongs there.
+    /// Checks and adds the next row of the chain.
     ///
     /// # Errors
-    /// It is not, or it cannot be written.
+    /// The row does not belong there, or the file cannot be written.
     pub(super) fn row(
         &mut self,
         batch: &AuditBatch,
@@ -120,7 +120,7 @@ impl<'a, W: Write> Writer<'a, W> {
         self.archive.runs.extend(run.filter(|run| run.last.seq >= run.first_seq));
     }
 
-    /// Ends the file. Answers with what it holds, and gives the output back.
+    /// Writes the end of the file. Returns the summary and the output.
     pub(super) fn end(mut self) -> Result<(Archive, W), ArchiveError> {
         self.finish_run();
         self.archive.seal = ended(&self.sealing);
@@ -147,15 +147,15 @@ impl<'a, W: Write> Writer<'a, W> {
     }
 }
 
-/// A file that is read.
+/// Reads an archive file.
 struct Reader<R> {
     input: R,
-    /// For each secret; none if nothing is checked.
+    /// One seal per secret; empty if no seal is checked.
     sealings: Vec<hmac::Context>,
 }
 
 impl<R: Read> Reader<R> {
-    /// The next item. The end's own bytes are not under the seal.
+    /// Reads the next item. The bytes of the end item itself are not sealed.
     fn item(&mut self) -> Result<Item, ArchiveError> {
         let mut length = [0; 4];
         self.fill(&mut length)?;
@@ -163,7 +163,7 @@ impl<R: Read> Reader<R> {
         if bytes > ITEM_BYTES_MAX {
             return Err(ArchiveError::Fault("it is damaged: an item is larger than 256 MiB".into()));
         }
-        // Not all at once: the length may be damaged, and memory is to be taken for bytes that are there.
+        // Grow the buffer with the data, because a damaged length must not cause a large allocation.
         let mut content = Vec::new();
         if self.input.by_ref().take(bytes as u64).read_to_end(&mut content)? < bytes {
             return Err(cut_short());
@@ -195,11 +195,11 @@ fn cut_short() -> ArchiveError {
     )
 }
 
-/// Reads a file to its end, and checks all of it under `keys`. Without keys nothing is checked but its form. Each row
-/// is handed to `each`.
+/// Reads a file to its end, and checks all of it under `keys`. Without keys, only the format is checked.
+/// Calls `each` for every row.
 ///
 /// # Errors
-/// It cannot be read, or is not as it was written: the first place where it is not.
+/// The file cannot be read, or differs from what was written: the first such place.
 pub fn read_archive<R: Read>(
     mut input: R,
     keys: Option<&Keys>,
@@ -287,7 +287,7 @@ fn row_of(
     let at = Timestamp(row.at_us);
     let mac = Mac::try_from(row.mac).map_err(|_| fault("its seal has another length"))?;
     let content = read(&row.body, at).map_err(|_| fault("its content cannot be read by this version"))?;
-    let terms = Terms::of(&content.entries).0;
+    let terms = Terms::of(&content.entries, at).0;
     let batch = AuditBatch { chain, seq, at, mac, body: row.body, terms };
     if let Some(keys) = keys {
         check(keys, &batch, seq, &before).map_err(fault)?;

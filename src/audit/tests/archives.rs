@@ -1,4 +1,4 @@
-//! Archives and anchors: what is left verifies, what was taken away can be read, and what somebody changes is found.
+//! Archives and anchors: the remaining rows verify, the archived rows can be read, and changes are detected.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,10 +8,11 @@ use super::*;
 use crate::domain::audit::Outcome;
 
 const HOUR_US: i64 = 3_600_000_000;
-/// The rows before this moment are archived. `Hand` begins before it.
+/// Rows before this time are archived. `Hand` starts before it.
 const END: Timestamp = Timestamp(HOUR_US);
 
-/// Two chains that have rows before and after `END`, one that has rows before it alone, and one after.
+/// Two chains with rows before and after `END`, one with rows only before it, and one with rows only after
+/// it.
 struct Cellar {
     stage: Stage,
     directory: tempfile::TempDir,
@@ -76,11 +77,11 @@ async fn old_rows_go_into_a_file_and_the_rest_verifies_from_the_anchors() {
     assert_eq!(cellar.read("one").expect("as written"), archive);
     let after = cellar.report(std::slice::from_ref(&archive)).await;
     assert_eq!((after.faults, after.anchors, after.open_runs), (vec![], 3, 0));
-    // Those of before that were not archived, and the row that records it.
+    // The rows that were not archived, and the row that records the archiving.
     assert_eq!(after.batches, 24 - 15 + 1);
     let rows = cellar.stage.rows.0.lock().unwrap().clone();
     assert!(rows.iter().all(|row| row.at >= END));
-    // The chains go on.
+    // The chains continue.
     for writer in &cellar.writers {
         cellar.stage.write(writer, vec![some_access(9)]).await;
     }
@@ -111,14 +112,14 @@ async fn archives_follow_each_other() {
     cellar.stage.hand.0.store(5 * HOUR_US, Ordering::SeqCst);
     let path = cellar.path("two");
     let second = cellar.archiver().archive(Timestamp(3 * HOUR_US), &path).await.expect("archived");
-    // Two chains went on; one began late; and so did the one that recorded the first archive.
+    // Two chains continued. Another chain, and the chain that recorded the first archive, started later.
     assert_eq!((second.rows, second.runs.len()), (10, 4));
     assert_eq!(cellar.read("two").expect("as written"), second);
     let both = cellar.report(&[first.clone(), second.clone()]).await;
     assert_eq!((both.faults, both.open_runs), (vec![], 0));
     let alone = cellar.report(std::slice::from_ref(&first)).await;
     assert_eq!((alone.faults, alone.open_runs), (vec![], 2), "two chains go on in the second file");
-    // A second file that goes on from elsewhere.
+    // A second file that continues from another row.
     let mut other = second.clone();
     for run in &mut other.runs {
         run.before[0] ^= 1;
@@ -158,7 +159,7 @@ async fn what_does_not_verify_is_not_archived() {
     }
 }
 
-/// Cut short after each number of rows taken away, and run again.
+/// Stops after each number of removed rows, and runs again.
 #[tokio::test]
 async fn an_archiving_that_was_cut_short_is_run_again() {
     for taken in 0..8 {
@@ -166,7 +167,7 @@ async fn an_archiving_that_was_cut_short_is_run_again() {
         let whole: (Vec<AuditBatch>, Vec<AuditAnchor>) =
             (cellar.stage.rows.0.lock().unwrap().clone(), vec![]);
         let first = cellar.archive("one").await.expect("archived");
-        // As if the tool had ended after `taken` of its small transactions.
+        // Simulates a tool that stopped after `taken` of its small transactions.
         let recorded = cellar.stage.rows.0.lock().unwrap().clone();
         let recorded = recorded.into_iter().filter(|row| !whole.0.contains(row));
         let mut rows = whole.0.clone();
@@ -219,7 +220,7 @@ async fn a_changed_missing_or_foreign_anchor_is_found() {
     }
 }
 
-/// An older anchor of the same chain was sealed with the secret too.
+/// An older anchor of the same chain also has a valid seal.
 #[tokio::test]
 async fn an_older_anchor_put_back_is_found() {
     let cellar = Cellar::filled().await;
@@ -259,7 +260,7 @@ async fn rows_around_an_anchor_are_looked_at() {
         let faults = cellar.report(&[]).await.faults;
         assert_eq!((faults[0].chain, faults[0].seq, faults[0].what), (chain, 5, "the row is missing"));
         cellar.stage.change(|there| *there = rows.clone());
-        // A row that was archived, put back.
+        // An archived row that was put back.
         let old = whole.iter().find(|row| row.chain == chain && row.seq == 2).expect("a row").clone();
         cellar.stage.change(|rows| rows.push(old));
         let faults = cellar.report(&[]).await.faults;
@@ -269,7 +270,7 @@ async fn rows_around_an_anchor_are_looked_at() {
     assert_eq!(cellar.report(&[archive]).await.faults, []);
 }
 
-/// Every byte of a file counts, and so does every length of it.
+/// A change of any byte and a cut at any length are detected.
 #[tokio::test]
 async fn a_changed_archive_is_found() {
     let cellar = Cellar::filled().await;
@@ -288,7 +289,7 @@ async fn a_changed_archive_is_found() {
     assert!(read(&[&bytes[..], b"x"].concat()).is_err(), "a byte more");
     let other = read_archive(&bytes[..], Some(&Keys::new(Key::of(&[8; 32]), vec![])), |_, _| Ok(()));
     assert!(matches!(other, Err(ArchiveError::Fault(_))), "{other:?}");
-    // Without the secret it can be read.
+    // Without the secret the file can still be read.
     let mut entries = 0;
     let shown = read_archive(&bytes[..], None, |_, content| {
         entries += content.entries.len();
