@@ -54,6 +54,9 @@ use crate::domain::time::Clock;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::request::Body;
 
+/// The largest value of `frame_items_max`, and so the most items that a frame from a peer may have.
+const FRAME_ITEMS_MAX: usize = 65_536;
+
 /// The bounds of a link to one peer.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -101,7 +104,7 @@ impl Settings {
                 "65536 to 1073741824",
             ),
             ("owed_max", (1..=1_000_000).contains(&self.owed_max), "1 to 1000000"),
-            ("frame_items_max", (1..=65_536).contains(&self.frame_items_max), "1 to 65536"),
+            ("frame_items_max", (1..=FRAME_ITEMS_MAX).contains(&self.frame_items_max), "1 to 65536"),
             ("frame_bytes_max", (1_024..=GIB).contains(&self.frame_bytes_max), "1024 to 1073741824"),
             ("item_bytes_max", (65_536..=GIB).contains(&self.item_bytes_max), "65536 to 1073741824"),
             ("nudge_pause_ms", (1..=60_000).contains(&self.nudge_pause_ms), "1 to 60000"),

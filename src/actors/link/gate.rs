@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
 use uuid::Uuid;
 
-use super::Inner;
 use super::peer::Link;
 use super::portable::{self, Passage, Portable, Question, Said};
 use super::wire::{self, Answer};
+use super::{FRAME_ITEMS_MAX, Inner};
 use crate::actors::address::Address;
 use crate::actors::analytics::{AnalyticsMessage, SummaryAsk};
 use crate::actors::billing::Accounts;
@@ -85,6 +86,21 @@ struct Again<E: Entity> {
     caller: Caller,
 }
 
+/// Decodes a frame. Returns `None` if it cannot be decoded, or if it has more than `FRAME_ITEMS_MAX` items: an empty
+/// item is two bytes in the frame and hundreds in memory.
+fn decode(frame: &[u8]) -> Option<pb::Frame> {
+    let (mut rest, mut items) = (frame, 0);
+    while !rest.is_empty() {
+        let (tag, wire_type) = decode_key(&mut rest).ok()?;
+        skip_field(wire_type, tag, &mut rest, DecodeContext::default()).ok()?;
+        items += 1;
+        if items > FRAME_ITEMS_MAX {
+            return None;
+        }
+    }
+    pb::Frame::decode(frame).ok()
+}
+
 impl Inner {
     /// A frame has come from `owner`.
     pub(super) fn receive(self: &Arc<Self>, owner: &Arc<str>, wire: &Wire, frame: &[u8]) {
@@ -94,7 +110,7 @@ impl Inner {
             return;
         }
         let link = self.link_of(owner, wire);
-        let Ok(frame) = pb::Frame::decode(frame) else {
+        let Some(frame) = decode(frame) else {
             metrics::counter!("hygeia_link_frames_unreadable_total").increment(1);
             if link.garbled() {
                 tracing::warn!(peer = %owner, bytes = frame.len(), "a frame cannot be read; further ones are only counted");
@@ -290,5 +306,23 @@ fn said<T: Answer>(result: Option<Result<T, Failure>>) -> Outcome {
         Some(Ok(answer)) => answer.outcome(),
         Some(Err(failure)) => wire::failed(&failure),
         None => wire::dropped(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_has_no_more_items_than_any_node_sends() {
+        /// An empty request, an empty reply and an empty hint.
+        const EMPTY: [[u8; 2]; 3] = [[0x0a, 0], [0x12, 0], [0x1a, 0]];
+        for item in EMPTY {
+            let frame = decode(&item.repeat(FRAME_ITEMS_MAX)).expect("a frame");
+            assert_eq!(frame.requests.len() + frame.replies.len() + frame.hints.len(), FRAME_ITEMS_MAX);
+            assert!(decode(&item.repeat(FRAME_ITEMS_MAX + 1)).is_none());
+        }
+        assert!(decode(&EMPTY.concat().repeat(FRAME_ITEMS_MAX / 3 + 1)).is_none());
+        assert!(decode(&[0x0a, 5, 1]).is_none(), "the item ends before its length");
     }
 }
