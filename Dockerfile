@@ -1,15 +1,16 @@
-# The image of a node: one binary, the C library and the authorities that public certificates are checked with. It has
-# no shell and no package manager, runs as a user without rights, and needs nothing writable but its data directory.
+# The image of a node: one binary, the C library, and the public certificate authorities. It has no shell and
+# no package manager, runs as an unprivileged user, and only its data directory needs to be writable.
 #
-# Both base images are named here and, with the same defaults, in docker-compose.yml. A site without internet points at
-# its own:
+# Both base images are named here and, with the same defaults, in docker-compose.yml. A site without internet
+# access can use its own images:
 #   docker build --build-arg BUILD_IMAGE=… --build-arg RUNTIME_IMAGE=… .
-# BUILD_IMAGE: Rust, gcc, g++, make, perl. RUNTIME_IMAGE: the same C library or a newer one, libgcc, CA certificates.
+# BUILD_IMAGE needs Rust, gcc, g++, make and perl. RUNTIME_IMAGE needs the same C library or a newer one,
+# libgcc and CA certificates.
 ARG BUILD_IMAGE=rust:1.95.0-bookworm
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
-# The dependencies, in a layer that changes with Cargo.toml and Cargo.lock alone. It works with any builder: there are
-# no cache mounts, and our own crate is a stub.
+# The dependencies, in a layer that only changes with Cargo.toml and Cargo.lock. It works with any builder: it
+# uses no cache mounts, and replaces our own crate by a stub.
 FROM ${BUILD_IMAGE} AS dependencies
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
@@ -37,13 +38,13 @@ LABEL org.opencontainers.image.title="Hygeia" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.created="${CREATED}"
 COPY --from=build /build/target/release/hygeia /usr/bin/hygeia
-# A number, so that an orchestrator can see that it is not root.
+# A number, so that an orchestrator can verify that the user is not root.
 USER 10001:10001
-# A memory file system will do: what a node has to keep is in the database.
+# A memory file system is sufficient, because persistent data is in the database.
 ENV HYGEIA__DATA_DIR=/var/lib/hygeia
-# REST, gRPC, other nodes.
+# REST, gRPC, connections between nodes.
 EXPOSE 8080 9001 7100
-# Asks the node at the address that it has written down.
+# Queries the node at the address in its runtime.json.
 HEALTHCHECK --interval=2s --timeout=3s --start-period=30s --retries=5 CMD ["/usr/bin/hygeia", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/bin/hygeia"]

@@ -1,5 +1,5 @@
-//! Generates the protobuf code, with the protoc that a crate ships: none needs to be installed. Compresses the files of
-//! the page that shows the interface, so that no request has to.
+//! Generates the protobuf code with a vendored `protoc`, so that none needs to be installed. Compresses the
+//! files of the Swagger UI page at build time, so that no request has to.
 
 use std::fs;
 use std::io::{Cursor, Read, Write};
@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/hygeia/cluster/v1/peer.proto",
         "proto/hygeia/audit/v1/audit.proto",
     ];
-    // `Debug` would print the patients.
+    // Messages without `Debug`, because it would print patients' data.
     const CARRIES_PATIENTS: [&str; 48] = [
         ".hygeia.cluster.v1.Frame",
         ".hygeia.cluster.v1.Id",
@@ -76,16 +76,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .file_descriptor_set_path(descriptors)
         .include_file("protos.rs")
         .compile_with_config(config, &PROTOS, &["proto"])?;
-    // Apart, since it is nobody else's to see: not in the descriptors that reflection shows.
+    // Compiled separately, because the messages between nodes must not appear in the descriptors that
+    // reflection publishes.
     let mut config = tonic_prost_build::Config::new();
     config.protoc_executable(protoc).skip_debug(CARRIES_PATIENTS);
     tonic_prost_build::configure().compile_with_config(config, &BETWEEN_NODES, &["proto"])?;
     Ok(())
 }
 
-/// Writes the files that the page of Swagger UI needs, as they are and compressed as far as it goes, and `swagger_ui.rs`,
-/// a table of them: name, media type, the file, in brotli, in gzip. The one that sets up the page is ours, since the
-/// library's knows nothing of tokens.
+/// Writes the files of the Swagger UI page, plain and with maximum compression, and the table
+/// `swagger_ui.rs`. A row of the table has the name, the media type, and the content plain, in brotli and in
+/// gzip. The initializer script is ours, because the library's does not support tokens.
 fn swagger_ui(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     const OURS: &str = "swagger-initializer.js";
     const FILES: [(&str, &str); 7] = [
@@ -102,7 +103,7 @@ fn swagger_ui(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     for index in 0..library.len() {
         let mut file = library.by_index(index)?;
         let Some(path) = file.enclosed_name() else { continue };
-        // Below the directory of the version.
+        // Paths begin with a directory that is named after the version.
         let within = path.components().skip(1).collect::<std::path::PathBuf>();
         let wanted = FILES.iter().find(|(name, _)| within == Path::new("dist").join(name));
         if let Some((name, media_type)) = wanted {
@@ -118,7 +119,7 @@ fn swagger_ui(out: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Writes a file in its codings, and gives its row of the table.
+/// Writes a file in its encodings. Returns its row of the table.
 fn row(out: &Path, name: &str, media_type: &str, bytes: Vec<u8>) -> std::io::Result<String> {
     let mut brotli = Vec::new();
     brotli::BrotliCompress(&mut &*bytes, &mut brotli, &brotli::enc::BrotliEncoderParams::default())?;

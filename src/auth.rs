@@ -1,18 +1,21 @@
-//! Who a caller is: passwords at login, tokens afterwards. Both edges ask here and nowhere else.
+//! Authentication: passwords at login, tokens afterwards. Both edges authenticate callers here and nowhere
+//! else.
 //!
 //! Invariants:
-//! - A token is a JWT (RFC 7519) under the one algorithm that is configured; type, issuer, audience, subject, role,
-//!   session and an end are required of it.
-//! - A token holds only while its session is not revoked, and while its user exists, is not disabled, and is of the
-//!   generation of the token's session. The former is known within 5 s, the latter anew at least every `user_cache_ms`,
-//!   and at once on the node that changes the user. If the database cannot be asked, nobody is refused as unknown: it is
-//!   `Unavailable`.
-//! - What was judged is looked at again in the transaction that acts on it: the hash and the generation when a session
-//!   begins or goes on, the hash when a password is changed, the right of an administrator when a user is.
-//! - A login that fails says and costs the same whether the user is unknown, disabled, or the password
-//!   wrong or too long. Where `bcrypt_cost` was lowered, hashes made before still cost more to check, and so
-//!   tell their users from unknown ones until the passwords are set anew.
-//! - Memory is bounded: the caches have a capacity, and hashing has a queue with an end.
+//! - A token is a JWT (RFC 7519) signed with the one configured algorithm. Type, issuer, audience, subject,
+//!   role, session and expiry are required.
+//! - A token is valid only while its session is not revoked and its user exists, is enabled, and has the
+//!   generation of the token's session. A revocation is known on every node within 5 s. The user is read
+//!   again at least every `user_cache_ms`, and at once on the node that changes the user. If the database
+//!   cannot be read, the answer is `Unavailable`; the caller is not refused as unknown.
+//! - A decision is checked again in the transaction that acts on it: the hash and the generation when a
+//!   session starts or is refreshed, the hash when a password is changed, the administrator's permission when
+//!   a user is changed.
+//! - A failed login gives the same answer at the same cost whether the user is unknown, disabled, or the
+//!   password is wrong or too long. Exception: after `bcrypt_cost` was lowered, older hashes cost more to
+//!   check. Until these passwords are set again, the response time distinguishes their users from unknown
+//!   ones.
+//! - Memory is bounded: the caches have a capacity, and the hashing queue has a limit.
 //! - No password, hash, token, secret or e-mail address is logged or printed.
 
 mod callers;
@@ -63,14 +66,14 @@ pub use settings::{BCRYPT_COST_MIN, SecretText, Settings, TokenAlgorithm};
 pub use token::{KeySet, PublicKey};
 pub use users::{By, Change, User, Users};
 
-/// How far the clocks of nodes may differ, and how long a change may take to be seen in the database, where what
-/// one node wrote is judged by another.
+/// The largest difference between the clocks of two nodes, and the longest time until a change becomes
+/// visible in the database. Applies wherever one node judges a row that another node wrote.
 const CLOCKS_APART_MAX: Duration = Duration::from_secs(60);
 
-/// Why callers cannot be told apart with these settings.
+/// Why authentication cannot be set up with these settings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// There is no secret, and none is made up: every node of a cluster needs the same one.
+    /// The secret is not set. No default is generated, because every node of a cluster needs the same secret.
     #[error(
         "auth.jwt_secret is not set: set HYGEIA__AUTH__JWT_SECRET to a secret of at least 32 bytes, such as `openssl rand -base64 48` makes"
     )]
@@ -80,22 +83,22 @@ pub enum Error {
         "auth.{key} is {bytes} bytes long (after decoding base64): at least 32 are needed; `openssl rand -base64 48` makes some"
     )]
     SecretTooShort {
-        /// Its name.
+        /// The name of the setting.
         key: &'static str,
-        /// Its length.
+        /// The length of the secret in bytes.
         bytes: usize,
     },
-    /// The system gives no random bytes.
+    /// The operating system provides no random bytes.
     #[error("the system gives no random bytes")]
     NoRandomness,
 }
 
-/// A token just given.
+/// A newly issued access token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// What the caller shows as `Bearer`.
+    /// The token that the caller sends as `Bearer`.
     pub text: String,
-    /// How long it holds.
+    /// The time until the token expires.
     pub expires_in: Duration,
 }
 
@@ -105,14 +108,14 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What a login or a refresh gives.
+/// The result of a login or a refresh.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Login {
-    /// For requests.
+    /// The access token for requests.
     pub token: Token,
-    /// For the next token, once.
+    /// The refresh token, which can be exchanged once for the next tokens.
     pub refresh_token: String,
-    /// For how long `refresh_token` is good.
+    /// The time until `refresh_token` expires.
     pub refresh_expires_in: Duration,
 }
 
@@ -122,17 +125,17 @@ impl fmt::Debug for Login {
     }
 }
 
-/// Answers who a caller is. Cloning is cheap.
+/// Authenticates callers. Cloning is cheap.
 #[derive(Clone)]
 pub struct Auth {
     inner: Arc<Inner>,
 }
 
-/// What a password was found to fit.
+/// The user whose password was checked.
 struct Judged {
     role: Role,
     password_hash: String,
-    /// `UserRow::sessions_not_before`
+    /// The value of `UserRow::sessions_not_before` when the password was checked.
     generation: Timestamp,
 }
 
@@ -145,7 +148,7 @@ struct Inner {
 }
 
 impl Auth {
-    /// Callers as `store` knows them.
+    /// Returns an authenticator for the users in `store`.
     ///
     /// # Errors
     /// A secret is missing or too short.
@@ -166,13 +169,15 @@ impl Auth {
         Ok(Auth { inner: Arc::new(Inner { tokens, sessions, limits, hasher, callers }) })
     }
 
-    /// A session for the user of `email` if `password` is theirs; `from` is the address of who asks. To be told that
-    /// it is not costs one hash, too.
+    /// Starts a session for the user `email` if `password` is correct. `from` is the address of the client. A
+    /// refused login also costs one hash.
     ///
     /// # Errors
-    /// `Invalid`: a control character is in `email`. `Unauthenticated`: they do not fit, without a word on which. `TooManyRequests`: too many logins of that
-    /// account or address have failed. `Overloaded`: too many log in. `Unavailable`: the database cannot say.
-    /// `OutcomeUnknown`: whether the session was stored is not known. `Internal`: the stored hash is damaged.
+    /// `Invalid`: `email` contains a control character. `Unauthenticated`: the address or the password is
+    /// wrong; the error does not say which. `TooManyRequests`: too many logins of the account or the client
+    /// address have failed. `Overloaded`: too many logins are in progress. `Unavailable`: the database cannot
+    /// answer. `OutcomeUnknown`: it is not known whether the session was stored. `Internal`: the stored hash
+    /// is damaged.
     pub async fn login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
         let outcome = self.try_login(email, password, from).await;
         note_login(outcome.as_ref().map_or_else(|failure| failure.code.as_str(), |_| "ok"));
@@ -180,31 +185,33 @@ impl Auth {
     }
 
     async fn try_login(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Login> {
-        // What no address can be costs as much as a wrong one, but for what no statement takes.
+        // Text that cannot be an address costs as much as a wrong password, except text that no database
+        // statement accepts.
         let email = EmailKey::of_any_length(email).map_err(invalid_email)?;
         let judged = self.recognise(&email, password, from).await?;
-        // A password that was changed meanwhile was wrong.
+        // If the password was changed after the check, the login fails as with a wrong password.
         let grant = self.inner.sessions.start(&email, &judged).await?.ok_or_else(wrong_password)?;
         self.granted(&email, judged.role, grant).await
     }
 
-    /// The hash that `password`, that of a caller who is known already, fits, as before a change of it. Tried and
-    /// counted as a login is: else whoever has a token could guess without end.
+    /// Checks the password of an authenticated caller, such as before a password change, and returns the hash
+    /// that matched. The attempt is limited and counted like a login. Otherwise anybody with a token could
+    /// guess passwords without limit.
     ///
     /// # Errors
-    /// As `login`, but for what concerns sessions and keys.
+    /// The errors of `login`, except those about sessions and keys.
     async fn confirm(&self, caller: &Caller, password: &str) -> Result<String> {
         let outcome = self.recognise(&caller.subject, password, caller.from).await;
-        // A password that fits is not yet a login, a wrong one is a guess all the same.
+        // A correct password is not counted as a login; a wrong one is counted as a failed login.
         outcome.map(|judged| judged.password_hash).inspect_err(|failure| note_login(failure.code.as_str()))
     }
 
-    /// The user of `email`, as `EmailKey` writes it, if `password` is theirs.
+    /// Returns the user `email` (in the form of `EmailKey`) if `password` is correct.
     async fn recognise(&self, email: &str, password: &str, from: Option<IpAddr>) -> Result<Judged> {
         let inner = &*self.inner;
         let attempt = Attempt::new(email, from);
         inner.limits.check(&attempt)?;
-        // Before the database is asked: a flood is turned away here.
+        // Reserve a place before reading the database, so that a flood of logins is refused here.
         let place = inner.hasher.place()?;
         inner.limits.count(&attempt).await?;
         let user =
@@ -225,11 +232,12 @@ impl Auth {
         }
     }
 
-    /// The next tokens of a session for its refresh token, which is good once.
+    /// Exchanges a refresh token, which is valid once, for the next tokens of its session.
     ///
     /// # Errors
-    /// `Unauthenticated`: it does not hold, or its user is no longer let in; if it was used before, its session is
-    /// over. `Unavailable`: the database cannot say. `OutcomeUnknown`: it may be used now.
+    /// `Unauthenticated`: the refresh token is not valid, or its user is disabled; if the token was used
+    /// before, its session is revoked. `Unavailable`: the database cannot answer. `OutcomeUnknown`: the
+    /// refresh token may have been used up.
     pub async fn refresh(&self, refresh_token: &str) -> Result<Login> {
         let inner = &*self.inner;
         let (subject, role, grant) = inner.sessions.refresh(refresh_token).await?;
@@ -248,36 +256,36 @@ impl Auth {
         Ok(Login { token, refresh_token, refresh_expires_in })
     }
 
-    /// Ends the session of `bearer_token`.
+    /// Revokes the session of `bearer_token`.
     ///
     /// # Errors
-    /// As `authenticate`; `OutcomeUnknown`: it may be over.
+    /// The errors of `authenticate`. `OutcomeUnknown`: the session may be revoked.
     pub async fn logout(&self, bearer_token: &str) -> Result<()> {
         let verified = self.inner.tokens.verify(bearer_token).await?;
         self.inner.sessions.revoke(verified.session).await
     }
 
-    /// Ends all sessions of `subject`, such as after a change of password; answers how many there were.
+    /// Revokes all sessions of `subject` and returns their number.
     ///
     /// # Errors
-    /// `Unavailable`: the database cannot do it now. `OutcomeUnknown`: they may be over.
+    /// `Unavailable`: the database cannot do it now. `OutcomeUnknown`: the sessions may be revoked.
     pub async fn logout_all(&self, subject: &str) -> Result<usize> {
         let ended = self.inner.sessions.revoke_all(subject).await;
         self.inner.callers.forget(subject);
         ended
     }
 
-    /// The caller who shows `bearer_token`, as the database knows them now.
+    /// Returns the caller that `bearer_token` identifies, with the user's present role.
     ///
     /// # Errors
-    /// `Unauthenticated`: the token does not hold, or its user is no longer let in. `Unavailable`: the
-    /// database cannot say. `Overloaded`: more sessions are revoked than can be remembered.
+    /// `Unauthenticated`: the token is not valid, or its user is unknown or disabled. `Unavailable`: the
+    /// database cannot answer. `Overloaded`: more sessions are revoked than this node can remember.
     pub async fn authenticate(&self, bearer_token: &str) -> Result<Caller> {
         let token::Verified { subject, session, user_generation, .. } =
             self.inner.tokens.verify(bearer_token).await?;
         self.inner.sessions.check(session).await?;
         match self.inner.callers.standing(&subject).await? {
-            // Not `==`: the generation that is remembered here may be the one before.
+            // Not `==`: this node may still have the previous generation in its cache.
             Some((role, generation)) if user_generation >= generation => {
                 Ok(Caller { subject, role, from: None, break_glass: None })
             }
@@ -285,42 +293,43 @@ impl Auth {
         }
     }
 
-    /// The public keys that tokens are verified with (RFC 7517).
+    /// Returns the public keys that verify tokens (RFC 7517).
     ///
     /// # Errors
-    /// `Unavailable`: the database cannot say.
+    /// `Unavailable`: the database cannot answer.
     pub async fn key_set(&self) -> Result<KeySet> {
         self.inner.tokens.key_set().await
     }
 
-    /// A mark that only nodes of the cluster can make on `message`, for `purpose`: for texts that are
-    /// handed out and come back, such as the cursor of a list. The same on every node.
+    /// Returns a MAC of `message` for `purpose` that only nodes of the cluster can compute. It protects texts
+    /// that clients send back, such as list cursors. Every node computes the same MAC.
     pub fn seal(&self, purpose: &str, message: &[u8]) -> [u8; 16] {
         self.inner.tokens.seal(purpose, message)
     }
 
-    /// From now on `announce` is told which sessions are revoked here, for other nodes. To be called once.
+    /// Registers `announce`, which is called with the sessions that this node revokes, for other nodes. Call
+    /// it once.
     pub fn announce_with(&self, announce: Announce) {
         self.inner.sessions.announce_with(announce);
     }
 
-    /// Another node says that `sessions` were revoked.
+    /// Records that another node revoked `sessions`.
     pub fn revoked_elsewhere(&self, sessions: &[SessionId]) {
         self.inner.sessions.revoked_elsewhere(sessions);
     }
 
-    /// Asks the database which sessions were revoked.
+    /// Reads the revoked sessions from the database.
     ///
     /// # Errors
-    /// Why they are not known, for an operator.
+    /// Why they cannot be read, for an operator.
     pub async fn read_revocations(&self) -> std::result::Result<(), String> {
         self.inner.sessions.read().await.map_err(|fault| fault.to_string())
     }
 
-    /// Asks the database which keys there are, and makes the next one if it is time.
+    /// Reads the keys from the database, and makes the next key if it is due.
     ///
     /// # Errors
-    /// Why they are not known, for an operator.
+    /// Why they cannot be read, for an operator.
     pub async fn read_keys(&self) -> std::result::Result<(), String> {
         match self.inner.tokens.keys() {
             Some(keys) => keys.read().await.map_err(|fault| fault.to_string()),
@@ -328,20 +337,23 @@ impl Auth {
         }
     }
 
-    /// When the next key for tokens should be made, as far as that is known and nodes make it by themselves.
+    /// Returns when the next token key is due. `None` if the keys are not known yet or are not rotated
+    /// automatically.
     pub fn key_due(&self) -> Option<Timestamp> {
         self.inner.tokens.keys()?.due()
     }
 
-    /// Why no token can be signed though the keys are known, for an operator; `None` if tokens can be signed.
+    /// Returns why this node cannot sign tokens although the keys are known, for an operator; `None` if it
+    /// can.
     pub fn why_unsigned(&self) -> Option<String> {
         self.inner.tokens.keys()?.why_unsigned()
     }
 
-    /// Forgets in the database what no longer matters: sessions, keys and failed logins, so many at a time.
+    /// Deletes ended sessions, expired keys and old failed logins from the database, a bounded number per
+    /// call.
     ///
     /// # Errors
-    /// `Unavailable`: it cannot be done now.
+    /// `Unavailable`: the database cannot do it now.
     pub async fn delete_dead(&self) -> Result<()> {
         self.inner.sessions.delete_dead().await?;
         self.inner.limits.delete_dead().await?;
@@ -352,7 +364,7 @@ impl Auth {
     }
 }
 
-/// The form of an address that a caller names somebody by: the only one that reaches the database.
+/// Returns the normalised form of an address in a request. Only this form reaches the database.
 fn sought(email: &str) -> Result<EmailKey> {
     EmailKey::sought(email).map_err(invalid_email)
 }
@@ -369,7 +381,7 @@ fn note_login(outcome: &'static str) {
     metrics::counter!("hygeia_logins_total", "outcome" => outcome).increment(1);
 }
 
-/// Waits for the database at most so long. What comes too late may happen still.
+/// Waits at most `limit` for the database. A statement that times out may still take effect.
 async fn timed<T>(limit: Duration, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
     match tokio::time::timeout(limit, call).await {
         Ok(result) => result,
@@ -377,13 +389,13 @@ async fn timed<T>(limit: Duration, call: impl Future<Output = store::Result<T>>)
     }
 }
 
-/// What is told of a failed look at `what`.
+/// Returns the error for a failed read of `what`.
 fn lookup_failed(what: &'static str, error: &store::Error) -> Failure {
     Fault::of_database(what, error).into()
 }
 
-/// The token in an `Authorization` header or metadata entry (RFC 6750, section 2.1; the scheme's name
-/// in any case: RFC 9110, section 11.1).
+/// Returns the token in an `Authorization` header or metadata entry (RFC 6750, section 2.1). The name of the
+/// scheme is case-insensitive (RFC 9110, section 11.1).
 pub fn bearer(authorization: &str) -> Option<&str> {
     let (scheme, rest) = authorization.split_once(' ')?;
     let token = rest.trim_matches(' ');

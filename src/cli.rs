@@ -1,7 +1,8 @@
-//! The command line: arguments, configuration, telemetry, one command, exit code.
+//! The command line: parses arguments, loads the configuration, starts telemetry, runs one command, and sets
+//! the exit code.
 //!
-//! Standard output is the result of a command (for `serve`: the log), standard error says what went
-//! wrong. A secret is never an argument, as every process can read those.
+//! Standard output carries the result of a command (for `serve`: the log); standard error carries errors. A
+//! secret is never an argument, because every process can read the arguments of others.
 
 mod ask;
 mod audit;
@@ -51,17 +52,17 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the node (what happens without a command)
+    /// Run the node (the default without a command)
     Serve(serve::ServeArgs),
-    /// Run or look at several nodes
+    /// Run several nodes, or show their status
     #[command(subcommand)]
     Cluster(cluster::Command),
-    /// Bring the database's tables up to date, and make the first administrator if one is named
+    /// Migrate the database schema, and create the first administrator if the settings name one
     Migrate(SettingArgs),
-    /// Manage who may log in
+    /// Manage users
     #[command(subcommand)]
     User(user::Command),
-    /// Look at the access audit
+    /// Verify, archive or show the access audit
     #[command(subcommand)]
     Audit(audit::Command),
     /// Manage the keys that sign tokens
@@ -69,21 +70,21 @@ enum Command {
     Keys(keys::Command),
     /// Print the OpenAPI document
     Openapi,
-    /// Check the configuration and print what a node would use, secrets hidden
+    /// Check the configuration and print the effective settings, with secrets hidden
     Check(SettingArgs),
-    /// Make an authority and certificates for nodes, to try a cluster with TLS
+    /// Create an authority and certificates for nodes, to try out a cluster with TLS
     Certs(certs::Args),
-    /// Make the secrets and certificates of all nodes of a file, each node's in a directory of its own
+    /// Create the secrets and certificates of all nodes of a file, in one directory per node
     Provision(provision::Args),
-    /// Make the topics at the broker, and wait for it
+    /// Wait for the broker and create the topics
     Topics(topics::Args),
-    /// Ask the running node whether it is ready
+    /// Check whether the running node is ready
     Healthcheck(SettingArgs),
-    /// Draw the way of one request through the actors of all nodes, from their logs
+    /// Draw the path of one request through the actors of all nodes, from their logs
     Trace(trace::TraceArgs),
 }
 
-/// Runs the program with the arguments and the environment of the process.
+/// Runs the program with the arguments and the environment of the process. Returns its exit code.
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let environment: Vec<(OsString, OsString)> = std::env::vars_os().collect();
@@ -96,7 +97,7 @@ pub fn main() -> ExitCode {
             }
         },
         Err(usage) => {
-            // Nothing is left to do if even that cannot be printed.
+            // If even this cannot be printed, nothing is left to do.
             let _ = usage.print();
             if usage.use_stderr() { Exit::Usage } else { Exit::Done }
         }
@@ -188,7 +189,7 @@ fn check(
     Ok(out.write_all(loaded.effective().as_bytes())?)
 }
 
-/// Runs a command that is soon done, with its log on standard error.
+/// Runs a short command, with its log on standard error.
 fn with_tool<T>(
     config: &crate::config::Config,
     command: impl Future<Output = Result<T, Failure>>,

@@ -1,11 +1,11 @@
-//! The machine's clocks.
+//! The system clocks.
 
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 
-/// `CLOCK_REALTIME` for records, `CLOCK_BOOTTIME` for leases: the latter goes on during suspend, so a
-/// machine that slept through its lease knows it.
+/// Reads `CLOCK_REALTIME` for records and `CLOCK_BOOTTIME` for leases. `CLOCK_BOOTTIME` also counts time in
+/// suspend, so a machine that slept through its lease notices the expiry.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 

@@ -1,12 +1,13 @@
-//! The node's settings: defaults, then a file, then the environment, then arguments; then the rules
-//! between sections.
+//! The node's settings. Each layer overrides the one before: defaults, a file, the environment, arguments.
+//! Rules between sections are checked afterwards.
 //!
-//! A file may name the nodes of a cluster; what the chosen one has of its own lies over the rest of the file.
+//! A file may list the nodes of a cluster. The settings of the chosen node's entry override the rest of the
+//! file.
 //!
-//! Each room defines its own section; this room finds the values and says where each came from. It
-//! asks of a section: `Default`, `Debug` that prints no secret, and a `Deserialize` as `de` says.
-//! `cluster.toml` at the top of the repository lists every key with its default, and a test holds it
-//! to that.
+//! Each room of the program defines its own section; this room reads the values and reports the source of
+//! each. A section must have `Default`, a `Debug` that prints no secret, and a `Deserialize` as `de`
+//! describes. `cluster.toml` at the top of the repository lists every key with its default; a test compares
+//! them.
 
 mod chosen;
 pub mod cluster;
@@ -38,15 +39,15 @@ pub use self::node::{Node, Role};
 pub use self::problem::{Error, Problem, is_secret, is_secret_url};
 pub use self::tree::Source;
 
-/// Everything a node is told.
+/// All settings of a node.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the node keeps its files: `runtime.json`, the embedded database, a secret it made.
+    /// The directory for the node's files: `runtime.json`, the embedded database, generated secrets.
     pub data_dir: PathBuf,
-    /// Who the node is.
+    /// The identity of the node.
     pub node: Node,
-    /// The cluster that it is part of.
+    /// The cluster that the node belongs to.
     pub cluster: Cluster,
     /// The HTTP edge.
     pub http: http::Settings,
@@ -64,11 +65,11 @@ pub struct Config {
     pub actors: actors::settings::Settings,
     /// The links to other nodes.
     pub link: actors::link::Settings,
-    /// From the outbox to billing.
+    /// The billing relay: from the outbox to billing.
     pub relay: actors::billing_relay::Settings,
-    /// From the outbox to Kafka.
+    /// The Kafka bridge: from the outbox to Kafka.
     pub bridge: actors::kafka_bridge::Settings,
-    /// From Kafka to the counts.
+    /// Analytics: from Kafka to the counts.
     pub analytics: actors::analytics::Settings,
     /// Logs and metrics.
     pub telemetry: crate::telemetry::Settings,
@@ -97,8 +98,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether this is the node one gets without setting anything up: embedded database and broker,
-    /// and nobody but this machine can reach it. Only such a node makes a demo user and its own secret.
+    /// Returns whether this is the default node without any set-up: embedded database and broker, and
+    /// reachable from this machine only. Only such a node creates a demo user and its own secrets.
     pub fn is_embedded_demo(&self) -> bool {
         self.store.url == store::DEFAULT_URL
             && self.kafka.brokers == kafka::EMBEDDED
@@ -108,10 +109,10 @@ impl Config {
             && !self.is_clustered()
     }
 
-    /// Makes the data directory if it is not there.
+    /// Creates the data directory if it is missing.
     ///
     /// # Errors
-    /// It cannot be made, the node cannot write there, or everybody can.
+    /// The directory cannot be created, the node cannot write to it, or everybody can.
     pub fn ensure_data_dir(&self) -> Result<(), Error> {
         data_dir::ensure(&self.data_dir).map_err(|reason| {
             let value = Some(format!("{:?}", self.data_dir.display().to_string()));
@@ -119,11 +120,11 @@ impl Config {
         })
     }
 
-    /// Gives an embedded demo node the secrets that are needed and missing: random, kept in the data directory with
-    /// mode 0600, so that what was made with them outlives a restart. Nothing happens elsewhere.
+    /// Gives an embedded demo node the secrets that it needs and lacks. They are random, and kept in the data
+    /// directory with mode 0600, so that tokens and seals outlive a restart. Does nothing on other nodes.
     ///
     /// # Errors
-    /// A file cannot be made or read, or others may read it.
+    /// A file cannot be created or read, or other users may read it.
     pub fn ensure_secrets(&mut self) -> Result<(), Error> {
         if !self.is_embedded_demo() {
             return Ok(());
@@ -139,36 +140,36 @@ impl Config {
     }
 }
 
-/// A configuration with the origin of each value.
+/// A configuration with the source of each value.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// The settings.
     pub config: Config,
     tree: tree::Node,
-    /// The node of the file that it is, if one was chosen.
+    /// The chosen node of the file, if any.
     chosen: Option<String>,
-    /// Environment variables whose names begin as ours do and that set nothing.
+    /// Environment variables with our prefix that set nothing.
     pub ignored_variables: Vec<String>,
 }
 
-/// Reads the layers. What is wrong with a single value is found here; `Loaded::check` has the rules
-/// between them, which only a node that serves must keep.
+/// Reads the layers and checks each value by itself. The rules between values are in `Loaded::check`, because
+/// only a node that serves must satisfy them.
 ///
 /// # Errors
-/// A layer that cannot be read, an unknown key, a value that does not fit.
+/// A layer cannot be read, a key is unknown, or a value is invalid.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Error> {
     let layers = layers::Layers::read(inputs)?;
     let tree = layers.merged()?;
     let chosen = layers.chosen.as_ref().map(|(name, _)| name.clone());
     let loaded = Loaded { ignored_variables: layers.ignored.clone(), ..checked(tree, chosen)? };
-    // A slip in another node's settings is told here as well: all of them read the same file.
+    // All nodes read the same file, so a mistake in another node's settings is reported here as well.
     for name in chosen::names(&layers.file) {
         checked(layers.of_node(&name)?, Some(name))?;
     }
     Ok(loaded)
 }
 
-/// Reads one tree, and checks each value by itself.
+/// Deserializes one tree, and checks each value by itself.
 fn checked(tree: tree::Node, chosen: Option<String>) -> Result<Loaded, Error> {
     let config = match read(&tree, &de::Notes::default()) {
         Ok(config) => config,
@@ -179,8 +180,9 @@ fn checked(tree: tree::Node, chosen: Option<String>) -> Result<Loaded, Error> {
     Ok(loaded)
 }
 
-/// Numbers that their types do not hold, if that is what keeps `tree` from being read. What is allowed only the
-/// sections know, so they are asked about other numbers that break their rules: the least and the largest of the type.
+/// Returns the numbers that do not fit their types, if they are why `tree` cannot be read. Only the sections
+/// know the allowed range. To get their messages, the tree is read with the largest and the smallest value of
+/// the type instead.
 fn out_of_range(tree: &tree::Node, chosen: Option<String>) -> Option<Error> {
     let mut unfit = Vec::new();
     let mut rules = Vec::new();
@@ -198,10 +200,10 @@ fn out_of_range(tree: &tree::Node, chosen: Option<String>) -> Option<Error> {
     (!problems.is_empty()).then_some(Error { problems })
 }
 
-/// The rules between sections, for all nodes of a file; what is wrong with several is told once.
+/// Checks the rules between sections for all nodes of a file. A problem of several nodes is reported once.
 ///
 /// # Errors
-/// Every rule that is broken.
+/// All violated rules.
 pub fn check_all(nodes: &[Loaded]) -> Result<(), Error> {
     let mut problems: Vec<Problem> = Vec::new();
     for error in nodes.iter().filter_map(|node| node.check().err()) {
@@ -213,25 +215,25 @@ pub fn check_all(nodes: &[Loaded]) -> Result<(), Error> {
 }
 
 impl Loaded {
-    /// The rules between sections, for a node that is to serve.
+    /// Checks the rules between sections, for a node that is to serve.
     ///
     /// # Errors
-    /// Every rule that is broken.
+    /// All violated rules.
     pub fn check(&self) -> Result<(), Error> {
         rules::check_serving(self)
     }
 
-    /// The nodes that the file names, in its order, if none of them was chosen.
+    /// Returns the names of the file's nodes, in the order of the file, if none was chosen.
     pub fn nodes_to_choose(&self) -> Vec<String> {
         if self.chosen.is_some() { Vec::new() } else { chosen::names(&self.tree) }
     }
 
-    /// Every key with its value, and where it came from, in the syntax of the file. Secrets are hidden.
+    /// Renders every key with its value and its source, in the syntax of the file. Secrets are hidden.
     pub fn effective(&self) -> String {
         effective::render(self)
     }
 
-    /// What is wrong with `key` of a node of the file.
+    /// Builds the problem of `key` in an entry of `cluster.nodes`.
     fn entry_problem(&self, index: usize, key: &str, reason: impl Into<String>) -> Problem {
         let of_entry = |node: &tree::Node| node.source.clone();
         let entry = format!("{}[{index}]", chosen::NODES);
@@ -240,7 +242,7 @@ impl Loaded {
         Problem { source, ..problem }
     }
 
-    /// What is wrong with the value of `key`, wherever it came from.
+    /// Builds the problem of the value of `key`, with its source.
     fn problem(&self, key: &str, reason: impl Into<String>) -> Problem {
         let reason = reason.into();
         match self.tree.get(key) {

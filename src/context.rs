@@ -1,4 +1,4 @@
-//! What travels with every request and every actor message: trace, deadline, command id and caller.
+//! The data that accompanies every request and every actor message: trace, deadline, command id and caller.
 
 pub mod fields;
 
@@ -14,18 +14,18 @@ use crate::domain::time::{Clock, MonoTime};
 /// A position in one trace (W3C Trace Context, level 1).
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
-    /// The whole request, over all nodes. Never zero.
+    /// The id of the whole request, across all nodes. Never zero.
     pub trace_id: u128,
-    /// This hop. Never zero.
+    /// The id of this hop. Never zero.
     pub span_id: u64,
-    /// The hop that caused this one; zero at the root.
+    /// The id of the hop that caused this one; zero at the root.
     pub parent_id: u64,
-    /// Whether the caller records the trace. Passed on, not acted on.
+    /// Whether the caller records the trace. The flag is forwarded but has no effect here.
     pub sampled: bool,
 }
 
 impl TraceContext {
-    /// A trace that begins here.
+    /// Returns the root of a new trace.
     pub fn root() -> Self {
         TraceContext {
             trace_id: fastrand::u128(1..),
@@ -35,13 +35,13 @@ impl TraceContext {
         }
     }
 
-    /// A hop caused by this one.
+    /// Returns a hop caused by this one.
     pub fn child(&self) -> Self {
         TraceContext { span_id: fastrand::u64(1..), parent_id: self.span_id, ..*self }
     }
 
-    /// The hop that a `traceparent` header names, as a parent: use `child` of it. `None` if the text
-    /// is not a valid one; the trace then begins anew, as the standard says.
+    /// Parses a `traceparent` header into the hop that it names. The caller continues with `child` of that
+    /// hop. Returns `None` if the header is not valid; a new trace then begins, as the standard requires.
     pub fn parse(traceparent: &str) -> Option<Self> {
         let mut parts = traceparent.split('-');
         let (version, trace, span, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
@@ -63,7 +63,7 @@ impl TraceContext {
     }
 }
 
-/// The `traceparent` of this hop.
+/// Formats the `traceparent` header of this hop.
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{:032x}-{:016x}-{:02x}", self.trace_id, self.span_id, u8::from(self.sampled))
@@ -76,21 +76,21 @@ impl fmt::Debug for TraceContext {
     }
 }
 
-/// What travels with a request from the edge to the commit.
+/// The data that accompanies a request from the edge to the commit.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
-    /// Where in the trace the request is.
+    /// The position of the request in its trace.
     pub trace: TraceContext,
-    /// When the caller no longer waits. Work past it is not started.
+    /// When the caller stops waiting. No work is started after this time.
     pub deadline: MonoTime,
-    /// The caller's intention: kept over tries of the same request.
+    /// The identity of the change, kept over all tries of the same request.
     pub command_id: CommandId,
-    /// Who asks.
+    /// The caller.
     pub caller: Caller,
 }
 
 impl RequestContext {
-    /// A request by `caller` that may take `budget`, with a command id of its own.
+    /// Returns a request by `caller` with the time limit `budget` and a new command id.
     pub fn new(caller: Caller, trace: TraceContext, clock: &dyn Clock, budget: Duration) -> Self {
         RequestContext {
             trace,
@@ -100,28 +100,28 @@ impl RequestContext {
         }
     }
 
-    /// The same request one hop further.
+    /// Returns the same request one hop further.
     pub fn child(&self) -> Self {
         RequestContext { trace: self.trace.child(), ..self.clone() }
     }
 }
 
-/// One line per actor message handled: target `hygeia::message`, level INFO. The field names are read
-/// by tools; `docs/LOGGING.md` lists them. An entity is an id, never a name or an address.
+/// One log line per handled actor message: target `hygeia::message`, level INFO. Tools read the field names;
+/// `docs/LOGGING.md` lists them. An entity is logged as its id, never as a name or an address.
 pub struct Hop<'a> {
-    /// The actor that handled it.
+    /// The actor that handled the message.
     pub actor: &'a str,
-    /// The message's name.
+    /// The name of the message.
     pub message: &'static str,
-    /// The id it concerns; empty if none.
+    /// The id of the entity; `None` if the message concerns no entity.
     pub entity: Option<Uuid>,
     /// The hop.
     pub trace: &'a TraceContext,
-    /// Waiting in the mailbox.
+    /// The time spent in the mailbox.
     pub queued: Duration,
-    /// Handling.
+    /// The time spent in the handler.
     pub handled: Duration,
-    /// `ok`, or the name of what came of it.
+    /// `ok`, or the name of the outcome.
     pub outcome: &'static str,
 }
 

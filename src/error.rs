@@ -1,54 +1,55 @@
-//! Every way a request can fail, and the one table of how HTTP and gRPC say it. Only the edges call
-//! `http_status` and `grpc_code`.
+//! Every way in which a request can fail, and the one table that maps each failure to HTTP and gRPC. Only the
+//! edges call `http_status` and `grpc_code`.
 
 use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::domain::validate::FieldErrors;
 
-/// What went wrong. The name (`as_str`) is part of the API.
+/// The kind of a failure. The name (`as_str`) is part of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
-    /// Input that breaks a rule: the caller's to mend.
+    /// The input breaks a rule. The caller has to correct it.
     Invalid,
-    /// No token, or one that does not hold.
+    /// The token is missing or not valid.
     Unauthenticated,
-    /// A caller who may not.
+    /// The caller lacks the permission.
     Forbidden,
-    /// The thing asked for is not there.
+    /// The requested item does not exist.
     NotFound,
-    /// The route has no such method.
+    /// The route does not support the method.
     MethodNotAllowed,
     /// The id or the e-mail address is taken.
     AlreadyExists,
-    /// The thing has another version than the caller expects.
+    /// The record has another version than the caller expects.
     PreconditionFailed,
-    /// The caller's key stands for another request of theirs.
+    /// The caller's idempotency key belongs to another request of the same caller.
     KeyReused,
-    /// The caller's key was used too long ago, and too often since.
+    /// The caller's idempotency key has expired, and all its reuses are spent.
     KeyExpired,
     /// The body is larger than the limit.
     PayloadTooLarge,
-    /// The body is not of the type the route takes.
+    /// The route does not accept the media type of the body.
     UnsupportedMediaType,
-    /// The body is sent in a way that nobody here reads.
+    /// The body has a transfer coding that is not supported.
     NotImplemented,
-    /// The caller was too slow in sending its request.
+    /// The caller sent its request too slowly.
     RequestTimeout,
-    /// Too many of the same have come from the caller, or for the account. Nothing was done.
+    /// Too many attempts from the caller or for the account. Nothing was done.
     TooManyRequests,
-    /// The caller asks more often than it may. Nothing was done; a little later it works.
+    /// The caller exceeds its request rate. Nothing was done; a retry after a short wait succeeds.
     RateLimited,
-    /// A limit of ours is reached. Nothing was done; later it may work.
+    /// A limit of the service is reached. Nothing was done; a later retry may succeed.
     Overloaded,
-    /// A part we need is away. Nothing was done; later it may work.
+    /// A required part is unavailable. Nothing was done; a later retry may succeed.
     Unavailable,
-    /// The deadline passed. Nothing was done.
+    /// The deadline passed before anything was done.
     DeadlineExceeded,
-    /// It cannot be known whether the change was made, or will be: look for it (of a registration the caller is
-    /// told the id), or, inside the cluster, repeat it under the same command id.
+    /// Whether the change was made, or will be made, is not known. A client looks for the change (the reply
+    /// to a registration names the id). A caller inside the cluster repeats the command under the same
+    /// command id.
     OutcomeUnknown,
-    /// A fault of ours.
+    /// A fault of the service.
     Internal,
 }
 
@@ -118,27 +119,27 @@ impl ErrorCode {
         }
     }
 
-    /// The stable name.
+    /// Returns the stable name of the code.
     pub const fn as_str(self) -> &'static str {
         self.row().0
     }
 
-    /// One line for people: the `title` of a problem.
+    /// Returns one line for people: the `title` of an HTTP problem.
     pub const fn title(self) -> &'static str {
         self.row().1
     }
 
-    /// The HTTP status (RFC 9110).
+    /// Returns the HTTP status (RFC 9110).
     pub const fn http_status(self) -> u16 {
         self.row().2
     }
 
-    /// The gRPC status code, as its number.
+    /// Returns the number of the gRPC status code.
     pub const fn grpc_code(self) -> i32 {
         self.row().3
     }
 
-    /// Whether the same request may be sent again soon with a hope of success.
+    /// Returns how long to wait before the same request may succeed; `None` if a retry does not help.
     pub const fn retry_after(self) -> Option<Duration> {
         match self {
             ErrorCode::RateLimited
@@ -150,37 +151,37 @@ impl ErrorCode {
     }
 }
 
-/// A failed request. `detail` goes to the caller: it names the thing, never a patient or a secret.
+/// A failed request. `detail` is sent to the caller, so it never contains patient data or a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {detail}", code.as_str())]
 pub struct Error {
-    /// What kind of failure.
+    /// The kind of failure.
     pub code: ErrorCode,
-    /// What exactly, for the caller.
+    /// The details for the caller.
     pub detail: Cow<'static, str>,
-    /// For `Invalid`: the fields, each with its message.
+    /// For `Invalid`: the fields that are not valid, each with a message.
     pub fields: FieldErrors,
-    /// When it may be tried again, if that is known better than for the code.
+    /// When a retry may succeed, if that is known better than from the code.
     pub retry_after: Option<Duration>,
 }
 
 impl Error {
-    /// A failure of this kind.
+    /// Returns an error of this kind.
     pub fn new(code: ErrorCode, detail: impl Into<Cow<'static, str>>) -> Self {
         Error { code, detail: detail.into(), fields: FieldErrors::new(), retry_after: None }
     }
 
-    /// Fields that do not hold.
+    /// Returns an `Invalid` error for these fields.
     pub fn invalid_fields(fields: FieldErrors) -> Self {
         Error { fields, ..Error::new(ErrorCode::Invalid, "Some fields are not valid") }
     }
 
-    /// Too many of the same; it may be tried again after `wait`.
+    /// Returns a `TooManyRequests` error; a retry is possible after `wait`.
     pub fn too_many_requests(detail: &'static str, wait: Duration) -> Self {
         Error { retry_after: Some(wait), ..Error::new(ErrorCode::TooManyRequests, detail) }
     }
 
-    /// When it may be tried again with a hope of success.
+    /// Returns how long to wait before a retry may succeed.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after.or(self.code.retry_after())
     }

@@ -1,12 +1,15 @@
-//! The gRPC edge: the service that other systems open accounts with, beside health and, if it is set, reflection.
+//! The gRPC server: the service with which other systems open accounts, plus health and, if enabled,
+//! reflection.
 //!
-//! A call goes: `connection` (who may connect) → `call` (trace, admission, deadline, log) → `billing`
-//! (who asks, how often, what for) → the accounts' handle. Knows handles, never actors; statuses come from the one
-//! table in `error.rs`.
+//! A call passes `connection` (connection limits), `call` (trace, admission, deadline, log), `billing`
+//! (authentication, rate limit, permission), and reaches the handle of the accounts. This module uses
+//! handles, never actors. Statuses come from the one table in `error.rs`.
 //!
-//! Invariants: every call is answered by its deadline; connections, streams, calls, messages, headers
-//! and waits are bounded; no call of billing without a named caller (`require_token`). Health and
-//! reflection are open: they tell no patient's data.
+//! Invariants:
+//! - Every call is answered by its deadline.
+//! - Connections, streams, calls, messages, headers and waits are bounded.
+//! - No billing call is processed without an authenticated caller (`require_token`). Health and reflection
+//!   are open, because they reveal no patient data.
 
 mod billing;
 mod call;
@@ -45,30 +48,30 @@ use crate::rate::{Limiter, RATE_MAX};
 
 type BillingServer = BillingServiceServer<Billing>;
 
-/// The part's name in health.
+/// Name of this part in the health report.
 const PART: &str = "grpc";
-/// How long openings whose callers have gone may take to end when the server stops.
+/// How long openings whose callers have disconnected may continue when the server stops.
 const CHANGES_LIMIT: Duration = Duration::from_secs(1);
-/// So many times `metadata_max_bytes` are read, so that its caller can be told in gRPC's terms. HTTP/2 answers what is more by
-/// itself, with 431.
+/// The server reads this multiple of `metadata_max_bytes`, so that it can refuse excess metadata with a gRPC
+/// status. HTTP/2 itself answers still larger metadata with 431.
 const METADATA_READ_FACTOR: u32 = 16;
-/// What one stream, and one connection, may send before we have read it (RFC 9113, section 5.2).
+/// How much one stream, and one connection, may send before the server has read it (RFC 9113, section 5.2).
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
 
-/// Where the edge listens, and its limits.
+/// Listen address and limits of the gRPC server.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// The address to listen on; port 0 lets the system choose.
     pub listen: SocketAddr,
-    /// Whether opening an account needs a bearer token. Without, only on loopback.
+    /// Whether opening an account requires a bearer token. False is allowed only on loopback.
     pub require_token: bool,
-    /// Whether an account is opened for any `patientId`, be there such a patient or not.
+    /// Whether an account is opened for any `patientId`, even if there is no such patient.
     pub unknown_patients_allowed: bool,
-    /// Whether reflection is served, which tells anybody which services there are.
+    /// Whether reflection is served, which shows the available services to every caller.
     pub reflection: bool,
-    /// How long a call may take, in milliseconds; a caller's own `grpc-timeout` may make it less.
+    /// How long a call may take, in milliseconds; a caller's own `grpc-timeout` can shorten it.
     pub timeout_ms: u64,
     /// How many calls may run at the same time.
     pub in_flight_max: usize,
@@ -80,22 +83,22 @@ pub struct Settings {
     pub message_max_bytes: usize,
     /// How large the metadata of a call may be, in bytes.
     pub metadata_max_bytes: u32,
-    /// How many connections may be open; one more is closed at once.
+    /// How many connections may be open; a further one is closed at once.
     pub connections_max: usize,
-    /// How long a new connection may take to begin with HTTP/2, in milliseconds.
+    /// How long a new connection may take to start HTTP/2, in milliseconds.
     pub opening_timeout_ms: u64,
     /// How often a connection is pinged, in milliseconds.
     pub keepalive_interval_ms: u64,
-    /// How long a ping may stay without answer before the connection is closed, in milliseconds.
+    /// How long a ping may remain unanswered before the connection is closed, in milliseconds.
     pub keepalive_timeout_ms: u64,
-    /// How long calls in flight may go on when the server stops, in milliseconds.
+    /// How long calls in flight may continue when the server stops, in milliseconds.
     pub drain_timeout_ms: u64,
-    /// How many calls of one subject are worked on per second, in the long run, on this node; a denial counts as
-    /// `rate::DENIAL_COST`. Zero: no limit.
+    /// Sustained rate limit of one subject on this node, in calls per second. A denial counts as
+    /// `rate::DENIAL_COST` calls. Zero disables the limit.
     pub rate_limit_per_s: u32,
-    /// How many calls a subject may make at once, after a pause.
+    /// How many calls a subject may make at once after a pause.
     pub rate_limit_burst: u32,
-    /// Of how many subjects calls are counted; the one not seen for the longest time is forgotten first.
+    /// Maximum number of subjects that are counted; the least recently seen subject is forgotten first.
     pub rate_limit_subjects_max: usize,
 }
 
@@ -125,7 +128,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         const DAY_MS: u64 = 86_400_000;
         let wait = |ms: u64| (1..=DAY_MS).contains(&ms);
@@ -158,44 +161,44 @@ impl Settings {
     }
 }
 
-/// What the edge speaks to.
+/// The services that the server uses.
 #[derive(Clone)]
 pub struct GrpcState {
     /// Opens accounts.
     pub billing: Arc<dyn OpenAccounts>,
-    /// Knows callers by their tokens.
+    /// Authenticates callers by their tokens.
     pub auth: Arc<dyn Authenticate>,
-    /// Where accesses are recorded before they are answered.
+    /// Records accesses before they are answered.
     pub audit: AuditHandle,
-    /// For deadlines and durations.
+    /// Clock for deadlines and durations.
     pub clock: Arc<dyn Clock>,
-    /// Says what the health service says, and is told how this part is.
+    /// Health of the node: the source of the health service. The server also reports its own state here.
     pub health: Health,
 }
 
-/// Why the edge does not serve.
+/// Why the server does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address cannot be had.
+    /// The address cannot be bound.
     #[error("cannot listen for gRPC on {address} (grpc.listen): {source}")]
     Listen {
         /// `Settings::listen`
         address: SocketAddr,
-        /// What the system says: that the port is in use, for one.
+        /// The error of the operating system, for example that the port is in use.
         source: io::Error,
     },
-    /// Open to others and without tokens.
+    /// The server would be reachable from other hosts without tokens.
     #[error("grpc.require_token=false is allowed only on loopback, and grpc.listen is {0}")]
     TokenNeeded(SocketAddr),
-    /// The descriptors compiled in do not hold together.
+    /// The compiled-in descriptors are inconsistent.
     #[error("gRPC reflection: {0}")]
     Reflection(#[from] probes::ReflectionError),
-    /// The server ended by itself.
+    /// The server ended without being stopped.
     #[error("the gRPC server ended: {0}")]
     Ended(#[from] tonic::transport::Error),
 }
 
-/// The edge, listening but not serving yet.
+/// A bound gRPC server that does not serve yet.
 pub struct Server {
     listener: TcpListener,
     local_addr: SocketAddr,
@@ -204,7 +207,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the address. Connections wait until `serve`.
+    /// Binds the address. Connections wait in the kernel's queue until `serve` is called.
     ///
     /// # Errors
     /// `Listen`, `TokenNeeded`.
@@ -222,13 +225,13 @@ impl Server {
         Ok(Server { listener, local_addr, settings, state })
     }
 
-    /// The address that is really used.
+    /// Returns the bound address.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
-    /// Serves until `shutdown`; then takes no more connections and calls, lets those in flight end for
-    /// at most `drain_timeout_ms`, and cuts off the rest.
+    /// Serves until `shutdown` completes. Then it accepts no more connections and calls, lets calls in flight
+    /// finish within `drain_timeout_ms`, and cuts off the rest.
     ///
     /// # Errors
     /// `Reflection`, `Ended`.
@@ -307,7 +310,7 @@ impl Server {
 
 type Transport = tonic::transport::Server<tower::layer::util::Stack<Envelope, tower::layer::util::Identity>>;
 
-/// The HTTP/2 side with its limits, and the envelope around each call.
+/// Returns the HTTP/2 server with its limits and the layer around each call.
 fn transport(settings: &Settings, state: &GrpcState) -> Transport {
     let envelope = Envelope::new(
         Arc::clone(&state.clock),

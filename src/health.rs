@@ -1,20 +1,20 @@
-//! What each part says of itself: the source of `/health/ready` and of the gauges behind it.
+//! The status of each part of a node: the source of `/health/ready` and of the readiness gauges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How a part is.
+/// The status of one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {
-    /// It works.
+    /// The part works.
     Ready,
-    /// It does not work yet or for now, for a reason that does not keep the node from serving.
+    /// The part does not work, but the node can serve without it. The text is the reason.
     Explained(String),
-    /// It does not work, and the node cannot serve without it.
+    /// The part does not work, and the node cannot serve without it. The text is the reason.
     NotReady(String),
 }
 
-/// The parts' own words, shared over the node. Cloning is cheap.
+/// The latest status of every part, shared across the node. Cloning is cheap.
 #[derive(Clone, Default)]
 pub struct Health {
     parts: Arc<Mutex<Parts>>,
@@ -23,14 +23,15 @@ pub struct Health {
 #[derive(Default)]
 struct Parts {
     said: BTreeMap<&'static str, Status>,
-    /// Those that have worked once: what is wrong with them from then on is no start.
+    /// The parts that have been `Ready` at least once. A later failure of such a part is not part of the
+    /// start-up.
     worked: BTreeSet<&'static str>,
-    /// The node has had its time to start.
+    /// Whether the start-up period is over.
     started: bool,
 }
 
 impl Health {
-    /// `part` says how it is. The first word of a part must come before the node serves.
+    /// Records the status of `part`. Every part must report once before the node serves.
     pub fn report(&self, part: &'static str, status: Status) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         if parts.said.get(part) == Some(&status) {
@@ -44,7 +45,7 @@ impl Health {
                 tracing::info!(part, "ready");
             }
             Status::Explained(reason) | Status::NotReady(reason) => {
-                // To start takes its time, and needs nobody's attention.
+                // A part that is still starting needs no attention, so this is not a warning.
                 if parts.started || parts.worked.contains(part) {
                     tracing::warn!(part, reason, "not ready");
                 } else {
@@ -56,7 +57,8 @@ impl Health {
         metrics::gauge!("hygeia_node_ready").set(f64::from(u8::from(all_serve(&parts.said))));
     }
 
-    /// The time to start is over: warns of each part that does not work yet, and of every further one from now on.
+    /// Ends the start-up period. Warns of each part that has never been `Ready`; from now on every failure is
+    /// a warning.
     pub fn starting_is_over(&self) {
         let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.started = true;
@@ -69,20 +71,20 @@ impl Health {
         }
     }
 
-    /// Whether no part is `NotReady`, and what each says.
+    /// Returns whether no part is `NotReady`, and the status of each part.
     pub fn snapshot(&self) -> (bool, BTreeMap<&'static str, Status>) {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner).said.clone();
         (all_serve(&parts), parts)
     }
 
-    /// Whether each part that has said a word works.
+    /// Returns whether every part that has reported is `Ready`.
     pub fn all_work(&self) -> bool {
         let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
         parts.said.values().all(|status| *status == Status::Ready)
     }
 }
 
-/// Whether no part keeps the node from serving.
+/// Returns whether no part is `NotReady`.
 fn all_serve(parts: &BTreeMap<&'static str, Status>) -> bool {
     !parts.values().any(|status| matches!(status, Status::NotReady(_)))
 }

@@ -1,4 +1,4 @@
-//! REST over HTTP/1.1: JSON in and out, problems (RFC 9457) for all that fails.
+//! REST over HTTP/1.1 with JSON bodies. Every failure is a problem document (RFC 9457).
 //!
 //! ```text
 //! listener ─► axum router ─► pipeline ─────────────────────────────────► handler ─► actors' handles
@@ -7,17 +7,19 @@
 //! ```
 //!
 //! Invariants:
-//! - Every request of a known route is answered before `request_deadline_ms`, be it by a 504 that says whether
-//!   the outcome is known.
-//! - Nothing is unbounded: connections, heads, bodies, requests in flight, the time a peer may stall.
-//! - What is not answered by an open route has a named caller: the handlers' types say so (`pipeline::Handler`).
-//! - A handler that reads is dropped when its client goes away, and harms nothing. One that changes something goes on,
-//!   and so does the recording of what it did.
-//! - Logs hold the route's template and the caller's name of its request (`X-Request-Id`), never a path, a query, a
+//! - Every request of a known route is answered within `request_deadline_ms`. If the time is up, the 504 says
+//!   whether the outcome is known.
+//! - Everything is bounded: connections, heads, bodies, requests in flight, and the time that a peer may
+//!   stall.
+//! - Only open routes are answered without an authenticated caller. The types of the handlers enforce this
+//!   (`pipeline::Handler`).
+//! - A handler that reads is dropped when its client disconnects. A handler that changes something continues,
+//!   and its access is recorded.
+//! - Logs contain the route template and the client's request id (`X-Request-Id`), never a path, a query, a
 //!   body or a token.
-//! - Every route answers OPTIONS, and HEAD where it answers GET; every answer has the headers of `frame`.
+//! - Every route answers OPTIONS, and HEAD where it answers GET. Every response has the headers of `frame`.
 //!
-//! What is no HTTP at all, or a head over its limit, hyper answers itself with a bare 400, 414 or 431.
+//! hyper itself answers input that is not HTTP, or a head over its limit, with a bare 400, 414 or 431.
 
 mod accesses;
 mod analytics;
@@ -83,68 +85,75 @@ pub use docs::openapi;
 pub use listener::Drained;
 pub use scrape::MetricsText;
 
-/// Where to listen, and every limit of the edge.
+/// Listen address and limits of the HTTP server.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port. Port 0 lets the system choose a free port.
     pub listen: SocketAddr,
-    /// A request is answered within this time after its head was read, whatever happens.
+    /// Time limit of a request in milliseconds, from the moment its head was read until it is answered.
     pub request_deadline_ms: u64,
-    /// Requests worked on at once; beyond, they are refused as `OVERLOADED`. Health and metrics do not count, nor
-    /// does a request that has not come in whole: a slow sender takes a connection, and no place.
+    /// Maximum number of requests processed at the same time; further requests are refused with `OVERLOADED`.
+    /// Health and metrics requests do not count. A request counts only after its body has arrived, so a slow
+    /// sender occupies a connection but no slot.
     pub in_flight_max: usize,
-    /// Connections held at once, a file descriptor each. Further ones wait in the kernel's queue until one is
-    /// free, which `waiting_grace_ms` and `header_timeout_ms` see to. More than `in_flight_max`, so that what is too much is told so.
+    /// Maximum number of open connections; each one takes a file descriptor. Further connections wait in the
+    /// kernel's queue. Set it higher than `in_flight_max`, so that excess requests are answered with
+    /// `OVERLOADED`.
     pub connections_max: usize,
-    /// Where all connections are taken and one more comes, the one that has kept us waiting the longest for a whole
-    /// request is ended, if it has for so long; else the new one waits for its turn.
+    /// When all connections are in use and one more arrives, the server closes the connection that has waited
+    /// longest for a complete request, if that wait is at least this long (milliseconds). Otherwise the new
+    /// connection waits.
     pub waiting_grace_ms: u64,
-    /// Connections that wait in the kernel's queue until we take them. What does not fit has to try again, in steps of
-    /// seconds. The kernel may allow fewer (`net.core.somaxconn`).
+    /// Length of the kernel's queue of connections not yet accepted. A client that finds the queue full
+    /// retries after seconds. The kernel may impose a lower limit (`net.core.somaxconn`).
     pub queued_connections_max: u32,
-    /// How long a connection may take to send a whole request head: from its start, and again from the end
-    /// of each answer, so that it is the limit of idle connections too.
+    /// How long a connection may take to send a complete request head, in milliseconds. The time starts with
+    /// the connection and again after each response, so it also limits idle connections.
     pub header_timeout_ms: u64,
-    /// The longest request head.
+    /// Maximum size of a request head in bytes.
     pub header_max_bytes: usize,
-    /// The most header fields.
+    /// Maximum number of header fields of a request.
     pub headers_max: usize,
-    /// The longest request body.
+    /// Maximum size of a request body in bytes.
     pub body_max_bytes: usize,
-    /// How long a client may leave an answer unread before its connection is ended (TCP user timeout, RFC 5482).
-    /// One that reads on, however slowly, is not ended: it takes a connection and one answer's memory, and no
-    /// place among the requests in flight.
+    /// How long a client may leave a response unread before its connection is closed, in milliseconds (TCP
+    /// user timeout, RFC 5482). A client that keeps reading, however slowly, is not disconnected: it occupies
+    /// a connection and the memory of one response, but no slot of the requests in flight.
     pub write_stall_ms: u32,
-    /// How long requests in flight may still take when the node stops.
+    /// How long requests in flight may continue when the node stops, in milliseconds.
     pub drain_timeout_ms: u64,
-    /// How long a connection may still bring a request when the node stops. Its answer says that the connection
-    /// ends with it. If idle connections were ended at once, a request just sent over one would be lost, and its
-    /// client could not know whether it was carried out.
+    /// How long an open connection may still send a request when the node stops, in milliseconds. The
+    /// response announces that the connection closes. If idle connections were closed at once, a request just
+    /// sent could be lost, and its client could not know whether it was carried out.
     pub drain_idle_ms: u64,
-    /// Proxies of our own, by address or network: of requests that come from them the field `forwarded_by` says from
-    /// whom (for the limits of logins, and the audit). None: no field is read.
+    /// Addresses or networks of the operator's own proxies. The client address of their requests is read from
+    /// the field `forwarded_by`; login limits and the audit use it. An empty list means that no field is
+    /// read.
     pub trusted_proxies: Vec<String>,
-    /// The field in which those proxies name the client: `x-forwarded-for`, or `forwarded` (RFC 7239). The other one is
-    /// not read.
+    /// The field in which those proxies name the client: `x-forwarded-for`, or `forwarded` (RFC 7239). The
+    /// other field is ignored.
     pub forwarded_by: ForwardedBy,
-    /// Requests of one subject that are worked on per second, in the long run; beyond, they are refused as
-    /// `RATE_LIMITED`. Per node: with several fronts a subject has as much at each of them. Zero: no limit.
+    /// Sustained rate limit of one subject, in requests per second; further requests are refused with
+    /// `RATE_LIMITED`. Each node counts for itself, so with several fronts a subject has this limit at each
+    /// of them. Zero disables the limit.
     ///
-    /// On by default, far above what a person or a well-behaved program needs: it is there so that a program run wild,
-    /// or a stolen token, cannot take the whole node or carry off every record in a minute. A denial counts as
-    /// `rate::DENIAL_COST`, because it is a row of the audit.
+    /// The default is far above what a person or a well-behaved program needs. It keeps a runaway program, or
+    /// the holder of a stolen token, from overloading the node or reading every record within a minute. A
+    /// denial counts as `rate::DENIAL_COST` requests, because it adds a row to the audit.
     pub rate_limit_per_s: u32,
-    /// Requests that a subject may make at once, after a pause.
+    /// Number of requests that a subject may send at once after a pause.
     pub rate_limit_burst: u32,
-    /// Subjects whose requests are counted; the one not seen for the longest time is forgotten first.
+    /// Maximum number of subjects that are counted. The least recently seen subject is forgotten first.
     pub rate_limit_subjects_max: usize,
-    /// Origins whose pages may ask (CORS), such as `https://app.example.org`. None by default.
+    /// Origins whose pages may send cross-origin requests (CORS), such as `https://app.example.org`. Empty by
+    /// default.
     pub cors_origins: Vec<String>,
-    /// The shortest answer that is compressed for who accepts it. Zero: none is.
+    /// Minimum size of a response that is compressed, in bytes, if the client accepts a supported coding.
+    /// Zero disables compression.
     pub compress_min_bytes: u16,
-    /// For how long browsers shall reach this host by TLS alone (RFC 6797), in seconds. Only where TLS stands in front
-    /// of the node. Zero: nothing is said.
+    /// The `max-age` of `Strict-Transport-Security` (RFC 6797), in seconds. Set it only where a TLS proxy is
+    /// in front of the node. Zero omits the header.
     pub hsts_max_age_s: u32,
 }
 
@@ -177,7 +186,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let within = |value: u64, least: u64, most: u64| {
             (!(least..=most).contains(&value)).then(|| format!("{least} to {most}"))
@@ -212,64 +221,64 @@ impl Settings {
     }
 }
 
-/// Why the edge cannot start.
+/// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The address is in use, not ours, or not allowed.
+    /// The address is in use, does not belong to this host, or is not permitted.
     #[error("HTTP cannot listen on {address}: {source}; HYGEIA__HTTP__LISTEN sets another address")]
     Listen {
-        /// The address wanted.
+        /// The address of `Settings::listen`.
         address: SocketAddr,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
-/// Says how many requests are being worked on.
+/// Returns the number of requests being processed.
 pub type InFlight = Arc<dyn Fn() -> usize + Send + Sync>;
 
-/// What the edge speaks to. Build it after the metrics recorder is installed.
+/// The services that the handlers use. Build it after the metrics recorder is installed.
 #[derive(Clone)]
 pub struct AppState {
-    /// The patients of the cluster.
+    /// Patients, on any node of the cluster.
     pub patients: PatientHandle,
-    /// The accounts of the cluster.
+    /// Billing accounts, on any node of the cluster.
     pub billing: BillingHandle,
-    /// The projection.
+    /// The analytics projection.
     pub analytics: AnalyticsHandle,
-    /// Who callers are.
+    /// Authentication of callers.
     pub auth: Auth,
-    /// Users, for administrators.
+    /// User management, for administrators.
     pub users: Arc<Users>,
-    /// Where accesses are recorded.
+    /// Records accesses.
     pub audit: AuditHandle,
-    /// Where they are read.
+    /// Reads recorded accesses.
     pub audit_reader: AuditReader,
-    /// How the parts of this node are.
+    /// Health of the parts of this node.
     pub health: Health,
     /// The metrics of this node.
     pub metrics: MetricsText,
-    /// How the cluster is.
+    /// Status of the cluster.
     pub cluster: Arc<dyn StatusProvider>,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// What the edge of a node that is no front speaks to: enough to say how the node is.
+/// The services for a node without the front role: enough to report the health and metrics of the node.
 #[derive(Clone)]
 pub struct OpsState {
-    /// How the parts of this node are.
+    /// Health of the parts of this node.
     pub health: Health,
     /// The metrics of this node.
     pub metrics: MetricsText,
-    /// Time.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
 }
 
-/// What a node that is no front says to all other requests.
+/// Answer of a node without the front role to all other requests.
 const NO_FRONT: &str = "This node has not the role front: it serves /health and /metrics alone";
 
-/// The edge, listening but not yet answering.
+/// A bound HTTP server that does not serve yet.
 pub struct Server {
     listener: listener::Listener,
     router: axum::Router,
@@ -278,14 +287,14 @@ pub struct Server {
     changes: TaskTracker,
 }
 
-/// How long changes whose callers have gone may take to end when the server stops.
+/// How long changes whose clients have disconnected may continue when the server stops.
 const CHANGES_LIMIT: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Takes the address. Connections wait until `serve`.
+    /// Binds the address. Connections wait in the kernel's queue until `serve` is called.
     ///
     /// # Errors
-    /// The address cannot be had.
+    /// `Listen`: the address cannot be bound.
     pub async fn bind(settings: Settings, app: AppState) -> Result<Self, Error> {
         let (auth, clock, health) = (app.auth.clone(), Arc::clone(&app.clock), app.health.clone());
         let edge = pipeline::Edge::new(&settings, auth, app.audit.clone(), clock, app);
@@ -294,10 +303,10 @@ impl Server {
         Ok(Server { listener, router, health, in_flight: edge.in_flight(), changes: edge.changes() })
     }
 
-    /// As `bind`, for a node that is no front: it says how it is, and nothing else.
+    /// Like `bind`, for a node without the front role: serves health and metrics only.
     ///
     /// # Errors
-    /// The address cannot be had.
+    /// `Listen`: the address cannot be bound.
     pub async fn bind_ops(settings: Settings, ops: OpsState) -> Result<Self, Error> {
         let (clock, health) = (Arc::clone(&ops.clock), ops.health.clone());
         let edge = pipeline::Edge::new(&settings, None, AuditHandle::off(), clock, ops);
@@ -306,18 +315,18 @@ impl Server {
         Ok(Server { listener, router, health, in_flight: edge.in_flight(), changes: edge.changes() })
     }
 
-    /// Says how many requests are being worked on.
+    /// Returns a function that counts the requests being processed.
     pub fn in_flight(&self) -> InFlight {
         Arc::clone(&self.in_flight)
     }
 
-    /// The address it really has.
+    /// Returns the bound address; it differs from `Settings::listen` if that has port 0.
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
     }
 
-    /// Answers until `shutdown` ends; then takes no more connections, ends what is in flight within
-    /// `drain_timeout_ms`, and cuts off the rest.
+    /// Serves until `shutdown` completes. Then it accepts no more connections, lets requests in flight finish
+    /// within `drain_timeout_ms`, and cuts off the rest.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send) -> Drained {
         self.health.report("http", Status::Ready);
         let health = self.health;

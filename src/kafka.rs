@@ -1,14 +1,15 @@
-//! The broker, as three traits, and librdkafka behind them. Only this room names rdkafka.
+//! Access to the Kafka broker: three traits, and their implementation with librdkafka. Only this module names
+//! rdkafka.
 //!
-//! `Kafka::connect` gives the `Broker`: librdkafka's own mock cluster inside the process (`embedded`), or
-//! the brokers named. The same producer and consumer code, over the real protocol, serves both.
+//! `Kafka::connect` returns the `Broker`: either librdkafka's mock cluster inside the process (`embedded`) or
+//! the configured brokers. Both use the same producer and consumer code and the real protocol.
 //!
 //! Invariants that callers rely on:
-//! - A message that `Publisher::publish` calls delivered is in the log of its partition, acknowledged by
-//!   all replicas in sync. One that failed may be in the log all the same.
-//! - A `Consumer` reads nothing from a partition before `Consumer::start` has said from where.
-//! - Queues here are bounded by `Settings`; a full one makes its feeder wait.
-//! - No key, value or header of a message gets into a log line or an error.
+//! - A message that `Publisher::publish` reports as delivered is in the log of its partition, acknowledged by
+//!   all in-sync replicas. A message reported as failed may still be in the log.
+//! - A `Consumer` reads nothing from a partition before `Consumer::start` has set the position.
+//! - Queues are bounded by `Settings`. A full queue makes the sender wait.
+//! - No key, value or header of a message appears in a log line or an error.
 
 mod client;
 mod connect;
@@ -34,16 +35,16 @@ use crate::domain::topic_log::{LogAnchor, PartitionSight};
 pub use self::connect::Kafka;
 pub use self::settings::{EMBEDDED, Properties, Secret, SecurityProtocol, Settings};
 
-/// Why the broker did not do what it was asked.
+/// Why a call to the broker failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It cannot be reached or does not answer in time; later it may.
+    /// The broker cannot be reached or did not answer in time. A later call may succeed.
     #[error("the broker is away: {0}")]
     Away(String),
-    /// The settings do not hold; trying again will not help.
+    /// The settings are not valid. A retry does not help.
     #[error("the settings of kafka do not hold: {0}")]
     Settings(String),
-    /// The consumer has ended; a new one has to be made.
+    /// The consumer has ended. The caller has to create a new one.
     #[error("the consumer has ended: {0}")]
     Ended(String),
 }
@@ -51,18 +52,18 @@ pub enum Error {
 /// The result of a call to the broker.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Whether the broker can be reached, as far as its clients know.
+/// Whether the broker can be reached, as last seen by its clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Link {
-    /// The last that was heard of it was good, or nothing was heard yet.
+    /// The last contact succeeded, or there was none yet.
     Up,
-    /// No broker can be reached, and why.
+    /// No broker can be reached, for this reason.
     Away(String),
-    /// The embedded broker is full of what has not been read: publishing waits for the reader.
+    /// The embedded broker is full of unread messages. Publishing waits for the consumer.
     Full,
 }
 
-/// A message on its way out.
+/// A message to publish.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Outgoing {
     /// The topic.
@@ -71,18 +72,18 @@ pub struct Outgoing {
     pub key: Option<Vec<u8>>,
     /// The value.
     pub value: Option<Vec<u8>>,
-    /// Headers. Never patient data beyond the id.
+    /// The headers. Never contain patient data beyond the id.
     pub headers: Vec<(&'static str, String)>,
 }
 
-/// Never prints what it carries.
+/// Never prints the content.
 impl std::fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Outgoing").field("topic", &self.topic).finish_non_exhaustive()
     }
 }
 
-/// The place of a message in its topic.
+/// The position of a message in its topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The partition.
@@ -91,37 +92,38 @@ pub struct Place {
     pub offset: i64,
 }
 
-/// What became of a message.
+/// The result of publishing a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivery {
-    /// It is in the log, at this place unless the broker only said that it has it already.
+    /// The message is in the log. The place is `None` if the broker only reported that it already had the
+    /// message.
     Delivered(Option<Place>),
-    /// It failed, for this reason, and may be published again.
+    /// Publishing failed, for this reason. The message may be published again.
     Failed(String),
-    /// The broker does not take this message, for this reason: publishing it again will not help unless the
+    /// The broker rejects this message, for this reason. Publishing it again does not help unless the
     /// broker's settings change.
     Refused(String),
-    /// The producer could not go on and has been replaced; the message may be published again.
+    /// The producer failed permanently and has been replaced. The message may be published again.
     ProducerLost(String),
 }
 
 impl Delivery {
-    /// Whether the message is in the log for certain.
+    /// Returns whether the message is certainly in the log.
     pub fn is_delivered(&self) -> bool {
         matches!(self, Delivery::Delivered(_))
     }
 }
 
-/// Puts messages into topics. Idempotent within one producer, acknowledged by all replicas in sync.
+/// Publishes messages to topics. Idempotent within one producer; acknowledged by all in-sync replicas.
 #[async_trait]
 pub trait Publisher: Send + Sync {
-    /// Publishes the batch; answers for each message, in the order of the batch, and in bounded time once
-    /// the queue has taken it. Messages of the same key may be reordered if one of them fails: a caller
-    /// who cares has at most one of each key in flight.
+    /// Publishes the batch and returns the result of each message, in the order of the batch. The time is
+    /// bounded once the queue has accepted the batch. Messages with the same key may be reordered if one of
+    /// them fails; a caller that needs their order has at most one message per key in flight.
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Delivery>;
 }
 
-/// Where to go on reading one partition.
+/// Where to continue reading a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position {
     /// The partition.
@@ -130,12 +132,12 @@ pub struct Position {
     pub next_offset: i64,
 }
 
-/// A message read.
+/// A message that was read.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Incoming {
-    /// Its partition.
+    /// The partition of the message.
     pub partition: i32,
-    /// Its place in the partition.
+    /// The offset of the message in its partition.
     pub offset: i64,
     /// When it was published, in microseconds since 1970-01-01T00:00:00Z; zero if unknown.
     pub published_at_us: i64,
@@ -147,7 +149,7 @@ pub struct Incoming {
     pub traceparent: Option<String>,
 }
 
-/// Never prints what it carries.
+/// Never prints the content.
 impl std::fmt::Debug for Incoming {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Incoming")
@@ -157,109 +159,110 @@ impl std::fmt::Debug for Incoming {
     }
 }
 
-/// Partitions given to this member of the group.
+/// The partitions assigned to this member of the consumer group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assignment {
-    /// Which assignment of this consumer: a later one makes it void.
+    /// The number of the assignment within this consumer. A later assignment makes an earlier one void.
     pub id: u64,
     /// The partitions.
     pub partitions: Vec<i32>,
 }
 
-/// What a consumer has to tell.
+/// An event of a consumer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConsumerEvent {
-    /// The group has given these partitions; `Consumer::start` begins reading them.
+    /// The group assigned these partitions. `Consumer::start` begins to read them.
     Assigned(Assignment),
-    /// The group has taken all partitions back.
+    /// The group revoked all partitions.
     Revoked,
-    /// The next messages, each partition's in the order of offsets. Never empty.
+    /// The next messages, in the order of offsets within each partition. Never empty.
     Messages(Vec<Incoming>),
 }
 
-/// A member of a consumer group. Nothing is committed to the broker: offsets are kept by the reader.
+/// A member of a consumer group. Offsets are not committed to the broker; the caller stores them.
 #[async_trait]
 pub trait Consumer: Send + Sync {
-    /// The next event. May be dropped while it waits: nothing is lost.
+    /// Returns the next event. Cancel safe: no event is lost if the future is dropped.
     ///
     /// # Errors
-    /// `Ended`: make a new consumer.
+    /// `Ended`: the caller has to create a new consumer.
     async fn next(&mut self) -> Result<ConsumerEvent>;
 
-    /// Reads the partitions of `assignment` from these positions on; partitions left out, from their
-    /// beginning. May be called again to go back: messages read before and not yet taken are dropped then.
-    /// False if the assignment is void: another event is on its way.
+    /// Starts to read the partitions of `assignment` at these positions; partitions without a position are
+    /// read from the beginning. May be called again to go back: messages that were read but not yet returned
+    /// are then dropped. Returns false if the assignment is void; another event follows.
     ///
     /// # Errors
-    /// `Ended`: make a new consumer.
+    /// `Ended`: the caller has to create a new consumer.
     async fn start(&mut self, assignment: u64, positions: &[Position]) -> Result<bool>;
 
-    /// Says that what lies before these positions has taken effect, and need not be kept.
+    /// Reports that everything before these positions has taken effect and need not be kept.
     fn applied(&self, positions: &[Position]);
 }
 
-/// The names used at the broker.
+/// The names of topics and groups at the broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Names {
-    /// The topic of patients' events.
+    /// The topic of patient events.
     pub topic: Arc<str>,
-    /// Where messages go that cannot be read.
+    /// The topic for messages that cannot be read.
     pub dead_letter_topic: Arc<str>,
     /// The consumer group of analytics.
     pub group: Arc<str>,
 }
 
-/// The broker as a whole.
+/// The broker.
 #[async_trait]
 pub trait Broker: Send + Sync {
-    /// The id of the broker's cluster; for the embedded broker another one for each start, as it forgets at exit.
-    /// Once known it does not change. Makes the topics that are missing at a real broker, if the settings say so.
+    /// Returns the id of the broker's cluster. The embedded broker has a new id at each start, because its
+    /// contents are lost at exit. The id does not change once known. Creates missing topics at an external
+    /// broker if the settings say so.
     ///
     /// # Errors
-    /// `Away`: ask again.
+    /// `Away`: the broker did not answer; the caller may retry.
     async fn cluster_id(&self) -> Result<String>;
 
-    /// Why the topic has another log than the one that the anchors are of; `None` if nothing says so. Makes a
-    /// topic that is missing, if the settings say so.
+    /// Returns why the topic has another log than the one the anchors belong to; `None` if nothing indicates
+    /// that. Creates a missing topic if the settings say so.
     ///
     /// # Errors
-    /// `Away`: ask again.
+    /// `Away`: the broker did not answer; the caller may retry.
     async fn departure(&self, anchors: &[LogAnchor]) -> Result<Option<String>>;
 
-    /// How long the topic keeps messages; `None` if for ever.
+    /// Returns how long the topic keeps messages; `None` if forever.
     ///
     /// # Errors
-    /// `Away`: the broker did not say.
+    /// `Away`: the broker did not answer.
     async fn retention(&self) -> Result<Option<Duration>>;
 
-    /// Gives up the producer: what it has not sent yet fails, and the next batch makes a new one, which knows
-    /// nothing of an earlier log.
+    /// Discards the producer. Its unsent messages fail. The next batch creates a new producer, which has no
+    /// state from an earlier log.
     fn renew_publisher(&self);
 
-    /// The producer, shared by all who ask.
+    /// Returns the producer, which all callers share.
     fn publisher(&self) -> Arc<dyn Publisher>;
 
-    /// A new member of the group, reading the topic.
+    /// Creates a new member of the consumer group, subscribed to the topic.
     ///
     /// # Errors
-    /// `Settings`
+    /// `Settings`: librdkafka rejects the settings.
     async fn consumer(&self) -> Result<Box<dyn Consumer>>;
 
-    /// What each partition of the topic holds.
+    /// Returns the offsets that each partition of the topic holds.
     ///
     /// # Errors
-    /// `Away`
+    /// `Away`: the broker did not answer.
     async fn watermarks(&self) -> Result<Vec<PartitionSight>>;
 
-    /// Whether the broker can be reached, as last heard.
+    /// Returns whether the broker can be reached, as last seen.
     fn link(&self) -> Link;
 
-    /// Asks the broker whether it is there, in bounded time; `link` says it afterwards.
+    /// Checks whether the broker answers, in bounded time. `link` returns the result afterwards.
     ///
     /// # Errors
-    /// `Away`
+    /// `Away`: the broker did not answer.
     async fn probe(&self) -> Result<()>;
 
-    /// The names used there.
+    /// Returns the names of the topics and the group.
     fn names(&self) -> Names;
 }

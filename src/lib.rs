@@ -1,32 +1,34 @@
 //! Hygeia: a patient-management back end made of supervised actors.
 //!
-//! The way of a request, and where to look:
+//! The path of a request through the modules:
 //!
 //! ```text
-//! REST ──► http ──┐  who asks: auth                    rules without I/O: domain
+//! REST ──► http ──┐  authentication: auth              rules without I/O: domain
 //!                 ├─► actors::patients, actors::billing (handles)
 //! gRPC ──► grpc ──┘        │
 //!                          ▼
 //!        actors::directory ─► region ─► shard (core) ─► journal ─► store (PostgreSQL, SQLite)
 //!                 │   on another node: link ─► peers ┄┄► peers ─► link (gate) ─► its region
 //!                                         ▲                │ one commit: state and event
-//!                                         └── answer ◄─────┤
+//!                                         └── reply ◄──────┤
 //!                          actors::kafka_bridge ◄── nudge ─┴─ nudge ──► actors::billing_relay
 //!                                  │
 //!                                  ▼
 //!                     kafka (topic `patient`) ──► actors::analytics ──► store (projection)
 //! ```
 //!
-//! Which node has which shard: `domain::cluster` places them over the nodes in sight (`actors::members`, which
-//! `actors::peers` publishes), and a lease in the database says who really serves one (`actors::region`).
+//! Placement: `domain::cluster` assigns shards to the reachable nodes (`actors::members`, published by
+//! `actors::peers`). A lease in the database decides which node really serves a shard (`actors::region`).
 //!
-//! Every access to what is known of a patient is recorded before it is answered: `http::accesses` and `grpc` say what,
-//! `actors::audit` gathers, `audit` seals it in chains and checks them.
+//! Every access to patient data is recorded before the request is answered. `http::accesses` and `grpc`
+//! describe the access, `actors::audit` batches the entries, and `audit` seals them in chains and verifies
+//! the chains.
 //!
-//! `node` puts the parts together and takes them apart, `config` finds their settings, `cli` is the
-//! program. `context` (trace, deadline, caller), `error`, `health` and `clock` go everywhere; `rate` is what both edges limit
-//! their callers with.
-//! `docs/ARCHITECTURE.md` says what is promised and how it is kept.
+//! `node` starts and stops the parts, `config` loads their settings, and `cli` is the command line. `context`
+//! (trace, deadline, caller), `error`, `health` and `clock` are used everywhere. `rate` limits the requests
+//! of each caller at both edges.
+//!
+//! `docs/ARCHITECTURE.md` states the guarantees and explains how they are kept.
 
 pub mod actors;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! The program `hygeia`: everything is in the library.
+//! The program `hygeia`. All code is in the library.
 
 #[cfg(feature = "mimalloc")]
 #[global_allocator]

@@ -3,18 +3,19 @@
 //! | start | stop |
 //! |---|---|
 //! | 1. database handle, broker | 7. database closed, `runtime.json` removed |
-//! | 2. addresses of HTTP and gRPC taken, `runtime.json` written | 6. actors ended, the cluster left |
-//! | 3. HTTP and gRPC answer; readiness says what is missing | 5. regions give up their shards and leases |
-//! | 4. the database is there and fits | 4. relay and bridge end what they have in hand |
+//! | 2. addresses of HTTP and gRPC bound, `runtime.json` written | 6. actors stopped, the cluster left |
+//! | 3. HTTP and gRPC serve; readiness reports missing parts | 5. regions release their shards and leases |
+//! | 4. database reachable, schema checked | 4. relay and bridge finish their current work |
 //! | 5. actors, in the supervisor's order | 3. edges drained |
-//! | 6. demo data, where it belongs | 2. the cluster told that the node is about to leave |
+//! | 6. demo data, where wanted | 2. departure announced to the cluster |
 //! | | 1. SIGTERM or SIGINT |
 //!
-//! What of it a node has, its roles say: see `children`. Every node answers `/health` and `/metrics`; only a front has
-//! the other routes, only a node with billing listens for gRPC, and only bridge and analytics speak to the broker.
+//! The node's roles decide which parts it has: see `children`. Every node answers `/health` and `/metrics`.
+//! Only a front has the other routes, only a node with the billing role listens for gRPC, and only bridge and
+//! analytics connect to the broker.
 //!
-//! So a port in use is told before any actor runs, and a database that is away keeps nobody from asking
-//! why the node is not ready.
+//! Because of this order, a port in use is reported before any actor runs, and a node without its database
+//! still answers why it is not ready.
 
 mod callers;
 mod children;
@@ -55,13 +56,13 @@ use crate::store::{self, Store};
 use crate::telemetry::TelemetryHandle;
 use crate::{grpc, http};
 
-/// Why a node did not start, or stopped other than by being told to.
+/// Why a node did not start, or stopped without being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A part outside the process is away: the database, the broker.
+    /// An external service is not available: the database, the broker.
     #[error("{0}")]
     Unavailable(String),
-    /// Anything else.
+    /// Any other failure.
     #[error("{0}")]
     Failed(String),
 }
@@ -79,7 +80,7 @@ fn failed(error: impl std::fmt::Display) -> Error {
     Error::Failed(error.to_string())
 }
 
-/// Runs the node until it is told to stop.
+/// Runs the node until a signal stops it.
 ///
 /// # Errors
 /// See `Error`.
@@ -100,10 +101,10 @@ pub async fn run(config: Config, telemetry: TelemetryHandle) -> Result<(), Error
     Box::pin(node.run(signals)).await
 }
 
-/// How long a part may take to work before the log warns of it.
+/// How long a part may take to start before the log warns of it.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// The actors' part in health, until each of them has one of its own.
+/// The name of the actors' part in health. It stands in until each actor reports its own part.
 const ACTORS: &str = "actors";
 
 /// A node whose edges listen and whose actors are not started yet.
@@ -112,18 +113,18 @@ struct Node {
     clock: Arc<dyn Clock>,
     health: Health,
     store: Arc<dyn Store>,
-    /// Where bridge or analytics is.
+    /// Present on a bridge and on an analytics node.
     kafka: Option<Kafka>,
-    /// Where a front or billing is.
+    /// Present on a front and on a billing node.
     auth: Option<Auth>,
     cluster: Cluster,
     reporter: Arc<Reporter>,
     parts: Parts,
-    /// Where accesses are recorded.
+    /// Present where accesses are recorded.
     audits: Option<Audits>,
     actors: Actors,
     http: http::Server,
-    /// Where billing is.
+    /// Present on a billing node.
     grpc: Option<grpc::Server>,
 }
 
@@ -132,7 +133,7 @@ impl Node {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let health = Health::default();
         health.report("store", Status::NotReady("not asked yet".into()));
-        // Until every actor has said its own first word: the database alone does not make a node ready.
+        // Not ready until every actor has reported: the database alone does not make a node ready.
         health.report(ACTORS, Status::NotReady("waiting for the database".into()));
         let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Serve).await?;
         let runs = |role: Role| config.node.roles.contains(&role);
@@ -213,7 +214,7 @@ impl Node {
             }
         };
         let http = http.map_err(failed)?;
-        // Nobody else sets it.
+        // Set only here, so this cannot fail.
         let _ = reporter.in_flight.set(http.in_flight());
         let grpc = match &auth {
             Some(auth) if runs(Role::Billing) => {
@@ -312,7 +313,7 @@ impl Node {
                 let peers = cluster.ways.as_ref().map(|ways| &ways.peers);
                 let children =
                     children(&config, &parts, kafka.as_ref(), auth.as_ref(), peers, audits.as_ref(), &actors);
-                // Before the actors: the node must not be called ready without its demo.
+                // Before the actors start: the node must not be reported as ready without its demo.
                 let demo = start_demo(&config, &parts, &actors, &addresses);
                 let tree = Tree::start(&parts, children).await.map_err(failed)?;
                 health.report(ACTORS, Status::Ready);
@@ -353,8 +354,8 @@ impl Node {
     }
 }
 
-/// Serves until a signal or until the supervisor gives up; then stops everything in order. `leaving` tells
-/// the cluster of it.
+/// Serves until a signal arrives, the supervisor gives up or the node can no longer belong to its cluster.
+/// Calls `leaving`, which announces the departure; after a signal, stops everything in order.
 async fn serve(
     mut tree: Tree,
     signals: &mut stop::Signals,
@@ -372,7 +373,7 @@ async fn serve(
         reason = cluster.failed() => Err(Error::Failed(reason.to_string())),
         () = tree.failed() => Err(Error::Failed("an actor failed too often".into())),
     };
-    // First of all: what comes from now on is placed elsewhere, while everything here still works.
+    // First, so that new work is placed on other nodes while everything here still works.
     leaving();
     stopping.cancel();
     if outcome.is_ok() {
@@ -384,14 +385,15 @@ async fn serve(
         if tokio::time::timeout(stop::STOP_LIMIT, stop).await.is_err() {
             tracing::warn!("not everything had ended in time; what is left is in the database");
         }
-        // In any case: regions that went on would keep leases that nobody uses.
+        // Even after a timeout: regions that continued would keep leases that nobody uses.
         tree.stopping();
         let _ = tokio::time::timeout(stop::END_LIMIT, tree.stop()).await;
     }
     outcome
 }
 
-/// Makes the demo data, where it belongs, beside everything else; then says where the node is, when each part works.
+/// Makes the demo data if it is wanted, concurrently with the start. Prints the addresses once each part
+/// works.
 fn start_demo(config: &Config, parts: &Parts, actors: &Actors, addresses: &RuntimeFile) -> JoinHandle<()> {
     let demo = demo::Demo {
         auth: config.auth.clone(),
@@ -425,7 +427,7 @@ mod tests {
         config.grpc.listen = "127.0.0.1:0".parse().expect("an address");
         config.ensure_secrets().expect("a demo makes its own");
         let node = Node::assemble(config, http::MetricsText::new(String::new)).await.expect("assembled");
-        // What the database's watch says, before any actor is started.
+        // The report of the database's watch, before any actor has started.
         watch::database(&*node.store, &node.health, 4).await.expect("the database is there");
         let (ready, parts) = node.health.snapshot();
         assert_eq!(parts["store"], Status::Ready);

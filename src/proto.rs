@@ -9,15 +9,15 @@
 
 include!(concat!(env!("OUT_DIR"), "/protos.rs"));
 
-/// What nodes of one cluster say to each other.
+/// The messages between the nodes of one cluster.
 pub mod cluster {
     include!(concat!(env!("OUT_DIR"), "/hygeia.cluster.v1.rs"));
 }
 
-/// What a row of the access audit holds.
+/// The content of an access log entry.
 pub mod audit {
     include!(concat!(env!("OUT_DIR"), "/hygeia.audit.v1.rs"));
 }
 
-/// The descriptors of all services, for reflection.
+/// The file descriptors of all services, for gRPC server reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,11 +1,13 @@
-//! How often a subject may ask: a bucket of requests for each, which fills at a steady rate. Each edge of a node has
-//! buckets of its own; nodes do not share them, so that no request waits for another node to be counted.
+//! Limits the request rate of each subject with a bucket of requests that refills at a steady rate. Each edge
+//! of a node has its own buckets. Nodes do not share buckets, so no request waits for another node to count
+//! it.
 //!
-//! The generic cell rate algorithm (ITU-T I.371, annex A) in its virtual scheduling form: of each subject one moment is
-//! kept, when its bucket will be full again. Nothing runs in the background.
+//! Implements the generic cell rate algorithm (ITU-T I.371, annex A) in its virtual scheduling form. Only one
+//! time is stored per subject: the time at which its bucket is full again. No background task is needed.
 //!
-//! Invariants: at most `subjects_max` buckets are kept, and the one least recently used goes first. Whose bucket went
-//! has a full one again, so the limit holds for subjects that ask often, which are those it is for.
+//! Invariants: at most `subjects_max` buckets are kept; the least recently used one is evicted first. An
+//! evicted subject starts again with a full bucket, so the limit holds for subjects that send requests often.
+//! Those are the subjects it is meant for.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,34 +18,35 @@ use crate::domain::time::MonoTime;
 
 const SECOND_NS: u64 = 1_000_000_000;
 
-/// The most requests per second, and the largest bucket, that can be set.
+/// The largest rate (requests per second) and the largest bucket that can be configured.
 pub const RATE_MAX: u32 = 1_000_000;
 
-/// How many requests a denial stands for: it is a row of the audit that nobody reads a record for. So at the default
-/// limit a subject leaves 100 of them per second, in the long run.
+/// The cost of a denied request, in requests. Each denial writes an audit entry although no record is read.
+/// At the default limit a subject causes at most 100 such entries per second in the long run.
 pub const DENIAL_COST: u32 = 10;
 
-/// What is left to a subject.
+/// The remaining quota of a subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
-    /// Requests that it may still make at once.
+    /// Requests that the subject may still make at once.
     pub left: u32,
-    /// Seconds until its bucket is full again, rounded up.
+    /// Seconds until the bucket is full again, rounded up.
     pub full_in_s: u32,
 }
 
-/// The buckets of the subjects seen lately.
+/// The buckets of recently seen subjects.
 pub struct Limiter {
-    /// Between two requests at the steady rate.
+    /// The time between two requests at the steady rate.
     interval_ns: u64,
-    /// What a full bucket holds, as time.
+    /// The time in which an empty bucket fills.
     full_ns: u64,
-    /// When each subject's bucket will be full.
+    /// When each subject's bucket is full, in nanoseconds of the monotonic clock.
     full_at: Mutex<LruCache<Arc<str>, u64>>,
 }
 
 impl Limiter {
-    /// Buckets of `burst` requests that fill at `per_s`, for at most `subjects_max` subjects. None if `per_s` is 0.
+    /// Returns buckets of `burst` requests that refill at `per_s` requests per second, for at most
+    /// `subjects_max` subjects. Returns `None` if `per_s` is 0: no limit.
     pub fn new(per_s: u32, burst: u32, subjects_max: usize) -> Option<Self> {
         if per_s == 0 {
             return None;
@@ -60,8 +63,8 @@ impl Limiter {
     /// Takes one request from the bucket of `subject`.
     ///
     /// # Errors
-    /// The bucket is empty; within a second (`per_s` is 1 at least) there is one request in it again, unless it owes
-    /// the cost of denials.
+    /// Returns the quota if the bucket is empty. The bucket has one request again within a second (`per_s` is
+    /// at least 1), unless the cost of denials is outstanding.
     pub fn take(&self, subject: &Arc<str>, now: MonoTime) -> Result<Quota, Quota> {
         let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let full_at = buckets.get_or_insert_mut(Arc::clone(subject), || 0);
@@ -73,8 +76,8 @@ impl Limiter {
         Ok(self.quota(spent_ns + self.interval_ns))
     }
 
-    /// The request of `subject` that was taken last has been denied: takes the rest of `DENIAL_COST`. The bucket may owe
-    /// it, and lets no request through until that is paid.
+    /// Charges the rest of `DENIAL_COST` after the last request of `subject` was denied. The bucket may go
+    /// into debt; no request passes until the debt is paid.
     pub fn charge_denial(&self, subject: &Arc<str>, now: MonoTime) {
         let mut buckets = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let full_at = buckets.get_or_insert_mut(Arc::clone(subject), || 0);
@@ -89,7 +92,7 @@ impl Limiter {
         }
     }
 
-    /// Seconds in which an empty bucket fills, rounded up.
+    /// Returns the number of seconds in which an empty bucket fills, rounded up.
     pub fn window_s(&self) -> u64 {
         self.full_ns.div_ceil(SECOND_NS)
     }
@@ -117,7 +120,8 @@ mod tests {
         assert_eq!(limiter.take(&ada, at(99)), Err(Quota { left: 0, full_in_s: 1 }));
         assert_eq!(limiter.take(&ada, at(100)), Ok(Quota { left: 0, full_in_s: 1 }));
         assert!(limiter.take(&ada, at(101)).is_err());
-        // Full is full, however long nobody asks; and a clock read a little earlier by another thread is no harm.
+        // A bucket never exceeds its size, however long the subject is idle. Another thread may have read the
+        // clock slightly earlier; that does no harm.
         assert_eq!(limiter.take(&ada, at(60_000)), Ok(Quota { left: 2, full_in_s: 1 }));
         assert_eq!(limiter.take(&ada, at(59_990)), Ok(Quota { left: 0, full_in_s: 1 }));
     }
@@ -152,7 +156,7 @@ mod tests {
         let [ada, bob, eve] = ["ada", "bob", "eve"].map(Arc::<str>::from);
         assert!(limiter.take(&ada, at(0)).is_ok() && limiter.take(&bob, at(0)).is_ok());
         assert!(limiter.take(&ada, at(1)).is_err() && limiter.take(&bob, at(1)).is_err());
-        // A third takes the place of the one that was seen the longest ago.
+        // A third subject evicts the least recently used one.
         assert!(limiter.take(&eve, at(2)).is_ok());
         assert!(limiter.take(&bob, at(3)).is_err());
         assert!(limiter.take(&ada, at(4)).is_ok());

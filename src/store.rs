@@ -1,14 +1,15 @@
-//! What is durable, as narrow traits by concern, and the two databases behind them: PostgreSQL for
-//! clusters, SQLite as the embedded default of one process. `contract` is the suite both pass.
+//! Persistence: narrow traits by concern, and the two databases that implement them. PostgreSQL serves
+//! clusters; SQLite is the embedded default of a single process. `contract` is the test suite that both pass.
 //!
 //! Invariants that callers rely on:
-//! - A commit writes state and event in one transaction, and only under the epoch that the lease row
-//!   holds; the row stays locked against a taker until the transaction has ended.
+//! - A commit writes state and event in one transaction, and only under the epoch that the lease row holds.
+//!   The lease row stays locked against a taker until the transaction has ended.
 //! - `patients.version` is the version of the newest event of that patient.
-//! - What failed with `Error::Unavailable` did not happen and will not; what failed with
-//!   `Error::Unknown` may have happened or may still. Raising the epoch of the shard's lease (`refence`, or `take`
-//!   under the same owner) settles it: no commit is in flight then, and one that comes later is fenced.
-//! - No error holds what a patient's record holds, or a password.
+//! - A call that failed with `Error::Unavailable` had no effect and will have none. A call that failed with
+//!   `Error::Unknown` may have taken effect, or may still do so. Raising the epoch of the shard's lease
+//!   (`refence`, or `take` under the same owner) settles the outcome: no commit is in flight afterwards, and
+//!   a late one is fenced.
+//! - No error text contains data of a patient's record, or a password.
 
 mod audit;
 mod codec;
@@ -54,16 +55,17 @@ pub use sessions::{
 };
 pub use topic_log::{NextLog, ParkRow, Queue, Replay, Replayed, TopicLog, TopicLogStore};
 
-/// Why the database did not do what it was asked.
+/// Why a database call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// It did not happen and will not: refused, aborted, or never sent. Trying again may help.
+    /// The call had no effect and will have none: it was refused, aborted, or never sent. A retry may
+    /// succeed.
     #[error("the database is unavailable: {0}")]
     Unavailable(String),
-    /// It may have happened, or may still: the answer is missing.
+    /// The answer is missing: the call may have taken effect, or may still do so.
     #[error("the outcome in the database is unknown: {0}")]
     Unknown(String),
-    /// It did not happen, and trying again will not help: a bug, a corrupt file, a missing migration.
+    /// The call had no effect, and a retry will not help: a bug, a corrupt file, a missing migration.
     #[error("the database refused: {0}")]
     Broken(String),
 }
@@ -74,18 +76,18 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// One change of one patient, decided under a lease.
 #[derive(Clone)]
 pub struct PatientAppend {
-    /// The shard that decided it.
+    /// The shard that decided the change.
     pub shard: ShardNo,
-    /// The epoch it decided under.
+    /// The epoch under which the shard decided.
     pub epoch: Epoch,
-    /// Who wanted it.
+    /// The caller who requested the change.
     pub caller: Caller,
-    /// What was wanted.
+    /// The action that the caller requested.
     pub action: Action,
-    /// The event, whose version is one more than that of the state it was decided on.
+    /// The event. Its version is one more than that of the state it was decided on.
     pub recorded: RecordedEvent,
-    /// The e-mail address in its unique form that the patient had before, if the event frees one:
-    /// a deletion, or an update that changes it.
+    /// The unique key of the e-mail address that the patient had before, if the event frees an address: a
+    /// deletion, or an update that changes the address.
     pub released_email_key: Option<String>,
 }
 
@@ -103,156 +105,159 @@ impl std::fmt::Debug for PatientAppend {
 /// One opening of an account, decided under a lease.
 #[derive(Clone, Debug)]
 pub struct AccountAppend {
-    /// The shard that decided it.
+    /// The shard that decided the opening.
     pub shard: ShardNo,
-    /// The epoch it decided under.
+    /// The epoch under which the shard decided.
     pub epoch: Epoch,
-    /// The account as it will be.
+    /// The account to store.
     pub account: Arc<Account>,
 }
 
-/// What became of one row of a batch. Rows do not hurt each other.
+/// The outcome of one row of a batch. A refused row does not affect the other rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppendOutcome {
-    /// It is durable.
+    /// The row is durable.
     Committed,
-    /// Refused: a living patient has the e-mail address.
+    /// Refused: another patient that is not deleted has the e-mail address.
     EmailTaken,
     /// Refused: the lease row holds another epoch.
     Fenced,
-    /// Refused: the database knows a version that the decision did not, or the command was carried
-    /// out already. The state has to be loaded again.
+    /// Refused: the database has a newer version than the decision assumed, or the command was already
+    /// carried out. The caller must load the state again.
     Conflict,
 }
 
-/// A patient as loaded, with what became of the command one asks for.
+/// A loaded patient, with the event of the command that the caller asked about.
 #[derive(Clone, Debug)]
 pub struct LoadedPatient {
-    /// The state now.
+    /// The current state.
     pub state: PatientState,
-    /// The event of the command asked for, if it was carried out.
+    /// The event of that command, if the command was carried out.
     pub applied: Option<RecordedEvent>,
 }
 
 /// Patients and their events.
 #[async_trait]
 pub trait PatientStore: Send + Sync {
-    /// Commits the batch in one transaction; the outcomes are in the order of the batch. A batch holds
+    /// Commits the batch in one transaction and returns the outcomes in the order of the batch. A batch holds
     /// at most one row per patient.
     ///
     /// # Errors
-    /// `Unavailable`: no row was committed. `Unknown`: any may have been.
+    /// `Unavailable`: no row was committed. `Unknown`: any row may have been committed.
     async fn commit_patients(&self, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
         self.commit_patients_audited(batch, None).await
     }
 
-    /// As `commit_patients`; `audit` is durable before any row of the batch is, or with it. It stays also if all
-    /// rows are refused. If the call fails with `Unavailable` it is not there either.
+    /// As `commit_patients`, and stores `audit` before the rows of the batch or in the same transaction. The
+    /// audit batch is stored even if every row is refused, and is not stored if the call fails with
+    /// `Unavailable`.
     async fn commit_patients_audited(
         &self,
         batch: &[PatientAppend],
         audit: Option<&AuditBatch>,
     ) -> Result<Vec<AppendOutcome>>;
 
-    /// The state of `id`, and what became of `command` if one is given. Waits for a change of that
-    /// patient that is in flight in the database; a registration in flight cannot be waited for, so
-    /// the absence of a patient is never to be remembered.
+    /// Returns the state of `id`, and the event of `command` if that command was carried out. Waits for a
+    /// change of that patient that is in flight in the database. A registration in flight cannot be waited
+    /// for, so a caller must never cache the absence of a patient.
     async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient>;
 
-    /// A page of living patients.
+    /// Returns a page of patients that are not deleted.
     async fn search(&self, search: &PatientSearch) -> Result<PatientPage>;
 
-    /// The events of `id` after the version `after`, in the order of versions, at most `limit_rows`.
+    /// Returns the events of `id` with versions above `after`, in ascending order, at most `limit_rows`.
     async fn history(&self, id: PatientId, after: Version, limit_rows: u32) -> Result<Vec<RecordedEvent>>;
 
-    /// Whether no patient was ever registered.
+    /// Returns whether no patient was ever registered.
     async fn is_empty(&self) -> Result<bool>;
 }
 
-/// The event table as an outbox: what the world has not been told yet.
+/// The event table as an outbox: events that are not yet published or billed.
 #[async_trait]
 pub trait OutboxStore: Send + Sync {
-    /// Events not yet published, in the order of `seq`, at most `limit_rows`: for each patient a
-    /// prefix of what is unpublished.
+    /// Returns unpublished events in the order of `seq`, at most `limit_rows`. For each patient the answer is
+    /// a prefix of that patient's unpublished events.
     async fn unpublished(&self, limit_rows: u32) -> Result<Vec<OutboxEvent>> {
         let read = OutboxRead { known: &[], now: Timestamp(i64::MAX), replay_of: None, limit_rows };
         self.read_unpublished(read).await.map(|rows| rows.events)
     }
 
-    /// As `unpublished`, for a reader that is still busy with the rows `known`, without the patients parked now.
-    /// For each other patient, `known` and the answer together are a prefix of what is unpublished. Rows that
-    /// cannot be read are told as such and are no reason to fail.
+    /// As `unpublished`, for a reader that still processes the rows `known`; leaves out patients that are
+    /// parked now. For each other patient, `known` and the answer together are a prefix of the unpublished
+    /// events. Rows that cannot be decoded are listed in the answer and do not make the call fail.
     async fn read_unpublished(&self, read: OutboxRead<'_>) -> Result<OutboxRows>;
 
-    /// Notes that the log `log_no` took the events, and what it holds at the `anchors`. False if another log has
-    /// taken its place: then nothing is noted.
+    /// Records that the log `log_no` took the events, and that it holds the `anchors`. Returns false, and
+    /// records nothing, if another log has replaced `log_no`.
     async fn mark_published(&self, seqs: &[i64], log_no: i64, anchors: &[LogAnchor]) -> Result<bool>;
 
-    /// Parks these rows of `queue`.
+    /// Parks `rows` of `queue`.
     async fn park(&self, queue: Queue, rows: &[ParkRow]) -> Result<()>;
 
-    /// Puts back what logs of other names than `broker` took and analytics has not applied, since
-    /// it may have been lost with them. One call looks at no more than `rows_max` rows, those after
-    /// the number `after`, so that no call takes long: call again until there is no `next`.
+    /// Puts back into the outbox the events that logs with other names than `broker` took and that analytics
+    /// has not applied, because those logs may have lost them. One call scans at most `rows_max` rows,
+    /// starting behind the number `after`, so that no call takes long. Call again with `PutBack::next` until
+    /// that is `None`.
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack>;
 
-    /// Whether some event that a log of another name than `broker` took is neither counted by analytics nor
-    /// put back yet. Once false for the log in use, it stays so.
+    /// Returns whether any event that a log with another name than `broker` took is neither counted by
+    /// analytics nor put back. Once the answer is false for the log in use, it stays false.
     async fn any_forgotten(&self, broker: &str) -> Result<bool>;
 
-    /// How many events wait, and since when the oldest does.
+    /// Returns how many events wait, and since when the oldest one does.
     async fn outbox_depth(&self) -> Result<OutboxDepth>;
 
-    /// Registrations whose patient has no account yet, oldest first, at most `limit_rows`, without those
-    /// parked at `now`. Rows that cannot be read are told as such and are no reason to fail.
+    /// Returns registrations whose patient has no account yet, oldest first, at most `limit_rows`. Leaves out
+    /// those parked at `now`. Rows that cannot be decoded are listed in the answer and do not make the call
+    /// fail.
     async fn unbilled(&self, now: Timestamp, limit_rows: u32) -> Result<OutboxRows>;
 
-    /// Notes that the patients of these events have their accounts.
+    /// Records that the patients of these events have their accounts.
     async fn mark_billed(&self, seqs: &[i64]) -> Result<()>;
 }
 
-/// What to read of the outbox.
+/// The parameters of `OutboxStore::read_unpublished`.
 #[derive(Clone, Copy, Debug)]
 pub struct OutboxRead<'a> {
-    /// Rows to be left out.
+    /// Numbers (`seq`) of rows to leave out.
     pub known: &'a [i64],
-    /// Patients parked at this moment are left out.
+    /// The current time; patients that are parked at this time are left out.
     pub now: Timestamp,
-    /// While this log is replayed: patients whose turn has not come are left out.
+    /// The log that is being replayed, if any: patients that the replay has not reached are left out.
     pub replay_of: Option<i64>,
-    /// Rows at most.
+    /// Maximum number of rows.
     pub limit_rows: u32,
 }
 
-/// What a call of `OutboxStore::republish_forgotten` did.
+/// The result of one call of `OutboxStore::republish_forgotten`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PutBack {
-    /// How many events wait again.
+    /// Number of events put back into the outbox.
     pub rows: u64,
-    /// After which number the next call has to look; `None` if nothing is left.
+    /// The `after` of the next call; `None` if no row is left.
     pub next: Option<i64>,
 }
 
-/// How far the rows of the outbox are counted.
+/// The number of rows up to which the depth of the outbox is counted.
 pub const OUTBOX_DEPTH_ROWS_MAX: u32 = 100_000;
 
-/// How full the outbox is. Rows are counted up to `OUTBOX_DEPTH_ROWS_MAX`, so that asking costs little
-/// however full it is; one more than that stands for any larger number.
+/// The depth of the outbox. Rows are counted up to `OUTBOX_DEPTH_ROWS_MAX`, so that the query stays cheap
+/// however full the outbox is. One more than that limit stands for any larger number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutboxDepth {
     /// Events that wait for Kafka.
     pub unpublished_rows: u64,
-    /// When the oldest of them was decided.
+    /// When the oldest waiting event was decided.
     pub oldest_at: Option<Timestamp>,
     /// Registrations that wait for an account.
     pub unbilled_rows: u64,
-    /// Events that are parked, each with all that follows it for its patient.
+    /// Events that are parked. Each holds back all later events of its patient.
     pub parked_events: u64,
     /// Registrations that are parked.
     pub parked_registrations: u64,
 }
 
-/// Where a consumer group goes on reading one partition.
+/// The position of a consumer group in one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionOffset {
     /// The partition.
@@ -261,7 +266,7 @@ pub struct PartitionOffset {
     pub next_offset: i64,
 }
 
-/// Which log the offsets belong to: a broker that forgot its messages starts another one.
+/// The log that offsets belong to. A broker that lost its messages starts another log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProjectionSource {
     /// Consumer group.
@@ -272,26 +277,26 @@ pub struct ProjectionSource {
     pub topic: String,
 }
 
-/// What a batch changed.
+/// The effect of a batch on the projection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Observations that counted.
+    /// Observations that were counted.
     pub counted: u64,
-    /// Observations known already, without effect.
+    /// Observations that were counted before, without effect.
     pub repeated: u64,
-    /// Versions that will not be counted any more: too many later ones of the same patient have been.
+    /// Versions that will never be counted, because too many later versions of the same patient came first.
     pub given_up: u64,
 }
 
-/// The analytics projection: results and offsets, always in one transaction.
+/// The analytics projection. Results and offsets always change in one transaction.
 #[async_trait]
 pub trait ProjectionStore: Send + Sync {
-    /// Where to go on. Partitions never read are left out.
+    /// Returns the offsets to continue from. Partitions that were never read are left out.
     async fn offsets(&self, source: &ProjectionSource) -> Result<Vec<PartitionOffset>>;
 
-    /// Counts what is new of `observations` (each patient's in the order of versions) and moves the
-    /// offsets (never back), in one transaction. After any failure it may be called again: what was
-    /// counted is not counted twice.
+    /// Counts the new ones of `observations` (ordered by version within each patient) and moves the offsets
+    /// forward, in one transaction. The call may be repeated after any failure: no observation is counted
+    /// twice.
     async fn apply(
         &self,
         source: &ProjectionSource,
@@ -299,36 +304,36 @@ pub trait ProjectionStore: Send + Sync {
         observations: &[Observation],
     ) -> Result<Applied>;
 
-    /// The counts, with registrations from `first_day` on and births up to each day of `born_by`. What it costs does
-    /// not depend on how many patients there are.
+    /// Returns the counts, with registrations from `first_day` on and births up to each day of `born_by`. The
+    /// cost does not depend on the number of patients.
     async fn counts(&self, first_day: Date, born_by: &[Date]) -> Result<Counts>;
 }
 
 /// Billing accounts.
 #[async_trait]
 pub trait AccountStore: Send + Sync {
-    /// As `PatientStore::commit_patients`; an account that its patient has already is a `Conflict`.
+    /// As `PatientStore::commit_patients`. A row whose patient already has an account is a `Conflict`.
     async fn commit_accounts(&self, batch: &[AccountAppend]) -> Result<Vec<AppendOutcome>>;
 
-    /// The account of `patient`.
+    /// Returns the account of `patient`.
     async fn load_account(&self, patient: PatientId) -> Result<Option<Arc<Account>>>;
 }
 
 /// A user as stored.
 #[derive(Clone, PartialEq, Eq)]
 pub struct UserRow {
-    /// The e-mail address, in lower case: the name one logs in with and the subject of tokens.
+    /// The e-mail address in lower case: the login name, and the subject of tokens.
     pub email: String,
-    /// `$2b$…`
+    /// The bcrypt hash, `$2b$…`.
     pub password_hash: String,
-    /// `Role::as_str`
+    /// The role, as `Role::as_str` writes it.
     pub role: String,
-    /// A disabled user cannot log in, and tokens already given no longer hold.
+    /// Whether the user is disabled: logins are refused, and tokens issued before no longer hold.
     pub disabled: bool,
-    /// When the user was made.
+    /// When the user was created.
     pub created_at: Timestamp,
-    /// The generation of what the user is given: it rises with each change of the password, each disabling and each
-    /// logout everywhere. Sessions and tokens of an earlier one do not hold.
+    /// The user's generation. It rises with each change of the password, each disabling and each logout from
+    /// all sessions. Sessions and tokens of an earlier generation do not hold.
     pub sessions_not_before: Timestamp,
 }
 
@@ -342,65 +347,65 @@ impl std::fmt::Debug for UserRow {
     }
 }
 
-/// Who changes users. It is judged in the transaction of the change, because a user may have lost the right to it
-/// since the request was let in.
+/// The originator of a change of users. The permission is checked in the transaction of the change, because
+/// the user may have lost it since the request was admitted.
 #[derive(Clone, Debug)]
 pub enum ChangedBy {
-    /// Whoever can run the program on the database.
+    /// An operator: anyone who can run the program on the database.
     Operator,
-    /// The set-up: it adds a user only if there is none.
+    /// The set-up, which adds a user only if none exists.
     SetUp,
-    /// The user who logs in with `email`, who must be enabled and have the role.
+    /// The user with the login name `email`, who must be enabled and have the role.
     User {
         /// The user's e-mail address.
         email: String,
-        /// `Role::as_str`
+        /// The role, as `Role::as_str` writes it.
         role: String,
     },
 }
 
-/// What became of a user to be added.
+/// The outcome of adding a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserAdded {
-    /// The user is there.
+    /// The user was added.
     Done,
-    /// The e-mail address is taken, or for `ChangedBy::SetUp`: there is a user.
+    /// The e-mail address is taken. For `ChangedBy::SetUp`: a user exists already.
     Taken,
-    /// The user who adds is not permitted to any more.
+    /// The user who requested the change no longer has the permission.
     NotPermitted,
 }
 
-/// What is changed of a user; what is `None` stays.
+/// A change of a user; a field that is `None` stays as it is.
 #[derive(Clone, Debug, Default)]
 pub struct UserChange {
-    /// `Role::as_str`
+    /// The new role, as `Role::as_str` writes it.
     pub role: Option<String>,
-    /// Whether the user is kept out.
+    /// Whether the user is to be disabled.
     pub disabled: Option<bool>,
 }
 
-/// What became of a change of a user.
+/// The outcome of changing a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UserChanged {
-    /// It was made; the user as it is now.
+    /// The change was made; holds the changed user.
     Done(UserRow),
-    /// There is no such user.
+    /// No such user exists.
     Nobody,
-    /// The user who changes is not permitted to any more.
+    /// The user who requested the change no longer has the permission.
     NotPermitted,
-    /// It would leave no enabled ADMIN. An operator may do that.
+    /// Refused: the change would leave no enabled ADMIN. An operator may make such a change.
     LastAdmin,
 }
 
 /// Users.
 #[async_trait]
 pub trait UserStore: Send + Sync {
-    /// The user who logs in with `email` (lower case).
+    /// Returns the user with the login name `email` (lower case).
     async fn find_user(&self, email: &str) -> Result<Option<UserRow>>;
     /// Adds a user.
     async fn add_user(&self, user: &UserRow, by: &ChangedBy) -> Result<UserAdded>;
-    /// Sets the password's hash and begins the next generation; false if there is no such user. With `judged`, only if
-    /// that is still the hash and the user is enabled.
+    /// Sets the password's hash and begins the next generation. Returns false if no such user exists. With
+    /// `judged`, also returns false unless the stored hash equals `judged` and the user is enabled.
     async fn set_password_hash(
         &self,
         email: &str,
@@ -416,11 +421,11 @@ pub trait UserStore: Send + Sync {
         by: &ChangedBy,
         now: Timestamp,
     ) -> Result<UserChanged>;
-    /// Users in the order of e-mail addresses, after `after`, at most `limit_rows`.
+    /// Returns users in the order of e-mail addresses, starting behind `after`, at most `limit_rows`.
     async fn list_users(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<UserRow>>;
 }
 
-/// The whole database, for the composition root.
+/// All traits of the database together, for the composition root.
 #[async_trait]
 pub trait Store:
     PatientStore
@@ -432,16 +437,16 @@ pub trait Store:
     + CallerStore
     + AuditArchiveStore
 {
-    /// Makes sure that the schema fits, migrating it first where the settings say so. Called once, before
-    /// anything else, by who serves; again if it was `Unavailable`.
+    /// Checks that the schema fits, after a migration where the settings ask for one. The server calls this
+    /// once before any other method, and repeats the call after `Unavailable`.
     ///
     /// # Errors
     /// `Broken`: the schema does not fit.
     async fn prepare(&self) -> Result<()>;
-    /// How many transactions each of the two journals (patients, accounts) may have in flight.
+    /// Returns how many transactions each of the two journals (patients, accounts) may have in flight.
     fn writers(&self) -> usize;
-    /// Answers if the database can be read and written: with what its wall clock said.
+    /// Checks that the database can be read and written, and returns its wall-clock time.
     async fn ping(&self) -> Result<Timestamp>;
-    /// Closes all connections, after what is in flight.
+    /// Closes all connections after the calls in flight have ended.
     async fn close(&self);
 }

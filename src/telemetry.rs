@@ -1,9 +1,8 @@
 //! Logs, metrics and spans of the process.
 //!
-//! A log line is formatted by the thread that logs, into a buffer of its own, and handed to one
-//! writer thread. Invariants: logging never waits for whoever reads the lines; the memory it takes is
-//! bounded; lines that found no room are counted and the count is logged; a line holds no line break
-//! but its last. `docs/LOGGING.md` describes the lines.
+//! The logging thread formats a log line into its own buffer and passes the line to one writer thread.
+//! Invariants: logging never waits for the output; its memory is bounded; dropped lines are counted and the
+//! count is logged; a line contains no line break except at its end. `docs/LOGGING.md` describes the lines.
 
 mod catalogue;
 mod filter;
@@ -36,35 +35,38 @@ pub use self::otlp::Exporter;
 use self::otlp::SpanLayer;
 use self::writer::Queue;
 
-/// How often histograms are folded, so that their memory stays bounded though nobody scrapes.
+/// How often histograms are aggregated, so that their memory stays bounded even if `/metrics` is never
+/// scraped.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How log lines are written and which.
+/// The settings of logs and spans.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How a line looks.
+    /// The format of log lines.
     pub format: Format,
-    /// Which lines are written: directives `target=level` after commas, a bare level for all other
-    /// targets. They go on top of built-in ones that keep chatty libraries at `warn`.
+    /// Which lines are written: comma-separated directives `target=level`; a bare level applies to all other
+    /// targets. The directives extend built-in ones that keep chatty libraries at `warn`.
     pub filter: String,
-    /// Lines that wait to be written; further ones are dropped and counted. As much again may be on
-    /// its way out.
+    /// The most bytes of lines that wait to be written; further lines are dropped and counted. The writer may
+    /// hold as much again.
     pub buffer_max_bytes: usize,
-    /// The longest line; what is longer is cut.
+    /// The longest line in bytes; longer lines are cut.
     pub line_max_bytes: usize,
-    /// How long the process waits at its end for the last lines to be written, and before that for the last
-    /// spans to be taken.
+    /// How long the process waits at exit until the last lines are written, and before that until the
+    /// collector has accepted the last spans.
     pub flush_max_ms: u64,
-    /// Where a collector takes spans: OTLP over gRPC, `http://host:port`. Without it none are made.
+    /// The endpoint of a collector that accepts OTLP over gRPC, `http://host:port`. Without it no spans are
+    /// created.
     pub otlp: Option<String>,
-    /// Spans that wait for the collector; further ones are dropped and counted.
+    /// The most spans that wait for the collector; further spans are dropped and counted.
     pub otlp_spans_max: usize,
-    /// Spans sent at once.
+    /// The most spans in one call.
     pub otlp_batch_spans_max: usize,
-    /// How long spans gather before they are sent.
+    /// How long spans are collected before they are sent, in milliseconds.
     pub otlp_gather_ms: u64,
-    /// How long the collector may take to answer; then the same spans are sent again.
+    /// The time limit for an answer of the collector, in milliseconds; after it the same spans are sent
+    /// again.
     pub otlp_timeout_ms: u64,
 }
 
@@ -86,10 +88,10 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The shortest `line_max_bytes`: what a line has before its fields must fit.
+    /// The lowest allowed `line_max_bytes`: the fixed part of a line must fit.
     pub const LINE_MAX_BYTES_MIN: usize = 512;
 
-    /// What is wrong with single values: the key, and what is allowed.
+    /// Returns the keys whose values are not allowed, each with what is allowed.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         if let Err(reason) = filter::parse(&self.filter) {
@@ -98,7 +100,7 @@ impl Settings {
         if self.line_max_bytes < Self::LINE_MAX_BYTES_MIN {
             problems.push(("line_max_bytes", format!("at least {} is needed", Self::LINE_MAX_BYTES_MIN)));
         }
-        // A line may exceed its limit by what closes it.
+        // The closing bytes may exceed the limit of a line.
         if self.buffer_max_bytes < self.line_max_bytes.saturating_mul(2) {
             let reason = format!("at least twice line_max_bytes ({}) is needed", self.line_max_bytes);
             problems.push(("buffer_max_bytes", reason));
@@ -128,24 +130,24 @@ impl Settings {
     }
 }
 
-/// How a line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
-    /// `text` on a terminal, else `json`.
+    /// `text` on a terminal, otherwise `json`.
     Auto,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
-    /// For people; coloured on a terminal, unless `NO_COLOR` is set (no-color.org).
+    /// Text for people; coloured on a terminal unless `NO_COLOR` is set (no-color.org).
     Text,
 }
 
-/// Where lines go.
+/// The destination of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// Standard output: a node that serves.
+    /// Standard output, for a node.
     Stdout,
-    /// Standard error: a tool, whose standard output is its result.
+    /// Standard error, for a tool that prints its result on standard output.
     Stderr,
 }
 
@@ -171,7 +173,7 @@ impl Output {
     }
 }
 
-/// Why telemetry did not start.
+/// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The filter does not parse.
@@ -180,7 +182,7 @@ pub enum Error {
     /// The writer thread did not start.
     #[error("the thread that writes log lines did not start: {0}")]
     Thread(#[source] std::io::Error),
-    /// It was started before in this process.
+    /// Telemetry was already started in this process.
     #[error("telemetry was started twice")]
     Twice,
 }
@@ -190,25 +192,26 @@ pub enum Error {
 pub struct TelemetryHandle {
     metrics: PrometheusHandle,
     lines: Arc<Queue>,
-    /// Until it is taken.
+    /// The exporter, until `exporter` takes it.
     exporter: Arc<otlp::Waiting>,
 }
 
 impl TelemetryHandle {
-    /// The one who sends spans, where a collector is set: to be run once by a node that serves, on its runtime.
+    /// Takes the exporter of spans. Returns `None` if no collector is set or the exporter was already taken.
+    /// A node runs the exporter once on its runtime.
     pub fn exporter(&self) -> Option<Exporter> {
         self.exporter.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// All metrics in the Prometheus text format, those of the process as of now. It reads a few small
-    /// files of `/proc`, some tens of microseconds.
+    /// Renders all metrics in the Prometheus text format, with the process metrics read now. Reads a few
+    /// small files of `/proc`, which takes some tens of microseconds.
     pub fn render(&self) -> String {
         process::observe();
         ::metrics::counter!("hygeia_log_lines_dropped_total").absolute(self.lines.dropped_lines());
         self.metrics.render()
     }
 
-    /// Folds histograms for ever. To be spawned once by a node that serves.
+    /// Aggregates histograms periodically; never returns. A node spawns this once.
     pub async fn upkeep(self) {
         let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -218,13 +221,13 @@ impl TelemetryHandle {
         }
     }
 
-    /// How many log lines found no room so far.
+    /// Returns the number of log lines dropped or lost so far.
     pub fn dropped_log_lines(&self) -> u64 {
         self.lines.dropped_lines()
     }
 }
 
-/// Writes the last lines out when it is dropped: the process holds it to its end.
+/// Writes the remaining lines when dropped. The process keeps it until exit.
 #[must_use = "without it the last lines are lost"]
 pub struct Guard {
     lines: Arc<Queue>,
@@ -237,7 +240,7 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logs, metrics and the panic hook, once in a process.
+/// Starts logs, metrics and the panic hook. Call it once per process.
 ///
 /// # Errors
 /// See `Error`.
@@ -250,7 +253,7 @@ pub fn init(settings: &Settings, node: &str, output: Output) -> Result<(Telemetr
     let notice = layer.dropped_notice();
     writer::spawn(lines.clone(), output.stream(), notice).map_err(Error::Thread)?;
     let metrics = metrics::install().map_err(|_| Error::Twice)?;
-    // A tool makes no spans: nothing it does is part of a request.
+    // A tool creates no spans, because its work is not part of a request.
     let endpoint = settings.otlp.as_deref().filter(|_| output == Output::Stdout);
     let exporter = match endpoint.map(|endpoint| SpanLayer::new(settings, endpoint, node)) {
         None => {
@@ -260,7 +263,7 @@ pub fn init(settings: &Settings, node: &str, output: Output) -> Result<(Telemetr
             None
         }
         Some((spans, exporter)) => {
-            // Which lines are written does not change which spans are made.
+            // The filter applies to lines only. All span events become spans.
             let layer = layer.with_filter(filter.and(filter::no_payloads()));
             let spans = spans.with_filter(filter_fn(otlp::is_span));
             tracing_subscriber::registry().with(layer).with(spans).try_init().map_err(|_| Error::Twice)?;

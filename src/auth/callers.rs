@@ -1,10 +1,10 @@
-//! What the database says of users, remembered for a moment.
+//! A short-lived cache of what the database says of users.
 //!
 //! Invariants:
-//! - What is answered from memory was asked of the database less than `user_cache_ms` ago, and after the last change of
-//!   that user by this node.
-//! - At most one question per user is on its way, whoever waits for it. A question that failed, or that a change of the
-//!   user has overtaken, is not remembered.
+//! - A cached answer was read from the database less than `user_cache_ms` ago, and after this node's last
+//!   change of the user.
+//! - At most one read per user is in flight, however many callers wait for it. The result of a read is not
+//!   cached if the read failed or if the user was changed during the read.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,8 @@ use crate::store::{CallerStore, UserRow};
 
 use super::Settings;
 
-/// What a user may do, and the generation of tokens that hold; `None` for one who is unknown, disabled, or of a role
-/// unknown here.
+/// A user's role and generation; `None` if the user is unknown, disabled, or has a role that this version
+/// does not know.
 type Standing = Option<(Role, Timestamp)>;
 type Question = Shared<BoxFuture<'static, Result<Standing>>>;
 
@@ -39,7 +39,7 @@ pub(super) struct Callers {
     ttl: Duration,
     lookup_timeout: Duration,
     known: Arc<Mutex<LruCache<Arc<str>, Known>>>,
-    /// Tells questions apart.
+    /// The number of the next read.
     asked: Arc<AtomicU64>,
 }
 
@@ -56,10 +56,10 @@ impl Callers {
         }
     }
 
-    /// The user as the database has it now.
+    /// Reads the user from the database.
     pub(super) async fn find(&self, email: &str) -> Result<Option<UserRow>> {
-        // A token that somebody else signed with the shared secret may name anybody. No database holds a NUL in a
-        // text, and PostgreSQL refuses the statement.
+        // A token signed by another holder of the shared secret may name any subject. No database stores a
+        // NUL in text, and PostgreSQL refuses the statement.
         if email.contains('\0') {
             return Ok(None);
         }
@@ -76,7 +76,7 @@ impl Callers {
         }
     }
 
-    /// What `subject` may do.
+    /// Returns the role and generation of `subject`.
     pub(super) async fn standing(&self, subject: &Arc<str>) -> Result<Standing> {
         let (number, question) = {
             let now = self.clock.mono();
@@ -104,12 +104,14 @@ impl Callers {
         answer
     }
 
-    /// This node has changed `subject`, or may have: the next request asks the database again.
+    /// Drops `subject` from the cache after this node has changed the user, or may have. The next request
+    /// reads the database.
     pub(super) fn forget(&self, subject: &str) {
         self.lock().pop(subject);
     }
 
-    /// Asks in a task of its own: a caller who goes away leaves the others their answer.
+    /// Reads in a task of its own, so that the other callers get their answer even if the first one is
+    /// cancelled.
     fn ask(&self, subject: Arc<str>, number: u64) -> Question {
         let this = self.clone();
         let asking = tokio::spawn(async move {
@@ -119,7 +121,7 @@ impl Callers {
                 .filter(|user| !user.disabled)
                 .and_then(|user| Some((Role::parse(&user.role)?, user.sessions_not_before)));
             let mut known = this.lock();
-            // The user may have been changed, and forgotten, since the question was sent.
+            // The user may have been changed, and dropped from the cache, since the read began.
             if awaits(&known, &subject, number) {
                 known.put(subject, Known::Answered { standing, asked_at });
             }
@@ -143,7 +145,7 @@ impl Callers {
     }
 }
 
-/// Whether the answer to that question is still to be remembered.
+/// Returns whether the answer to the read `number` may still be cached.
 fn awaits(known: &LruCache<Arc<str>, Known>, subject: &str, number: u64) -> bool {
     matches!(known.peek(subject), Some(Known::Asked { number: last, .. }) if *last == number)
 }

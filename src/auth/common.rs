@@ -1,17 +1,17 @@
-//! Passwords that are guessed first: the commonest ones, common words with the usual endings, runs of keys and
-//! repetitions.
+//! Passwords that attackers guess first: the most common ones, common words with the usual endings, keyboard
+//! runs and repetitions.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-/// One a line, in small letters, of 8 bytes or more: the first 3,000 of that length by their rank in the lists of
-/// zxcvbn 4.5.0 (of ten million passwords that Mark Burnett published in 2015), those of the list that John the Ripper
-/// 1.9.0 comes with (Solar Designer, 1996 to 2011), and some of newer lists. zxcvbn leaves
-/// out what is commoner as a name or a word than as a password: of those only some are here.
+/// One password per line, in lower case, of 8 bytes or more. Sources: the first 3,000 of that length by rank
+/// in the lists of zxcvbn 4.5.0 (from ten million passwords that Mark Burnett published in 2015); the list
+/// that comes with John the Ripper 1.9.0 (Solar Designer, 1996 to 2011); some newer lists. zxcvbn omits
+/// passwords that are more common as a name or a word; only some of those are here.
 static WHOLE: LazyLock<HashSet<&'static str>> =
     LazyLock::new(|| include_str!("common_passwords.txt").lines().collect());
 
-/// Words that stand before digits and signs.
+/// Words that are common before digits and punctuation.
 static WORDS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
     "1q2w3e 1qaz abc abc123 abcd access admin administrator apple april arsenal asd asdfgh ashley august \
     autumn azerty barcelona baseball basketball batman berlin changeme charlie chelsea clinic company \
@@ -26,10 +26,10 @@ static WORDS: LazyLock<HashSet<&'static str>> = LazyLock::new(|| {
         .collect()
 });
 
-/// The most characters after a word that add nothing to it: a year and a sign.
+/// The longest ending, in characters, that does not make a common word stronger: a year and punctuation.
 const ENDING_CHARS_MAX: usize = 6;
 
-/// Whether `password` is one of those that are tried first. Case makes no difference.
+/// Returns whether `password` is one that attackers guess first. Case is ignored.
 pub(super) fn is_common(password: &str) -> bool {
     let lower = password.to_lowercase();
     WHOLE.contains(lower.as_str()) || is_word_with_ending(&lower) || is_run(&lower) || is_repetition(&lower)
@@ -41,13 +41,13 @@ fn is_word_with_ending(lower: &str) -> bool {
     ending <= ENDING_CHARS_MAX && (WORDS.contains(word) || WHOLE.contains(word))
 }
 
-/// `23456789`, `hgfedcba`, `aaaaaaaa`: each character follows from the last.
+/// Returns whether each character follows from the last: `23456789`, `hgfedcba`, `aaaaaaaa`.
 fn is_run(lower: &str) -> bool {
     let chars: Vec<i64> = lower.chars().map(|c| i64::from(u32::from(c))).collect();
     [-1, 0, 1].iter().any(|step| chars.windows(2).all(|pair| pair[1] - pair[0] == *step))
 }
 
-/// `abcabcabc`, `12121212`: a short piece over and over.
+/// Returns whether the text repeats a short piece: `abcabcabc`, `12121212`.
 fn is_repetition(lower: &str) -> bool {
     let bytes = lower.as_bytes();
     (1..=4).any(|size| bytes.len() >= 2 * size && bytes.windows(size + 1).all(|w| w[0] == w[size]))

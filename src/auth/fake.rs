@@ -1,4 +1,4 @@
-//! Users in memory and a clock stepped by hand, for tests.
+//! An in-memory user store and a manual clock, for tests.
 
 mod kept;
 
@@ -17,10 +17,10 @@ use crate::store::{ChangedBy, Error, Result, UserAdded, UserChange, UserChanged,
 use super::{Auth, SecretText, Settings, TokenAlgorithm};
 use kept::Kept;
 
-/// A secret of the least length, as raw text.
+/// A secret of the minimum length, as raw text.
 pub(crate) const SECRET: &str = "raw-text-secret-of-32-bytes-----";
 
-/// HS256 under `SECRET`, so that tests can sign.
+/// HS256 with `SECRET`, so that tests can sign tokens.
 pub(crate) fn settings() -> Settings {
     Settings {
         token_algorithm: TokenAlgorithm::HS256,
@@ -29,12 +29,12 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// The default, but for cheap hashes.
+/// The default settings with cheap hashes.
 pub(crate) fn eddsa() -> Settings {
     Settings { bcrypt_cost: 4, ..Settings::default() }
 }
 
-/// Stands still until it is moved.
+/// A clock that stands still until `step` moves it.
 pub(crate) struct FakeClock(AtomicI64);
 
 impl FakeClock {
@@ -57,7 +57,8 @@ impl Clock for FakeClock {
     }
 }
 
-/// Users in memory. While `gate` has no permits, look-ups wait; while `sessions_gate` has none, sessions wait to begin.
+/// An in-memory user store. Look-ups wait while `gate` has no permits; session starts wait while
+/// `sessions_gate` has none.
 pub(crate) struct FakeUsers {
     users: Mutex<BTreeMap<String, UserRow>>,
     failure: Mutex<Option<Error>>,
@@ -85,7 +86,7 @@ impl FakeUsers {
         })
     }
 
-    /// One user, `password123`, whose hash has the least cost.
+    /// Returns a store with one user, whose password is `password123`, hashed at the lowest cost.
     pub(crate) fn with(email: &str) -> Arc<Self> {
         let users = Self::new();
         users.put(email, "password123");
@@ -112,14 +113,14 @@ impl FakeUsers {
         self.users.lock().expect("held briefly").get(email).cloned()
     }
 
-    /// What a logout everywhere does to the user.
+    /// Starts the user's next generation, as a logout from all sessions does.
     pub(super) fn next_generation(&self, email: &str, now: Timestamp) {
         if let Some(user) = self.users.lock().expect("held briefly").get_mut(email) {
             user.sessions_not_before = next_generation(user, now);
         }
     }
 
-    /// What else the database holds.
+    /// Returns the other contents of the database.
     pub(crate) fn kept(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().expect("held briefly")
     }

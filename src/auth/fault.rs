@@ -1,39 +1,40 @@
-//! Why callers cannot be told apart for now: what an operator reads in the log and in readiness, and the less that a
-//! caller is told.
+//! Why authentication is unavailable. The operator sees the details in the log and in readiness; the caller
+//! is told less.
 //!
-//! Invariant: a fault of the database, or of the secrets that a node was given, is 503 to a caller and never 500:
-//! somebody else can mend it, and the same request will do then.
+//! Invariant: a fault of the database or of a node's secrets is 503 to the caller and never 500. An operator
+//! can fix it, and the same request then succeeds.
 
 use super::vault::Locked;
 use crate::error::{Error, ErrorCode};
 use crate::store;
 
-/// What a node cannot do. The words before the first colon are fixed: readiness tells no more than those.
+/// A failure of authentication. The text before the first colon is fixed, because readiness shows only that
+/// part.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
-    /// The database does not say.
+    /// The database did not answer.
     #[error("the {what} are not known, {reason}", reason = error.reason())]
     Database {
-        /// What it was asked for.
+        /// What was read.
         what: &'static str,
-        /// Why not.
+        /// The error of the database.
         error: store::Error,
     },
-    /// A secret in the database does not open.
+    /// A secret from the database cannot be decrypted.
     #[error("{reason}: {what} cannot be used")]
     Locked {
-        /// The secret.
+        /// The description of the secret.
         what: String,
-        /// Why not.
+        /// Why it cannot be decrypted.
         reason: Locked,
     },
-    /// The system gives no random bytes.
+    /// The operating system provides no random bytes.
     #[error("the system gives no random bytes")]
     NoRandomness,
 }
 
 impl Fault {
-    /// The database was asked for `what`. Told in the log here, once for each question.
+    /// Returns the fault of a failed read of `what`, and logs it, once per read.
     pub(super) fn of_database(what: &'static str, error: &store::Error) -> Self {
         tracing::warn!(%error, what, "the database cannot be asked");
         Fault::Database { what, error: error.clone() }

@@ -1,8 +1,8 @@
-//! The first administrator of a database without users: named in the settings, so that a cluster can be set up
-//! without a person at a terminal, and without a password that everybody knows.
+//! Creates the first administrator of a database without users. The user is named in the settings, so that a
+//! cluster can be set up without a person at a terminal and without a publicly known password.
 //!
-//! Invariant: nobody is made where there is a user already, and no user that is there is changed. Of several who
-//! try at once one makes the user, the others find it.
+//! Invariant: no user is created if any user exists, and no existing user is changed. If several processes
+//! try at once, one creates the user and the others find it.
 
 use super::password::PASSWORD_RULE;
 use super::{By, Settings, Users, validate_password};
@@ -13,23 +13,24 @@ use crate::error::{Error, ErrorCode, Result};
 const PASSWORD_MISSING: &str = "auth.first_admin_email is set without a password: set \
      HYGEIA__AUTH__FIRST_ADMIN_PASSWORD_FILE to a file that holds it";
 
-/// What came of it.
+/// The result of `make_first_admin`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FirstAdmin {
-    /// None is named.
+    /// The settings name no administrator.
     NotWanted,
-    /// There were users.
+    /// The database already has users.
     NotNeeded,
-    /// The user was made.
+    /// The user was created.
     Made,
 }
 
-/// What is wrong with the two settings: the key, and what is allowed.
+/// Returns the faults of the two settings: the key, and what is allowed.
 pub(super) fn problems(settings: &Settings) -> Vec<(&'static str, String)> {
     let mut problems = Vec::new();
     match (&settings.first_admin_email, &settings.first_admin_password) {
         (None, None) => {}
-        // Of another node than one's own the password is not read: `check_first_admin` asks for it where it is needed.
+        // The password file of another node is not read. `check_first_admin` requires the password where it
+        // is needed.
         (Some(_), None) => {}
         (None, Some(_)) => problems.push((
             "first_admin_password",
@@ -47,10 +48,10 @@ pub(super) fn problems(settings: &Settings) -> Vec<(&'static str, String)> {
     problems
 }
 
-/// Whether a password is there if an address is.
+/// Checks that a password is set if an address is set.
 ///
 /// # Errors
-/// What to set.
+/// Which setting is missing.
 pub(super) fn check(settings: &Settings) -> std::result::Result<(), &'static str> {
     match (&settings.first_admin_email, &settings.first_admin_password) {
         (Some(_), None) => Err(PASSWORD_MISSING),
@@ -58,10 +59,11 @@ pub(super) fn check(settings: &Settings) -> std::result::Result<(), &'static str
     }
 }
 
-/// Makes the user whom `settings` name, if there is no user at all.
+/// Creates the user that `settings` name, if the database has no user.
 ///
 /// # Errors
-/// As `Users::create`, but for one who is there already. `Invalid`: no password is named.
+/// The errors of `Users::create`, except that an existing user is not an error. `Invalid`: an address is set
+/// without a password.
 pub async fn make_first_admin(settings: &Settings, users: &Users) -> Result<FirstAdmin> {
     check(settings).map_err(|reason| Error::new(ErrorCode::Invalid, reason))?;
     let (Some(email), Some(password)) = (&settings.first_admin_email, &settings.first_admin_password) else {

@@ -1,16 +1,18 @@
-//! The keys of EdDSA tokens: made in the database, known to every node before they are used, kept until
-//! the last token they signed is dead.
+//! The keys of EdDSA tokens. Keys are stored in the database, published to every node before use, and kept
+//! until the last token that they signed has expired.
 //!
 //! ```text
-//! made ──key_publish_ms──► signs ───until the next one signs───► only verifies ──token's life──► deleted
+//! made ──key_publish_ms──► signs ──until the next key signs──► only verifies ──token lifetime──► deleted
 //! ```
 //!
 //! Invariants:
-//! - Of several nodes that make the next key at once one wins, by its generation, and all use that one.
-//! - A key signs only after every node has had the time to read it twice. The first key of all cannot wait; who
-//!   does not know it asks for it when a token names it.
-//! - A token that names an unknown key makes a node ask the database, but not more often than once a second.
-//! - However many callers wait for the keys, one question is on its way.
+//! - If several nodes make the next key at once, the generation number decides: one insert succeeds, and all
+//!   nodes use that key.
+//! - A key signs only after every node has had time to read it twice. Two keys sign at once: the very first
+//!   one, and one that revokes all others. A node that does not know such a key reads the keys when a token
+//!   names it.
+//! - A token with an unknown key makes a node read the database, at most once per second.
+//! - At most one read is in flight, however many callers wait for the keys.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,29 +35,29 @@ use super::{CLOCKS_APART_MAX, Settings, timed};
 
 type Read<T> = std::result::Result<T, Fault>;
 
-/// Keys that may be in use at once.
+/// The most keys in use at once.
 const KEYS_MAX: u32 = 16;
-/// The pause between two questions for keys that tokens name and nobody knows.
+/// The pause between two reads for unknown keys in tokens.
 const UNKNOWN_KEY_PAUSE: Duration = Duration::from_secs(1);
-/// Random bytes in the name of a key.
+/// The number of random bytes in a key id.
 const KID_BYTES: usize = 12;
-/// The name of the secret that seals.
+/// The name of the shared secret for seals.
 const SEALS: &str = "seals";
 
-/// A key as it is used.
+/// A key in usable form.
 pub(super) struct Key {
     pub(super) generation: i64,
     pub(super) kid: String,
     pub(super) verifies: DecodingKey,
     pub(super) public: Vec<u8>,
-    /// Unless it cannot be opened here.
+    /// The private key, or why it cannot be decrypted on this node.
     signs: std::result::Result<EncodingKey, Locked>,
     pub(super) signs_from: Timestamp,
     pub(super) verifies_until: Option<Timestamp>,
 }
 
 impl Key {
-    /// What signs tokens with it.
+    /// Returns the private key that signs tokens.
     pub(super) fn signs(&self) -> Read<&EncodingKey> {
         self.signs.as_ref().map_err(|reason| locked(&self.kid, *reason))
     }
@@ -65,7 +67,7 @@ impl Key {
     }
 }
 
-/// All keys, youngest first, and what goes with them.
+/// All keys, youngest first, and the key for seals.
 pub(super) struct Ring {
     keys: Vec<Key>,
     pub(super) seals: hmac::Key,
@@ -76,23 +78,23 @@ impl Ring {
         self.keys.iter().find(|key| key.kid == kid && key.holds(now))
     }
 
-    /// Whether tokens of that key hold.
+    /// Returns whether tokens signed by the key `generation` are still valid.
     pub(super) fn has(&self, generation: i64, now: Timestamp) -> bool {
         self.keys.iter().any(|key| key.generation == generation && key.holds(now))
     }
 
-    /// The youngest key that every node knows; if there is none yet, the first.
+    /// Returns the youngest key that every node knows; if there is none yet, the oldest key.
     pub(super) fn signer(&self, now: Timestamp) -> Option<&Key> {
         self.keys.iter().find(|key| key.signs_from <= now).or(self.keys.last())
     }
 
-    /// When the key that follows the youngest should be made; none if that is for people to do.
+    /// Returns when the successor of the youngest key is due; `None` if keys are not rotated automatically.
     fn due(&self, rotation: Duration) -> Option<Timestamp> {
         let youngest = self.keys.first().filter(|_| !rotation.is_zero())?;
         Some(after(youngest.signs_from, rotation))
     }
 
-    /// Keys whose tokens hold now or will.
+    /// Returns the keys whose end has not passed, including keys that do not sign yet.
     pub(super) fn holding(&self, now: Timestamp) -> impl Iterator<Item = &Key> {
         self.keys.iter().filter(move |key| key.holds(now))
     }
@@ -104,36 +106,36 @@ pub(super) struct Keys {
     vault: Vault,
     timeout: Duration,
     publish: Duration,
-    /// Zero: never by itself.
+    /// The age at which a key is replaced. Zero: never automatically.
     rotation: Duration,
-    /// For how long after a key signed last a token of it may hold.
+    /// The longest remaining lifetime of a token after its key last signed.
     outlives: Duration,
     ring: ArcSwapOption<Ring>,
     reading: Together,
     unknown_at: Mutex<Option<MonoTime>>,
 }
 
-/// A key just made.
+/// A newly made key.
 #[derive(Clone, Debug)]
 pub struct MadeKey {
-    /// Its name in tokens.
+    /// The id of the key, as in tokens.
     pub kid: String,
-    /// Tokens are signed with it from then on.
+    /// When the key starts to sign tokens.
     pub signs_from: Timestamp,
 }
 
-/// A key as it is told to people.
+/// The public description of a key.
 #[derive(Clone, Debug)]
 pub struct KeyFacts {
-    /// Its name in tokens.
+    /// The id of the key, as in tokens.
     pub kid: String,
-    /// When it was made.
+    /// When the key was made.
     pub created_at: Timestamp,
-    /// Tokens are signed with it from then on.
+    /// When the key starts to sign tokens.
     pub signs_from: Timestamp,
-    /// Until when its tokens hold; none for the youngest.
+    /// Until when tokens of the key are valid; `None` for the youngest key.
     pub verifies_until: Option<Timestamp>,
-    /// Whether it is encrypted in the database.
+    /// Whether the private key is encrypted in the database.
     pub sealed: bool,
 }
 
@@ -157,17 +159,18 @@ impl Keys {
         })
     }
 
-    /// The keys as they were read last, if ever.
+    /// Returns the keys of the last read, if there was one.
     pub(super) fn known(&self) -> Option<Arc<Ring>> {
         self.ring.load_full()
     }
 
-    /// When the next key should be made, as far as that is known and nodes make it by themselves.
+    /// Returns when the next key is due. `None` if the keys are not known yet or are not rotated
+    /// automatically.
     pub(super) fn due(&self) -> Option<Timestamp> {
         self.known().and_then(|ring| ring.due(self.rotation))
     }
 
-    /// The keys, read now if they never were.
+    /// Returns the keys; reads them if this has not happened yet.
     pub(super) async fn ring(&self) -> Result<Arc<Ring>> {
         if let Some(ring) = self.ring.load_full() {
             return Ok(ring);
@@ -176,14 +179,14 @@ impl Keys {
         self.ring.load_full().ok_or_else(broken)
     }
 
-    /// Why the key that is to sign now cannot; `None` if it can, or none is known yet.
+    /// Returns why the current signing key cannot sign; `None` if it can, or if no key is known yet.
     pub(super) fn why_unsigned(&self) -> Option<String> {
         let ring = self.known()?;
         ring.signer(self.clock.now())?.signs().err().map(|fault| fault.to_string())
     }
 
-    /// The keys, read again because a token names one that is not among them; as they were, if that was done
-    /// a moment ago.
+    /// Reads the keys again because a token names an unknown key, and returns them. Returns the known keys
+    /// without a read if the last such read was less than `UNKNOWN_KEY_PAUSE` ago.
     pub(super) async fn ring_after_unknown(&self) -> Result<Arc<Ring>> {
         let now = self.clock.mono();
         let may = {
@@ -200,8 +203,8 @@ impl Keys {
         self.ring().await
     }
 
-    /// Reads the keys, and makes the next one if it is time. Callers who come while that is under way wait for the
-    /// next reading, together.
+    /// Reads the keys, and makes the next key if it is due. Callers that arrive during a read share the next
+    /// one.
     pub(super) async fn read(&self) -> Read<()> {
         self.reading.look(self.read_now()).await
     }
@@ -213,7 +216,7 @@ impl Keys {
             |key: &SigningKeyRow| !self.rotation.is_zero() && now >= after(key.signs_from, self.rotation);
         let made = match rows.first() {
             None => Some(self.make(0, now, now).await?),
-            // A node that cannot open the keys must not lock the others out.
+            // A node that cannot decrypt the keys must not make one: the other nodes could not use it.
             Some(youngest) if due(youngest) && self.open(youngest).is_ok() => {
                 let signs_from = after(now, self.publish);
                 Some(self.make(youngest.generation, signs_from, after(signs_from, self.outlives)).await?)
@@ -236,8 +239,8 @@ impl Keys {
         Ok(())
     }
 
-    /// Makes the key that follows the youngest. Tokens of all others are refused at once if `revoke`, and else
-    /// hold for as long as they live.
+    /// Makes the next key. With `revoke`, tokens of all older keys are refused at once; otherwise they stay
+    /// valid until they expire.
     pub(super) async fn rotate(&self, revoke: bool) -> Result<MadeKey> {
         let rows = self.rows().await?;
         if rows.len() >= KEYS_MAX as usize && !revoke {
@@ -245,7 +248,7 @@ impl Keys {
             return Err(Error::new(ErrorCode::Overloaded, detail));
         }
         if let Some((kid, reason)) = rows.first().and_then(|row| Some((&row.kid, self.open(row).err()?))) {
-            // To the administrator, unlike to a caller: why.
+            // Unlike a caller, the administrator is told the reason.
             return Err(Error::new(ErrorCode::Unavailable, locked(kid, reason).to_string()));
         }
         let now = self.clock.now();
@@ -258,7 +261,7 @@ impl Keys {
         })
     }
 
-    /// Forgets keys whose tokens are all dead.
+    /// Deletes keys whose tokens have all expired.
     pub(super) async fn delete_dead(&self) -> Result<()> {
         let deleting = self.store.delete_signing_keys(self.clock.now(), KEYS_MAX);
         timed(self.timeout, deleting).await.map_err(|error| Fault::of_database("keys", &error))?;
@@ -281,7 +284,8 @@ impl Keys {
         timed(self.timeout, asking).await.map_err(|error| Fault::of_database("keys", &error))
     }
 
-    /// Makes the key after generation `youngest`; `None` if another node has done so.
+    /// Makes the key after generation `youngest`. Returns `None` if another node has already made that
+    /// generation.
     async fn make(
         &self,
         youngest: i64,
@@ -332,7 +336,7 @@ impl Keys {
     }
 
     fn key(&self, row: SigningKeyRow) -> Key {
-        // Told once per key and node: only keys that were not there before.
+        // Log each unusable key once per node: only when the key is new.
         let news =
             self.ring.load().as_ref().is_none_or(|ring| !ring.keys.iter().any(|key| key.kid == row.kid));
         let signs = match self.open(&row) {
@@ -368,13 +372,13 @@ fn after(time: Timestamp, by: Duration) -> Timestamp {
     Timestamp(time.0.saturating_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX)))
 }
 
-/// Keys as an administrator handles them: what the command line calls.
+/// Key administration for the command line.
 pub struct KeyAdmin {
     keys: Keys,
 }
 
 impl KeyAdmin {
-    /// The keys in `store`.
+    /// Returns the administration of the keys in `store`.
     ///
     /// # Errors
     /// `key_secret` is too short.
@@ -386,20 +390,21 @@ impl KeyAdmin {
         Ok(KeyAdmin { keys: Keys::new(settings, store, clock)? })
     }
 
-    /// Makes the next key. Nodes sign with it once all of them know it; tokens of the keys before hold for as long
-    /// as they live, or no longer at all with `revoke`.
+    /// Makes the next key. Nodes sign with it after all of them have had time to read it, and tokens of older
+    /// keys stay valid until they expire. With `revoke`, nodes sign with it at once, and tokens of older keys
+    /// are refused at once.
     ///
     /// # Errors
-    /// `Overloaded`: too many keys are in use. `AlreadyExists`: another process was faster. `Unavailable`: the
-    /// keys are encrypted under another secret, or the database cannot be asked.
+    /// `Overloaded`: too many keys are in use. `AlreadyExists`: another process has just made the next key.
+    /// `Unavailable`: the keys are encrypted under another secret, or the database cannot be read.
     pub async fn rotate(&self, revoke: bool) -> Result<MadeKey> {
         self.keys.rotate(revoke).await
     }
 
-    /// The keys, youngest first.
+    /// Returns the keys, youngest first.
     ///
     /// # Errors
-    /// The database's.
+    /// The errors of the database.
     pub async fn list(&self) -> Result<Vec<KeyFacts>> {
         self.keys.facts().await
     }

@@ -1,11 +1,12 @@
-//! How many logins may fail, per account and per address, counted in the database so that it holds over all
-//! nodes. The old password, which a change of it asks for, is tried as a login is.
+//! Limits failed logins per account and per client address. The counts are in the database, so they hold
+//! across all nodes. The password check before a password change counts as a login.
 //!
 //! Invariants:
-//! - An attempt is counted before its password is looked at, and taken back if it fits: attempts at the same time
-//!   do not slip through together.
-//! - An account that does not exist is counted and refused as one that does.
-//! - Who is known to be at the limit is refused from memory, at no cost to the database; that memory is bounded.
+//! - An attempt is counted before its password is checked, and uncounted if the password is correct. So
+//!   concurrent attempts cannot exceed the limit together.
+//! - An unknown account is counted and refused like an existing one.
+//! - An account or address known to be at its limit is refused from memory, without a database access. That
+//!   memory is bounded.
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
@@ -21,10 +22,10 @@ use crate::store::{CallerStore, Hash};
 
 use super::{Settings, lookup_failed, timed};
 
-/// Ended windows deleted by one statement.
+/// The most expired windows deleted per statement.
 const DELETED_ROWS_MAX: u32 = 1000;
 
-/// What one attempt is counted under.
+/// The keys under which an attempt is counted.
 #[derive(Clone, Copy)]
 pub(super) struct Attempt {
     account: Hash,
@@ -32,8 +33,8 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// An attempt on the account of `email` from `address`. Of an IPv6 address the network counts: a host has
-    /// as many addresses there as it likes.
+    /// Returns an attempt on the account of `email` from `address`. For IPv6 the 64-bit network counts,
+    /// because a host can use any address in it.
     pub(super) fn new(email: &str, address: Option<IpAddr>) -> Self {
         let address = match address.map(|address| address.to_canonical()) {
             Some(IpAddr::V4(address)) => address.octets().to_vec(),
@@ -61,7 +62,7 @@ pub(super) struct Limits {
     account_max: u32,
     address_max: u32,
     window: Duration,
-    /// Until when.
+    /// Until when each account or address is refused.
     blocked: Mutex<LruCache<Hash, Timestamp>>,
 }
 
@@ -79,7 +80,7 @@ impl Limits {
         }
     }
 
-    /// Refuses an attempt that is known to be one too many.
+    /// Refuses an attempt that is known to exceed a limit.
     pub(super) fn check(&self, attempt: &Attempt) -> Result<()> {
         let now = self.clock.now();
         let blocked = self.blocked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -91,7 +92,7 @@ impl Limits {
         }
     }
 
-    /// Counts an attempt, and refuses it if it is one too many.
+    /// Counts an attempt. Refuses the attempt if it exceeds a limit.
     pub(super) async fn count(&self, attempt: &Attempt) -> Result<()> {
         let now = self.clock.now();
         let window = i64::try_from(self.window.as_micros()).unwrap_or(i64::MAX);
@@ -117,8 +118,8 @@ impl Limits {
         }
     }
 
-    /// The password fitted: the account begins anew, and the address has one failure less. If that cannot be
-    /// noted, the login holds all the same.
+    /// Uncounts a successful attempt: clears the account's count and lowers the address's count by one. If
+    /// the database fails, the login still succeeds.
     pub(super) async fn forgive(&self, attempt: &Attempt) {
         let forgiving = self.store.forgive_attempts(&attempt.account, &attempt.address);
         if let Err(error) = timed(self.timeout, forgiving).await {
@@ -126,7 +127,7 @@ impl Limits {
         }
     }
 
-    /// Forgets windows that are over, so many at a time.
+    /// Deletes expired windows, a bounded number per call.
     pub(super) async fn delete_dead(&self) -> Result<()> {
         let deleting = self.store.delete_attempts(self.clock.now(), DELETED_ROWS_MAX);
         timed(self.timeout, deleting).await.map(drop).map_err(|error| lookup_failed("logins", &error))

@@ -1,8 +1,8 @@
-//! Passwords: BCrypt (Provos and Mazières, 1999) on a bounded pool of threads of lower priority.
+//! Password hashing: BCrypt (Provos and Mazières, 1999) on a bounded pool of low-priority threads.
 //!
-//! Invariants: no more threads hash than `hashing_threads_max`, no more callers wait than
-//! `hashing_queue_max`; a check costs at least as much as a new hash would, whatever it is checked against, and
-//! more only against a hash of a higher cost than is set now.
+//! Invariants: at most `hashing_threads_max` threads hash, and at most `hashing_queue_max` callers wait. A
+//! check costs at least as much as a new hash, whatever the stored hash is. It costs more only if the stored
+//! hash has a higher cost than `bcrypt_cost`.
 
 use std::hint::black_box;
 use std::str::FromStr;
@@ -17,26 +17,27 @@ use super::Settings;
 pub(super) use super::common::is_common;
 use super::pool::Pool;
 
-/// The fewest bytes a password may have.
+/// The shortest allowed password, in bytes.
 pub const PASSWORD_MIN_BYTES: usize = 8;
-/// The most bytes a password may have: BCrypt does not see further.
+/// The longest allowed password, in bytes. BCrypt ignores any further bytes.
 pub const PASSWORD_MAX_BYTES: usize = 72;
 
-/// What a password may be, for the settings that hold one.
+/// The rules for a password, for messages about settings.
 pub(super) const PASSWORD_RULE: &str = "8 to 72 bytes, none of the most common passwords, and no NUL in it";
-/// BCrypt ends its key with one and then repeats it, so that a password with one fits the hash of another.
+/// Not allowed in passwords. BCrypt terminates its key with NUL and then repeats the key, so a password with
+/// NUL can match the hash of another.
 const NUL: char = '\0';
 
-/// The least cost that BCrypt knows.
+/// The lowest cost that BCrypt allows.
 pub(super) const COST_LEAST: u32 = 4;
-/// A login at this cost takes seconds; a stored hash of a higher one is taken for damaged, since it would
-/// hold a thread for hours.
+/// The highest accepted cost. A login at this cost takes seconds. A stored hash of a higher cost is treated
+/// as damaged, because it could occupy a thread for hours.
 pub(super) const COST_MOST: u32 = 16;
 
-/// Whether `password` may be anyone's.
+/// Checks that `password` may be chosen.
 ///
 /// # Errors
-/// What is wrong with it, for the person who chose it.
+/// Which rule the password breaks, for the person who chose it.
 pub fn validate_password(password: &str) -> std::result::Result<(), &'static str> {
     match password.len() {
         0 => Err("Password is required"),
@@ -52,15 +53,15 @@ pub fn validate_password(password: &str) -> std::result::Result<(), &'static str
     }
 }
 
-/// Hashes and checks, so many at once.
+/// Hashes and checks passwords, a bounded number at once.
 pub(super) struct Hasher {
     cost: u32,
     pool: Pool,
-    /// Those who hash and those who wait for it.
+    /// One permit per caller that hashes or waits to hash.
     places: Arc<Semaphore>,
 }
 
-/// The right to hash once, or to wait for it.
+/// The permission to hash once, or to wait for it.
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
 }
@@ -75,7 +76,10 @@ impl Hasher {
         }
     }
 
-    /// A place, if there is one.
+    /// Reserves a place.
+    ///
+    /// # Errors
+    /// `Overloaded`: no place is free.
     pub(super) fn place(&self) -> Result<Place> {
         match Arc::clone(&self.places).try_acquire_owned() {
             Ok(permit) => Ok(Place { _permit: permit }),
@@ -83,18 +87,18 @@ impl Hasher {
         }
     }
 
-    /// The hash of a new password, `$2b$…`.
+    /// Returns the hash of a new password, `$2b$…`.
     pub(super) async fn hash(&self, password: &str) -> Result<String> {
         let (password, cost) = (password.to_owned(), self.cost);
         self.run(self.place()?, move || bcrypt::hash(password, cost)).await
     }
 
-    /// Whether `password` fits `hash`; without a hash, or if the password is longer than any can be or holds a NUL, it
-    /// does not, at the same cost.
+    /// Returns whether `password` matches `hash`. Without a hash, or if the password is too long or contains
+    /// a NUL, the result is false at the same cost.
     pub(super) async fn verify(&self, place: Place, password: &str, hash: Option<String>) -> Result<bool> {
         let known = hash.is_some() && password.len() <= PASSWORD_MAX_BYTES && !password.contains(NUL);
         let hash = hash.unwrap_or_else(|| hash_of_nothing(self.cost));
-        // BCrypt stops at this byte; what lies beyond need not be kept.
+        // BCrypt ignores any further bytes.
         let seen = password.len().min(PASSWORD_MAX_BYTES);
         let (password, cost) = (password.as_bytes()[..seen].to_vec(), self.cost);
         let fits = self.run(place, move || check(&password, &hash, cost)).await?;
@@ -108,13 +112,13 @@ impl Hasher {
     ) -> Result<T> {
         let broken = || Error::new(ErrorCode::Internal, "Passwords cannot be checked");
         let (done, result) = oneshot::channel();
-        // The place goes with the work: a caller who gives up does not free a thread that still hashes. What has
-        // not begun by then is not done.
+        // The place moves into the job: a caller that gives up does not free a thread that still hashes. A
+        // job whose caller gave up before it started is skipped.
         let hashing = move || {
             if !done.is_closed() {
                 let hashed = work();
                 drop(place);
-                // Nobody may wait for it any more.
+                // The caller may have stopped waiting.
                 let _ = done.send(hashed);
             }
         };
@@ -139,15 +143,16 @@ fn check(password: &[u8], hash: &str, cost: u32) -> std::result::Result<bool, Bc
         return Err(BcryptError::InvalidHash("the form or the cost is none of ours"));
     }
     let fits = bcrypt::verify(password, hash)?;
-    // An older, cheaper hash must not tell by its time that the user exists. The work doubles with each
-    // step of the cost, so 2^of + 2^of + 2^(of+1) + … + 2^(cost-1) is the 2^cost of a new one.
+    // A check of an older, cheaper hash must not be faster, because that would reveal that the user exists.
+    // The work doubles with each step of the cost: 2^of + 2^of + 2^(of+1) + … + 2^(cost-1) equals the 2^cost
+    // of a new hash.
     for missing in of..cost {
         black_box(bcrypt::hash_with_salt(password, missing, [0; 16])?);
     }
     Ok(fits)
 }
 
-/// Well-formed, and the hash of no known password: made of a fixed text, not of one.
+/// Returns a well-formed hash that was not computed from any password.
 fn hash_of_nothing(cost: u32) -> String {
     format!("$2b${cost:02}${:.<53}", "")
 }
@@ -246,8 +251,8 @@ mod tests {
 
     #[test]
     fn the_work_of_a_check_does_not_depend_on_what_is_checked() {
-        // Measured in the same thread, the best of several, so that a busy machine does not matter; the
-        // bound is far from the factor of 64 that an unpadded cheap hash would show.
+        // Measures in one thread and takes the best of several runs, so that a busy machine does not matter.
+        // The bound is far from the factor of 64 that an unpadded cheap hash would show.
         let old = bcrypt::hash("password123", 4).expect("hashed");
         let best = |hash: &str| {
             let one = |_| {

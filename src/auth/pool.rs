@@ -1,5 +1,5 @@
-//! The threads that hash. They are no tasks and no threads of the runtime: they run at a lower priority than
-//! everything else, so that a flood of logins takes what the others leave.
+//! The threads that hash passwords. They are separate from the runtime and run at a lower priority, so that a
+//! flood of logins uses only the processor time that other work leaves.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -8,20 +8,20 @@ use std::thread;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// So many threads. They end with it.
+/// A fixed number of threads, which end when the pool is dropped.
 pub(super) struct Pool {
     queue: SyncSender<Work>,
 }
 
 impl Pool {
-    /// `threads` threads that are nicer than this one by `niceness`, and room for `queue_max` pieces of work that
-    /// wait.
+    /// Starts `threads` threads with the niceness of the process plus `niceness`. At most `queue_max` jobs
+    /// wait in the queue.
     pub(super) fn new(threads: usize, queue_max: usize, niceness: u8) -> Self {
         let (queue, waiting) = sync_channel::<Work>(queue_max);
         let waiting = Arc::new(Mutex::new(waiting));
         for n in 0..threads {
             let waiting = Arc::clone(&waiting);
-            // If the system has no thread to give, those there are do the work.
+            // If the system refuses a thread, the threads that did start do the work.
             let started =
                 thread::Builder::new().name(format!("hashing-{n}")).spawn(move || run(&waiting, niceness));
             if let Err(error) = started {
@@ -31,21 +31,21 @@ impl Pool {
         Pool { queue }
     }
 
-    /// Has `work` done; false if there is no room.
+    /// Queues `work`. Returns false if the queue is full.
     pub(super) fn submit(&self, work: Work) -> bool {
         self.queue.try_send(work).is_ok()
     }
 }
 
 fn run(waiting: &Mutex<Receiver<Work>>, niceness: u8) {
-    // On Linux this is the thread's own.
+    // On Linux the niceness belongs to the thread, not to the process.
     if let Err(error) = rustix::process::nice(i32::from(niceness)) {
         tracing::debug!(%error, "the priority of hashing cannot be lowered");
     }
     loop {
         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(work) = next else { return };
-        // The panic hook has told of it; whoever waits for the result learns that there is none.
+        // The panic hook has logged it. The caller gets an error, because the result channel is closed.
         let _ = catch_unwind(AssertUnwindSafe(work));
     }
 }

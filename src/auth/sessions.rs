@@ -1,14 +1,16 @@
-//! Sessions: one per login, refreshed with a token that is good once, ended before their time by a logout, by the
-//! second use of a refresh token, or by nobody's refreshing them.
+//! Sessions: one per login, refreshed with a refresh token that is valid once. A session ends early by a
+//! logout, by the second use of a refresh token, or when it is not refreshed in time.
 //!
 //! Invariants:
-//! - What is stored of a refresh token is its SHA-256.
-//! - No token is accepted before the revoked sessions are known, nor on knowledge older than `STALE_AFTER`: then
-//!   the database is asked first. So a node that has just started, or slept, knows them too.
-//! - A revocation is in the database before anybody is told of it.
-//! - A session begins, and goes on, in the transaction that looks whether its user is still as judged: a change of the
-//!   password, a disabling and a logout everywhere begin another generation, and leave no session of the one before.
-//! - Memory is bounded: more revoked sessions than `revocations_max`, and no token is accepted.
+//! - Only the SHA-256 of a refresh token is stored.
+//! - No token is accepted before the revoked sessions are known, or if they were last read more than
+//!   `STALE_AFTER` ago; the database is read first. So a node that has just started or resumed from suspend
+//!   also knows the revocations.
+//! - A revocation is committed to the database before it is announced.
+//! - A session starts or is refreshed in a transaction that checks its user: at the start against the
+//!   password check, at a refresh against the generation of the session. A password change, a disabling and a
+//!   logout from all sessions start a new generation and end all sessions of the previous one.
+//! - Memory is bounded: with more than `revocations_max` revoked sessions, no token is accepted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -28,26 +30,26 @@ use super::fault::Fault;
 use super::together::Together;
 use super::{CLOCKS_APART_MAX, Judged, Settings, lookup_failed, timed};
 
-/// Revocations reach every node within this time: nothing is decided on older knowledge.
+/// The longest time until every node knows a revocation. No decision uses older data.
 const STALE_AFTER: Duration = Duration::from_secs(5);
-/// Rows of revoked sessions read at a time.
+/// The number of revoked sessions read per statement.
 const PAGE_ROWS: u32 = 1000;
-/// Random bytes in a refresh token, and their length as text.
+/// The number of random bytes in a refresh token, and the length of its text.
 const TOKEN_BYTES: usize = 32;
 const TOKEN_CHARS: usize = 43;
-/// Sessions deleted by one statement: each takes its refresh tokens with it.
+/// The most sessions deleted per statement. Each deletion also deletes the session's refresh tokens.
 const DELETED_ROWS_MAX: u32 = 50;
 
-/// Told which sessions were revoked here, for other nodes.
+/// Called with the sessions that this node revokes, to announce them to other nodes.
 pub type Announce = Arc<dyn Fn(&[SessionId]) + Send + Sync>;
 
 #[derive(Default)]
 struct Revoked {
-    /// Until when a token of each may be about.
+    /// Per revoked session: the latest time at which a token of it may still be valid.
     until: HashMap<SessionId, Timestamp>,
-    /// When the database was asked last, by both clocks.
+    /// When the last read of the database began, by both clocks.
     asked_at: Option<(MonoTime, Timestamp)>,
-    /// There are more than there is room for.
+    /// Whether more sessions are revoked than fit.
     overflown: bool,
 }
 
@@ -55,10 +57,10 @@ pub(super) struct Sessions {
     store: Arc<dyn CallerStore>,
     clock: Arc<dyn Clock>,
     timeout: Duration,
-    /// How long a token of a session may hold after its last refresh.
+    /// The longest remaining lifetime of a token after the last refresh of its session.
     outlives: Duration,
     lasts: Duration,
-    /// How long a refresh token is good.
+    /// The lifetime of a refresh token.
     idles: Duration,
     per_user_max: u32,
     revocations_max: usize,
@@ -67,10 +69,10 @@ pub(super) struct Sessions {
     announce: OnceLock<Announce>,
 }
 
-/// A session just begun or refreshed.
+/// A newly started or refreshed session.
 pub(super) struct Grant {
     pub(super) session: SessionId,
-    /// Of its user, as it was in the transaction that gave it.
+    /// The generation of the user in the transaction of the grant.
     pub(super) generation: Timestamp,
     pub(super) ends_at: Timestamp,
     pub(super) refresh_token: String,
@@ -94,23 +96,24 @@ impl Sessions {
         }
     }
 
-    /// From now on `announce` is told of what is revoked here. To be called once.
+    /// Registers `announce`, which is called with the sessions that this node revokes. Call it once.
     pub(super) fn announce_with(&self, announce: Announce) {
         let _ = self.announce.set(announce);
     }
 
-    /// Refuses tokens of a session that was revoked.
+    /// Refuses tokens of a revoked session.
     pub(super) async fn check(&self, session: SessionId) -> Result<()> {
         if let Some(answer) = self.known(session) {
             return answer;
         }
-        // Boxed: it is large and rare, and each request would have room for it.
+        // Boxed, because this future is large and rarely needed; inline it would enlarge the future of every
+        // request.
         Box::pin(self.read()).await?;
         self.known(session)
             .unwrap_or_else(|| Err(Error::new(ErrorCode::Unavailable, "Sessions are not known")))
     }
 
-    /// `None`: what is known is too old to say.
+    /// Returns the answer from memory; `None` if the data is too old.
     fn known(&self, session: SessionId) -> Option<Result<()>> {
         let now = self.clock.mono();
         let revoked = self.revoked.read().unwrap_or_else(PoisonError::into_inner);
@@ -128,8 +131,7 @@ impl Sessions {
         Some(Ok(()))
     }
 
-    /// Asks the database what was revoked. Callers who come while that is under way wait for the next time,
-    /// together.
+    /// Reads the revoked sessions from the database. Callers that arrive during a read share the next one.
     pub(super) async fn read(&self) -> std::result::Result<(), Fault> {
         self.reading.look(self.read_now()).await
     }
@@ -141,9 +143,10 @@ impl Sessions {
             (revoked.asked_at, revoked.overflown)
         };
         let since = match before {
-            // Whoever wrote while we asked last had another clock, and took a while to commit.
+            // A node with another clock, or a slow commit, may have added rows with an earlier time since the
+            // last read.
             Some((_, before)) if !overflown => back(before, CLOCKS_APART_MAX),
-            // What there was no room for has to be found again.
+            // Read everything again: sessions that did not fit must be found.
             _ => back(asked_at.1, self.outlives),
         };
         let mut after = (since, SessionId(Uuid::nil()));
@@ -168,7 +171,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Notes revoked sessions, and forgets those whose tokens are dead; false if there is no room for all.
+    /// Records revoked sessions and drops those whose tokens have expired. Returns false if not all fit.
     fn remember(&self, sessions: impl Iterator<Item = (SessionId, Timestamp)>) -> bool {
         let now = self.clock.now();
         let mut revoked = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
@@ -189,13 +192,14 @@ impl Sessions {
         fits
     }
 
-    /// Another node says that `sessions` were revoked.
+    /// Records that another node revoked `sessions`.
     pub(super) fn revoked_elsewhere(&self, sessions: &[SessionId]) {
         let until = forth(self.clock.now(), self.outlives);
         self.remember(sessions.iter().map(|id| (*id, until)));
     }
 
-    /// Begins a session of `subject`, whose password was found to fit `judged`; `None` if the user was changed since.
+    /// Starts a session for `subject` after the password check `judged`; `None` if the user was changed
+    /// since.
     pub(super) async fn start(&self, subject: &str, judged: &Judged) -> Result<Option<Grant>> {
         let (refresh_token, token) = new_token()?;
         let (now, generation) = (self.clock.now(), judged.generation);
@@ -219,7 +223,7 @@ impl Sessions {
         Ok(Some(Grant { session: session.id, generation, ends_at, refresh_token, refresh_expires_in }))
     }
 
-    /// Takes `refresh_token` for the next one; with it, whose session it is, and the role of that user now.
+    /// Exchanges `refresh_token`. Returns the subject, the user's present role, and the grant.
     pub(super) async fn refresh(&self, refresh_token: &str) -> Result<(String, String, Grant)> {
         if refresh_token.len() != TOKEN_CHARS {
             return Err(not_good());
@@ -245,7 +249,7 @@ impl Sessions {
         }
     }
 
-    /// Ends a session.
+    /// Revokes a session.
     pub(super) async fn revoke(&self, session: SessionId) -> Result<()> {
         let revoking = self.store.revoke_session(session, self.revocation());
         timed(self.timeout, revoking).await.map_err(|error| write_failed(&error))?;
@@ -253,7 +257,7 @@ impl Sessions {
         Ok(())
     }
 
-    /// Ends all sessions of `subject`; how many there were.
+    /// Revokes all sessions of `subject` and returns their number.
     pub(super) async fn revoke_all(&self, subject: &str) -> Result<usize> {
         let revoking = self.store.revoke_sessions_of(subject, self.revocation());
         let ended = timed(self.timeout, revoking).await.map_err(|error| write_failed(&error))?;
@@ -261,13 +265,13 @@ impl Sessions {
         Ok(ended.len())
     }
 
-    /// Forgets sessions that are over, a few at a time.
+    /// Deletes ended sessions, a bounded number per call.
     pub(super) async fn delete_dead(&self) -> Result<()> {
         let deleting = self.store.delete_sessions(self.clock.now(), DELETED_ROWS_MAX);
         timed(self.timeout, deleting).await.map(drop).map_err(|error| lookup_failed("sessions", &error))
     }
 
-    /// Notes what is revoked in the database, and tells the others.
+    /// Records sessions that were revoked in the database, and announces them to other nodes.
     fn tell(&self, sessions: &[SessionId]) {
         if sessions.is_empty() {
             return;
@@ -279,7 +283,7 @@ impl Sessions {
         }
     }
 
-    /// How long a refresh token given at `now` is good.
+    /// Returns the lifetime of a refresh token issued at `now`.
     fn until_idle(&self, now: Timestamp, ends_at: Timestamp) -> Duration {
         let left = ends_at.0.saturating_sub(now.0);
         self.idles.min(Duration::from_micros(u64::try_from(left).unwrap_or(0)))
@@ -296,7 +300,7 @@ impl Sessions {
     }
 }
 
-/// A fresh refresh token, and what is stored of it.
+/// Returns a new refresh token and the hash that is stored.
 fn new_token() -> Result<(String, Hash)> {
     let mut random = [0; TOKEN_BYTES];
     getrandom::fill(&mut random).map_err(|_| Error::new(ErrorCode::Internal, "No session can begin"))?;

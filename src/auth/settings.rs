@@ -1,4 +1,4 @@
-//! How tokens are made, how long sessions last, and how passwords are hashed.
+//! Settings of tokens, sessions and password hashing.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,87 +8,90 @@ use serde::Deserialize;
 use super::{Error, first_admin, password};
 use crate::domain::secret::SECRET_BYTES_MIN;
 
-/// The least BCrypt cost for a node that others can reach.
+/// The lowest BCrypt cost for a node that is reachable from other machines.
 pub const BCRYPT_COST_MIN: u32 = 12;
 
-/// What tokens are signed with. No other algorithm than the one configured is accepted.
+/// The algorithm that signs tokens. Tokens of any other algorithm are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub enum TokenAlgorithm {
-    /// Ed25519 (RFC 8037), with keys that are kept in the database and rotated.
+    /// Ed25519 (RFC 8037), with keys that are stored in the database and rotated.
     EdDSA,
-    /// HMAC with SHA-256, with the secret `jwt_secret`.
+    /// HMAC with SHA-256, keyed by the secret `jwt_secret`.
     HS256,
 }
 
-/// How tokens are made, how long sessions last, and how passwords are hashed. Of a cluster's nodes all have
-/// the same.
+/// Settings of tokens, sessions and password hashing. All nodes of a cluster must have the same values.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// What tokens are signed with: EdDSA, with keys in the database, or HS256, with jwt_secret.
+    /// The algorithm that signs tokens: EdDSA, with keys in the database, or HS256, with jwt_secret.
     pub token_algorithm: TokenAlgorithm,
-    /// The secret that signs tokens under HS256: at least 32 bytes, the same on every node of a cluster. Text that
-    /// is well-formed base64 (RFC 4648, section 4, with padding) stands for the bytes it encodes, any other
-    /// text for its own bytes.
+    /// The secret that signs tokens under HS256: at least 32 bytes, the same on every node of a cluster.
+    /// Well-formed base64 (RFC 4648, section 4, with padding) is decoded; any other text is used as its own
+    /// bytes.
     pub jwt_secret: Option<SecretText>,
-    /// The secret that encrypts the keys of EdDSA in the database: written as jwt_secret, the same on every node.
-    /// Without, whoever can read the database can sign tokens.
+    /// The secret that encrypts the EdDSA keys in the database. Same format as jwt_secret, the same on every
+    /// node. Without it, anybody who can read the database can sign tokens.
     pub key_secret: Option<SecretText>,
-    /// The `iss` of tokens; one of another issuer does not hold.
+    /// The `iss` of tokens. Tokens of another issuer are refused.
     pub issuer: String,
-    /// The `aud` of tokens; one for another audience does not hold.
+    /// The `aud` of tokens. Tokens for another audience are refused.
     pub audience: String,
-    /// How long a token holds, but never beyond the end of its session. From then on the session must be refreshed.
+    /// The lifetime of a token, limited by the end of its session. After that the session must be refreshed.
     pub token_ttl_seconds: u64,
-    /// How long a session lasts after its login, however often it is refreshed.
+    /// The lifetime of a session after its login, regardless of refreshes.
     pub session_ttl_seconds: u64,
-    /// How long a session may go without being refreshed: then it is over. No less than token_ttl_seconds, so that no
-    /// token outlives it.
+    /// The longest time between two refreshes of a session; after that the session ends. At least
+    /// token_ttl_seconds, so that no token outlives its session.
     pub session_idle_seconds: u64,
-    /// Sessions that a user may have at once; a further login ends the oldest.
+    /// The most sessions that a user may have at once. A further login ends the oldest session.
     pub sessions_per_user_max: u32,
-    /// How often a node asks the database which sessions were revoked; it is told of most at once.
+    /// How often a node reads the revoked sessions from the database. Most revocations arrive earlier, as
+    /// messages from other nodes.
     pub revocations_poll_ms: u64,
-    /// Revoked sessions that are remembered, for as long as a token of them may be about. While there are more, no
-    /// token is accepted.
+    /// The most revoked sessions that a node remembers. Each one is kept until its last token has expired.
+    /// Beyond this number, no token is accepted.
     pub revocations_max: usize,
-    /// How often a node asks the database which keys there are.
+    /// How often a node reads the token keys from the database.
     pub keys_poll_ms: u64,
-    /// How long a new key is known before tokens are signed with it. At least twice keys_poll_ms.
+    /// How long a new key is published before it signs tokens. At least twice keys_poll_ms.
     pub key_publish_ms: u64,
-    /// The age at which a key is replaced by itself; zero: only `hygeia keys rotate` does it.
+    /// The age at which a key is replaced automatically; zero: only `hygeia keys rotate` replaces keys.
     pub key_rotation_hours: u64,
-    /// How many verified tokens are remembered, so that they need not be verified for each request.
+    /// The most verified tokens that a node caches, so that a token is not verified again for each request.
     pub tokens_cached_max: usize,
-    /// The BCrypt cost of new hashes: the work is two to this power. Below `BCRYPT_COST_MIN` only for tests
-    /// and for trying out on loopback.
+    /// The BCrypt cost of new hashes: the work is two to this power. A value below `BCRYPT_COST_MIN` is only
+    /// for tests and for trials on loopback.
     pub bcrypt_cost: u32,
-    /// How many passwords are hashed at once. Half the processors by default: hashing must not keep the
-    /// actors from running.
+    /// The most passwords that are hashed at once. The default is half the processors, because hashing must
+    /// not starve the actors.
     pub hashing_threads_max: usize,
-    /// How many more logins may wait for a thread; beyond, they are refused as `Overloaded`.
+    /// The most logins that may wait for a hashing thread. Further logins are refused as `Overloaded`.
     pub hashing_queue_max: usize,
-    /// How much less than others the hashing threads get of a busy processor (`nice`): 0 as much, 5 a third, 10 a
-    /// tenth. It counts against everything on the machine: where other programs keep it busy, less is more.
+    /// The niceness of the hashing threads (`nice`). On a busy processor 0 gets the same share as other
+    /// threads, 5 a third, 10 a tenth. The niceness also applies against other programs: where they keep the
+    /// processors busy, choose a lower value.
     pub hashing_niceness: u8,
-    /// Failed logins of one account within login_window_seconds, over all nodes; further ones are refused unseen.
-    /// A wrong old password, when one is changed, counts as one.
+    /// The most failed logins of one account within login_window_seconds, over all nodes. Further logins are
+    /// refused without a check of the password. A wrong current password in a password change counts as a
+    /// failed login.
     pub login_account_failures_max: u32,
-    /// The same of one address (of IPv6: of one network of 64 bits).
+    /// The most failed logins from one address (for IPv6: from one 64-bit network) within
+    /// login_window_seconds.
     pub login_address_failures_max: u32,
-    /// For how long failed logins are counted, from the first on.
+    /// The period over which failed logins are counted, from the first one on.
     pub login_window_seconds: u64,
-    /// Accounts and addresses that a node remembers to be at their limit.
+    /// The most accounts and addresses at their limit that a node remembers.
     pub login_blocked_cached_max: usize,
-    /// How many users' standing is remembered.
+    /// The most users whose role and generation a node caches.
     pub users_cached_max: usize,
-    /// How long a user's standing is taken as still true: a disabled user is out after at most this long.
+    /// How long a cached user is used without a read. A disabled user is refused after at most this time.
     pub user_cache_ms: u64,
-    /// How long the database may take to say who a user is, which keys there are, or what becomes of a session.
+    /// The time limit of each database access for users, keys and sessions.
     pub user_lookup_timeout_ms: u64,
-    /// Who is made an administrator where there is no user at all: `make_first_admin`.
+    /// The e-mail address of the administrator that `make_first_admin` creates in a database without users.
     pub first_admin_email: Option<String>,
-    /// That user's first password.
+    /// The first password of that administrator.
     pub first_admin_password: Option<SecretText>,
 }
 
@@ -129,8 +132,8 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is. `weak_hashes` allows a BCrypt cost below
-    /// `BCRYPT_COST_MIN`.
+    /// Returns the keys whose values are not allowed, each with the allowed values. `weak_hashes` allows a
+    /// BCrypt cost below `BCRYPT_COST_MIN`.
     pub fn problems(&self, weak_hashes: bool) -> Vec<(&'static str, String)> {
         let least_cost = if weak_hashes { password::COST_LEAST } else { BCRYPT_COST_MIN };
         let within = |value: u64, least: u64, most: u64| {
@@ -172,7 +175,7 @@ impl Settings {
             ("user_lookup_timeout_ms", within(self.user_lookup_timeout_ms, 1, 60_000)),
         ];
         let broken = checks.into_iter().filter_map(|(key, allowed)| allowed.map(|allowed| (key, allowed)));
-        // That there is none is no matter of this file: a node for trying out makes one.
+        // A missing secret is not a problem of this file: a trial node generates one.
         let secrets = [("jwt_secret", &self.jwt_secret), ("key_secret", &self.key_secret)];
         let short = secrets.into_iter().filter_map(|(key, secret)| {
             let error = secret.as_ref()?.bytes(key).err()?;
@@ -181,15 +184,15 @@ impl Settings {
         broken.chain(short).chain(first_admin::problems(self)).collect()
     }
 
-    /// Whether the first administrator, if one is named, has a password.
+    /// Checks that the first administrator, if configured, has a password.
     ///
     /// # Errors
-    /// What to set.
+    /// Which setting is missing.
     pub fn check_first_admin(&self) -> Result<(), &'static str> {
         first_admin::check(self)
     }
 
-    /// Whether tokens can be signed with these settings: EdDSA makes its own keys.
+    /// Checks that tokens can be signed with these settings. EdDSA needs no configured secret.
     ///
     /// # Errors
     /// A secret is missing or too short.
@@ -211,18 +214,18 @@ impl Settings {
     }
 }
 
-/// A secret as configured. Never printed.
+/// A configured secret. Never printed.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct SecretText(String);
 
 impl SecretText {
-    /// The text, for those who need it.
+    /// Returns the plain text.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// The bytes that it stands for; `key` is its name in `auth`.
+    /// Returns the bytes of the secret; `key` is its name in `auth`.
     pub(super) fn bytes(&self, key: &'static str) -> Result<Vec<u8>, Error> {
         use base64::Engine;
         use base64::engine::general_purpose::STANDARD;

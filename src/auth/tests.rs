@@ -1,4 +1,4 @@
-//! What callers see of logins and tokens.
+//! Logins and tokens, as callers see them.
 
 mod forged;
 mod keys;
@@ -24,7 +24,7 @@ use super::{Auth, By, Error, SecretText, Settings, TokenAlgorithm, Users, bearer
 
 const EMAIL: &str = "ada@example.com";
 
-/// A database with the user of `EMAIL`, and a clock, that nodes have in common.
+/// A user database with the user `EMAIL`, and a clock, shared by several nodes.
 struct World {
     users: Arc<FakeUsers>,
     clock: Arc<FakeClock>,
@@ -40,7 +40,7 @@ impl World {
         World { users: FakeUsers::with(EMAIL), clock: FakeClock::new(), settings }
     }
 
-    /// One more node.
+    /// Returns another node.
     fn node(&self) -> Auth {
         auth_with(&self.settings, &self.users, &self.clock)
     }
@@ -194,7 +194,7 @@ fn the_secret_must_be_there_and_long_enough() {
     // 40 characters, but base64 of 30 bytes.
     let (text, error) = with(&"QUJD".repeat(10)).expect_err("too short");
     assert_eq!(error, short(30));
-    // 32 hexadecimal digits are 128 bits of randomness, however long they look.
+    // 32 hexadecimal digits have only 128 bits of randomness, whatever their length as text.
     assert_eq!(with(&"0f".repeat(16)).map_err(|e| e.1), Err(short(24)));
     assert!(text.contains("auth.jwt_secret") && text.contains("openssl rand -base64 48"), "{text}");
     assert_eq!(with(&"QUJD".repeat(11)), Ok(()));

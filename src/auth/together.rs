@@ -1,6 +1,6 @@
-//! A look at the database that many may ask for at once.
+//! A database read that concurrent callers share (single flight).
 //!
-//! Invariant: who asks is answered by a look that began afterwards; however many wait, one is under way.
+//! Invariant: each caller gets the result of a read that began after the call; at most one read is in flight.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,12 +13,12 @@ type Result<T> = std::result::Result<T, Fault>;
 #[derive(Default)]
 pub(super) struct Together {
     begun: AtomicU64,
-    /// The number of the last look, and what came of it.
+    /// The number and the result of the last read.
     last: Mutex<Option<(u64, Result<()>)>>,
 }
 
 impl Together {
-    /// Takes `look`, or, if another begins meanwhile, that one's outcome.
+    /// Runs `look`, or returns the result of a read by another caller that began after this call.
     pub(super) async fn look(&self, look: impl Future<Output = Result<()>>) -> Result<()> {
         let asked = self.begun.load(Ordering::Acquire);
         let mut last = self.last.lock().await;
@@ -66,7 +66,7 @@ mod tests {
                 tokio::spawn(async move { together.look(look).await })
             })
             .collect();
-        // On this one thread, they have all come as far as the lock.
+        // On this single thread, all tasks have reached the lock by now.
         tokio::task::yield_now().await;
         open.send(()).expect("somebody waits");
         first.await.expect("no panic").expect("looked");

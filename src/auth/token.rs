@@ -1,10 +1,11 @@
-//! Tokens: signing, verifying, and a bounded memory of those verified, so that a caller's second request
-//! costs one hash of the token instead of a signature and three parses.
+//! Signs and verifies tokens, with a bounded cache of verified tokens. A cached token costs one hash instead
+//! of a signature check and three parses.
 //!
 //! Invariants:
-//! - A header names the algorithm that is configured, our type, and for EdDSA a key; one that holds anything
-//!   else (`jku`, `x5u`, `jwk`, `crit`, …) is refused before anything is verified. Keys are never taken from a token.
-//! - What is remembered is asked anew for its end, and for whether its key still holds.
+//! - A header names the configured algorithm, the type `at+jwt`, and for EdDSA a key. Any other header field
+//!   (`jku`, `x5u`, `jwk`, `crit`, …) is refused before the signature is verified. Keys are never taken from
+//!   a token.
+//! - For a cached token, the expiry and the validity of its key are checked at each use.
 //! - A token does not outlive its session.
 
 use std::borrow::Cow;
@@ -30,11 +31,12 @@ use super::keys::{Keys, broken};
 use super::sessions::Grant;
 use super::{Settings, TokenAlgorithm};
 
-/// How far the clocks of the nodes may differ.
+/// The tolerated difference between the clocks of the nodes.
 const LEEWAY_SECONDS: u64 = 2;
-/// No token of ours is longer.
+/// The longest accepted token. No issued token is longer.
 const TOKEN_MAX_BYTES: usize = 2048;
-/// The type of access tokens (RFC 9068, section 2.1), so that no other JWT is taken for one.
+/// The type of access tokens (RFC 9068, section 2.1). It prevents any other JWT from being accepted as an
+/// access token.
 const TYPE: &str = "at+jwt";
 
 #[derive(Serialize, Deserialize)]
@@ -43,9 +45,9 @@ struct Claims<'a> {
     aud: Cow<'a, str>,
     sub: Cow<'a, str>,
     role: Cow<'a, str>,
-    /// The session that it belongs to.
+    /// The session of the token.
     sid: Uuid,
-    /// The generation of the user that the session is of. A node of an older version leaves it out.
+    /// The generation of the user when the token was granted. Nodes of older versions omit it.
     #[serde(rename = "gen", default, skip_serializing_if = "Option::is_none")]
     generation: Option<i64>,
     jti: Uuid,
@@ -55,7 +57,7 @@ struct Claims<'a> {
     exp: u64,
 }
 
-/// All that a header may hold.
+/// The only allowed header fields.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head<'a> {
@@ -64,26 +66,27 @@ struct Head<'a> {
     kid: Option<&'a str>,
 }
 
-/// A token that holds.
+/// The content of a valid token.
 #[derive(Clone)]
 pub(super) struct Verified {
     pub(super) subject: Arc<str>,
     pub(super) session: SessionId,
-    /// The generation of the user that its session is of. Where it does not say, the whole second in which it was given.
+    /// The generation of the user when the token was granted. If the token has none: its time of issue, in
+    /// whole seconds.
     pub(super) user_generation: Timestamp,
-    /// The first second in which it no longer holds, leeway included.
+    /// The first second after the expiry, leeway included.
     ends: u64,
-    /// Of the key that signed it.
+    /// The generation of the key that signed the token; `None` under HS256.
     generation: Option<i64>,
 }
 
-/// What signs.
+/// The source of the signing keys.
 enum Keying {
     Shared(Box<Shared>),
     Rotated(Box<Keys>),
 }
 
-/// What is made of the secret that all nodes share.
+/// The keys derived from the shared secret.
 struct Shared {
     signs: EncodingKey,
     verifies: DecodingKey,
@@ -99,9 +102,9 @@ pub(super) struct Tokens {
     audience: String,
     ttl: Duration,
     clock: Arc<dyn Clock>,
-    /// Seals before the keys are known, and never known again: better than none.
+    /// A random key for seals before the keys are known. Seals made with it cannot be verified later.
     own_seals: hmac::Key,
-    /// By the SHA-256 of the token: the tokens themselves are not kept.
+    /// Verified tokens by their SHA-256. The tokens themselves are not stored.
     verified: Mutex<LruCache<[u8; 32], Verified>>,
 }
 
@@ -132,7 +135,7 @@ impl Tokens {
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[&settings.issuer]);
         validation.set_audience(&[&settings.audience]);
-        // Times are checked here, against the clock that was handed in.
+        // Times are checked in this module, against `clock`.
         validation.validate_exp = false;
         validation.validate_nbf = false;
         let mut random = [0; 32];
@@ -151,7 +154,7 @@ impl Tokens {
         })
     }
 
-    /// The keys, where there are any to rotate.
+    /// Returns the rotated keys; `None` under HS256.
     pub(super) fn keys(&self) -> Option<&Keys> {
         match &self.keying {
             Keying::Rotated(keys) => Some(keys),
@@ -159,7 +162,8 @@ impl Tokens {
         }
     }
 
-    /// A token for `subject` in the session of `grant`, from now on, and not beyond the session's end.
+    /// Returns a token for `subject` in the session of `grant`, valid from now on, at most until the end of
+    /// the session.
     pub(super) async fn sign(&self, subject: &str, role: Role, grant: &Grant) -> Result<super::Token> {
         let now = self.now_seconds();
         let session_ends = u64::try_from(grant.ends_at.0).unwrap_or(0) / 1_000_000;
@@ -190,7 +194,7 @@ impl Tokens {
         Ok(super::Token { text: text.map_err(|_| broken())?, expires_in })
     }
 
-    /// What `token` says, if it holds now.
+    /// Returns the content of `token` if it is valid now.
     pub(super) async fn verify(&self, token: &str) -> Result<Verified> {
         if token.len() > TOKEN_MAX_BYTES {
             return Err(refused());
@@ -201,7 +205,8 @@ impl Tokens {
         let verified = match known.filter(|known| self.key_holds(known)) {
             Some(known) => known,
             None => {
-                // Boxed: it is large and rare, and each request would have room for it.
+                // Boxed, because this future is large and rarely needed; inline it would enlarge the future
+                // of every request.
                 let fresh = Box::pin(self.verify_anew(token)).await?;
                 self.verified.lock().unwrap_or_else(PoisonError::into_inner).put(hash, fresh.clone());
                 fresh
@@ -213,7 +218,7 @@ impl Tokens {
         Ok(verified)
     }
 
-    /// Whether the key that signed what is remembered has not been given up since.
+    /// Returns whether the key of a cached token is still valid.
     fn key_holds(&self, known: &Verified) -> bool {
         match (&self.keying, known.generation) {
             (Keying::Rotated(keys), Some(generation)) => {
@@ -258,7 +263,7 @@ impl Tokens {
             return Err(refused());
         }
         let given_at = i64::try_from(claims.iat).unwrap_or(0).saturating_mul(1_000_000);
-        // The database says what a user may do now; the token must still name a role there is.
+        // The database decides the user's role. The role in the token only has to be a known one.
         Role::parse(&claims.role).ok_or_else(refused)?;
         Ok(Verified {
             subject: Arc::from(claims.sub),
@@ -276,7 +281,8 @@ impl Tokens {
             (_, Some(ring)) => &ring.seals,
             _ => &self.own_seals,
         };
-        // The zero byte keeps a seal from ever being a token's signature, whose message is base64.
+        // The zero byte separates seals from token signatures: those sign base64 text, which has no zero
+        // byte.
         let mut sealing = hmac::Context::with_key(key);
         sealing.update(purpose.as_bytes());
         sealing.update(&[0]);
@@ -286,7 +292,7 @@ impl Tokens {
         seal
     }
 
-    /// The public keys as a JSON Web Key Set (RFC 7517, RFC 8037). Empty where a secret is shared.
+    /// Returns the public keys as a JSON Web Key Set (RFC 7517, RFC 8037). Empty under HS256.
     pub(super) async fn key_set(&self) -> Result<KeySet> {
         let Some(keys) = self.keys() else { return Ok(KeySet { keys: Vec::new() }) };
         let (ring, now) = (keys.ring().await?, self.clock.now());
@@ -312,31 +318,31 @@ impl Tokens {
     }
 }
 
-/// The public keys that tokens may be verified with, youngest first.
+/// The public keys that verify tokens, youngest first.
 #[derive(Clone, Debug, Serialize)]
 pub struct KeySet {
     /// One entry per key.
     pub keys: Vec<PublicKey>,
 }
 
-/// A public key as JSON Web Key.
+/// A public key as a JSON Web Key.
 #[derive(Clone, Debug, Serialize)]
 pub struct PublicKey {
-    /// `OKP`
+    /// The key type: `OKP`.
     pub kty: &'static str,
-    /// `Ed25519`
+    /// The curve: `Ed25519`.
     pub crv: &'static str,
-    /// `EdDSA`
+    /// The algorithm: `EdDSA`.
     pub alg: &'static str,
-    /// `sig`
+    /// The use of the key: `sig`, signatures.
     pub r#use: &'static str,
-    /// Its name in the tokens' header.
+    /// The id of the key, as in the header of tokens.
     pub kid: String,
-    /// The key, in base64url.
+    /// The public key in base64url.
     pub x: String,
 }
 
-/// What is said of every token that does not hold.
+/// Returns the one error for every token that is not valid.
 pub(super) fn refused() -> Error {
     Error::new(ErrorCode::Unauthenticated, "The token does not hold")
 }

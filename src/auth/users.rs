@@ -1,4 +1,4 @@
-//! Users as an administrator handles them: what `/api/users` and the command line call.
+//! User administration for `/api/users` and the command line.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -16,16 +16,16 @@ use super::callers::Callers;
 use super::password::{self, Hasher};
 use super::{Auth, Settings, sought, validate_password};
 
-/// A user without what is secret.
+/// A user without secret data.
 #[derive(Clone, PartialEq, Eq)]
 pub struct User {
-    /// The name one logs in with.
+    /// The login name.
     pub email: String,
-    /// `Role::as_str`
+    /// The role, as `Role::as_str` writes it.
     pub role: String,
-    /// Cannot log in, and tokens already given no longer hold.
+    /// Whether the user is disabled: logins are refused, and tokens issued before are no longer valid.
     pub disabled: bool,
-    /// When the user was made.
+    /// When the user was created.
     pub created_at: Timestamp,
 }
 
@@ -39,23 +39,23 @@ impl std::fmt::Debug for User {
     }
 }
 
-/// What is changed of a user; what is `None` stays.
+/// A change of a user; `None` leaves a field unchanged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Change {
-    /// What the user may do.
+    /// The new role.
     pub role: Option<Role>,
-    /// Whether the user is kept out.
+    /// Whether the user is to be disabled.
     pub disabled: Option<bool>,
 }
 
-/// Who makes and changes users.
+/// The originator of a change of users.
 #[derive(Clone, Copy, Debug)]
 pub enum By<'a> {
-    /// Whoever can run the program on the database.
+    /// An operator: anybody who can run the program on the database.
     Operator,
     /// The set-up of a database without users.
     SetUp,
-    /// A user, whose right to it is judged again in the transaction of the change.
+    /// A user, whose permission is checked again in the transaction of the change.
     Caller(&'a Caller),
 }
 
@@ -72,19 +72,19 @@ impl By<'_> {
     }
 }
 
-/// Makes and changes users. Needs no secret for tokens.
+/// Creates and changes users. Needs no secret for tokens.
 pub struct Users {
     store: Arc<dyn UserStore>,
     clock: Arc<dyn Clock>,
     hasher: Hasher,
     common_passwords: bool,
     turns: Turns,
-    /// What this node remembers of users, if it lets callers in.
+    /// The user cache of this node, if the node authenticates callers.
     callers: Option<Callers>,
 }
 
-/// Makes requests that add a user of the same address wait for each other: the second finds the user of the first
-/// before it hashes a password. There are no more turns than requests that wait.
+/// Serialises requests that create a user with the same address, so that the second finds the user before it
+/// hashes a password. The map holds at most one entry per waiting request.
 #[derive(Default)]
 struct Turns(Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>);
 
@@ -105,30 +105,31 @@ impl Turns {
 }
 
 impl Users {
-    /// The users in `store`.
+    /// Returns the administration of the users in `store`.
     pub fn new(settings: &Settings, store: Arc<dyn UserStore>, clock: Arc<dyn Clock>) -> Self {
         let hasher = Hasher::new(settings);
         Users { store, clock, hasher, common_passwords: false, turns: Turns::default(), callers: None }
     }
 
-    /// Has `auth` forget what it remembers of a user who is changed: the change holds on this node at once.
+    /// Makes each change invalidate the user in the cache of `auth`, so that the change takes effect on this
+    /// node at once.
     #[must_use]
     pub fn seen_by(self, auth: &Auth) -> Self {
         Users { callers: Some(auth.inner.callers.clone()), ..self }
     }
 
-    /// For the demo's user, whose password everyone knows: the list of common ones is not looked at.
+    /// Allows common passwords, for the user of the demo, whose password is public.
     #[must_use]
     pub fn allowing_common_passwords(self) -> Self {
         Users { common_passwords: true, ..self }
     }
 
-    /// Makes a user.
+    /// Creates a user.
     ///
     /// # Errors
-    /// `Invalid`: the address is none, or the password breaks `validate_password`. `AlreadyExists`: the
-    /// address has a user, or `by` is `SetUp` and there is a user. `Forbidden`: the caller is not permitted to any more.
-    /// `Unavailable`, `OutcomeUnknown`, `Internal`: the database's.
+    /// `Invalid`: `email` is not an address, or the password breaks `validate_password`. `AlreadyExists`: a
+    /// user with the address exists, or `by` is `SetUp` and any user exists. `Forbidden`: the caller no
+    /// longer has the permission. `Unavailable`, `OutcomeUnknown`, `Internal`: the database failed.
     pub async fn create(&self, email: &str, password: &str, role: Role, by: By<'_>) -> Result<User> {
         let mut errors = FieldErrors::new();
         let email = EmailAddress::parse(email).map_or_else(
@@ -146,7 +147,7 @@ impl Users {
             return Err(Error::invalid_fields(errors));
         }
         let _turn = self.turns.of(&email).await;
-        // Hashing is costly, and only so many passwords may wait for it.
+        // Look for the user first: hashing is costly, and its queue is bounded.
         if self.store.find_user(&email).await.map_err(|error| read(&error))?.is_some() {
             return Err(taken());
         }
@@ -166,11 +167,11 @@ impl Users {
         }
     }
 
-    /// Sets a new password. No session and no token given before holds any more: on other running nodes within
+    /// Sets a new password. All sessions and tokens from before become invalid, on other running nodes within
     /// `user_cache_ms`.
     ///
     /// # Errors
-    /// As `create`; `NotFound`: there is no such user.
+    /// The errors of `create`. `NotFound`: the user does not exist.
     pub async fn set_password(&self, email: &str, password: &str) -> Result<()> {
         if let Err(message) = validate_password(password) {
             return Err(Error::invalid_fields(FieldErrors::from([("password", message)])));
@@ -181,7 +182,7 @@ impl Users {
         }
     }
 
-    /// False if there is no such user, or with `judged`, if that is not the user's hash any more.
+    /// Returns false if the user does not exist, or if `judged` is given and is no longer the user's hash.
     async fn replace_password(&self, email: &str, password: &str, judged: Option<&str>) -> Result<bool> {
         let hash = self.hasher.hash(password).await?;
         let set = self.store.set_password_hash(email, &hash, judged, self.clock.now()).await;
@@ -195,17 +196,17 @@ impl Users {
         }
     }
 
-    /// Sets a new password for `caller`, who knows the old one; `auth` looks at that as at a login's. No session and no
-    /// token given before holds any more.
+    /// Sets a new password for `caller` after `auth` has checked the current one, with the limits of a login.
+    /// All sessions and tokens from before become invalid.
     ///
     /// # Errors
-    /// `Forbidden`: the old password is wrong, or was changed meanwhile. `TooManyRequests`: too many logins of that account or address have
-    /// failed. Else as `set_password`.
+    /// `Forbidden`: the current password is wrong, or was changed in the meantime. `TooManyRequests`: too
+    /// many logins of the account or the address have failed. Otherwise the errors of `set_password`.
     pub async fn change_password(&self, auth: &Auth, caller: &Caller, old: &str, new: &str) -> Result<()> {
         if let Err(message) = validate_password(new) {
             return Err(Error::invalid_fields(FieldErrors::from([("newPassword", message)])));
         }
-        // The token holds: this caller need not log in again.
+        // Not `Unauthenticated`: the token is valid, so the caller need not log in again.
         let wrong = || Error::new(ErrorCode::Forbidden, "The current password is wrong");
         let judged = auth.confirm(caller, old).await.map_err(|failure| match failure.code {
             ErrorCode::Unauthenticated => wrong(),
@@ -217,12 +218,13 @@ impl Users {
         }
     }
 
-    /// Changes what a user may do, and whether, at once. A disabling ends all sessions of the user for good. On other
-    /// running nodes it holds within `user_cache_ms`.
+    /// Changes the role of a user, or disables or enables the user, at once. Disabling a user ends all of the
+    /// user's sessions permanently. On other running nodes the change takes effect within `user_cache_ms`.
     ///
     /// # Errors
-    /// `NotFound`: there is no such user. `Forbidden`: the caller is not permitted to any more, or no enabled ADMIN
-    /// would be left; an operator may leave none. Else the database's.
+    /// `NotFound`: the user does not exist. `Forbidden`: the caller no longer has the permission, or no
+    /// enabled ADMIN would remain. An operator may remove the last ADMIN. Otherwise the errors of the
+    /// database.
     pub async fn change(&self, email: &EmailKey, change: Change, by: By<'_>) -> Result<User> {
         let Change { role, disabled } = change;
         let change = UserChange { role: role.map(|role| role.as_str().to_owned()), disabled };
@@ -238,19 +240,19 @@ impl Users {
         }
     }
 
-    /// Disables a user, or lets one in again.
+    /// Disables or enables a user.
     ///
     /// # Errors
-    /// As `change` by an operator.
+    /// The errors of `change` by an operator.
     pub async fn set_disabled(&self, email: &str, disabled: bool) -> Result<()> {
         let change = Change { disabled: Some(disabled), ..Change::default() };
         self.change(&sought(email)?, change, By::Operator).await.map(drop)
     }
 
-    /// Users in the order of their addresses, after `after`, at most `limit_rows`.
+    /// Returns at most `limit_rows` users in the order of their addresses, starting after `after`.
     ///
     /// # Errors
-    /// `Invalid`: `after` can be nobody's address. Else the database's.
+    /// `Invalid`: `after` cannot be an address. Otherwise the errors of the database.
     pub async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<User>> {
         let after = after.map(EmailKey::place).transpose();
         let after =
@@ -268,7 +270,7 @@ fn nobody() -> Error {
     Error::new(ErrorCode::NotFound, "There is no user of this e-mail address")
 }
 
-/// A failed read, in the words of the database: the caller is the administrator.
+/// Returns the error of a failed read with the text of the database, because the caller is an administrator.
 fn read(error: &store::Error) -> Error {
     Error::new(ErrorCode::Unavailable, error.to_string())
 }
@@ -281,7 +283,7 @@ fn no_longer_permitted() -> Error {
     Error::new(ErrorCode::Forbidden, "The caller is not permitted to change users any more")
 }
 
-/// A failed write, in the words of the database: the caller is the administrator.
+/// Returns the error of a failed write with the text of the database, because the caller is an administrator.
 fn written(error: &store::Error) -> Error {
     let code = match error {
         store::Error::Unavailable(_) | store::Error::Broken(_) => ErrorCode::Unavailable,

@@ -1,8 +1,8 @@
-//! How secrets lie in the database: encrypted under `key_secret` if there is one.
+//! Encrypts secrets in the database under `key_secret`, if one is set.
 //!
-//! AES-256-GCM (NIST SP 800-38D) under a key that HKDF (RFC 5869) derives from the secret. The nonce is random and
-//! stands before the text; what the text is for is authenticated with it, so that one cannot be put in
-//! another's place.
+//! AES-256-GCM (NIST SP 800-38D) with a key that HKDF (RFC 5869) derives from `key_secret`. The random nonce
+//! precedes the ciphertext. The purpose of a secret is authenticated as additional data, so that one secret
+//! cannot be put in the place of another.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::hkdf::{HKDF_SHA256, Salt};
@@ -12,13 +12,13 @@ use super::{Error, Settings};
 /// The purpose of the derived key.
 const INFO: &[u8] = b"hygeia keys at rest 1";
 
-/// Why a secret out of the database cannot be used.
+/// Why a secret from the database cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Locked {
-    /// It is encrypted, and there is nothing to open it with.
+    /// The secret is encrypted, and `key_secret` is not set.
     #[error("the keys for tokens are encrypted, and auth.key_secret is not set")]
     NoSecret,
-    /// It does not open.
+    /// Decryption failed.
     #[error("the keys for tokens are encrypted under another auth.key_secret, or damaged")]
     OtherSecret,
 }
@@ -36,7 +36,7 @@ impl Vault {
         Ok(Vault { key: Some(LessSafeKey::new(key.map_err(|_| Error::NoRandomness)?)) })
     }
 
-    /// `secret` as it is stored, and whether it is encrypted.
+    /// Returns `secret` in its stored form, and whether it is encrypted.
     pub(super) fn close(&self, purpose: &str, secret: &[u8]) -> Result<(Vec<u8>, bool), Error> {
         let Some(key) = &self.key else { return Ok((secret.to_vec(), false)) };
         let mut nonce = [0; NONCE_LEN];
@@ -52,7 +52,7 @@ impl Vault {
         Ok((closed, true))
     }
 
-    /// The secret that `stored` holds.
+    /// Returns the secret in `stored`.
     pub(super) fn open(&self, purpose: &str, stored: &[u8], sealed: bool) -> Result<Vec<u8>, Locked> {
         if !sealed {
             return Ok(stored.to_vec());

@@ -1,4 +1,4 @@
-//! Questions to a node over HTTP, for commands: bounded in time and in what is read.
+//! HTTP requests of commands to a node, with limits on time and on the size of the answer.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -13,13 +13,13 @@ use tokio::net::TcpStream;
 
 use super::failure::{Exit, Failure};
 
-/// A whole question, connecting included.
+/// The limit of a whole request, including the connection.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The most of an answer that is read.
+/// Maximum number of bytes of an answer.
 const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Where a node answers: host and port.
+/// The address of a node's HTTP server: host and port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
     authority: String,
@@ -38,7 +38,7 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// Of `http://host:port`, perhaps with a slash.
+    /// Parses `http://host:port`, with or without a trailing slash.
     pub(super) fn parse(url: &str) -> Result<Self, Failure> {
         let told = || Failure::new(Exit::Usage, format!("--url {url:?}: the form is http://HOST:PORT"));
         let uri: Uri = url.parse().map_err(|_| told())?;
@@ -54,13 +54,13 @@ impl Origin {
     }
 }
 
-/// What `path` answers to the holder of `token`.
+/// Requests `path` with `token` and returns the body.
 pub(super) async fn get(origin: &Origin, path: &str, token: &str) -> Result<Vec<u8>, Failure> {
     let request = Request::get(path).header("authorization", format!("Bearer {token}"));
     send(origin, request, Vec::new()).await
 }
 
-/// A token for who shows this password.
+/// Logs in with a password and returns the token.
 pub(super) async fn login(origin: &Origin, email: &str, password: &str) -> Result<String, Failure> {
     #[derive(Serialize)]
     struct Credentials<'a> {
@@ -97,7 +97,7 @@ async fn send(
     Err(Failure::new(exit, format!("{origin} answers {status}{}", detail(&body))))
 }
 
-/// What a problem (RFC 9457) says.
+/// Extracts the detail of a problem (RFC 9457).
 fn detail(body: &[u8]) -> String {
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -117,7 +117,7 @@ async fn exchange(
     let stream = TcpStream::connect(authority).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = request.header("host", authority).body(Full::new(Bytes::from(body)))?;
-    // It ends by itself once the answer is read or the peer has broken off.
+    // The task ends once the answer is read or the peer has closed the connection.
     tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status();

@@ -1,4 +1,4 @@
-//! `hygeia audit`: whether the access audit is as it was written, and moving old rows of it into files.
+//! `hygeia audit`: verifies that the access audit is unchanged, and moves old rows into files.
 
 use std::fs::File;
 use std::io::{BufReader, Write};
@@ -17,23 +17,26 @@ use crate::domain::time::Timestamp;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Check every row of the access audit; says which one is changed or missing
+    /// Verify every row of the access audit, and report changed or missing rows
     Verify(VerifyArgs),
-    /// Move the rows before a day into a file; anchors stay in the database, and `verify` goes on from them
+    /// Move the rows before a day into a file. Anchors stay in the database, and `verify` continues from them
     Archive(ArchiveArgs),
-    /// Print the entries of an archive as lines of JSON. Needs no secret, so it checks nothing: see `verify --archive`
+    /// Print the entries of an archive as lines of JSON. Needs no secret and verifies nothing: see `verify
+    /// --archive`
     Show {
-        /// The file that `archive` wrote
+        /// The archive file
         file: PathBuf,
     },
 }
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Print where each chain ends (chain, row, seal): kept elsewhere, it shows later what was cut off
+    /// Print the head of each chain (chain, row, seal). Keep the heads elsewhere, to detect later that rows
+    /// were cut off
     #[arg(long)]
     pub(super) heads: bool,
-    /// Check this file too, and that the database goes on where it ends; may be given several times
+    /// Verify this archive file too, and that the database continues where it ends; may be given several
+    /// times
     #[arg(long, value_name = "FILE")]
     pub(super) archive: Vec<PathBuf>,
     #[command(flatten)]
@@ -44,18 +47,18 @@ pub(super) struct VerifyArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct OlderSecrets {
-    /// A file that holds a secret of the audit from before it was changed; may be given several times
+    /// A file with a former secret of the audit; may be given several times
     #[arg(long = "old-secret-file", value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ArchiveArgs {
-    /// The day (UTC, such as 2027-01-01) that begins with the first row to be kept. PostgreSQL keeps rows by month:
-    /// there only months go that have ended before that day
+    /// The day (UTC, such as 2027-01-01) of the first row to keep. PostgreSQL stores rows by month, so there
+    /// only months that ended before that day are moved
     #[arg(long, value_name = "DATE", value_parser = start_of_day)]
     pub(super) before: Timestamp,
-    /// The file to be made; one that is there is never written to
+    /// The file to create; an existing file is never overwritten
     #[arg(long, value_name = "FILE")]
     pub(super) out: PathBuf,
     #[command(flatten)]
@@ -79,10 +82,10 @@ fn start_of_day(text: &str) -> Result<Timestamp, String> {
 const TERMS_LOST: &str =
     "the index of the audit has other terms than its rows: a search may not find what is there";
 
-/// Tells what was found.
+/// Prints the report.
 ///
 /// # Errors
-/// Something is wrong with the audit.
+/// The audit has a fault.
 pub(super) fn tell(report: &Report, heads: bool, out: &mut dyn Write) -> Result<(), Failure> {
     if heads {
         for head in &report.heads {
@@ -117,7 +120,7 @@ pub(super) fn tell(report: &Report, heads: bool, out: &mut dyn Write) -> Result<
     }
 }
 
-/// Tells what a file holds.
+/// Prints a summary of an archive.
 pub(super) fn tell_archive(archive: &Archive, path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
     let Archive { before, runs, rows, entries, seal } = archive;
     let (before, chains) = (before.to_offset().date(), runs.len());
@@ -132,10 +135,10 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Prints the entries of an archive, a line each, in the order of chains and rows.
+/// Prints the entries of an archive, one per line, in the order of chains and rows.
 ///
 /// # Errors
-/// The file cannot be read, or has another form.
+/// The file cannot be read, or is not an archive.
 pub(super) fn show(path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
     let failed =
         |error: &dyn std::fmt::Display| Failure::new(Exit::Failed, format!("{}: {error}", path.display()));
@@ -149,8 +152,8 @@ pub(super) fn show(path: &Path, out: &mut dyn Write) -> Result<(), Failure> {
     read.map(drop).map_err(|error| failed(&error))
 }
 
-/// An entry with the names that `GET /api/audit` has. Whether a change that was submitted came about is known by its
-/// event: the archive does not say.
+/// Renders an entry with the field names of `GET /api/audit`. The line has no field for whether a submitted
+/// change was made, because the archive does not contain that; its event id identifies the change.
 fn line_of(id: &str, access: &Access) -> serde_json::Value {
     let mut line = json!({
         "id": id,

@@ -1,4 +1,4 @@
-//! What commands need of the other rooms: the one place where they are called.
+//! Calls of the commands into the other rooms. No other file of `cli` makes them.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -17,19 +17,19 @@ use crate::domain::access::Role;
 use crate::domain::time::{Clock, Timestamp};
 use crate::{audit, auth, http, kafka, store};
 
-/// How long the database may take to say how the cluster is.
+/// How long the queries for the cluster's status may take.
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
 
-/// What the `user` commands do.
+/// The operations of the `user` commands.
 #[async_trait]
 pub(super) trait Users: Send + Sync {
-    /// Makes a user.
+    /// Creates a user.
     async fn add(&self, email: &str, password: &str, role: Role) -> Result<(), Failure>;
-    /// Sets a password.
+    /// Sets a user's password.
     async fn set_password(&self, email: &str, password: &str) -> Result<(), Failure>;
-    /// Disables or enables.
+    /// Disables or enables a user.
     async fn set_disabled(&self, email: &str, disabled: bool) -> Result<(), Failure>;
-    /// Users in the order of e-mail addresses, after `after`, at most `limit_rows`.
+    /// Returns users in the order of e-mail addresses, starting behind `after`, at most `limit_rows`.
     async fn list(&self, after: Option<&str>, limit_rows: u32) -> Result<Vec<auth::User>, Failure>;
 }
 
@@ -59,12 +59,12 @@ pub(super) async fn open_users(config: &Config) -> Result<Box<dyn Users>, Failur
     Ok(Box::new(auth::Users::new(&config.auth, store, Arc::new(SystemClock))))
 }
 
-/// What the `keys` commands do.
+/// The operations of the `keys` commands.
 #[async_trait]
 pub(super) trait Keys: Send + Sync {
-    /// Makes the next key.
+    /// Creates the next key.
     async fn rotate(&self, revoke: bool) -> Result<auth::MadeKey, Failure>;
-    /// The keys, youngest first.
+    /// Returns the keys, youngest first.
     async fn list(&self) -> Result<Vec<auth::KeyFacts>, Failure>;
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn open_keys(config: &Config) -> Result<Box<dyn Keys>, Failure>
     Ok(Box::new(keys.map_err(|error| Failure::new(Exit::Config, error.to_string()))?))
 }
 
-/// The secrets of the access audit: the present one, and those in the files `older`.
+/// Returns the secrets of the access audit: the present one, and those in the files `older`.
 fn audit_keys(config: &Config, older: &[PathBuf]) -> Result<audit::Keys, Failure> {
     let mut config = config.clone();
     config.ensure_secrets()?;
@@ -99,14 +99,14 @@ fn audit_keys(config: &Config, older: &[PathBuf]) -> Result<audit::Keys, Failure
     let read = |path: &PathBuf| {
         let failed = |reason: String| Failure::new(Exit::Failed, format!("{}: {reason}", path.display()));
         let content = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
-        // As the present one is read from its file.
+        // The same rule as for the file of the present secret.
         let secret = config::line_of_secret(&content).map_err(|reason| failed(reason.to_owned()))?;
         Ok(audit::Key::of(secret.as_bytes()))
     };
     Ok(keys.with_older(older.iter().map(read).collect::<Result<Vec<_>, Failure>>()?))
 }
 
-/// Checks the access audit, and the archives at `paths`. Answers with what was found, and what each archive holds.
+/// Verifies the access audit and the archives at `paths`. Returns the report and a summary of each archive.
 pub(super) async fn verify_audit(
     config: &Config,
     older_secrets: &[PathBuf],
@@ -159,8 +159,8 @@ fn failure_of(error: &audit::ArchiveError, path: &Path) -> Failure {
     }
 }
 
-/// Brings the tables up to date, and makes the first administrator, if one is named and there is no user at all.
-/// Whether it was made.
+/// Migrates the schema. Creates the first administrator if the settings name one and there is no user.
+/// Returns whether the administrator was created.
 pub(super) async fn migrate(config: &Config) -> Result<bool, Failure> {
     let settings = config.store.clone().within(&config.data_dir);
     store::migrate(&settings).await?;
@@ -174,10 +174,11 @@ pub(super) async fn migrate(config: &Config) -> Result<bool, Failure> {
     Ok(made? == auth::FirstAdmin::Made)
 }
 
-/// How often a broker that is away is asked again.
+/// The pause between two attempts to reach the broker.
 const BROKER_PAUSE: Duration = Duration::from_secs(1);
 
-/// Makes the topics, as soon as the broker is there, but at most `patience` long. Says what there is.
+/// Creates the topics once the broker is available. Waits for it at most `patience`. Returns a list of the
+/// topics and their numbers of partitions.
 pub(super) async fn make_topics(config: &Config, patience: Duration) -> Result<String, Failure> {
     let deadline = tokio::time::Instant::now() + patience;
     let broker = kafka::Kafka::connect(&config.kafka)?;
@@ -195,7 +196,7 @@ pub(super) async fn make_topics(config: &Config, patience: Duration) -> Result<S
     }
 }
 
-/// What the database knows of the cluster.
+/// Adds to `status` what the database knows of the cluster.
 pub(super) async fn ask_status(config: &Config, status: &mut ClusterStatus) -> Result<(), Failure> {
     let store = store::open(&config.store.clone().within(&config.data_dir), store::Use::Tool).await?;
     status.ask_database(&*store, SystemClock.now(), STATUS_LIMIT).await;
@@ -203,7 +204,7 @@ pub(super) async fn ask_status(config: &Config, status: &mut ClusterStatus) -> R
     Ok(())
 }
 
-/// The OpenAPI document as JSON.
+/// Returns the OpenAPI document as JSON.
 pub(super) fn openapi() -> String {
     http::openapi()
 }

@@ -1,8 +1,7 @@
-//! `hygeia certs`: an authority and certificates for the nodes of a cluster, to try it out with. Where there
-//! is an authority already, it signs.
+//! `hygeia certs`: creates an authority and certificates for the nodes of a cluster, for trying it out. An
+//! existing authority is used again.
 //!
-//! Invariants: no file is written over, and a private key is readable by its owner alone from the moment
-//! there is a file.
+//! Invariants: no file is overwritten, and a private key is created with permissions for its owner only.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -18,26 +17,26 @@ use time::{Duration, OffsetDateTime};
 use super::failure::{Exit, Failure};
 
 const AUTHORITY: &str = "Hygeia development CA";
-/// The authority outlives what it signs.
+/// Minimum validity of the authority, which should outlive the certificates that it signs.
 const AUTHORITY_DAYS_MIN: u32 = 3_650;
-/// Clocks of other machines may be behind.
+/// Certificates are valid from this long ago, because the clocks of other machines may be behind.
 const BEFORE_NOW: Duration = Duration::hours(1);
 
-/// What is wanted.
+/// The arguments of `hygeia certs`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The directory for the files; made if it is not there
+    /// The directory for the files; created if missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The nodes' names, after commas
+    /// The nodes' names, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     nodes: Vec<String>,
-    /// How long the nodes' certificates hold, in days
+    /// The validity of the nodes' certificates, in days
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
 }
 
-/// Makes the files and says which.
+/// Creates the files and prints their names.
 pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     if let Some(name) = args.nodes.iter().find(|name| !is_dns_name(name)) {
         let reason =
@@ -63,16 +62,17 @@ pub(super) fn run(args: &Args, out: &mut dyn Write) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Who signs the nodes' certificates: the files `ca.pem` and `ca.key`.
+/// The authority that signs the nodes' certificates: the files `ca.pem` and `ca.key`.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
 }
 
 impl Authority {
-    /// The one in `dir`, made if there is none; `out` is told of what was made.
+    /// Opens the authority in `dir`. Creates it if there is none, and prints the new certificate's path to
+    /// `out`.
     ///
     /// # Errors
-    /// One of its two files is missing, or cannot be read or written.
+    /// One of the two files exists and the other does not, or a file cannot be read or written.
     pub(super) fn open_or_make(dir: &Path, days: u32, out: &mut dyn Write) -> Result<Self, Failure> {
         let (certificate, key_file) = (dir.join("ca.pem"), dir.join("ca.key"));
         let params = authority_params(days);
@@ -93,7 +93,8 @@ impl Authority {
         Ok(Authority { issuer: Issuer::new(params, key) })
     }
 
-    /// A certificate for `name`, which may begin with `*.`, and its key (PEM both).
+    /// Signs a certificate for `name`, which may begin with `*.`. Returns the certificate and its key, both
+    /// as PEM.
     pub(super) fn sign(&self, name: &str, days: u32) -> Result<(String, String), rcgen::Error> {
         of_node(name, days, &self.issuer)
     }
@@ -140,7 +141,7 @@ fn refuse_existing(path: &Path) -> Result<(), Failure> {
     if path.exists() { Err(failed(path, "it is there already, and is not written over")) } else { Ok(()) }
 }
 
-/// Writes a file that must not be there yet, with this mode from its beginning.
+/// Creates a file, with `mode` from the start. Fails if the file exists.
 pub(super) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
@@ -150,7 +151,7 @@ pub(super) fn write_new(path: &Path, text: &str, mode: u32) -> Result<(), Failur
     write().map_err(|e| failed(path, e))
 }
 
-/// What is wrong with a file.
+/// Builds the failure of a file operation.
 pub(super) fn failed(path: &Path, reason: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Failed, format!("{}: {reason}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! `hygeia cluster …`: several nodes as one thing, on this machine or from afar.
+//! `hygeia cluster …`: runs several nodes on this machine, or shows the status of a cluster.
 
 mod status;
 mod table;
@@ -13,9 +13,9 @@ use super::failure::Failure;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Start every node of a file as a process on this machine, with their logs merged; Ctrl-C stops them all
+    /// Start every node of a file as a process on this machine and merge their logs; Ctrl-C stops all of them
     Up(up::UpArgs),
-    /// Show the nodes, their roles, who holds which shards at which epoch, sessions, what is in flight, the outbox
+    /// Show nodes, roles, shards with their owners and epochs, sessions, requests in flight, and the outbox
     Status(Box<status::StatusArgs>),
 }
 

@@ -1,18 +1,18 @@
-//! Whether the kernel writes the memory of this process to a file when it crashes.
+//! Controls whether the kernel writes the memory of this process to a file when it crashes.
 //!
-//! Invariant: no secret is read before dumps are forbidden. The same switch keeps other processes of the same user from
-//! looking into the memory (`prctl(2)`, `PR_SET_DUMPABLE`; `ptrace(2)`).
+//! Invariant: core dumps are forbidden before any secret is read. The same switch prevents other processes of
+//! the same user from reading the memory (`prctl(2)`, `PR_SET_DUMPABLE`; `ptrace(2)`).
 
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::failure::{Exit, Failure};
 
-/// From now on there are none.
+/// Forbids core dumps.
 pub(super) fn forbid() -> Result<(), Failure> {
     set(DumpableBehavior::NotDumpable)
 }
 
-/// From now on there are: `node.core_dumps`.
+/// Allows core dumps, for `node.core_dumps`.
 pub(super) fn allow() -> Result<(), Failure> {
     set(DumpableBehavior::Dumpable)
 }

@@ -1,30 +1,30 @@
-//! How a command ends.
+//! The outcome of a command: exit code and message.
 
 use std::io::Write;
 
 use crate::error::{self, ErrorCode};
 use crate::{config, kafka, node, store, telemetry};
 
-/// The exit codes. Those from 64 on are as in `sysexits.h` (4.3BSD).
+/// The exit codes. Those from 64 on follow `sysexits.h` (4.3BSD).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// It is done.
+    /// The command succeeded.
     Done,
-    /// It failed.
+    /// The command failed.
     Failed,
     /// The arguments are wrong.
     Usage,
-    /// A part outside the process is away.
+    /// An external service (the database, the broker) or the node is not available.
     Unavailable,
     /// The configuration is wrong.
     Config,
 }
 
 impl Exit {
-    /// All of them.
+    /// All exit codes.
     pub const ALL: [Exit; 5] = [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unavailable, Exit::Config];
 
-    /// The number.
+    /// The code as a number.
     pub const fn code(self) -> u8 {
         match self {
             Exit::Done => 0,
@@ -39,22 +39,22 @@ impl Exit {
 /// A command that failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// How the process ends.
+    /// The exit code of the process.
     pub exit: Exit,
-    /// Why, for a person; empty if the log has it already.
+    /// The reason, for a person; empty if the log shows it already.
     pub message: String,
 }
 
 impl Failure {
-    /// A failure of this kind.
+    /// Creates a failure.
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
         Failure { exit, message: message.into() }
     }
 
-    /// Says why.
+    /// Prints the reason.
     pub(super) fn tell(&self, out: &mut dyn Write) {
         for line in self.message.lines() {
-            // Nothing is left to do if even that cannot be printed.
+            // If even this cannot be printed, nothing is left to do.
             let _ = writeln!(out, "hygeia: {line}");
         }
     }
@@ -99,7 +99,7 @@ impl From<kafka::Error> for Failure {
     }
 }
 
-/// Errors of a request, made by a command instead of by a caller from outside.
+/// Errors of domain operations that a command calls directly.
 impl From<error::Error> for Failure {
     fn from(error: error::Error) -> Self {
         let exit = match error.code {

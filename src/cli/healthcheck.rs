@@ -1,5 +1,5 @@
-//! `hygeia healthcheck`: asks the node on this machine whether it is ready, for containers that have
-//! no client of their own.
+//! `hygeia healthcheck`: checks whether the node on this machine is ready, for containers without an HTTP
+//! client.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use super::failure::{Exit, Failure};
 use crate::config::Config;
 use crate::node::runtime_file::RuntimeFile;
 
-/// The whole check, connecting included.
+/// The limit of the whole check, including the connection.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// The most of an answer that is read.
+/// Maximum number of bytes of an answer.
 const BODY_BYTES_MAX: usize = 16 * 1024;
 
-/// What a ready node answers. One that is not, or does not answer in time, is a failure with exit
-/// code 1, as container runtimes want it.
+/// Returns the answer of a ready node. A node that is not ready or does not answer in time is a failure with
+/// exit code 1, as container runtimes expect.
 pub(super) async fn ask(config: &Config) -> Result<String, Failure> {
     let address = address(config)?;
     let failed = |reason: String| Failure::new(Exit::Failed, format!("the node at {address} {reason}"));
@@ -33,7 +33,7 @@ pub(super) async fn ask(config: &Config) -> Result<String, Failure> {
     }
 }
 
-/// Where the node listens: as it has written down, else as it is configured.
+/// Returns the address of the node's HTTP server: from `runtime.json`, else from the configuration.
 pub(super) fn address(config: &Config) -> Result<SocketAddr, Failure> {
     let file = RuntimeFile::read(&config.data_dir)
         .map_err(|e| Failure::new(Exit::Failed, format!("runtime.json cannot be read: {e}")))?;
@@ -63,7 +63,7 @@ async fn get_ready(
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request =
         Request::get("/health/ready").header("host", address.to_string()).body(Empty::<Bytes>::new())?;
-    // It ends by itself once the answer is read or the peer has broken off.
+    // The task ends once the answer is read or the peer has closed the connection.
     tokio::spawn(connection);
     let response = sender.send_request(request).await?;
     let status = response.status();
@@ -78,7 +78,7 @@ mod tests {
 
     use super::*;
 
-    /// A configuration whose node answers with `answer`, or never.
+    /// Returns a configuration whose node answers with `answer`, or never.
     async fn node(answer: Option<&'static str>) -> (tempfile::TempDir, Config) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -12,23 +12,23 @@ use crate::domain::time::Timestamp;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Make the next key; nodes sign with it once all of them know it, and older tokens hold on
+    /// Create the next key. Nodes sign with it once all of them know it; tokens of older keys stay valid
     Rotate(RotateArgs),
-    /// List keys, the youngest first
+    /// List the keys, youngest first
     List(SettingArgs),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct RotateArgs {
-    /// Refuse all tokens of older keys as soon as nodes have read it: for a key that others have seen. Sessions go
-    /// on, with a refresh
+    /// Refuse all tokens of older keys as soon as nodes have read the new key. Use this for a compromised
+    /// key. Sessions continue after a refresh
     #[arg(long)]
     revoke: bool,
     #[command(flatten)]
     settings: SettingArgs,
 }
 
-/// A command without its settings.
+/// A `keys` command without its settings.
 #[derive(Debug)]
 pub(super) enum Action {
     Rotate { revoke: bool },
@@ -44,7 +44,7 @@ impl Command {
     }
 }
 
-/// Does it.
+/// Runs the command.
 pub(super) async fn run(
     action: &Action,
     keys: &dyn Keys,

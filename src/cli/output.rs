@@ -1,11 +1,11 @@
-//! What a command prints.
+//! The output of a command.
 //!
-//! Invariant: a reader who has seen enough and goes (`hygeia audit verify | head -1`) is no failure, and changes nothing
-//! of how the command ends: what it found it has found.
+//! Invariant: a reader that closes the pipe early (`hygeia audit verify | head -1`) is not an error and does
+//! not change the exit code.
 
 use std::io::{self, ErrorKind, Write};
 
-/// Prints to `inner`, as long as somebody reads it.
+/// Writes to `inner` until the reader closes the pipe.
 pub(super) struct Output<W> {
     inner: W,
     closed: bool,
@@ -44,7 +44,7 @@ impl<W: Write> Write for Output<W> {
 mod tests {
     use super::*;
 
-    /// Takes a line, and goes or is full.
+    /// Accepts one line, and then fails with the given error.
     struct Reader(Vec<u8>, ErrorKind);
 
     impl Write for Reader {

@@ -1,11 +1,11 @@
-//! A password from the terminal, without echo, or from standard input.
+//! Reads a password from the terminal, without echo, or from standard input.
 
 use std::io::{IsTerminal, Read};
 
 use super::failure::{Exit, Failure};
 use crate::config::line_of_secret;
 
-/// The most that is read. What a password may be is for `auth` to say; this only bounds the reading.
+/// Maximum number of bytes read. The rules for passwords are in `auth`.
 const INPUT_BYTES_MAX: u64 = 4096;
 
 /// Reads a new password: twice from a terminal, else the only line of standard input.
@@ -19,7 +19,7 @@ pub(super) fn read() -> Result<String, Failure> {
     if first == second { Ok(first) } else { Err(Failure::new(Exit::Failed, "the two are not the same")) }
 }
 
-/// Reads a password that is there already: once from a terminal, else the only line of standard input.
+/// Reads an existing password: once from a terminal, else the only line of standard input.
 pub(super) fn read_known() -> Result<String, Failure> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {

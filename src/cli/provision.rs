@@ -1,7 +1,8 @@
-//! `hygeia provision`: the secrets and certificates of a whole cluster, made by a job before any node runs.
+//! `hygeia provision`: creates the secrets and certificates of a whole cluster, as a job before any node
+//! runs.
 //!
-//! Each node finds what it needs, and nothing else, in a directory of its own, which may be a volume that only it
-//! mounts; what everything is made from stays in a directory that no node sees:
+//! Each node has its own directory with the files that it needs and no others. The directory may be a volume
+//! that only this node mounts. The originals stay in a directory that no node sees:
 //!
 //! | directory | files |
 //! |---|---|
@@ -10,9 +11,10 @@
 //! | `database` | `password`, for the server |
 //! | `jobs` | `database.url`, `admin.password`, for what runs once |
 //!
-//! Invariants: what is there is kept, so that it may run again and again, and a secret that somebody has put into
-//! `authority` before is the one that is used, if the node or the server that is to use it would take it; a file with a
-//! secret is readable by its owner alone from the moment it is there.
+//! Invariants:
+//! - Existing originals are kept, so the job may be repeated. A secret that somebody placed in `authority`
+//!   beforehand is used, provided that the node or the server that is to use it would accept it.
+//! - A file with a secret is created with permissions for its owner only.
 
 use std::ffi::OsString;
 use std::fs::DirBuilder;
@@ -30,9 +32,9 @@ use crate::auth;
 use crate::config::{Config, Role, line_of_secret};
 use crate::domain::secret::{SECRET_BYTES_MIN, stray_ends, weakness};
 
-/// How much randomness a secret has.
+/// Number of random bytes in a secret.
 const RANDOM_BYTES: usize = 48;
-/// The longest file that is read as a secret.
+/// Maximum length of a secret that is read from a file, in bytes.
 const SECRET_BYTES_MAX: usize = 4096;
 
 const CLUSTER_SECRET: &str = "cluster.secret";
@@ -42,36 +44,37 @@ const DATABASE_PASSWORD: &str = "database.password";
 const ADMIN_PASSWORD: &str = "admin.password";
 const DATABASE_URL: &str = "database.url";
 
-/// What is wanted.
+/// The arguments of `hygeia provision`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The directory for the directories; made if it is not there
+    /// The parent directory of all directories; created if missing
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Also a directory of this name for nodes that join: with a certificate for any name under
+    /// Also create a directory of this name for nodes that join, with a certificate for any name under
     /// cluster.tls.allowed_suffix
     #[arg(long, value_name = "NAME")]
     joining: Option<String>,
-    /// Whom the files for nodes and jobs belong to (a user's number); as they are made, if not given
+    /// The owner (user id) of the files for nodes and jobs; by default the user who runs the command
     #[arg(long, value_name = "UID")]
     owner: Option<u32>,
-    /// Whom the password for the database's server belongs to (a user's number); as it is made, if not given
+    /// The owner (user id) of the password file for the database server; by default the user who runs the
+    /// command
     #[arg(long, value_name = "UID")]
     database_owner: Option<u32>,
-    /// How long the nodes' certificates hold, in days
+    /// The validity of the nodes' certificates, in days
     #[arg(long, value_name = "N", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
-    /// Make the nodes' certificates anew, by the same authority
+    /// Replace the nodes' certificates by new ones of the same authority
     #[arg(long)]
     renew: bool,
-    /// Print this secret of those in `authority`, and make nothing
+    /// Print this secret of the `authority` directory, and create nothing
     #[arg(long, value_name = "FILE", value_parser = [ADMIN_PASSWORD, DATABASE_PASSWORD])]
     show: Option<String>,
     #[command(flatten)]
     settings: SettingArgs,
 }
 
-/// Makes the files, and says which were not there.
+/// Creates the files, and prints the names of new ones.
 pub(super) fn run(
     args: Args,
     environment: Vec<(OsString, OsString)>,
@@ -125,7 +128,7 @@ fn provision(args: &Args, config: &Config, out: &mut dyn Write) -> Result<(), Fa
         }
         place.certify(&signer, &certified, args)?;
     }
-    // The image of the server reads it as root, before the server becomes a user of its own.
+    // The server's image reads the file as root, before it switches to the server's own user.
     let owner = args.database_owner;
     let mut database = Place { directory: args.out.join("database"), owner, out: &mut *out };
     directory(&database.directory)?;
@@ -136,22 +139,23 @@ fn provision(args: &Args, config: &Config, out: &mut dyn Write) -> Result<(), Fa
     jobs.keep(ADMIN_PASSWORD, &admin_password, 0o400)
 }
 
-/// The secrets that a node's roles need beyond those that all have.
+/// The secrets that a node's roles need in addition to those of every node.
 struct Needs {
-    /// It checks tokens.
+    /// Whether the node checks tokens.
     keys: bool,
-    /// It records accesses.
+    /// Whether the node records accesses.
     audit: bool,
 }
 
-/// The directory of nodes that join, the name in their certificate, and what they need: they are there for patients.
+/// Returns the directory of nodes that join, the name in their certificate, and their secrets. Such nodes
+/// have the patient role.
 fn joining<'a>(args: &'a Args, config: &Config) -> Result<Option<(&'a str, String, Needs)>, Failure> {
     let Some(name) = &args.joining else { return Ok(None) };
     let Some(suffix) = &config.cluster.tls.allowed_suffix else {
         let reason = "cluster.tls.allowed_suffix is not set, and names of nodes that join must end so";
         return Err(Failure::new(Exit::Config, reason));
     };
-    // Whoever checks certificates takes no wildcard for a whole top-level domain (RFC 6125, section 7.2).
+    // Verifiers accept no wildcard for a whole top-level domain (RFC 6125, section 7.2).
     if suffix.matches('.').count() < 2 {
         let reason = format!(
             "cluster.tls.allowed_suffix: {suffix:?} needs two labels for a certificate of any name under it"
@@ -161,7 +165,7 @@ fn joining<'a>(args: &'a Args, config: &Config) -> Result<Option<(&'a str, Strin
     Ok(Some((name, format!("*{suffix}"), Needs { keys: false, audit: true })))
 }
 
-/// Where a node, or whoever else, finds its files.
+/// A directory of files for a node, the database server or the jobs.
 struct Place<'a> {
     directory: PathBuf,
     owner: Option<u32>,
@@ -169,7 +173,8 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Writes the file, unless it says that already, to nobody else. What says something else is replaced: it is a copy.
+    /// Writes the file, unless it has that text and no wider permissions. A file with another text is
+    /// replaced, because it is only a copy.
     fn keep(&mut self, name: &str, text: &str, mode: u32) -> Result<(), Failure> {
         let path = self.directory.join(name);
         let says_it = std::fs::read_to_string(&path).is_ok_and(|there| there.trim_end() == text.trim_end());
@@ -178,7 +183,7 @@ impl Place<'_> {
         if says_it && !is_open { Ok(()) } else { self.replace(&path, text, mode) }
     }
 
-    /// A certificate and its key, unless both are there and are to stay.
+    /// Creates a certificate and its key, unless both exist and no renewal is requested.
     fn certify(&mut self, signer: &Authority, name: &str, args: &Args) -> Result<(), Failure> {
         let (certificate, key) = (self.directory.join("node.pem"), self.directory.join("node.key"));
         if certificate.exists() && key.exists() && !args.renew {
@@ -189,13 +194,14 @@ impl Place<'_> {
         self.replace(&certificate, &certificate_pem, 0o444)
     }
 
-    /// Whoever reads sees the old file or the new one, whole.
+    /// Replaces the file atomically: a reader sees either the old file or the new one.
     fn replace(&mut self, path: &Path, text: &str, mode: u32) -> Result<(), Failure> {
         let draft = path.with_extension(format!("{:016x}.tmp", fastrand::u64(..)));
         write_new(&draft, text, mode)?;
         let owned = self.owner.map_or(Ok(()), |owner| chown(&draft, Some(owner), None));
         owned.and_then(|()| std::fs::rename(&draft, path)).map_err(|e| {
-            // It holds a secret; that it cannot be removed either adds nothing to what is told.
+            // The draft holds a secret, so it is removed. A failure to remove it adds nothing to the reported
+            // error.
             let _ = std::fs::remove_file(&draft);
             failed(path, e)
         })?;
@@ -215,7 +221,7 @@ fn read(path: &Path) -> Result<String, Failure> {
     }
 }
 
-/// What a secret that somebody has put there must hold to.
+/// A rule that a secret must satisfy.
 type Rule = fn(&str) -> Result<(), &'static str>;
 
 fn of_secret(text: &str) -> Result<(), &'static str> {
@@ -245,7 +251,7 @@ fn read_or_make(path: &Path, rule: Rule, out: &mut dyn Write) -> Result<String, 
     Ok(text)
 }
 
-/// `url` with the password behind the user's name, percent-encoded (RFC 3986, section 2.1).
+/// Inserts the password after the user's name in `url`, percent-encoded (RFC 3986, section 2.1).
 fn with_password(url: &str, password: &str) -> Result<String, Failure> {
     let refused = |reason: &str| Err(Failure::new(Exit::Config, format!("store.url: {reason}")));
     let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| scheme.starts_with("postgres"))

@@ -1,4 +1,4 @@
-//! `hygeia serve`: a node, until it is told to stop.
+//! `hygeia serve`: runs a node until a signal stops it.
 
 use std::time::Duration;
 
@@ -13,25 +13,25 @@ use crate::config::Loaded;
 use crate::node;
 use crate::telemetry::{self, Output};
 
-/// What is still running when the node has stopped gets this long.
+/// How long tasks that still run when the node has stopped may take to end.
 const RUNTIME_SHUTDOWN_MAX: Duration = Duration::from_millis(500);
 
-/// What `serve` is told.
+/// The arguments of `hygeia serve`.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
     pub(super) settings: SettingArgs,
-    /// Stop when the process of this number, which started this one, ends (`cluster up`)
+    /// Stop when the parent process with this PID ends (used by `cluster up`)
     #[arg(long, value_name = "PID", hide = true)]
     stop_with_parent: Option<i32>,
 }
 
 impl ServeArgs {
-    /// From now on the kernel sends SIGTERM when the starter ends, however that happens.
+    /// Asks the kernel to send SIGTERM when the parent process ends, for whatever reason.
     pub(super) fn bind_to_parent(&self) -> Result<(), Failure> {
         let Some(parent) = self.stop_with_parent else { return Ok(()) };
         set_parent_process_death_signal(Some(Signal::TERM)).map_err(std::io::Error::from)?;
-        // It may have ended before.
+        // The parent may have ended before the call.
         if getppid() == Pid::from_raw(parent) {
             return Ok(());
         }
@@ -62,7 +62,7 @@ pub(super) fn run(loaded: Loaded) -> Result<(), Failure> {
         let ended = Box::pin(node::run(config, telemetry)).await;
         stop.cancel();
         if let Some(spans) = spans {
-            // It has a limit of its own. If it died, the panic hook has told.
+            // The exporter has its own time limit. If it panicked, the panic hook has logged that.
             let _ = spans.await;
         }
         upkeep.abort();

@@ -1,4 +1,4 @@
-//! The arguments that set settings, the same for every command that reads a configuration.
+//! The arguments for settings, which are the same for every command that reads a configuration.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -8,49 +8,49 @@ use clap::Args;
 use super::failure::{Exit, Failure};
 use crate::config::{self, Argument, FILE_VARIABLE, Inputs, Loaded};
 
-/// Settings. Each key of cluster.toml can also be set by a variable, HYGEIA__SECTION__KEY.
+/// Settings. Each key of cluster.toml can also be set by a variable HYGEIA__SECTION__KEY.
 #[derive(Clone, Debug, Default, Args)]
 #[command(
     next_help_heading = "Settings (any other: a variable HYGEIA__SECTION__KEY; cluster.toml lists them)"
 )]
 pub(super) struct SettingArgs {
-    /// Read this file, written as cluster.toml is [env: HYGEIA_CONFIG]
+    /// Read this file, which has the format of cluster.toml [env: HYGEIA_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set any key; may be given more than once
+    /// Set any key; may be given several times
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// Where the node keeps its files (data_dir)
+    /// The directory for the node's files (data_dir)
     #[arg(long, value_name = "DIRECTORY")]
     data_dir: Option<String>,
-    /// Where HTTP listens (http.listen)
+    /// The address for HTTP (http.listen)
     #[arg(long, value_name = "ADDRESS:PORT")]
     http_listen: Option<String>,
-    /// Where gRPC listens (grpc.listen)
+    /// The address for gRPC (grpc.listen)
     #[arg(long, value_name = "ADDRESS:PORT")]
     grpc_listen: Option<String>,
-    /// The database, without a password (store.url)
+    /// The URL of the database, without a password (store.url)
     #[arg(long, value_name = "URL")]
     store_url: Option<String>,
-    /// The brokers (kafka.brokers)
+    /// The addresses of the brokers (kafka.brokers)
     #[arg(long, value_name = "HOST:PORT,…")]
     kafka_brokers: Option<String>,
-    /// The node's name (node.name); {host} in it stands for the host's
+    /// The node's name (node.name); {host} is replaced by the name of the host
     #[arg(long, value_name = "NAME", visible_alias = "name")]
     node_name: Option<String>,
-    /// Be this node of the file's [[cluster.nodes]] [env: HYGEIA_NODE]
+    /// Run this node of the file's [[cluster.nodes]] [env: HYGEIA_NODE]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["node_name", "join"])]
     node: Option<String>,
-    /// Join the cluster of these nodes, as one that is not in their file (cluster.join)
+    /// Join the cluster of these nodes, as a node that the file does not list (cluster.join)
     #[arg(long, value_name = "HOST:PORT,…")]
     join: Option<String>,
-    /// What the node runs: front, patient, billing, bridge, analytics (node.roles)
+    /// The node's roles: front, patient, billing, bridge, analytics (node.roles)
     #[arg(long, value_name = "ROLE,…")]
     roles: Option<String>,
 }
 
 impl SettingArgs {
-    /// Those of a file, and keys set.
+    /// Settings from a file and from `--set` arguments.
     pub(super) fn of_file(config: Option<PathBuf>, set: Vec<String>) -> Self {
         SettingArgs { config, set, ..SettingArgs::default() }
     }
@@ -68,7 +68,7 @@ impl SettingArgs {
         Ok(config::load(&inputs)?)
     }
 
-    /// Reads the configuration, and that of each node of the file if none was chosen.
+    /// Reads the configuration. Also reads that of each node of the file, if none was chosen.
     pub(super) fn load_each(
         self,
         environment: Vec<(OsString, OsString)>,
@@ -82,7 +82,7 @@ impl SettingArgs {
     fn arguments(self) -> Result<Vec<Argument>, Failure> {
         let mut arguments = Vec::new();
         for set in self.set {
-            // The text is not repeated: it may be a secret.
+            // The error does not quote the text, which may be a secret.
             let Some((key, value)) = set.split_once('=') else {
                 return Err(Failure::new(Exit::Usage, "--set: the form is --set section.key=value"));
             };

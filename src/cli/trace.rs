@@ -1,7 +1,7 @@
-//! `hygeia trace`: draws the way of one request through the actors of all nodes, from their logs.
+//! `hygeia trace`: draws the path of one request through the actors of all nodes, from their logs.
 //!
-//! It reads what the nodes write (`docs/LOGGING.md`), one JSON object a line, and skips whatever stands
-//! before it: `docker compose logs` and `hygeia cluster up` put the node's name there.
+//! The command reads the nodes' logs (`docs/LOGGING.md`), one JSON object per line. It skips any text before
+//! the object, because `docker compose logs` and `hygeia cluster up` put the node's name there.
 
 mod line;
 mod tree;
@@ -13,24 +13,24 @@ use std::path::{Path, PathBuf};
 use self::line::{Hop, TraceId};
 use super::{Exit, Failure};
 
-/// The longest line that is read; nodes write shorter ones, the rest of a longer one is skipped.
+/// Maximum length of a line in bytes. Nodes write shorter lines; the rest of a longer line is skipped.
 const LINE_BYTES_MAX: u64 = 1 << 20;
-/// Hops that are drawn at most; further ones are counted.
+/// Maximum number of hops that are drawn. Further ones are only counted.
 const HOPS_MAX: usize = 10_000;
 
-/// What to draw.
+/// The arguments of `hygeia trace`.
 #[derive(Debug, clap::Args)]
 pub(super) struct TraceArgs {
     /// The trace: 32 hexadecimal digits, as in `traceId` of a problem, or a whole `traceparent`
     trace_id: TraceId,
-    /// Logs of the nodes, in any order; `-`, or nothing, is standard input
+    /// Log files of the nodes, in any order; `-` or no file means standard input
     files: Vec<PathBuf>,
 }
 
 /// Reads the logs and draws the tree.
 ///
 /// # Errors
-/// A file that cannot be read; no line of that trace.
+/// A file cannot be read, or no line belongs to the trace.
 pub(super) fn run(args: &TraceArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let mut found = Found::default();
     let stdin = [PathBuf::from("-")];
@@ -56,7 +56,7 @@ pub(super) fn run(args: &TraceArgs, out: &mut dyn Write) -> Result<(), Failure> 
     Ok(tree::draw(args.trace_id, &found.hops, found.left_out, out)?)
 }
 
-/// What was found in the logs.
+/// The hops found in the logs.
 #[derive(Default)]
 struct Found {
     hops: Vec<Hop>,

@@ -1,4 +1,4 @@
-//! `hygeia user …`: who may log in. Passwords come from the terminal or standard input.
+//! `hygeia user …`: manages users. Passwords come from the terminal or standard input.
 
 use std::io::Write;
 
@@ -11,16 +11,16 @@ use super::failure::{Exit, Failure};
 use super::settings::SettingArgs;
 use crate::domain::access::Role;
 
-/// How many users are read at a time.
+/// Number of users that are read at a time.
 const PAGE_ROWS: u32 = 500;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Add a user; the password is read from the terminal or standard input
     Add {
-        /// The e-mail address to log in with
+        /// The e-mail address, which is the login name
         email: String,
-        /// What the user may do
+        /// The user's role
         #[arg(long,
             value_parser = PossibleValuesParser::new(Role::ALL.iter().map(|role| role.as_str())))]
         role: String,
@@ -29,11 +29,11 @@ pub(super) enum Command {
     },
     /// List users
     List(SettingArgs),
-    /// Keep a user from logging in; tokens already given no longer hold
+    /// Disable a user: logins are refused, and tokens issued before no longer hold
     Disable(Named),
-    /// Let a disabled user log in again
+    /// Enable a disabled user
     Enable(Named),
-    /// Set a password; it is read from the terminal or standard input
+    /// Set a user's password; it is read from the terminal or standard input
     Passwd(Named),
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Named {
     settings: SettingArgs,
 }
 
-/// A command without its settings.
+/// A `user` command without its settings.
 #[derive(Debug)]
 pub(super) enum Action {
     Add { email: String, role: String },
@@ -70,7 +70,7 @@ impl Command {
     }
 }
 
-/// Does it.
+/// Runs the command.
 pub(super) async fn run(
     action: &Action,
     users: &dyn Users,
@@ -122,7 +122,7 @@ mod tests {
     use crate::auth::User;
     use crate::domain::time::Timestamp;
 
-    /// Notes what it is asked; has `rows` users.
+    /// Records its calls; has `rows` users.
     #[derive(Default)]
     struct Noted {
         calls: Mutex<Vec<String>>,

@@ -1,4 +1,4 @@
-//! Which node of the file this one is, and what it has otherwise than the rest of the file says.
+//! The chosen node of a cluster file, and the settings in which it differs from the rest of the file.
 
 use super::layers::{Inputs, Secrets, contents};
 use super::problem::Problem;
@@ -7,10 +7,10 @@ use super::tree::{Node, Source, Value};
 /// The list of nodes.
 pub(super) const NODES: &str = "cluster.nodes";
 
-/// The variable that says which node of the file to run, if no argument does.
+/// The environment variable that chooses a node of the file, if no argument does.
 pub const NODE_VARIABLE: &str = "HYGEIA_NODE";
 
-/// The name of the node to run, with who said it.
+/// Returns the name of the chosen node and the source of the choice.
 pub(super) fn name(inputs: &Inputs) -> Result<Option<(String, Source)>, Problem> {
     if let Some(name) = &inputs.node {
         return Ok(Some((name.clone(), Source::Argument("--node".to_owned()))));
@@ -24,12 +24,12 @@ pub(super) fn name(inputs: &Inputs) -> Result<Option<(String, Source)>, Problem>
     }
 }
 
-/// The names of the nodes of `file`, in its order.
+/// Returns the names of the nodes in `file`, in the order of the file.
 pub(super) fn names(file: &Node) -> Vec<String> {
     file.items(NODES).iter().filter_map(|item| item.text("name")).map(str::to_owned).collect()
 }
 
-/// What is laid over `file` for the node that is called `name`.
+/// Returns the settings of the node `name` that override `file`.
 pub(super) fn patch(file: &Node, name: &str, by: &Source, secrets: Secrets) -> Result<Node, Problem> {
     let refused = |reason: String| Problem {
         key: NODES.to_owned(),
@@ -45,7 +45,7 @@ pub(super) fn patch(file: &Node, name: &str, by: &Source, secrets: Secrets) -> R
     of_item(item, secrets)
 }
 
-/// The node's own settings, and where its entry says who it is.
+/// Builds the overriding settings of an entry: its `set`, its name, roles and address.
 fn of_item(item: &Node, secrets: Secrets) -> Result<Node, Problem> {
     let mut patch = Node::empty(item.source.clone());
     let mut put = |from: &str, to: &str| match item.get(from) {
@@ -55,7 +55,7 @@ fn of_item(item: &Node, secrets: Secrets) -> Result<Node, Problem> {
     put("name", "node.name")?;
     put("roles", "node.roles")?;
     put("address", "cluster.advertise")?;
-    // A name is no address to listen at: which one belongs to it is for `cluster.listen` to say.
+    // A host name is not an address to listen on; `cluster.listen` has to name one.
     if item.text("address").is_some_and(|address| address.parse::<std::net::SocketAddr>().is_ok()) {
         put("address", "cluster.listen")?;
     }

@@ -1,7 +1,7 @@
-//! The section `cluster`: which nodes there are, how they reach each other and what they show each other.
+//! The section `cluster`: the nodes, how they reach each other, and how they authenticate.
 //!
-//! A node is in a cluster if it listens for others, is one of several nodes of the file, or joins some.
-//! Without any of that it is alone, and opens no port for others.
+//! A node is in a cluster if it listens for other nodes, is one of several nodes of the file, or joins
+//! others. Otherwise it is alone and opens no port for other nodes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -15,74 +15,78 @@ use super::node::Role;
 use crate::actors::peers;
 use crate::auth::SecretText;
 
-/// The cluster that the node is part of.
+/// The cluster that the node belongs to.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cluster {
-    /// The cluster's name: nodes of another one are turned away.
+    /// The cluster's name. Nodes of a cluster with another name are refused.
     pub name: String,
-    /// Where this node listens for others. Unset: at its address in `nodes`, if that is an IP address; for a
-    /// node that joins others on loopback, at any free port there.
+    /// The address at which this node listens for other nodes. If unset: its address in `nodes`, if that is
+    /// an IP address. For a node that joins others on loopback: any free port there.
     pub listen: Option<SocketAddr>,
-    /// Where others reach this node, as `host:port`. Unset: at its address in `nodes`, else where it listens.
+    /// The address at which other nodes reach this node, as `host:port`. If unset: its address in `nodes`,
+    /// else the one at which it listens.
     pub advertise: Option<String>,
-    /// What the nodes show each other, the same on all of them; at least `SECRET_BYTES_MIN` bytes.
+    /// The shared secret by which nodes authenticate each other: the same on all nodes, at least
+    /// `SECRET_BYTES_MIN` bytes.
     pub secret: Option<SecretText>,
-    /// Nodes (`host:port`) by which a node that is not in `nodes` finds the others.
+    /// Nodes (`host:port`) through which a node that is not in `nodes` finds the others.
     pub join: Vec<String>,
-    /// The largest message that is taken from a node.
+    /// Maximum size of a message from another node.
     pub frame_max_bytes: u64,
-    /// How long a new connection may take until its node is known and can be pinged.
+    /// How long a new connection may take until the handshake is complete.
     pub handshake_timeout_ms: u64,
-    /// How long a connection may take to come about.
+    /// How long establishing a connection may take.
     pub dial_timeout_ms: u64,
-    /// The pause after a first failure to connect; it doubles with each further one, with jitter.
+    /// The pause after the first failure to connect. It doubles with each further failure, with jitter.
     pub dial_pause_min_ms: u64,
-    /// The longest such pause.
+    /// The maximum pause between attempts to connect.
     pub dial_pause_max_ms: u64,
-    /// How often each node is pinged.
+    /// How often each node gets a heartbeat.
     pub heartbeat_interval_ms: u64,
-    /// How long an answer may take; then it counts as missed.
+    /// How long the answer to a heartbeat may take before the heartbeat counts as missed.
     pub heartbeat_timeout_ms: u64,
-    /// So many misses in a row end the session.
+    /// Number of consecutive missed heartbeats that ends the session.
     pub misses_max: u32,
-    /// Connections that have not shown the secret yet; for a further one the oldest of them is closed.
+    /// Maximum number of connections that have not shown the secret yet. A further one closes the oldest of
+    /// them.
     pub connections_pending_max: usize,
-    /// Other nodes of the cluster.
+    /// Maximum number of other nodes in the cluster.
     pub peers_max: usize,
-    /// Certificates between nodes.
+    /// Certificates of the connections between nodes.
     pub tls: Tls,
-    /// The nodes of the cluster.
+    /// The nodes of the cluster, as the file lists them.
     pub nodes: Vec<Member>,
 }
 
-/// Certificates between nodes: all files or none. Each side shows its own and checks the other's.
+/// Certificates between nodes: either all files are set or none. Each side presents its own certificate and
+/// verifies the other's.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
     /// The authority that signs the nodes' certificates (PEM).
     pub ca_file: Option<PathBuf>,
-    /// The node's certificate, with those between it and the authority (PEM).
+    /// The node's certificate, with any intermediate certificates up to the authority (PEM).
     pub cert_file: Option<PathBuf>,
     /// The key of the certificate (PEM).
     pub key_file: Option<PathBuf>,
-    /// Names of nodes that are not in `nodes` and are let in nevertheless: those whose certificate's name
-    /// ends so.
+    /// Suffix of certificate names. A node that is not in `nodes` is accepted if its certificate's name ends
+    /// with it.
     pub allowed_suffix: Option<String>,
 }
 
-/// One of the nodes.
+/// An entry of `nodes`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Member {
-    /// Its name, the same over restarts.
+    /// The node's name; it must stay the same over restarts.
     pub name: String,
-    /// Where others reach it: `host:port`.
+    /// The address at which other nodes reach it: `host:port`.
     pub address: String,
-    /// What it runs.
+    /// The roles that it runs.
     pub roles: BTreeSet<Role>,
-    /// Settings that this node has otherwise than the rest of the file says. They are laid over the file
-    /// before it is read (`layers`), so that nothing of them is left to do here.
+    /// Settings in which this node differs from the rest of the file. They are merged before the tree is
+    /// deserialized (`layers`), so they are ignored here.
     pub set: IgnoredAny,
 }
 
@@ -110,30 +114,30 @@ impl Default for Cluster {
     }
 }
 
-/// How a node takes its place in the cluster: what starting it needs.
+/// The parameters with which a node joins its cluster.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The cluster's name.
     pub cluster: String,
-    /// Where the node listens for others; port 0 takes a free one.
+    /// The address at which the node listens for others; port 0 takes a free port.
     pub listen: SocketAddr,
-    /// Where others reach it; `None`: where it really listens.
+    /// The address at which others reach the node; `None`: the address at which it listens.
     pub advertise: Option<String>,
     /// The other nodes of the file: name and address.
     pub others: Vec<(String, String)>,
-    /// Further addresses to find nodes at.
+    /// Further addresses at which nodes may be found.
     pub join: Vec<String>,
 }
 
 impl Config {
-    /// Whether the node is one of several, or lets others come.
+    /// Returns whether the node is in a cluster.
     pub fn is_clustered(&self) -> bool {
         let cluster = &self.cluster;
         cluster.nodes.len() > 1 || !cluster.join.is_empty() || cluster.listen.is_some()
     }
 
-    /// The node's place in the cluster; `None` if it is alone. A configuration that passed its checks has
-    /// one for every node that is not.
+    /// Returns the parameters for joining the cluster; `None` if the node is alone. A checked configuration
+    /// has them for every node in a cluster.
     pub fn place(&self) -> Option<Place> {
         if !self.is_clustered() {
             return None;
@@ -151,7 +155,7 @@ impl Config {
 }
 
 impl Cluster {
-    /// What the sessions of a node at `place` need.
+    /// Returns the settings of the sessions of a node at `place`.
     pub fn settings(&self, place: &Place) -> peers::Settings {
         peers::Settings {
             name: place.cluster.clone(),
@@ -177,7 +181,7 @@ impl Cluster {
         }
     }
 
-    /// The limits that are not allowed, each with what is.
+    /// Returns the limits that are out of range, each with the allowed range.
     pub(super) fn limits_out_of_bounds(&self) -> Vec<(&'static str, String)> {
         let count = |n: usize| n as u64;
         let limits = [
@@ -196,14 +200,14 @@ impl Cluster {
         broken.map(|(key, _, low, high)| (key, format!("allowed: {low} to {high}"))).collect()
     }
 
-    /// Where the node listens, as far as the settings say.
+    /// Returns the address at which the node listens, as far as the settings determine it.
     pub(super) fn listen_or_joining(&self) -> Option<SocketAddr> {
         let near = !self.join.is_empty() && self.join.iter().all(|address| is_loopback(address));
         self.listen.or_else(|| near.then(|| SocketAddr::from(([127, 0, 0, 1], 0))))
     }
 }
 
-/// Host and port of an address that can be dialled.
+/// Splits an address that can be dialled into host and port. Returns `None` if it is not valid.
 pub(super) fn host_and_port(address: &str) -> Option<(&str, u16)> {
     let (host, port) = address.rsplit_once(':')?;
     let port: u16 = port.parse().ok().filter(|port| *port > 0)?;
@@ -218,7 +222,7 @@ pub(super) fn host_and_port(address: &str) -> Option<(&str, u16)> {
     fits.then_some((bare.unwrap_or(host), port))
 }
 
-/// Whether `address` never leaves the machine.
+/// Returns whether `address` is on this machine.
 pub(super) fn is_loopback(address: &str) -> bool {
     match address.parse::<SocketAddr>() {
         Ok(address) => address.ip().is_loopback(),

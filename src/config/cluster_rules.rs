@@ -11,20 +11,20 @@ use super::node::{Node, Role};
 use super::problem::Problem;
 use crate::domain::secret::SECRET_BYTES_MIN;
 
-/// The most nodes that a file may name.
+/// Maximum number of nodes that a file may list.
 const NODES_MAX: usize = 256;
 
-/// What a frame has around its largest item, at most.
+/// Maximum size of what a frame adds to its largest item.
 const FRAME_ROOM_BYTES: u64 = 1_024;
 
-/// What an address of a node must look like.
+/// The required form of a node's address.
 const ADDRESS: &str = "allowed: host:port, such as 127.0.0.1:7101 or patient-1:7100";
 
-/// What the files with certificates must hold.
+/// The settings of the certificate files, and the PEM label that each file must contain.
 const TLS_FILES: [(&str, &str); 3] =
     [("ca_file", "BEGIN CERTIFICATE"), ("cert_file", "BEGIN CERTIFICATE"), ("key_file", "PRIVATE KEY")];
 
-/// Rules for every command: they need nothing but the settings themselves.
+/// Checks the rules for every command. They depend on the settings alone.
 pub(super) fn check_values(loaded: &Loaded) -> Vec<Problem> {
     let cluster = &loaded.config.cluster;
     let mut problems = Vec::new();
@@ -97,7 +97,7 @@ fn check_nodes(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
-/// Rules for a node that is to serve.
+/// Checks the rules for a node that is to serve.
 pub(super) fn check_serving(loaded: &Loaded) -> Vec<Problem> {
     let config = &loaded.config;
     let mut problems = Vec::new();
@@ -124,7 +124,7 @@ pub(super) fn check_serving(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
-/// One process has an embedded database and broker to itself.
+/// Refuses the embedded database and broker where the node is not alone, because they serve a single process.
 fn check_parts_for_many(loaded: &Loaded) -> Vec<Problem> {
     let config = &loaded.config;
     let why = if config.is_clustered() {
@@ -146,7 +146,7 @@ fn check_parts_for_many(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
-/// A node is one of the file, or one that joins.
+/// Checks that the node is either a node of the file or one that joins.
 fn check_who(loaded: &Loaded) -> Vec<Problem> {
     let config = &loaded.config;
     let (cluster, name) = (&config.cluster, &config.node.name);
@@ -192,7 +192,7 @@ fn check_who(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
-/// Others must be able to reach the node.
+/// Checks that other nodes can reach the node.
 fn check_reach(loaded: &Loaded) -> Vec<Problem> {
     let cluster = &loaded.config.cluster;
     let mut problems = Vec::new();
@@ -245,7 +245,7 @@ fn read_pem(path: &Path, holds: &str) -> Result<(), String> {
     fits.then_some(()).ok_or_else(|| format!("the file has no PEM section with {holds}"))
 }
 
-/// Without certificates nothing of the cluster leaves the machine.
+/// Refuses addresses off this machine, because they require certificates.
 fn check_loopback_only(loaded: &Loaded, cluster: &Cluster) -> Vec<Problem> {
     let without = "leaves this machine, which needs certificates: set cluster.tls.ca_file, cert_file and key_file, \
                    or stay on loopback";

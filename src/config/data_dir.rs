@@ -1,7 +1,7 @@
-//! The directory where a node keeps its files.
+//! The directory for the node's files.
 //!
-//! Invariant: nobody but those whom its owner lets can put a file there, such as a database or a secret that the node
-//! would take for its own.
+//! Invariant: only users whom the owner permits can put a file there. Otherwise somebody else could place a
+//! database or a secret that the node would take for its own.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -9,13 +9,13 @@ use std::path::Path;
 
 use rustix::fs::{Access, access};
 
-/// That everybody may write.
+/// The mode bit that lets everybody write.
 const WRITABLE_BY_OTHERS: u32 = 0o002;
 
-/// Makes `path` if it is not there.
+/// Creates `path` if it is missing, and checks its permissions.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Describes what is wrong with the directory.
 pub(super) fn ensure(path: &Path) -> Result<(), String> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|error| format!("the directory cannot be made: {error}"))?;

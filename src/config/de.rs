@@ -1,8 +1,8 @@
-//! From the tree to the settings structs, through their `Deserialize`.
+//! Deserializes the tree into the settings structs.
 //!
-//! It is our own so that text of the environment takes the type its reader asks for, a key that no
-//! struct has is refused where it was written, and every error names key, value and origin. It asks
-//! of a settings struct: named fields, no `flatten`, enums without data.
+//! The deserializer is our own for three reasons: text of the environment takes the type of its field, an
+//! unknown key is refused with the place where it was written, and every error names key, value and source.
+//! It requires of a settings struct: named fields, no `flatten`, enums without data.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -13,25 +13,25 @@ use serde::forward_to_deserialize_any;
 use super::problem::Problem;
 use super::tree::{Node, Value};
 
-/// What was met on the way.
+/// Facts collected while reading.
 #[derive(Default)]
 pub(super) struct Notes {
-    /// The sections that were read, each with the keys it may have.
+    /// The sections that were read, each with its allowed keys.
     pub(super) sections: RefCell<BTreeMap<String, &'static [&'static str]>>,
-    /// What a number that its type does not hold is read as; without, it is an error.
+    /// The replacement for a number that does not fit its type; if `None`, such a number is an error.
     pub(super) instead: Option<Instead>,
-    /// Such numbers.
+    /// The problems of replaced numbers.
     pub(super) unfit: RefCell<Vec<Problem>>,
 }
 
-/// A number that a type does hold.
+/// The replacement for a number that does not fit its type: the smallest or the largest value of the type.
 #[derive(Clone, Copy)]
 pub(super) enum Instead {
     Least,
     Most,
 }
 
-/// Reads one node.
+/// Deserializes one node.
 #[derive(Clone, Copy)]
 pub(super) struct De<'a> {
     pub(super) node: &'a Node,
@@ -184,7 +184,7 @@ impl<'de> Deserializer<'de> for De<'_> {
         self.notes.sections.borrow_mut().insert(self.key.to_owned(), fields);
         for (name, node) in table {
             if !fields.contains(&name.as_str()) {
-                // Not the value: the key may be a secret's, misspelt.
+                // The value is not shown, because the key may be that of a secret, misspelt.
                 return Err(Problem {
                     key: self.child_key(name),
                     value: None,
@@ -252,7 +252,8 @@ impl<'de> SeqAccess<'de> for Items<'_> {
 
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Problem> {
         let Some((index, node)) = self.items.next() else { return Ok(None) };
-        // A section in a list has keys of its own, so it needs a name; a plain value is shown itself.
+        // A section in a list has keys of its own, so its name includes the index. A plain value is
+        // identified by its text.
         let numbered = matches!(node.value, Value::Table(_)).then(|| format!("{}[{index}]", self.of.key));
         let key = numbered.as_deref().unwrap_or(self.of.key);
         let item = De { node: &node, key, notes: self.of.notes };

@@ -1,4 +1,4 @@
-//! Which keys there are, and what each is set to: for `hygeia check`.
+//! The list of all keys and the effective settings, for `hygeia check`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -9,10 +9,10 @@ use super::problem::shown;
 use super::tree::{Node, Source, Value};
 use super::{Config, Loaded, chosen, layers, read};
 
-/// Every key with its default, as text: a test keeps it so.
+/// The documented defaults: every key with its default. A test compares them with the code.
 pub(super) const DEFAULTS: &str = include_str!("../../cluster.toml");
 
-/// Every key there is. The structs are asked: a section says which keys it has when it is read.
+/// Returns every key. A struct names its keys when it is deserialized, so each section is read once.
 pub(super) fn keys() -> Vec<String> {
     let notes = Notes::default();
     let mut open = vec![String::new()];
@@ -21,10 +21,11 @@ pub(super) fn keys() -> Vec<String> {
     while let Some(section) = open.pop() {
         let mut tree = nowhere();
         if !section.is_empty() {
-            // Nothing is there that it could clash with.
+            // The tree is empty, so nothing can clash.
             let _ = tree.set(&section, nowhere());
         }
-        // Whether `section` is one shows in whether it was noted; a plain value refuses to be one.
+        // If `section` is a section, it is recorded in the notes. A plain value fails to deserialize from a
+        // section.
         let _ = read(&tree, &notes);
         match notes.sections.borrow().get(&section) {
             Some(names) if section.is_empty() => open.extend(names.iter().map(|n| (*n).to_owned())),
@@ -32,16 +33,16 @@ pub(super) fn keys() -> Vec<String> {
             None => keys.push(section),
         }
     }
-    // First the keys without a section, as a file must have them.
+    // Keys without a section come first, as TOML requires.
     keys.sort_unstable_by_key(|key| (key.contains('.'), key.clone()));
     keys
 }
 
-/// What a cluster needs otherwise than by default: `DEFAULTS` has it for one, and says the default beside it.
+/// Keys for which `DEFAULTS` shows a value for clusters, with the true default.
 pub(super) const OF_CLUSTERS: [(&str, &str); 2] =
     [("store.url", crate::store::DEFAULT_URL), ("kafka.brokers", crate::kafka::EMBEDDED)];
 
-/// The defaults, as `DEFAULTS` has them.
+/// The defaults by the text of `DEFAULTS`.
 pub(super) fn defaults() -> BTreeMap<String, Value> {
     let tree = layers::parse(Path::new("cluster.toml"), DEFAULTS);
     let leaves = tree.iter().flat_map(Node::leaves);
@@ -50,7 +51,7 @@ pub(super) fn defaults() -> BTreeMap<String, Value> {
     written.chain(alone).chain([(chosen::NODES.to_owned(), Value::List(Vec::new()))]).collect()
 }
 
-/// A default that hangs on the machine, so that `DEFAULTS` cannot have it.
+/// Returns a default that depends on the machine, so that `DEFAULTS` cannot show it.
 fn derived(config: &Config, key: &str) -> Option<Value> {
     match key {
         "auth.hashing_threads_max" => i64::try_from(config.auth.hashing_threads_max).ok().map(Value::Integer),
@@ -58,7 +59,7 @@ fn derived(config: &Config, key: &str) -> Option<Value> {
     }
 }
 
-/// A list of sections: each key of each on a line of its own.
+/// Renders a list of sections, one line for each key of each section.
 fn render_sections(key: &str, items: &[Node], text: &mut String) {
     for (index, item) in items.iter().enumerate() {
         for (name, node) in item.leaves() {
@@ -69,7 +70,7 @@ fn render_sections(key: &str, items: &[Node], text: &mut String) {
     }
 }
 
-/// See `Loaded::effective`.
+/// Implements `Loaded::effective`.
 pub(super) fn render(loaded: &Loaded) -> String {
     let defaults = defaults();
     let mut text = String::new();

@@ -1,16 +1,16 @@
-//! `{host}` in a node's name and address: the host's name. So that one file and one command line serve any number of
-//! nodes, as containers of one service are.
+//! The placeholder `{host}` in a node's name and address. It stands for the name of the host, so that one
+//! file and one command line serve any number of nodes, such as the containers of one service.
 
 use super::problem::Problem;
 use super::tree::{Node, Value};
 
-/// What stands for the name of the host.
+/// The placeholder for the name of the host.
 const PLACEHOLDER: &str = "{host}";
 
-/// The keys in which it may stand.
+/// The keys whose values may contain the placeholder.
 const KEYS: [&str; 2] = ["node.name", "cluster.advertise"];
 
-/// Puts the host's name in its places; none is needed if there are none.
+/// Replaces the placeholder by the host's name. `host` is needed only if the placeholder occurs.
 pub(super) fn put(tree: &mut Node, host: Option<&str>) -> Result<(), Problem> {
     for key in KEYS {
         let Some(text) = tree.text(key).filter(|text| text.contains(PLACEHOLDER)) else { continue };

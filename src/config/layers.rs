@@ -1,4 +1,5 @@
-//! The layers: a file, the environment, arguments. Each becomes a tree; later ones go on top.
+//! The layers of settings: a file, the environment, arguments. Each layer is read into a tree; a later layer
+//! overrides an earlier one.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,68 +13,68 @@ use super::host;
 use super::problem::{Problem, holds_password, is_secret, is_secret_url};
 use super::tree::{Node, Source, Value};
 
-/// The most that a configuration file may hold.
+/// Maximum size of a configuration file.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The most that a file with a secret may hold.
+/// Maximum size of a file with a secret.
 pub(super) const SECRET_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// What the names of variables that set a key begin with.
+/// The prefix of variables that set a key.
 const PREFIX: &str = "HYGEIA__";
 
-/// What the names of all our variables begin with.
+/// The common prefix of all our variables.
 const START: &str = "HYGEIA";
 
-/// The variable that names the file, if no argument does.
+/// The variable that names the configuration file, if no argument does.
 pub const FILE_VARIABLE: &str = "HYGEIA_CONFIG";
 
-/// The filter for log lines has a short name of its own, as one sets it often.
+/// The variable for `telemetry.filter`, which has a short name because it is set often.
 const LOG_VARIABLE: (&str, &str) = ("HYGEIA_LOG", "telemetry.filter");
 
-/// Everything that settings are read from. Nothing else of the process is looked at.
+/// All inputs of the configuration. Nothing else of the process affects it.
 #[derive(Clone, Debug, Default)]
 pub struct Inputs {
-    /// The file, if one is named.
+    /// The configuration file, if one is named.
     pub file: Option<PathBuf>,
     /// The whole environment.
     pub environment: Vec<(OsString, OsString)>,
     /// The arguments that set a key.
     pub arguments: Vec<Argument>,
-    /// The node of the file to be, if an argument says.
+    /// The node of the file to run, if an argument chooses one.
     pub node: Option<String>,
-    /// The name of this host, which stands for `{host}`.
+    /// The name of this host, which replaces `{host}`.
     pub host: Option<String>,
 }
 
 /// An argument that sets a key.
 #[derive(Clone, Debug)]
 pub struct Argument {
-    /// As it was given, such as `--http-listen`.
+    /// The argument as given, such as `--http-listen`.
     pub name: String,
-    /// `section.key`
+    /// The key, as `section.key`.
     pub key: String,
-    /// The text.
+    /// The value as text.
     pub value: String,
 }
 
-/// The layers as trees, secrets in place.
+/// The layers as trees, with secrets read from their files.
 pub(super) struct Layers {
-    /// What the file says, without its nodes' own settings.
+    /// The tree of the file, without the overrides of its nodes.
     pub(super) file: Node,
     environment: Node,
     arguments: Node,
-    /// The node of the file to be, with who says so.
+    /// The chosen node of the file, with the source of the choice.
     pub(super) chosen: Option<(String, Source)>,
-    /// Variables that look like ours and are none.
+    /// Variables with our prefix that are no settings.
     pub(super) ignored: Vec<String>,
 }
 
-/// What to do with files that hold secrets.
+/// How to treat files that hold secrets.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Secrets {
-    /// Their contents are needed.
+    /// Read their contents.
     Read,
-    /// They belong to another node, and may be on another machine.
+    /// Leave them out: they belong to another node, and may be on another machine.
     Leave,
 }
 
@@ -92,13 +93,13 @@ impl Layers {
         Ok(Layers { file, environment, arguments, chosen: chosen::name(inputs)?, ignored })
     }
 
-    /// The tree of all layers, for the node that was chosen.
+    /// Merges all layers for the chosen node.
     pub(super) fn merged(&self) -> Result<Node, Problem> {
         let patch = self.chosen.as_ref().map(|(name, by)| chosen::patch(&self.file, name, by, Secrets::Read));
         self.over(patch.transpose()?)
     }
 
-    /// The tree of all layers, as the node `name` of the file has it; without the secrets that it alone has.
+    /// Merges all layers for the node `name` of the file, without the secret files of its own entry.
     pub(super) fn of_node(&self, name: &str) -> Result<Node, Problem> {
         chosen::patch(&self.file, name, &self.file.source, Secrets::Leave)
             .and_then(|patch| self.over(Some(patch)))
@@ -123,11 +124,11 @@ fn file(path: &Path) -> Result<Node, Problem> {
     parse(path, &text)
 }
 
-/// The tree of `text`, which stands in the file `path`.
+/// Parses `text`, the content of the file `path`.
 pub(super) fn parse(path: &Path, text: &str) -> Result<Node, Problem> {
     let source_at = |offset: usize| Source::File { path: path.to_owned(), line: line_of(text, offset) };
     let table = DeTable::parse(text).map_err(|error| {
-        // The message alone: the whole error would repeat the line, which may hold a secret.
+        // Only the message: the full error would quote the line, which may hold a secret.
         let source = source_at(error.span().map_or(0, |span| span.start));
         Problem::general(Some(source), format!("not TOML: {}", error.message()))
     })?;
@@ -189,8 +190,9 @@ fn environment(variables: &[(OsString, OsString)]) -> Result<Node, Problem> {
         let key = match name.strip_prefix(PREFIX) {
             Some(key) => key.split("__").map(str::to_ascii_lowercase).collect::<Vec<_>>().join("."),
             None if name == LOG_VARIABLE.0 => LOG_VARIABLE.1.to_owned(),
-            // With one underscore after HYGEIA it would be passed over in silence. Others that begin so
-            // are left alone: orchestrators set variables named after a service (HYGEIA_PORT).
+            // HYGEIA_SECTION__KEY lacks an underscore after HYGEIA and would otherwise be ignored silently.
+            // Other variables with that prefix are allowed: orchestrators set variables named after a service
+            // (HYGEIA_PORT).
             None if name.starts_with("HYGEIA_") && name.contains("__") => {
                 let meant = name.replacen("HYGEIA_", PREFIX, 1);
                 return Err(Problem::general(Some(source), format!("no such setting; is {meant} meant?")));
@@ -213,8 +215,8 @@ fn environment(variables: &[(OsString, OsString)]) -> Result<Node, Problem> {
     Ok(tree)
 }
 
-/// Variables that begin as ours do and set nothing. Those that an orchestrator makes of the name of a service are its
-/// own.
+/// Returns variables with our prefix that set nothing. Leaves out variables that an orchestrator derives from
+/// the name of a service.
 fn ignored(variables: &[(OsString, OsString)]) -> Vec<String> {
     let known = [FILE_VARIABLE, chosen::NODE_VARIABLE, LOG_VARIABLE.0];
     let named = variables.iter().map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy()));
@@ -251,7 +253,7 @@ fn arguments(arguments: &[Argument]) -> Result<Node, Problem> {
     Ok(tree)
 }
 
-/// Puts the content of the named file in the place of each `<key>_file` whose key is a secret.
+/// Replaces each `<key>_file` of a secret key by the content of the named file.
 pub(super) fn contents(mut tree: Node, secrets: Secrets) -> Result<Node, Problem> {
     let named: Vec<String> = tree
         .leaves()
@@ -283,11 +285,11 @@ pub(super) fn contents(mut tree: Node, secrets: Secrets) -> Result<Node, Problem
     Ok(tree)
 }
 
-/// The one line that a file with a secret, or an input that ends with one, holds: without the byte order mark before
-/// it and the line end behind it, which editors put there. Blanks stay.
+/// Returns the only line of a file or an input that holds a secret. Strips a leading byte order mark and the
+/// final line end, which editors add. Blanks are kept.
 ///
 /// # Errors
-/// There is none, or more than one.
+/// The content has no line, or more than one.
 pub fn line_of_secret(content: &str) -> Result<&str, &'static str> {
     let line = content.strip_prefix('\u{feff}').unwrap_or(content);
     let line = line.strip_suffix('\n').map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
@@ -298,7 +300,7 @@ pub fn line_of_secret(content: &str) -> Result<&str, &'static str> {
     }
 }
 
-/// The text of a file of at most `bytes_max`.
+/// Reads a text file of at most `bytes_max` bytes.
 pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, String> {
     let file = std::fs::File::open(path).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();

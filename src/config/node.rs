@@ -1,4 +1,4 @@
-//! The section `node`: who the node is and which parts it runs.
+//! The section `node`: the identity of the node, and the parts that it runs.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,18 +7,20 @@ use serde::Deserialize;
 
 pub use crate::domain::cluster::NodeRole as Role;
 
-/// Who the node is.
+/// The identity and the roles of the node.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Node {
-    /// The same over restarts, and no other node's: leases and log lines carry it. Small letters,
-    /// digits and hyphens, 1 to 63 of them, as in a host name (RFC 1123).
+    /// The node's name, unique and the same over restarts: leases and log lines carry it. 1 to 63 lower-case
+    /// letters, digits and hyphens, as in a host name (RFC 1123).
     pub name: String,
-    /// What the node runs; at least one.
+    /// The roles that the node runs; at least one.
     pub roles: BTreeSet<Role>,
-    /// By how much the node's wall clock may differ from the database's before it is told.
+    /// The difference between the node's and the database's wall clock, in milliseconds, above which it is
+    /// reported.
     pub clock_skew_max_ms: u64,
-    /// Whether the kernel may write the node's memory to a file when it crashes. Secrets, tokens and records are in it.
+    /// Whether the kernel may write the node's memory to a file when the process crashes. The memory holds
+    /// secrets, tokens and records.
     pub core_dumps: bool,
 }
 
@@ -34,20 +36,20 @@ impl Default for Node {
 }
 
 impl Node {
-    /// The longest name, in bytes.
+    /// Maximum length of a name, in bytes.
     pub const NAME_BYTES_MAX: usize = 63;
 
-    /// Whether the node runs everything, and so can do without others.
+    /// Returns whether the node has every role, so that it needs no other nodes.
     pub fn is_alone(&self) -> bool {
         Role::ALL.iter().all(|role| self.roles.contains(role))
     }
 
-    /// By how much the node's wall clock may differ from the database's before it is told.
+    /// The difference between the node's and the database's wall clock above which it is reported.
     pub fn clock_skew_max(&self) -> Duration {
         Duration::from_millis(self.clock_skew_max_ms)
     }
 
-    /// What a name may be, for messages.
+    /// The rule for names, for messages.
     pub(super) fn name_rule() -> String {
         format!(
             "allowed: 1 to {} small letters, digits and hyphens, no hyphen first or last",
@@ -55,7 +57,7 @@ impl Node {
         )
     }
 
-    /// Whether `name` is one that a node may have.
+    /// Returns whether `name` is a valid name of a node.
     pub(super) fn is_name(name: &str) -> bool {
         let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         (1..=Self::NAME_BYTES_MAX).contains(&name.len())
@@ -66,7 +68,7 @@ impl Node {
 }
 
 impl Role {
-    /// What is allowed where there must be a role, for messages.
+    /// The rule for a non-empty list of roles, for messages.
     pub(super) fn at_least_one() -> String {
         let all: Vec<_> = Role::ALL.iter().map(|role| role.as_str()).collect();
         format!("at least one of: {}", all.join(", "))

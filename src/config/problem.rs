@@ -1,52 +1,52 @@
-//! What is wrong with a configuration, said so that it can be mended: the key, the value, where it
-//! came from, and what is allowed. A secret's value is never said.
+//! Problems of a configuration. Each message names the key, the value, its source, and what is allowed, so
+//! that the reader can fix it. The value of a secret is never shown.
 
 use std::fmt;
 
 use super::tree::{Node, Source, Value};
 
-/// How many characters of a value a message repeats.
+/// Maximum number of characters of a value that a message shows.
 const SHOWN_CHARS_MAX: usize = 120;
 
-/// Names of keys that hold secrets, by how they end, wherever they are.
+/// Endings of the names of keys that hold secrets, in any section.
 const SECRET_ENDINGS: [&str; 4] = ["secret", "password", "passwd", "private_key"];
 
-/// Whether the value of `key` is never shown, and may be given as `<key>_file`.
+/// Returns whether the value of `key` is a secret, which is never shown and may be given as `<key>_file`.
 pub fn is_secret(key: &str) -> bool {
     SECRET_ENDINGS.iter().any(|ending| key.ends_with(ending))
 }
 
-/// Whether the value of `key` is a URL that may hold a password, and may be given as `<key>_file`.
+/// Returns whether the value of `key` is a URL that may hold a password, and may be given as `<key>_file`.
 pub fn is_secret_url(key: &str) -> bool {
     key == "store.url"
 }
 
-/// One thing that is wrong.
+/// One problem of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// `section.key`; empty if no single key is at fault.
+    /// The key, as `section.key`; empty if no single key is at fault.
     pub key: String,
-    /// The value as it may be shown; `None` if there is none.
+    /// The value in a form that may be shown; `None` if there is no value.
     pub value: Option<String>,
-    /// Where it came from; `None` if it is a default.
+    /// The source of the value; `None` for a default.
     pub source: Option<Source>,
     /// What is wrong, and what is allowed.
     pub reason: String,
 }
 
 impl Problem {
-    /// A problem of no single value.
+    /// Creates a problem without a key.
     pub(super) fn general(source: Option<Source>, reason: impl Into<String>) -> Self {
         Problem { key: String::new(), value: None, source, reason: reason.into() }
     }
 
-    /// A problem of the value `node` of `key`.
+    /// Creates a problem of the value `node` of `key`.
     pub(super) fn of(key: &str, node: &Node, reason: impl Into<String>) -> Self {
         Problem::general(None, reason).at(key, node)
     }
 
-    /// Says whose problem it is, if that is not known yet. What a reader said of a secret goes, as
-    /// it may repeat the value.
+    /// Adds key, value and source, if they are not set yet. For a secret, the reason is replaced, because the
+    /// deserializer's text may quote the value.
     pub(super) fn at(mut self, key: &str, node: &Node) -> Self {
         if !self.key.is_empty() {
             return self;
@@ -64,7 +64,7 @@ impl Problem {
     }
 }
 
-/// What `serde` says of a value that does not fit.
+/// Errors that `serde` reports for a value that does not fit.
 impl serde::de::Error for Problem {
     fn custom<T: fmt::Display>(message: T) -> Self {
         Problem::general(None, message.to_string())
@@ -88,10 +88,10 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A configuration that is refused: exit code 78.
+/// A refused configuration: exit code 78.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
-    /// What is wrong; at least one.
+    /// The problems; at least one.
     pub problems: Vec<Problem>,
 }
 
@@ -103,7 +103,7 @@ impl From<Problem> for Error {
 
 impl std::error::Error for Error {}
 
-/// One problem a line.
+/// Prints one problem per line.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (n, problem) in self.problems.iter().enumerate() {
@@ -114,7 +114,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// The value of `key` as it may be shown, in the syntax of the file.
+/// Renders the value of `key` in the syntax of the file, without secrets.
 pub(super) fn shown(key: &str, value: &Value) -> String {
     match value {
         _ if is_secret(key) => "(hidden)".to_owned(),
@@ -134,7 +134,7 @@ pub(super) fn shown(key: &str, value: &Value) -> String {
     }
 }
 
-/// Whether `value` of `key` is a URL with a password in it, as far as can be told.
+/// Returns whether `value` of `key` is a URL that clearly contains a password.
 pub(super) fn holds_password(key: &str, value: &Value) -> bool {
     let (Value::Untyped(text) | Value::Text(text)) = value else { return false };
     is_secret_url(key) && without_password(text).is_some_and(|masked| masked != *text)
@@ -148,7 +148,7 @@ fn quoted(text: &str) -> String {
     format!("{cut:?}")
 }
 
-/// `url` with any password masked; `None` if it is not clear where one would be.
+/// Returns `url` with any password masked; `None` if the position of a password is not clear.
 fn without_password(url: &str) -> Option<String> {
     if url.starts_with("sqlite:") {
         return Some(url.to_owned());
@@ -159,7 +159,7 @@ fn without_password(url: &str) -> Option<String> {
         Some(_) => return None,
         None => (rest, None),
     };
-    // A password may hold any character, so the last `@` ends it.
+    // A password may contain any character, so the last `@` ends it.
     let (user, host) = match rest.rsplit_once('@') {
         Some((user, host)) => {
             (Some(user.split_once(':').map_or((user, ""), |(user, _)| (user, ":***"))), host)

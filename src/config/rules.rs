@@ -1,4 +1,4 @@
-//! The rules that a type alone cannot hold.
+//! Rules that the types of the settings cannot express.
 
 use super::node::{Node, Role};
 use super::problem::{Error, Problem, is_secret, is_secret_url};
@@ -7,10 +7,10 @@ use super::{Loaded, cluster_rules};
 use crate::auth;
 use crate::domain::secret;
 
-/// Keys whose rules only a node that serves must keep: `check_serving` has them.
+/// Keys whose rules apply only to a node that serves; `check_serving` checks them.
 const ONLY_TO_SERVE: [&str; 3] = ["jwt_secret", "key_secret", "require_token"];
 
-/// Rules of single values, for every command.
+/// Checks the rules of single values, for every command.
 pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
     let mut problems = Vec::new();
@@ -52,12 +52,12 @@ pub(super) fn check_values(loaded: &Loaded) -> Result<(), Error> {
     refuse(problems)
 }
 
-/// Rules of every secret, whatever its section is. How long it must be, its section says.
+/// Checks the rules that all secrets share. Each section checks the length of its own secrets.
 fn check_secrets(loaded: &Loaded) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (key, node) in loaded.tree.leaves() {
         let (Value::Text(text) | Value::Untyped(text)) = &node.value else { continue };
-        // A password may begin with a blank: one in a file may have come there unseen.
+        // A password may begin with a blank that was typed. In a file, a blank may be there by accident.
         let is_seen = key.ends_with("password") && !matches!(node.source, Source::Content { .. });
         if (is_secret(&key) || is_secret_url(&key))
             && !is_seen
@@ -74,7 +74,7 @@ fn check_secrets(loaded: &Loaded) -> Vec<Problem> {
     problems
 }
 
-/// Rules between sections, for a node that serves.
+/// Checks the rules between sections, for a node that serves.
 pub(super) fn check_serving(loaded: &Loaded) -> Result<(), Error> {
     let config = &loaded.config;
     let mut problems = Vec::new();

@@ -1,7 +1,7 @@
-//! The secrets that an embedded demo node makes for itself.
+//! The secrets that an embedded demo node generates for itself.
 //!
-//! Invariants: the file appears whole or not at all, only its owner may read it, and of two
-//! processes that make it at the same time both use the same.
+//! Invariants: the file is created atomically, only its owner may read it, and two processes that create it
+//! at the same time use the same secret.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -15,25 +15,25 @@ use super::problem::Problem;
 
 /// A file with a secret.
 pub(super) struct SecretFile {
-    /// Its name within the data directory.
+    /// The file's name within the data directory.
     name: &'static str,
-    /// The setting that it stands for.
+    /// The key of the setting that it provides.
     key: &'static str,
 }
 
-/// What signs tokens under HS256.
+/// The secret that signs tokens under HS256.
 pub(super) const JWT: SecretFile = SecretFile { name: "jwt-secret", key: "auth.jwt_secret" };
-/// What seals the access audit.
+/// The secret that seals the access audit.
 pub(super) const AUDIT: SecretFile = SecretFile { name: "audit-secret", key: "audit.secret" };
 
-/// How much randomness goes in.
+/// Number of random bytes in a secret.
 const RANDOM_BYTES: usize = 48;
 
-/// The most that is read of the file.
+/// Maximum number of bytes that are read of the file.
 const FILE_BYTES_MAX: u64 = 4096;
 
 impl SecretFile {
-    /// The secret in `data_dir`, made if there is none.
+    /// Returns the secret in `data_dir`; generates it if there is none.
     pub(super) fn read_or_make(&self, data_dir: &Path) -> Result<String, Problem> {
         let path = data_dir.join(self.name);
         let fail = |reason: String| {
@@ -82,7 +82,7 @@ fn make(data_dir: &Path, path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
     writeln!(file, "{}", URL_SAFE_NO_PAD.encode(random))?;
     file.sync_all()?;
-    // A link, unlike a rename, does not replace what another process has put there meanwhile.
+    // Unlike a rename, a hard link does not replace a file that another process has created meanwhile.
     let linked = std::fs::hard_link(&draft, path);
     std::fs::remove_file(&draft)?;
     match linked {

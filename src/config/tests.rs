@@ -1,4 +1,4 @@
-//! The layers, every refusal and its text, and that `cluster.toml` is the truth about the defaults.
+//! The layers, every refusal with its text, and the defaults in `cluster.toml`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ mod values;
 
 const SECRET: &str = "canary-7f3Q9zKx2mVb8TsLw5RdYc4N-canary";
 
-/// Inputs built up by a test; files are in a directory that goes with it.
+/// Inputs that a test builds up. Files are in a temporary directory.
 struct Given {
     inputs: Inputs,
     dir: tempfile::TempDir,
@@ -48,13 +48,13 @@ impl Given {
         load(&self.inputs).unwrap_or_else(|e| panic!("{e}"))
     }
 
-    /// What is said against it, without the directory's name.
+    /// Returns the refusal of these inputs, without the name of the directory.
     fn refusal(&self) -> String {
         let error = load(&self.inputs).map(|_| ()).expect_err("it was taken");
         self.without_dir(&error)
     }
 
-    /// What is said against a node that would serve with it.
+    /// Returns the refusal of a node that is to serve with these inputs.
     fn serving_refusal(&self) -> String {
         self.without_dir(&self.load().check().expect_err("it was taken"))
     }
@@ -88,8 +88,8 @@ fn cluster_toml_has_every_key_with_its_default() {
     same_store(config.store, store::Settings::default());
 }
 
-/// Field by field: the `Debug` of this section leaves some out. A new field does not compile until it
-/// is here.
+/// Compares field by field, because the `Debug` of this section omits some. A new field does not compile
+/// until it is listed here.
 fn same_store(one: store::Settings, other: store::Settings) {
     let fields = |settings: store::Settings| {
         let store::Settings {
@@ -180,7 +180,7 @@ fn text_of_the_environment_takes_the_type_that_is_asked_for() {
 
 #[test]
 fn an_unknown_key_is_refused_with_those_there_are_and_without_its_value() {
-    // In the order of the struct, which is that of the documentation.
+    // In the order of the struct, which is the order of the documentation.
     let keys = "listen, require_token, unknown_patients_allowed, reflection, timeout_ms, in_flight_max, \
                 concurrency_per_connection_max, streams_per_connection_max, message_max_bytes, metadata_max_bytes, connections_max, \
                 opening_timeout_ms, keepalive_interval_ms, keepalive_timeout_ms, drain_timeout_ms, \

@@ -1,4 +1,4 @@
-//! Settings before they have types: a tree of values, each of which knows where it came from.
+//! Settings before they have types: a tree of values, each with its source.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,14 +6,14 @@ use std::path::PathBuf;
 
 use super::problem::{Problem, shown};
 
-/// Where a value came from, for messages.
+/// The source of a value, for messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A line of a file.
     File {
-        /// As it was named.
+        /// The path as it was given.
         path: PathBuf,
-        /// From 1.
+        /// The line number, from 1.
         line: usize,
     },
     /// An environment variable.
@@ -22,9 +22,9 @@ pub enum Source {
     Argument(String),
     /// The content of a file that another value named.
     Content {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// Who named it.
+        /// The source of the path.
         named_by: Box<Source>,
     },
 }
@@ -43,7 +43,7 @@ impl fmt::Display for Source {
 /// A value without its final type.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
-    /// Text of an environment variable or argument: what type it has is for its reader to say.
+    /// Text of an environment variable or argument; the field that reads it decides its type.
     Untyped(String),
     /// A string of a file.
     Text(String),
@@ -60,7 +60,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// What it is, for messages.
+    /// The kind of the value, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Value::Untyped(_) | Value::Text(_) => "text",
@@ -73,7 +73,7 @@ impl Value {
     }
 }
 
-/// A value with its origin.
+/// A value with its source.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Node {
     pub(super) value: Value,
@@ -86,7 +86,7 @@ impl Node {
         Node { value: Value::Table(BTreeMap::new()), source }
     }
 
-    /// The node at `key` (`section.key`, or `section.list[0].key`), if it is set.
+    /// Returns the node at `key` (`section.key`, or `section.list[0].key`), if it is set.
     pub(super) fn get(&self, key: &str) -> Option<&Node> {
         key.split('.').try_fold(self, |node, part| {
             let (name, index) = match part.strip_suffix(']').and_then(|part| part.split_once('[')) {
@@ -102,7 +102,7 @@ impl Node {
         })
     }
 
-    /// The items of the list at `key`; none if there is no list.
+    /// Returns the items of the list at `key`; empty if there is no list.
     pub(super) fn items(&self, key: &str) -> &[Node] {
         match self.get(key) {
             Some(Node { value: Value::List(items), .. }) => items,
@@ -110,7 +110,7 @@ impl Node {
         }
     }
 
-    /// The text at `key`, if it is set and text.
+    /// Returns the text at `key`, if it is set to text.
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         match &self.get(key)?.value {
             Value::Text(text) | Value::Untyped(text) => Some(text),
@@ -118,7 +118,7 @@ impl Node {
         }
     }
 
-    /// Sets `key` (`section.key`), making sections on the way.
+    /// Sets `key` (`section.key`) and creates missing sections.
     ///
     /// # Errors
     /// As `overlay`.
@@ -129,7 +129,7 @@ impl Node {
         }))
     }
 
-    /// Takes `key` out.
+    /// Removes `key`.
     pub(super) fn remove(&mut self, key: &str) -> Option<Node> {
         let Value::Table(table) = &mut self.value else { return None };
         match key.split_once('.') {
@@ -138,10 +138,10 @@ impl Node {
         }
     }
 
-    /// Lays `over` on top: sections are merged, a value takes the place of another.
+    /// Merges `over` into this tree: sections are merged, and a value replaces a value.
     ///
     /// # Errors
-    /// A section and a value have the same key: one of them would be lost in silence.
+    /// A section and a value have the same key. Merging them would lose one of them silently.
     pub(super) fn overlay(&mut self, over: Node) -> Result<(), Problem> {
         self.lay("", over)
     }
@@ -171,7 +171,7 @@ impl Node {
         Ok(())
     }
 
-    /// Every value that is no section, with its key; a list is one value.
+    /// Returns every value that is not a section, with its key. A list counts as one value.
     pub(super) fn leaves(&self) -> Vec<(String, &Node)> {
         let mut found = Vec::new();
         self.collect("", &mut found);
@@ -190,7 +190,7 @@ impl Node {
     }
 }
 
-/// `key` is the value `value` here, and a section by `section`.
+/// Builds the problem of a `key` that is a value in one layer and a section in another.
 fn clash(key: &str, value: &Node, section: &Source) -> Problem {
     Problem {
         key: key.to_owned(),

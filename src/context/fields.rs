@@ -1,4 +1,4 @@
-//! What header fields (in gRPC: metadata) say of a request at either edge.
+//! Header fields (in gRPC: metadata) that both edges read.
 
 use http::HeaderMap;
 
@@ -7,8 +7,8 @@ use super::TraceContext;
 /// The field that carries a trace (W3C Trace Context).
 pub const TRACEPARENT: &str = "traceparent";
 
-/// The fields that we read and that have one value (RFC 9110, section 5.3). Which of several would count cannot be told,
-/// and a proxy before us may take another one than we do.
+/// The header fields that the edges read and that have a single value (RFC 9110, section 5.3). A repeated
+/// field is ambiguous: a proxy in front of the service may use another value than the service does.
 const SINGLE: [&str; 9] = [
     "authorization",
     "access-control-request-method",
@@ -21,17 +21,17 @@ const SINGLE: [&str; 9] = [
     "x-request-id",
 ];
 
-/// The first field with one value that `headers` give more than once.
+/// Returns the first single-valued field that occurs more than once in `headers`.
 pub fn repeated(headers: &HeaderMap) -> Option<&'static str> {
-    // Nearly always every field is there once.
+    // Fast path: nearly always no field is repeated.
     if headers.len() == headers.keys_len() {
         return None;
     }
     SINGLE.into_iter().find(|name| headers.get_all(*name).iter().nth(1).is_some())
 }
 
-/// The hop that a request with these headers starts: in its caller's trace, or in a new one. Of two traces none is the
-/// caller's.
+/// Returns the hop that a request with these headers starts, in the caller's trace or in a new one. If the
+/// headers name two traces, neither is used.
 pub fn trace_of(headers: &HeaderMap) -> TraceContext {
     let mut given = headers.get_all(TRACEPARENT).iter();
     match (given.next(), given.next()) {

@@ -1,4 +1,4 @@
-//! `BillingService`: a call in, an account out.
+//! `BillingService`: opens accounts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,13 +26,13 @@ use crate::proto::billing_service_server::BillingService;
 use crate::proto::{BillingRequest, BillingResponse};
 use crate::rate::Limiter;
 
-/// Tells who the caller with a token is.
+/// Authenticates callers by token.
 #[async_trait]
 pub trait Authenticate: Send + Sync {
-    /// The caller whose token this is.
+    /// Returns the caller to whom the token was issued.
     ///
     /// # Errors
-    /// `Unauthenticated`: the token does not hold; else it cannot be known now.
+    /// `Unauthenticated`: the token is not valid. Other errors mean that the token cannot be checked now.
     async fn authenticate(&self, bearer_token: &str) -> Result<Caller>;
 }
 
@@ -48,14 +48,14 @@ pub(super) struct Billing {
     pub(super) auth: Arc<dyn Authenticate>,
     pub(super) require_token: bool,
     pub(super) audit: AuditHandle,
-    /// None: a subject may call as often as it likes.
+    /// `None` disables the limit.
     pub(super) limiter: Option<Limiter>,
     pub(super) clock: Arc<dyn Clock>,
-    /// Openings under way.
+    /// Openings in progress.
     pub(super) changes: TaskTracker,
 }
 
-/// How long an opening may go on after its deadline. What it calls has limits of its own, which are shorter.
+/// How long an opening may continue after its deadline. The calls within it have shorter limits of their own.
 const CHANGE_GRACE: Duration = Duration::from_secs(20);
 
 #[async_trait]
@@ -71,14 +71,14 @@ impl BillingService for Billing {
     }
 }
 
-/// One opening, and its entry in the audit.
+/// One opening, with the recording of its access.
 struct Opening {
     accounts: Arc<dyn OpenAccounts>,
     audit: AuditHandle,
     clock: Arc<dyn Clock>,
     ctx: RequestContext,
     holder: AccountHolder,
-    /// Keeps the call's place among those in flight.
+    /// Holds the slot of the call.
     _call: Call,
 }
 
@@ -96,7 +96,7 @@ impl Opening {
         };
         if let Some(outcome) = outcome {
             let opening = access(&ctx.caller, ctx.trace, clock.now(), outcome, Some(holder.patient_id));
-            // Opening is idempotent: who is told that the outcome is not known may ask again.
+            // Opening is idempotent, so the caller can repeat it after an unknown outcome.
             let told = audit.record(opening).await;
             told.map_err(|error| Error { code: ErrorCode::OutcomeUnknown, ..error })?;
         }
@@ -131,7 +131,8 @@ impl Billing {
             .get::<Call>()
             .ok_or_else(|| Error::new(ErrorCode::Internal, "The call came without its envelope"))?;
         let caller = Caller { from: call.from, ..self.caller(request.metadata()).await? };
-        // Counted first: a denial is a row of the audit, and the limit bounds those too.
+        // Count before the permission check: a denial is a row of the audit, and the limit must bound those
+        // too.
         self.count(&caller)?;
         if let Err(denied) = call.permit(&caller) {
             if let Some(limiter) = &self.limiter {
@@ -162,7 +163,8 @@ impl Billing {
             holder,
             _call: call.clone(),
         };
-        // In a task of its own: a caller who goes away ends neither the opening nor its entry in the audit.
+        // Run in a task of its own, so that a caller who disconnects stops neither the opening nor its entry
+        // in the audit.
         let account = match self.changes.spawn(tokio::time::timeout(limit, opening.carry_out())).await {
             Ok(Ok(opened)) => opened?,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),

@@ -1,10 +1,10 @@
-//! What every call goes through, whichever service it is for: trace, admission, deadline, panics, one
-//! log line, metrics, and the metadata of the answer.
+//! The layer around every call of any service: trace, admission, deadline, panics, one log line, metrics, and
+//! the metadata of the response.
 //!
 //! Invariants:
-//! - The answer leaves before the caller's deadline and before our own.
-//! - A status that the library made by itself is told in the terms of our table too.
-//! - A panic ends its call alone.
+//! - The response is sent before the caller's deadline and before the server's own.
+//! - A status created by the library is translated to the codes of `error.rs`.
+//! - A panic ends only its own call.
 
 use std::convert::Infallible;
 use std::mem;
@@ -31,33 +31,34 @@ use crate::domain::access::{Action, Caller};
 use crate::domain::time::{Clock, MonoTime};
 use crate::error::{Error, ErrorCode};
 
-/// The most time that is kept back from the budget so that the answer still leaves within it.
+/// Maximum part of the budget that is held back, so that the response is still sent in time.
 const RESERVE_MAX: Duration = Duration::from_millis(20);
 
-/// Streams of the probes (health's `Watch`, reflection) that may be open at once: they have no end of their own.
+/// Maximum number of open streams of probes (health `Watch`, reflection), which the server does not end by
+/// itself.
 pub(super) const PROBE_STREAMS_MAX: usize = 64;
 
-/// What a service knows of the call it serves, from the request's extensions.
+/// What a service knows about its call; stored in the extensions of the request.
 #[derive(Clone)]
 pub(super) struct Call {
-    /// This hop.
+    /// The span of this hop.
     pub(super) trace: TraceContext,
-    /// Until when there may be work on it.
+    /// Deadline for work on the call.
     pub(super) deadline: MonoTime,
-    /// Where it comes from.
+    /// Address of the client.
     pub(super) from: Option<IpAddr>,
     method: Method,
-    /// Set when something was begun that may have an effect.
+    /// Set once work has begun that may have an effect.
     begun: Arc<AtomicBool>,
-    /// Its place, for as long as there is work on it, whether or not its caller waits.
+    /// The slots of the call, held while there is work on it, even if the caller has disconnected.
     permits: Arc<Permits>,
 }
 
 impl Call {
-    /// Lets `caller` pass, if its role is permitted what is called.
+    /// Checks that the caller's role is permitted the called method.
     ///
     /// # Errors
-    /// `Forbidden`: it is not, or nobody is.
+    /// `Forbidden`: the role is not permitted, or the method has no action.
     pub(super) fn permit(&self, caller: &Caller) -> Result<Action, Error> {
         let role = caller.role.as_str();
         match self.method.action() {
@@ -70,13 +71,14 @@ impl Call {
         }
     }
 
-    /// From here on, an answer that is missing leaves the outcome unknown.
+    /// Marks that work with an effect begins. From here on, a missing answer means that the outcome is
+    /// unknown.
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
     }
 }
 
-/// Puts `Enveloped` around the services.
+/// A tower layer that wraps the services in `Enveloped`.
 #[derive(Clone)]
 pub(super) struct Envelope {
     shared: Arc<Shared>,
@@ -91,7 +93,7 @@ struct Shared {
 }
 
 impl Envelope {
-    /// At most `in_flight_max` calls over all connections, none longer than `timeout` or with more metadata.
+    /// Creates the layer with the limits over all connections: number of calls, time and metadata of each.
     pub(super) fn new(
         clock: Arc<dyn Clock>,
         timeout: Duration,
@@ -112,7 +114,7 @@ impl<S> Layer<S> for Envelope {
     }
 }
 
-/// The services in their envelope.
+/// The services inside the layer.
 #[derive(Clone)]
 pub(super) struct Enveloped<S> {
     inner: S,
@@ -133,7 +135,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // The service that was polled ready is the one to call.
+        // Call the service that was polled ready, not its clone.
         let spare = self.inner.clone();
         let ready = mem::replace(&mut self.inner, spare);
         let shared = Arc::clone(&self.shared);
@@ -149,8 +151,8 @@ impl Shared {
         let began = self.clock.mono();
         let method = method(request.uri().path());
         let budget = grpc_timeout(request.headers()).map_or(self.timeout, |asked| asked.min(self.timeout));
-        // What works on the call gets the least, so that its own word on a missed deadline, which is
-        // more precise than ours, comes in time.
+        // The service gets the shortest limit, so that its own error for a missed deadline, which is more
+        // precise, arrives first.
         let reserve = (budget / 10).min(RESERVE_MAX);
         let trace = trace_of(request.headers());
         if let Some(code) = form::of_no_call(&request) {
@@ -183,8 +185,8 @@ impl Shared {
         response
     }
 
-    /// The right to run, for as long as the permits are held. Single questions of probes are always let in:
-    /// a busy server must not look like a dead one.
+    /// Takes the slots of a call; the permits hold them. Single health requests are always admitted, because
+    /// a busy server must not appear dead.
     fn admit(&self, method: Method, request: &Request<Body>) -> Result<Permits, Error> {
         let full = |_| Error::new(ErrorCode::Overloaded, "Too many calls at the same time");
         if method.is_probe_stream() {
@@ -200,7 +202,7 @@ impl Shared {
     }
 }
 
-/// Metadata that has one value has one.
+/// Checks that metadata which allows only one value has only one.
 fn once(headers: &HeaderMap) -> Result<(), Error> {
     match repeated(headers) {
         Some(name) => {
@@ -212,7 +214,7 @@ fn once(headers: &HeaderMap) -> Result<(), Error> {
 
 type Permits = (Option<OwnedSemaphorePermit>, Option<OwnedSemaphorePermit>);
 
-/// `response`, which gives back `permits` at the end of its stream.
+/// Returns `response`, which releases `permits` at the end of its stream.
 fn holding(response: Response<Body>, permits: Arc<Permits>) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
@@ -235,7 +237,7 @@ where
     match tokio::time::timeout(limit, served).await {
         Ok(Ok(Ok(response))) => Ok(response),
         Ok(Ok(Err(never))) => match never {},
-        // The panic hook has told what and where.
+        // The panic hook has logged the message and the place.
         Ok(Err(_panic)) => Err(Error::new(ErrorCode::Internal, "Something is wrong on our side")),
         Err(_elapsed) if call.begun.load(Ordering::Relaxed) => {
             Err(Error::new(ErrorCode::OutcomeUnknown, "The time was up before the answer came"))
@@ -244,7 +246,7 @@ where
     }
 }
 
-/// The response with its metadata, and the name of its code.
+/// Returns the response with its metadata, and the name of its code.
 fn finish(answer: Result<Response<Body>, Error>, trace: &TraceContext) -> (Response<Body>, &'static str) {
     let told = |error: &Error| (status::of_error(error).into_http(), error.code.as_str());
     let (response, code) = match answer {
@@ -290,8 +292,8 @@ fn log(method: Method, code: &'static str, hop: &TraceContext, took: Duration) {
     metrics::histogram!("hygeia_grpc_call_seconds", "method" => method).record(took.as_secs_f64());
 }
 
-/// The methods we tell apart, in logs and metrics. A path that a caller made up is none of them: it
-/// could hold anything, and there is no end of them.
+/// The methods that logs and metrics distinguish. All other paths are `Other`, because callers can invent any
+/// number of them, with any content.
 #[derive(Clone, Copy)]
 pub(super) enum Method {
     CreateBillingAccount,
@@ -302,12 +304,13 @@ pub(super) enum Method {
 }
 
 impl Method {
-    /// Whether it answers with a stream that ends when its caller likes.
+    /// Returns whether the method answers with a stream that only its caller ends.
     const fn is_probe_stream(self) -> bool {
         matches!(self, Method::Watch | Method::Reflection)
     }
 
-    /// What a caller must be permitted; `None` of what is open to everybody, or not there.
+    /// Returns the action that a caller must be permitted; `None` if the method is open to everybody or
+    /// unknown.
     pub(super) const fn action(self) -> Option<Action> {
         match self {
             Method::CreateBillingAccount => Some(Action::AccountOpen),
@@ -335,8 +338,8 @@ fn method(path: &str) -> Method {
     }
 }
 
-/// The caller's own limit: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). What is not
-/// of that form counts as absent.
+/// Returns the caller's own limit: at most eight digits and a unit (gRPC over HTTP/2, "Requests"). A
+/// malformed value counts as absent.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

@@ -1,11 +1,12 @@
-//! Connections as the server accepts them.
+//! The accepted connections.
 //!
 //! Invariants:
-//! - At most `connections_max` are open; one more is closed at once, so that its peer knows soon.
-//! - A peer that does not open HTTP/2 within `opening_timeout_ms` is cut off; later silence is the
-//!   keepalive's concern.
-//! - A peer that floods us with what costs it nothing is told GOAWAY (`flood`), and cut off.
-//! - When the drain's time is up, `cut` ends what is left.
+//! - At most `connections_max` are open. A further one is closed at once, so that its peer notices soon.
+//! - A peer that does not start HTTP/2 within `opening_timeout_ms` is disconnected. Later silence is detected
+//!   by the keepalive.
+//! - A peer that floods the server with frames that need an answer is sent GOAWAY (`flood`), and
+//!   disconnected.
+//! - When the time for draining is up, `cut` ends the remaining connections.
 
 use std::io;
 use std::net::IpAddr;
@@ -24,22 +25,22 @@ use tonic::transport::server::Connected;
 
 use super::flood::{FloodGate, GOAWAY};
 
-/// The bytes every HTTP/2 client sends first: the preface and the header of its SETTINGS (RFC 9113,
-/// section 3.4).
+/// Length of what every HTTP/2 client sends first: the preface and the header of its SETTINGS frame (RFC
+/// 9113, section 3.4).
 const OPENING_BYTES: usize = 24 + 9;
-/// The pause after a failed accept, which says that the process is out of something.
+/// Pause after a failed accept. The usual cause is that the process has run out of a resource.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the calls of one connection share.
+/// State shared by the calls of one connection.
 #[derive(Clone)]
 pub(super) struct ConnectionInfo {
-    /// One permit per call that may run at the same time.
+    /// One permit per call that may run at a time.
     pub(super) calls: Arc<Semaphore>,
-    /// The address at the other end.
+    /// Address of the peer.
     pub(super) from: Option<IpAddr>,
 }
 
-/// The limits of connections.
+/// Limits of connections.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     pub(super) connections_max: usize,
@@ -47,7 +48,7 @@ pub(super) struct Limits {
     pub(super) opening_timeout: Duration,
 }
 
-/// The connections of `listener`, without end and without errors.
+/// Returns the accepted connections of `listener`, as an endless stream without errors.
 pub(super) fn accept(
     listener: TcpListener,
     limits: Limits,
@@ -80,15 +81,15 @@ pub(super) struct Connection {
     info: ConnectionInfo,
     opening: Option<Opening>,
     gate: FloodGate,
-    /// Nothing of it is read any more.
+    /// Whether the peer has flooded the server. Nothing more is read then.
     flooded: bool,
-    /// What is still to be told before the end.
+    /// Bytes still to be sent before the connection closes.
     farewell: &'static [u8],
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// A connection of which not all of `OPENING_BYTES` have come yet.
+/// A connection that has not received all of `OPENING_BYTES` yet.
 struct Opening {
     received_bytes: usize,
     time_up: Pin<Box<Sleep>>,
@@ -102,8 +103,8 @@ impl Connection {
         cut: &CancellationToken,
     ) -> Connection {
         metrics::gauge!("hygeia_grpc_connections").increment(1.0);
-        // Without it the last segment of an answer may wait for an acknowledgement; an old answer is
-        // still an answer, so a failure here is none.
+        // With Nagle's algorithm, the last segment of a response may wait for an acknowledgement. A failure
+        // here is ignored, because a late response is still a response.
         let _ = tcp.set_nodelay(true);
         let from = tcp.peer_addr().ok().map(|peer| peer.ip());
         Connection {
@@ -163,7 +164,8 @@ impl AsyncRead for Connection {
             metrics::counter!("hygeia_grpc_connections_flooded_total").increment(1);
             self.flooded = true;
             self.farewell = GOAWAY;
-            // HTTP/2 takes it for the end of what comes: it sends what it has begun to, and shuts the connection down.
+            // HTTP/2 takes this for the end of input: it finishes what it is sending, and shuts the
+            // connection down.
             buf.set_filled(before + rest);
         }
         self.opening = self.opening.take().and_then(|opening| {

@@ -1,27 +1,29 @@
-//! Counts the frames that cost a peer nothing and us an answer: PING and SETTINGS (RFC 9113, section 10.5). A peer that
-//! sends a flood of them is told GOAWAY, and its connection ends.
+//! Limits frames that cost a peer nothing and the server an answer: PING and SETTINGS (RFC 9113, section
+//! 10.5). A peer that sends a flood of them is sent GOAWAY, and its connection is closed.
 //!
-//! Invariant: what is handed on ends between two frames, so that what is told afterwards is understood.
+//! Invariant: the bytes passed on to HTTP/2 end between two frames, so that it shuts down in order and the
+//! peer can read the GOAWAY. The only exception is a flood whose frame headers are deliberately split.
 
 use std::time::Instant;
 
-/// What a client sends before its first frame.
+/// Length of what a client sends before its first frame.
 const PREFACE_BYTES: usize = 24;
 const HEADER_BYTES: usize = 9;
 
-/// Such frames that may come at once. Each frame of a call allows one more: some clients measure the line with a PING for
-/// each piece of an answer.
+/// Number of such frames that may arrive at once. Each DATA or HEADERS frame allows one more, because some
+/// clients measure the connection with a PING for each piece of a response.
 const FRAMES_BURST: f64 = 100.0;
-/// Such frames that may come for ever. Clients that keep a connection alive send one in ten seconds at most.
+/// Number of such frames per second that may arrive permanently. Clients that keep a connection alive send at
+/// most one in ten seconds.
 const FRAMES_PER_S: f64 = 10.0;
 
-/// GOAWAY that names no stream, `ENHANCE_YOUR_CALM`, with the words that gRPC has for it.
+/// A GOAWAY frame that names no stream, with `ENHANCE_YOUR_CALM` and the debug text that gRPC uses.
 pub(super) const GOAWAY: &[u8] =
     b"\x00\x00\x16\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x0btoo_many_pings";
 
-/// The frames of one connection, as they come in.
+/// Counts the frames received on one connection.
 pub(super) struct FloodGate {
-    /// Bytes of the preface or of a frame's payload that are still to come.
+    /// Number of bytes of the preface or of a frame's payload that are still to come.
     skip: usize,
     header: [u8; HEADER_BYTES],
     header_bytes: usize,
@@ -40,7 +42,8 @@ impl FloodGate {
         }
     }
 
-    /// Looks through what has come. Some: it is a flood, and so many of the bytes may still be handed on.
+    /// Inspects received bytes. Returns `None`, or, if they are a flood, the number of bytes that may still
+    /// be passed on.
     pub(super) fn look(&mut self, bytes: &[u8], now: Instant) -> Option<usize> {
         let since = now.saturating_duration_since(self.counted_at).as_secs_f64();
         self.allowed = (self.allowed + since * FRAMES_PER_S).min(FRAMES_BURST);
@@ -62,8 +65,8 @@ impl FloodGate {
             }
             self.header_bytes = 0;
             self.count();
-            // A frame whose beginning was handed on before goes on; a flood has more of them. One that is cut into small
-            // pieces on purpose ends untold.
+            // A frame whose first bytes were passed on earlier cannot be cut off, so wait for the next frame.
+            // A flood split into small pieces is cut off within a frame after twice the burst.
             if (self.allowed < 0.0 && taken == HEADER_BYTES) || self.allowed < -FRAMES_BURST {
                 return Some(at.saturating_sub(HEADER_BYTES));
             }
@@ -71,7 +74,7 @@ impl FloodGate {
         None
     }
 
-    /// Counts the frame whose header is there (RFC 9113, section 4.1).
+    /// Counts the frame whose header is complete (RFC 9113, section 4.1).
     fn count(&mut self) {
         const DATA: u8 = 0;
         const HEADERS: u8 = 1;
@@ -105,7 +108,8 @@ mod tests {
         gate
     }
 
-    /// However the bytes are cut into pieces, a flood is found and what is handed on ends between two frames.
+    /// However the bytes are split, the flood is detected. Unless a piece is shorter than a frame header, the
+    /// bytes passed on end between two frames.
     #[test]
     fn a_flood_is_found_at_the_beginning_of_a_frame() {
         let now = Instant::now();
@@ -122,7 +126,7 @@ mod tests {
             });
             let found = found.expect("a flood");
             let pings = found / PING.len();
-            // In pieces shorter than a frame's header none begins and ends within one.
+            // In pieces shorter than a frame header, no header is complete within one piece.
             if piece < HEADER_BYTES {
                 assert!((195..220).contains(&pings), "{piece}: after {pings}");
             } else {
@@ -137,12 +141,12 @@ mod tests {
     #[test]
     fn what_clients_do_is_none() {
         let start = Instant::now();
-        // For ever, but slowly.
+        // PINGs at a slow rate are allowed permanently.
         let mut gate = opened(start);
         for second in 0..10_000 {
             assert_eq!(gate.look(&PING.repeat(5), start + Duration::from_secs(second)), None);
         }
-        // Answers to our own, and one for each piece of an answer.
+        // Acknowledgements of our own PINGs, and one PING for each piece of a response.
         let mut gate = opened(start);
         assert_eq!(gate.look(&PING_ACK.repeat(1000), start), None);
         assert_eq!(gate.look(&[PING, DATA].concat().repeat(1000), start), None);

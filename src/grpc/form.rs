@@ -1,4 +1,5 @@
-//! What a request has to be to be a call at all (gRPC over HTTP/2, "Requests"), and how large its metadata may be.
+//! Checks whether a request is a gRPC call at all (gRPC over HTTP/2, "Requests"), and how large its metadata
+//! is.
 
 use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderMap};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -6,13 +7,13 @@ use tonic::body::Body;
 
 use crate::error::{Error, ErrorCode};
 
-/// The media types of calls: our messages are Protobuf.
+/// Media types of calls. The messages are Protobuf.
 const TYPES: [&str; 2] = ["application/grpc", "application/grpc+proto"];
 
-/// What is taken to come with each field, beside its name and its value (RFC 9113, section 6.5.2).
+/// Overhead that counts for each field in addition to its name and value (RFC 9113, section 6.5.2).
 const FIELD_BYTES: usize = 32;
 
-/// Why a request is no call.
+/// Returns why a request is not a gRPC call; `None` if it is one.
 pub(super) fn of_no_call<B>(request: &Request<B>) -> Option<ErrorCode> {
     if request.method() != Method::POST {
         return Some(ErrorCode::MethodNotAllowed);
@@ -23,7 +24,7 @@ pub(super) fn of_no_call<B>(request: &Request<B>) -> Option<ErrorCode> {
     (!known).then_some(ErrorCode::UnsupportedMediaType)
 }
 
-/// Whoever speaks no gRPC is told so in the terms of HTTP.
+/// Returns an HTTP response for a client that does not speak gRPC.
 pub(super) fn refused(code: ErrorCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::from_u16(code.http_status()).unwrap_or(StatusCode::BAD_REQUEST);
@@ -35,6 +36,8 @@ pub(super) fn refused(code: ErrorCode) -> Response<Body> {
     response
 }
 
+/// Checks the size of the metadata.
+///
 /// # Errors
 /// `PayloadTooLarge`: the metadata is larger than `max_bytes`.
 pub(super) fn size(headers: &HeaderMap, max_bytes: u32) -> Result<(), Error> {

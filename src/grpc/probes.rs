@@ -1,5 +1,5 @@
-//! The services that tools ask: health (`grpc.health.v1`), which says what `Health` says, and
-//! reflection, in both versions that are in use.
+//! The services for monitoring tools: health (`grpc.health.v1`), which reports the state of `Health`, and
+//! reflection, in both versions in use.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use super::BillingServer;
 use crate::health::Health;
 use crate::proto::FILE_DESCRIPTOR_SET;
 
-/// How often `Health` is looked at: how old the answer of a probe may be.
+/// How often `Health` is polled; this is the maximum age of a probe's answer.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Says that nothing is served (yet, or any more).
+/// Reports that nothing is served yet, or any more.
 pub(super) async fn not_serving(reporter: &HealthReporter) {
     tell(reporter, ServingStatus::NotServing).await;
 }
 
-/// Tells the probes what `health` says, for as long as it runs.
+/// Reports the state of `health` to probes, until the task is aborted.
 pub(super) async fn follow(health: Health, reporter: HealthReporter) {
     let mut told = None;
     loop {
@@ -28,7 +28,7 @@ pub(super) async fn follow(health: Health, reporter: HealthReporter) {
             (true, _) => ServingStatus::Serving,
             (false, _) => ServingStatus::NotServing,
         };
-        // Telling it again would wake every watcher for nothing.
+        // Report only changes, because each report wakes every watcher.
         if told != Some(status) {
             tell(&reporter, status).await;
             told = Some(status);
@@ -44,12 +44,12 @@ async fn tell(reporter: &HealthReporter, status: ServingStatus) {
     }
 }
 
-/// What reflection tells about.
+/// Returns a reflection builder with the served descriptors.
 pub(super) fn described<'a>() -> Builder<'a> {
     Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
 
-/// Why reflection could not be set up: the descriptors that were compiled in do not hold together.
+/// Why reflection could not be set up: the compiled-in descriptors are inconsistent.
 pub(super) type ReflectionError = Error;

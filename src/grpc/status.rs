@@ -1,11 +1,12 @@
-//! Errors as gRPC tells them: the code from the one table, its name and the trace id in the metadata, and what can be
-//! read by programs as `grpc-status-details-bin`: a `google.rpc.Status` with the standard details.
+//! Converts errors to gRPC statuses: the code from the table in `error.rs`, its name and the trace id in the
+//! metadata, and machine-readable details in `grpc-status-details-bin`, a `google.rpc.Status` with the
+//! standard messages.
 //!
-//! | detail | when | what |
+//! | detail | when | content |
 //! |---|---|---|
-//! | `ErrorInfo` | always | `reason`: the name of the `ErrorCode`, as in HTTP's problems; `domain`: `hygeia` |
-//! | `BadRequest` | fields do not hold | each field with its message |
-//! | `RetryInfo` | it may be tried again | after how long |
+//! | `ErrorInfo` | always | `reason`: the name of the `ErrorCode`, as in HTTP problems; `domain`: `hygeia` |
+//! | `BadRequest` | some fields are invalid | each field with its message |
+//! | `RetryInfo` | the call can be repeated | the time to wait, as the code defines it |
 
 use std::collections::HashMap;
 
@@ -17,16 +18,16 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::error::{Error, ErrorCode};
 
-/// Metadata: the name of the `ErrorCode`, which is finer than gRPC's own codes.
+/// Metadata key of the name of the `ErrorCode`, which is more precise than gRPC's own codes.
 pub(super) const ERROR_CODE: &str = "error-code";
-/// Metadata of every answer: the id of the trace the call belongs to, 32 hexadecimal digits.
+/// Metadata key of every response: the trace id of the call, 32 hexadecimal digits.
 pub(super) const TRACE_ID: &str = "trace-id";
-/// Whose reasons ours are (`ErrorInfo.domain`).
+/// The `ErrorInfo.domain` of the reasons.
 const DOMAIN: &str = "hygeia";
-/// Metadata of what may be tried again: after how many milliseconds (gRFC A6, client retries).
+/// Metadata key of a failure that can be repeated: the milliseconds to wait (gRFC A6, client retries).
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// `error` as a status; fields that do not hold are named in its message.
+/// Returns `error` as a status, whose message names the invalid fields.
 pub(super) fn of_error(error: &Error) -> Status {
     with_code(error, Code::from_i32(error.code.grpc_code()))
 }
@@ -58,12 +59,12 @@ fn details(error: &Error) -> ErrorDetails {
     details
 }
 
-/// What a status that tonic made by itself means in our table.
+/// Returns the error that corresponds to a status created by tonic.
 pub(super) fn of_library(status: &Status) -> Error {
     let code = match status.code() {
         Code::OutOfRange | Code::ResourceExhausted => ErrorCode::PayloadTooLarge,
-        // tonic's word for a message that is missing or cannot be decoded; our own faults never come
-        // as its statuses.
+        // tonic uses these codes for messages that are missing or cannot be decoded. Internal errors of this
+        // server never have a status created by tonic.
         Code::Internal | Code::Unknown | Code::InvalidArgument => ErrorCode::Invalid,
         Code::NotFound => ErrorCode::NotFound,
         Code::Unimplemented if status.metadata().contains_key("grpc-accept-encoding") => {
@@ -77,14 +78,15 @@ pub(super) fn of_library(status: &Status) -> Error {
     Error::new(code, status.message().to_owned())
 }
 
-/// What the library has answered with, in our terms: `error`, and what the protocol wants of a coding that is not known
-/// ("Compression": UNIMPLEMENTED, and the codings that are) or not named (INTERNAL).
+/// Returns a response with `error` for a status created by the library. For codings the protocol prescribes
+/// the code ("Compression"): UNIMPLEMENTED with the supported codings for an unknown coding, INTERNAL for a
+/// missing one.
 pub(super) fn retold(library: &HeaderMap, error: &Error) -> http::Response<Body> {
     const CODINGS: &str = "grpc-accept-encoding";
     let codings = library.get(CODINGS);
     let code = match Status::from_header_map(library).map(|status| status.code()) {
         Some(Code::Unimplemented) if codings.is_some() => Code::Unimplemented,
-        // Its other words of that code are about messages that cannot be decoded.
+        // Other statuses with this code are about messages that cannot be decoded.
         Some(Code::Internal) if error.detail.starts_with("protocol error") => Code::Internal,
         _ => Code::from_i32(error.code.grpc_code()),
     };
@@ -93,8 +95,10 @@ pub(super) fn retold(library: &HeaderMap, error: &Error) -> http::Response<Body>
     response
 }
 
-/// The name of the code that a response carries: `None` if it is no failure (or a stream that has begun
-/// well).
+/// Returns the name of the error code in a response: `None` if it is no failure, or a stream that has started
+/// successfully.
+///
+/// A status created by the library has no such name and is returned as `Err`.
 pub(super) fn failure(headers: &HeaderMap) -> Option<Result<&'static str, Error>> {
     let known = headers.get(ERROR_CODE).and_then(|name| {
         ErrorCode::ALL.into_iter().map(ErrorCode::as_str).find(|known| known.as_bytes() == name.as_bytes())

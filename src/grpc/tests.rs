@@ -1,4 +1,4 @@
-//! A server on a free port with billing that does as it is told, and a real client.
+//! Tests with a server on a free port, billing that behaves as told, and a real client.
 
 mod calls;
 mod limits;
@@ -32,7 +32,7 @@ use crate::health::Status as PartStatus;
 use crate::proto::billing_service_client::BillingServiceClient;
 use crate::proto::{BillingRequest, BillingResponse};
 
-/// How long a condition is awaited before a test fails. Generous: machines are busy.
+/// How long a condition may take before a test fails. Generous, because machines are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENT: &str = "123e4567-e89b-12d3-a456-426614174000";
 const NAME: &str = "Canary Holder";
@@ -40,10 +40,10 @@ const EMAIL: &str = "canary@example.com";
 const TOKEN: &str = "canary-token";
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// Billing that does what the name of the holder says.
+/// Billing that behaves according to the name of the holder.
 struct Fake {
     asked: Mutex<Vec<RequestContext>>,
-    /// Calls named "wait" end when they get a permit of it.
+    /// Calls with the name "wait" end when they get a permit.
     gate: Semaphore,
     waiting: AtomicUsize,
 }

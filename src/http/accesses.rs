@@ -1,16 +1,15 @@
-//! What of a request the access audit keeps, and when: before its answer leaves.
+//! Records accesses in the audit. An access is recorded before its response is sent.
 //!
-//! | what came of it | kept |
+//! | outcome | recorded |
 //! |---|---|
-//! | the role is not permitted (403) | always, whatever the route is about |
-//! | shown or done | where the action is audited; by the edge, or with the change, in the transaction of the change |
-//! | done before under the same key, or a change that changes nothing | where the action is audited, by the edge: no transaction has |
-//! | not there, taken, not as expected (404, 409, 412, 422) | where the action is audited: it tells something of a patient |
-//! | not known (504), a fault of ours (500) | where the action is audited |
-//! | no valid request, nobody known, no room, no time (400, 401, 408, 413, 415, 429, 503, 504) | no: nothing was seen or done |
+//! | the role is not permitted (403) | always, for any route |
+//! | shown or done | if the action is audited: by the edge, or by the transaction of the change |
+//! | a repetition, or no effect | if the action is audited, by the edge (there is no transaction) |
+//! | not found, taken, unexpected (404, 409, 412, 422) | if the action is audited: it tells of a patient |
+//! | unknown outcome (504), internal error (500) | if the action is audited |
+//! | invalid, no caller, overload, late (400, 401, 408, 413, 415, 429, 503, 504) | no: nothing seen or done |
 //!
-//! What cannot be kept is not answered: the caller gets 503, and of a change that was made 504 with
-//! `OUTCOME_UNKNOWN`.
+//! If an access cannot be recorded, the caller gets 503, or 504 with `OUTCOME_UNKNOWN` if a change was made.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -29,7 +28,7 @@ use crate::error::ErrorCode;
 use super::pipeline::{Effect, Verb};
 use super::problem::Failure;
 
-/// What a handler notes of the access that it serves.
+/// What a handler notes about the access that it serves.
 #[derive(Default)]
 pub(super) struct Accessed {
     patients: OnceLock<Vec<PatientId>>,
@@ -39,19 +38,20 @@ pub(super) struct Accessed {
 }
 
 impl Accessed {
-    /// Whose records are shown: noted before they are. A route that names a patient in its path need not.
+    /// Notes the patients whose records are shown, before they are. Not needed if the path names the patient.
     pub(super) fn shows(&self, patients: Vec<PatientId>) {
-        // The first word stands: a handler has one answer.
+        // The first call wins, because a handler has one answer.
         let _ = self.patients.set(patients);
     }
 
-    /// The transaction of the change has recorded the access. Unless a handler says so the edge records it: what is
-    /// forgotten here is recorded twice, and not left out.
+    /// Notes that the transaction of the change has recorded the access. Without this call the edge records
+    /// it, so an omission causes a duplicate entry, not a missing one.
     pub(super) fn is_recorded(&self) {
         let _ = self.recorded.set(());
     }
 
-    /// What the access is about. What is noted last is kept: first what was asked for, then what came of it.
+    /// Sets the subject matter of the access. A later call replaces an earlier one: first the request, then
+    /// its result.
     pub(super) fn is_about(&self, detail: Detail) {
         *self.detail.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(detail));
     }
@@ -60,13 +60,13 @@ impl Accessed {
         self.detail.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A restricted record is shown: the caller's reason is kept.
+    /// Notes that a restricted record is shown, so that the caller's reason is recorded.
     pub(super) fn breaks_glass(&self) {
         let _ = self.breaks_glass.set(());
     }
 }
 
-/// What is known of a request before it is worked on.
+/// What is known about a request before it is processed.
 pub(super) struct Asked<'a> {
     pub(super) action: Action,
     pub(super) effect: Effect,
@@ -77,7 +77,7 @@ pub(super) struct Asked<'a> {
     pub(super) accessed: &'a Accessed,
 }
 
-/// `outcome`, once it is recorded.
+/// Returns `outcome` after recording the access.
 pub(super) async fn recorded(
     journal: &AuditHandle,
     now: Timestamp,
@@ -113,7 +113,8 @@ pub(super) async fn recorded(
     }
 }
 
-/// What is kept of it, if anything is, by the table above; `with_change`: a commit has kept it.
+/// Returns the outcome to record, if any, by the table above. `with_change` means that the commit has
+/// recorded it.
 fn kept(action: Action, with_change: bool, outcome: &Result<Response, Failure>) -> Option<Outcome> {
     match outcome {
         Err(failure) if failure.error.code == ErrorCode::Forbidden => Some(Outcome::Denied),
@@ -133,7 +134,7 @@ fn kept(action: Action, with_change: bool, outcome: &Result<Response, Failure>) 
     }
 }
 
-/// The patient whose id is the segment of `path` that stands where `template` has a patient's placeholder.
+/// Returns the patient id in `path` at the position of the patient placeholder of `template`.
 pub(super) fn patient_of(template: &str, path: &str) -> Option<PatientId> {
     let names = |part: &str| matches!(part, "{id}" | "{patientId}");
     let place = template.split('/').position(names)?;
@@ -141,7 +142,7 @@ pub(super) fn patient_of(template: &str, path: &str) -> Option<PatientId> {
     Uuid::try_parse(text).ok().map(PatientId)
 }
 
-/// What a request is about by its path alone, so that a denial says it too.
+/// Returns the audit detail that follows from the path alone, so that a denial has it too.
 pub(super) fn detail_of(template: &str, verb: Verb, path: &str) -> Option<Detail> {
     match template {
         "/api/patients/{id}/restriction" => Some(Detail::of_mark(verb == Verb::Put)),

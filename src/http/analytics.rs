@@ -1,4 +1,4 @@
-//! `/api/analytics`: the counts.
+//! `/api/analytics`: counts of the published events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,15 +27,15 @@ use super::{AppState, reply};
     "asOf": "2026-01-10T08:30:00.123456Z"
 }))]
 pub(super) struct SummaryBody {
-    /// Created less deleted.
+    /// Patients registered minus patients deleted.
     total_patients: i64,
-    /// Events by type.
+    /// Number of events by type.
     by_event_type: BTreeMap<&'static str, i64>,
-    /// Each of the last 30 UTC days, today included, oldest first.
+    /// Registrations on each of the last 30 UTC days, including today, oldest first.
     registrations_by_day: Vec<DayBody>,
-    /// Living patients by age in years.
+    /// Number of living patients by age in years.
     age_bands: BTreeMap<&'static str, i64>,
-    /// Events decided and not counted yet; null if that cannot be known now.
+    /// Number of committed events that are not counted yet; null if it cannot be determined now.
     lag: Option<u64>,
     /// When the counts were read.
     #[serde(with = "time::serde::rfc3339")]
@@ -71,7 +71,7 @@ impl From<SummaryView> for SummaryBody {
     }
 }
 
-/// Shows the counts.
+/// Returns the counts.
 #[utoipa::path(get, path = "/api/analytics/summary", operation_id = "getSummary", tag = "analytics",
     responses((status = 200, description = "The counts.", body = SummaryBody)))]
 pub(super) async fn summary(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {

@@ -1,4 +1,4 @@
-//! `/api/audit`: who saw and changed what. For auditors alone.
+//! `/api/audit`: the recorded accesses. For auditors only.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use super::problem::Failure;
 use super::query::{Query, searched};
 use super::{AppState, reply};
 
-/// What can be asked.
+/// Query parameters of the list.
 pub(super) const PARAMETERS: [&str; 8] =
     ["patient", "subject", "action", "outcome", "from", "until", "limit", "cursor"];
 const LIMIT_DEFAULT: usize = 100;
@@ -47,48 +47,48 @@ const PURPOSE: &str = "audit-cursor-1";
     "traceId": "0af7651916cd43dd8448eb211c80319c"
 }))]
 pub(super) struct AccessBody<'a> {
-    /// Where it stands: chain, row and place in the row.
+    /// Position of the entry: chain, row, and place in the row.
     id: String,
     #[serde(with = "time::serde::rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     at: OffsetDateTime,
-    /// What was wanted.
+    /// The requested action.
     #[schema(value_type = ActionName)]
     action: &'static str,
     #[schema(value_type = OutcomeName)]
     outcome: &'static str,
-    /// Who: a user's e-mail address, or a part of the system.
+    /// The caller: the e-mail address of a user, or the name of a part of the system.
     subject: &'a str,
-    /// The role at that time.
+    /// The caller's role at that time.
     #[schema(value_type = RoleName)]
     role: &'static str,
-    /// The address that the edge saw.
+    /// The client address that the edge saw.
     #[serde(skip_serializing_if = "Option::is_none")]
     from: Option<String>,
-    /// Whose records.
+    /// The patients whose records were accessed.
     #[schema(value_type = Vec<String>)]
     patient_ids: Vec<Uuid>,
     trace_id: String,
-    /// Why, of a break-glass access.
+    /// The stated reason of a break-glass access.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
-    /// Of a change: the version that the patient has after it.
+    /// For a change: the version of the patient after it.
     #[serde(skip_serializing_if = "Option::is_none")]
     version: Option<i64>,
-    /// The user who was made or changed.
+    /// The user who was created or changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     account: Option<&'a str>,
-    /// The role of that user after the change, or the one that was asked for.
+    /// The role of that user after the change, or the requested role.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<RoleName>, nullable = false)]
     account_role: Option<&'static str>,
-    /// Whether that user was disabled by the change, or was to be.
+    /// Whether that user is disabled after the change, or was to be.
     #[serde(skip_serializing_if = "Option::is_none")]
     account_disabled: Option<bool>,
-    /// Of PATIENT_RESTRICT: whether the mark was set (true) or taken off.
+    /// For PATIENT_RESTRICT: whether the restriction was set (true) or removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     restricted: Option<bool>,
-    /// Of a list: what was searched for.
+    /// For a list: the search that was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     search: Option<&'a str>,
 }
@@ -119,8 +119,8 @@ impl<'a> AccessBody<'a> {
 
 /// Lists accesses, the newest first.
 ///
-/// One page; the `Link` header leads to the next. While there is a next page a page may be short, or empty. This
-/// list is an access, too, and stands in the next one.
+/// Returns one page; the `Link` header leads to the next one. While there is a next page, a page may be short
+/// or empty. Listing is an access too, and appears in the next list.
 #[utoipa::path(get, path = "/api/audit", operation_id = "listAccesses", tag = "audit",
     params(
         ("patient" = Option<Uuid>, Query, description = "Whose record."),
@@ -155,7 +155,7 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     Ok(response)
 }
 
-/// What is asked for.
+/// The requested part of the audit.
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     query: AuditQuery,
@@ -203,7 +203,7 @@ impl Wanted {
     }
 }
 
-/// What `parse` makes of the parameter `name`, if it is given; else `rule` is what is wrong with it.
+/// Parses the parameter `name`, if it is given. If parsing fails, `rule` becomes the error of the parameter.
 fn read<T>(
     given: &Query,
     errors: &mut FieldErrors,
@@ -218,14 +218,14 @@ fn read<T>(
     parsed
 }
 
-/// A moment, or the beginning of a day in UTC.
+/// Parses a moment, or a day, which stands for its beginning in UTC.
 fn moment(text: &str) -> Option<Timestamp> {
     let day = parse_date(text).ok().map(|day| day.midnight().assume_utc());
     let moment = day.or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok())?;
     i64::try_from(moment.unix_timestamp_nanos() / 1_000).ok().map(Timestamp)
 }
 
-/// `place` as a text for a URL.
+/// Returns `place` as text for a URL.
 fn give_out(auth: &Auth, place: AuditPlace) -> String {
     let mut bytes = Vec::with_capacity(52);
     bytes.extend(place.sealed_at.0.to_be_bytes());
@@ -237,7 +237,7 @@ fn give_out(auth: &Auth, place: AuditPlace) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The place that `text` was given out for; `None` if it was not.
+/// Returns the place for which `text` was given out, or `None` if it was not.
 fn take_back(auth: &Auth, text: &str) -> Option<AuditPlace> {
     let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
     let (place, seal) = bytes.split_at_checked(36)?;

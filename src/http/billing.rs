@@ -1,4 +1,4 @@
-//! `/api/billing`: accounts, to look at.
+//! `/api/billing`: read access to accounts.
 
 use std::sync::Arc;
 
@@ -46,9 +46,9 @@ impl From<&Account> for AccountBody {
     }
 }
 
-/// Shows the account of a patient.
+/// Returns the account of a patient.
 ///
-/// It is opened shortly after the patient is registered.
+/// The account is opened shortly after the patient is registered.
 #[utoipa::path(get, path = "/api/billing/accounts/{patientId}", operation_id = "getAccount", tag = "billing",
     params(("patientId" = Uuid, Path, description = "The patient's id.")),
     responses((status = 200, description = "The account.", body = AccountBody)))]

@@ -1,4 +1,5 @@
-//! Receiving bodies: of the right type, within the limit, or thrown away within a limit of its own.
+//! Receives request bodies of the right type and within the limit, and discards unwanted ones within a limit
+//! of its own.
 
 use std::time::Duration;
 
@@ -14,15 +15,15 @@ use crate::error::ErrorCode;
 use super::patch::MERGE_PATCH_JSON;
 use super::problem::{Failure, Wanted};
 
-/// How much of a body that nobody wants is read all the same, and for how long: a caller who still sends
-/// when the connection closes would otherwise see a reset instead of the answer.
+/// How much of an unwanted body is read and discarded, and for how long. A client that is still sending when
+/// the connection closes would otherwise see a reset instead of the response.
 const DISCARD_MAX_BYTES: usize = 1 << 20;
 const DISCARD_MAX: Duration = Duration::from_millis(300);
 
-/// A body of at most `max_bytes` and of the type `taken`, which is a kind of JSON.
+/// Returns a body of at most `max_bytes` bytes and of the media type `taken`, which is a kind of JSON.
 ///
 /// # Errors
-/// `PayloadTooLarge`, `UnsupportedMediaType`, or `Invalid` if it breaks off.
+/// `PayloadTooLarge`, `UnsupportedMediaType`, or `Invalid` if the body is incomplete.
 pub(super) async fn receive(
     headers: &HeaderMap,
     body: &mut Body,
@@ -43,7 +44,7 @@ pub(super) async fn receive(
         if whole.len() + parts.len() + data.len() > max_bytes {
             return Err(too_large(max_bytes));
         }
-        // Nearly every body comes in one piece, which is not copied then.
+        // Nearly every body arrives in one piece, which then need not be copied.
         if whole.is_empty() && parts.is_empty() {
             whole = data;
         } else {
@@ -58,8 +59,8 @@ fn too_large(max_bytes: usize) -> Failure {
     Failure::new(ErrorCode::PayloadTooLarge, format!("The body may have at most {max_bytes} bytes"))
 }
 
-/// Whether the body is of the type `taken`, in UTF-8 (RFC 8259, section 8.1), and without a content coding. Its other
-/// parameters do not matter.
+/// Checks that the body is of the type `taken`, encoded in UTF-8 (RFC 8259, section 8.1), and without a
+/// content coding. Other parameters of the media type are ignored.
 fn check_type(headers: &HeaderMap, taken: &'static str) -> Result<(), Failure> {
     let refused = |detail: String, wanted| {
         Err(Failure { wanted: Some(wanted), ..Failure::new(ErrorCode::UnsupportedMediaType, detail) })
@@ -89,9 +90,9 @@ fn check_type(headers: &HeaderMap, taken: &'static str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Reads on for a while what the request still sends, for nothing.
+/// Reads and discards what the client still sends, up to `DISCARD_MAX_BYTES` and for `DISCARD_MAX`.
 pub(super) async fn discard(headers: &HeaderMap, mut body: Body) {
-    // A caller who waits for a `100 Continue` has not sent anything: polling would ask for it.
+    // A client that waits for `100 Continue` has not sent anything, and polling the body would ask for it.
     if body.is_end_stream() || headers.contains_key(EXPECT) {
         return;
     }

@@ -1,4 +1,4 @@
-//! The header in which a caller says why a restricted record is needed.
+//! Reads the header in which a caller states why a restricted record is needed.
 
 use std::sync::Arc;
 
@@ -7,13 +7,13 @@ use http::HeaderMap;
 const HEADER: &str = "x-break-glass";
 const REASON_MAX_CHARS: usize = 500;
 
-/// A reason has at least so many letters and digits.
+/// Minimum number of letters and digits of a reason.
 const WORD_CHARS_MIN: usize = 2;
-/// Letters by their category that are blank on every screen.
+/// Characters of the category "letter" that are rendered as blank.
 const BLANK_LETTERS: [char; 4] = ['\u{115f}', '\u{1160}', '\u{3164}', '\u{ffa0}'];
 
-/// The reason that `headers` give. One that is too long or no text, or says nothing that can be read, is none: it opens
-/// nothing.
+/// Returns the reason given in `headers`. A reason that is too long, not UTF-8, or has no readable text
+/// counts as absent, and gives no access.
 pub(super) fn reason(headers: &HeaderMap) -> Option<Arc<str>> {
     let given = std::str::from_utf8(headers.get(HEADER)?.as_bytes()).ok()?.trim();
     let readable = given.chars().filter(|c| c.is_alphanumeric() && !BLANK_LETTERS.contains(c)).count();

@@ -1,8 +1,9 @@
-//! Where a request comes from: the peer of its connection, or, where that is a proxy of our own, who the proxy says.
+//! Determines the client address of a request: the peer of its connection, or, if that is a trusted proxy,
+//! the address that the proxy reports.
 //!
-//! Invariant: the proxies' field is read only if the peer is one of `trusted_proxies`, and from its end: what stands
-//! before the last address that is not one of them was written by the client, and could be anything. Which field that is
-//! a setting says: a client could write the other one, and the proxy would pass it on.
+//! Invariant: the field is read only if the peer is one of `trusted_proxies`, and it is read from its end.
+//! The client could have written anything before the last address that is not a trusted proxy. A setting
+//! selects the one field that is read: a client could write the other one, and the proxy would pass it on.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,14 +11,14 @@ use http::{HeaderName, request};
 use ipnet::IpNet;
 use serde::Deserialize;
 
-/// Addresses read of the field.
+/// Maximum number of addresses that are read from the field.
 const HOPS_MAX: usize = 16;
 
-/// The field in which proxies note whom they speak for.
+/// The field in which proxies report the client address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ForwardedBy {
-    /// `X-Forwarded-For`: addresses, with ports or without.
+    /// `X-Forwarded-For`: addresses, with or without ports.
     #[default]
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
@@ -32,19 +33,21 @@ impl ForwardedBy {
         }
     }
 
-    /// The addresses in `line`, the last first; `None` is one that is not told.
+    /// Returns the addresses in `line`, the last first. `None` stands for an address that is not disclosed or
+    /// malformed.
     fn hops(self, line: &str) -> Vec<Option<IpAddr>> {
         match self {
             ForwardedBy::XForwardedFor => {
                 line.rsplit(',').take(HOPS_MAX).map(|hop| node(hop.trim())).collect()
             }
-            // Quotes are counted from the end: what a client has begun must not swallow what a proxy adds.
+            // Quotes are counted from the end, so that an unclosed quote of the client cannot swallow what a
+            // proxy adds.
             ForwardedBy::Forwarded => line.rsplit(unquoted(',')).take(HOPS_MAX).map(forwarded_for).collect(),
         }
     }
 }
 
-/// The `for` of an element of `Forwarded` (RFC 7239, section 4).
+/// Returns the `for` address of an element of `Forwarded` (RFC 7239, section 4).
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut given = element
         .split(unquoted(';'))
@@ -55,7 +58,7 @@ fn forwarded_for(element: &str) -> Option<IpAddr> {
     node(value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(value))
 }
 
-/// An address, with a port or without; one of IPv6 with a port is in brackets.
+/// Parses an address with or without a port. An IPv6 address with a port is in brackets.
 fn node(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address);
@@ -69,13 +72,13 @@ fn node(text: &str) -> Option<IpAddr> {
     address.parse().ok().filter(|_| is_port(port)).map(IpAddr::V4)
 }
 
-/// A port, or the name that a proxy has given it (RFC 7239, section 6).
+/// Returns whether `text` is a port number, or an obfuscated port (RFC 7239, section 6).
 fn is_port(text: &str) -> bool {
     let named = |name: &str| name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
     text.parse::<u16>().is_ok() || text.strip_prefix('_').is_some_and(named)
 }
 
-/// Tells each `separator` that is not within quotes, asked character by character.
+/// Returns a predicate for consecutive characters that is true for each `separator` outside quotes.
 fn unquoted(separator: char) -> impl FnMut(char) -> bool {
     let mut quoted = false;
     move |c| {
@@ -84,11 +87,11 @@ fn unquoted(separator: char) -> impl FnMut(char) -> bool {
     }
 }
 
-/// The peer of a connection, among a request's extensions.
+/// The peer address of a connection, stored in the request's extensions.
 #[derive(Clone, Copy)]
 pub(super) struct Peer(pub(super) SocketAddr);
 
-/// The proxies that are believed, and where they say what.
+/// The trusted proxies, and the field in which they report the client.
 #[derive(Clone, Debug, Default)]
 pub struct TrustedProxies {
     networks: Vec<IpNet>,
@@ -96,10 +99,10 @@ pub struct TrustedProxies {
 }
 
 impl TrustedProxies {
-    /// Addresses, and networks as `10.0.0.0/8`.
+    /// Parses addresses, and networks such as `10.0.0.0/8`.
     ///
     /// # Errors
-    /// The first that is neither.
+    /// Returns the first text that is neither.
     pub fn parse(texts: &[String], forwarded_by: ForwardedBy) -> Result<Self, String> {
         let network = |text: &String| {
             let text = text.trim();
@@ -114,13 +117,13 @@ impl TrustedProxies {
         self.networks.iter().any(|network| network.contains(&address))
     }
 
-    /// Who sent the request; `None` if not even its peer is known.
+    /// Returns the address of the client, or `None` if the peer of the connection is unknown.
     pub(super) fn client_of(&self, parts: &request::Parts) -> Option<IpAddr> {
         let peer = parts.extensions.get::<Peer>()?.0.ip().to_canonical();
         if !self.trusts(peer) {
             return Some(peer);
         }
-        // Several headers are one list (RFC 9110, section 5.3).
+        // Several fields of the same name form one list (RFC 9110, section 5.3).
         let lines = parts.headers.get_all(self.forwarded_by.name()).iter().rev();
         let hops = lines.flat_map(|line| self.forwarded_by.hops(line.to_str().unwrap_or_default()));
         let mut client = peer;

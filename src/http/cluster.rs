@@ -1,4 +1,4 @@
-//! `/cluster`: how the cluster is. It names nodes and what they do, so it is for administrators.
+//! `/cluster`: the status of the cluster. For administrators only, because it names nodes and their work.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,13 @@ use super::pipeline::Call;
 use super::problem::Failure;
 use super::{AppState, reply};
 
-/// How long nodes and database may take to say how they are; less if the request has less time left.
+/// How long nodes and the database may take to report their status. A request with less time left gets less.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Shows the nodes, their roles, who holds which shards at which epoch, sessions, what is in flight, and the
-/// outbox's lag.
+/// Returns the status of the cluster.
+///
+/// It contains the nodes with their roles and sessions, the leases of the shards with owner and epoch, the
+/// requests in flight, and the outbox.
 #[utoipa::path(get, path = "/cluster", operation_id = "clusterStatus", tag = "operations",
     responses((status = 200, description = "The cluster, as this node sees it. What is not known is left out.",
         body = ClusterStatus, example = json!({
@@ -33,7 +35,7 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
         }))))]
 pub(super) async fn status(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let left = call.ctx.deadline.since(app.clock.mono());
-    // A little is kept for the answer itself.
+    // Keep a part of the time for the response itself.
     let limit = ASK_LIMIT.min(left.mul_f64(0.8));
     reply::json(StatusCode::OK, &app.cluster.cluster(&call.ctx.trace, limit).await)
 }

@@ -1,18 +1,20 @@
-//! Answers in gzip or brotli (RFC 9110, section 8.4), for callers that accept them.
+//! Compresses responses with gzip or brotli (RFC 9110, section 8.4) for clients that accept it.
 //!
-//! Invariant: what is sent the same way to everybody (`Document`) is compressed once, not per request. Every other answer
-//! is compressed on a thread beside the runtime, `AT_ONCE_PER_CORE` of them at most, while its request still holds its
-//! place among those admitted. Where no such thread is free, the answer is sent as it is: nobody waits, so a flood of
-//! requests for compressed answers takes no more of the processor than that.
+//! Invariant: content that is the same for every client (`Document`) is compressed once. Every other response
+//! is compressed on a blocking thread while its request still holds its slot. At most `AT_ONCE_PER_CORE` such
+//! threads per core run at a time. If none is free, the response is sent uncompressed instead of waiting, so
+//! a flood of requests cannot take more of the processor.
 //!
-//! What is not compressed:
-//! - What is short: it would save no packet, and cost more time than it saves.
-//! - Failures, answers about tokens (`/auth/…`), and those with an `ETag`: that names the bytes, and these would be others.
+//! Not compressed:
+//! - Short responses: compression would save no packet, and takes longer than it saves.
+//! - Failures and responses about tokens (`/auth/…`).
+//! - Responses with an `ETag`: the tag identifies the exact bytes, which compression would change.
 //!
-//! BREACH (a compressed answer's length tells of a secret in it, if the attacker chooses a part of it) needs requests
-//! in the victim's name with content of the attacker's choice. A foreign page cannot make them: callers are known by a
-//! header that only their own program sets, never by a cookie. And no answer holds a secret beside what its caller
-//! sent: tokens are given out by `/auth` alone.
+//! BREACH attacks do not apply. They infer a secret from the length of compressed responses, and need
+//! requests in the victim's name with content chosen by the attacker. A foreign page cannot send such
+//! requests, because callers are authenticated by a header that only their own program sets, never by a
+//! cookie. Besides, no response contains a secret next to content of the request: only `/auth` returns
+//! tokens.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -26,16 +28,16 @@ use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, ETAG, Header
 use http::{HeaderValue, StatusCode};
 use tokio::sync::Semaphore;
 
-/// Higher levels take several times as long for a few per cent.
+/// Compression level per response. Higher levels take several times as long to save a few per cent more.
 const LEVEL: u8 = 4;
 
-/// The level of what is compressed once.
+/// Compression level of documents, which are compressed once.
 const LEVEL_ONCE: u8 = 9;
 
-/// The rest of the processor is for everything else.
+/// Share of the cores that compression may use; the rest remains for everything else.
 const AT_ONCE_PER_CORE: f64 = 0.5;
 
-/// A way to compress.
+/// A content coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     Brotli,
@@ -50,7 +52,8 @@ impl Coding {
         }
     }
 
-    /// The one that a caller likes best, by `Accept-Encoding` (RFC 9110, section 12.5.3). None: the answer as it is.
+    /// Returns the coding that the client prefers (`Accept-Encoding`, RFC 9110, section 12.5.3), or `None`
+    /// for no coding.
     pub(super) fn accepted(headers: &HeaderMap) -> Option<Self> {
         let values = || headers.get_all(ACCEPT_ENCODING).into_iter().filter_map(|value| value.to_str().ok());
         let listed = |names: &[&str]| {
@@ -69,7 +72,7 @@ impl Coding {
         (liked > 0.0 && liked >= plain).then_some(coding)
     }
 
-    /// `plain` in this coding.
+    /// Compresses `plain`.
     fn encode(self, plain: &[u8], level: u8) -> std::io::Result<Vec<u8>> {
         let mut packed = Vec::with_capacity(plain.len() / 4);
         match self {
@@ -88,7 +91,8 @@ impl Coding {
     }
 }
 
-/// How much a caller likes a coding: `q`, 1 if it is not said, 0 (not at all) if it is no number from 0 to 1.
+/// Returns the weight `q` of a coding: 1 if it is absent, 0 (not acceptable) if it is not a number from 0 to
+/// 1.
 fn weight(parameters: &str) -> f32 {
     let said = parameters.split(';').find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
@@ -98,7 +102,7 @@ fn weight(parameters: &str) -> f32 {
     said.parse().ok().filter(|q| (0.0..=1.0).contains(q)).unwrap_or(0.0)
 }
 
-/// What is sent the same way to everybody, in every coding.
+/// Content that is the same for every client, in every coding.
 #[derive(Clone)]
 pub(super) struct Document {
     pub(super) media_type: &'static str,
@@ -108,14 +112,14 @@ pub(super) struct Document {
 }
 
 impl Document {
-    /// Compresses `plain`, which takes its time: once, and beside the runtime.
+    /// Compresses `plain` in every coding. This is slow: call it once, on a blocking thread.
     pub(super) fn of(media_type: &'static str, plain: impl Into<Bytes>) -> Self {
         let plain = plain.into();
         let packed = |coding: Coding| coding.encode(&plain, LEVEL_ONCE).ok().map(Bytes::from);
         Document { media_type, brotli: packed(Coding::Brotli), gzip: packed(Coding::Gzip), plain }
     }
 
-    /// Answers a caller that sent `headers`.
+    /// Returns the response for a client that sent `headers`.
     pub(super) fn answer(&self, headers: &HeaderMap) -> Response {
         let of = |coding| match coding {
             Coding::Brotli => self.brotli.clone(),
@@ -135,35 +139,36 @@ impl Document {
     }
 }
 
-/// Says in what coding an answer is that comes in several.
+/// Adds `Vary`, and the `Content-Encoding` of a response that exists in several codings.
 fn name(headers: &mut HeaderMap, coding: Option<Coding>) {
     headers.append(VARY, HeaderValue::from_static("accept-encoding"));
     let coding = coding.map(|coding| (CONTENT_ENCODING, HeaderValue::from_static(coding.as_str())));
     headers.extend(coding);
 }
 
-/// Compresses answers.
+/// Compresses responses.
 pub(super) struct Compressor {
     min_bytes: u16,
     free: Arc<Semaphore>,
 }
 
 impl Compressor {
-    /// For answers from `min_bytes` on. Zero: none is compressed.
+    /// Creates a compressor for responses of at least `min_bytes` bytes. Zero disables compression.
     pub(super) fn new(min_bytes: u16) -> Self {
         let cores = std::thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
         let at_once = ((cores * AT_ONCE_PER_CORE) as usize).max(1);
         Compressor { min_bytes, free: Arc::new(Semaphore::new(at_once)) }
     }
 
-    /// Whether none is compressed.
+    /// Returns whether compression is disabled.
     pub(super) fn is_off(&self) -> bool {
         self.min_bytes == 0
     }
 
-    /// `answer` of the route `path`, compressed if that is worthwhile, `accepted`, and there is a thread for it.
+    /// Compresses the `answer` of the route `path` if that is worthwhile, `accepted` has a coding, and a
+    /// thread is free.
     pub(super) async fn apply(&self, path: &str, accepted: Option<Coding>, answer: Response) -> Response {
-        // What awaits has a large future; around every answer it was a part of what a read from memory costs.
+        // The future below is large. Boxing it only here keeps it out of the cost of a read from memory.
         if !self.is_worthwhile(path, &answer) {
             return answer;
         }
@@ -190,7 +195,7 @@ impl Compressor {
             name(&mut head.headers, None);
             return Response::from_parts(head, body);
         };
-        // The body is whole: its length is known.
+        // The whole body is in memory, because its length is known.
         let Ok(plain) = axum::body::to_bytes(body, usize::MAX).await else {
             return super::reply::empty(StatusCode::INTERNAL_SERVER_ERROR);
         };
@@ -251,7 +256,7 @@ mod tests {
         answer.headers().get(CONTENT_ENCODING).and_then(|value| value.to_str().ok())
     }
 
-    /// However many ask at once: the others go without, and wait for nothing.
+    /// However many responses are requested at once, the excess ones are sent uncompressed, without waiting.
     #[tokio::test]
     async fn an_answer_goes_as_it_is_where_no_thread_is_free() {
         let compressor = Compressor::new(1024);

@@ -1,6 +1,6 @@
 //! Conditional requests (RFC 9110, section 13). The entity tag of a record is its version, so a condition on
-//! tags is one on versions: that of a change is judged by the one who writes, that of a read here, on what was
-//! just read.
+//! tags is a condition on versions. The shard judges the conditions of a change; the conditions of a read are
+//! judged here, on the record just read.
 
 use http::HeaderValue;
 use http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
@@ -10,29 +10,29 @@ use crate::error::ErrorCode;
 
 use super::problem::Failure;
 
-/// How many tags a header may name.
+/// Maximum number of entity tags in a header.
 const TAGS_MAX: usize = 16;
 
-/// The entity tag of a record: strong, since there is one way to write it.
+/// Returns the entity tag of a record. The tag is strong, because a version has exactly one representation.
 pub(super) fn etag(version: Version) -> Option<HeaderValue> {
     HeaderValue::try_from(format!("\"{version}\"")).ok()
 }
 
-/// What the header of a condition names.
+/// The entity tags named in the header of a condition.
 #[derive(Debug, PartialEq, Eq)]
 enum Tags {
     /// `*`
     Any,
-    /// Of each tag whether it is weak, and the version that it stands for; a tag that was never given out
-    /// stands for none.
+    /// For each tag, whether it is weak, and the version that it stands for. A tag that this server never
+    /// gave out stands for no version.
     These(Vec<(bool, Option<Version>)>),
 }
 
 impl Tags {
-    /// What the header `name` names, if it is there.
+    /// Reads the entity tags in the header `name`, if the header is present.
     ///
     /// # Errors
-    /// `Invalid`: it is no list of entity tags, or names too many.
+    /// `Invalid`: the header is not a list of entity tags, or names too many.
     fn of(headers: &HeaderMap, name: &'static str) -> Result<Option<Self>, Failure> {
         let mut values = headers.get_all(HeaderName::from_static(name)).iter().peekable();
         if values.peek().is_none() {
@@ -61,7 +61,8 @@ impl Tags {
         }
     }
 
-    /// The strong comparison (RFC 9110, section 8.8.3.2): a weak tag equals none.
+    /// Returns the versions that match under the strong comparison (RFC 9110, section 8.8.3.2): weak tags
+    /// never match. `None` stands for any version.
     fn strong(self) -> Option<Box<[Version]>> {
         match self {
             Tags::Any => None,
@@ -71,7 +72,7 @@ impl Tags {
         }
     }
 
-    /// The weak comparison: it does not matter whether a tag is weak.
+    /// Returns whether `version` matches under the weak comparison, which ignores whether a tag is weak.
     fn weakly(&self, version: Version) -> bool {
         match self {
             Tags::Any => true,
@@ -80,13 +81,13 @@ impl Tags {
     }
 }
 
-/// The header as callers know it.
+/// Returns the header name in the usual spelling.
 fn field(name: &str) -> &'static str {
     if name == IF_MATCH.as_str() { "If-Match" } else { "If-None-Match" }
 }
 
-/// Reads a list (RFC 9110, section 5.6.1) into `tags`; false if it is none. No more is kept than tells that it
-/// was too much.
+/// Reads a list (RFC 9110, section 5.6.1) into `tags`; returns false if `text` is not one. At most one tag
+/// more than `TAGS_MAX` is kept, which is enough to detect too many.
 fn read_list(mut text: &[u8], tags: &mut Vec<(bool, Option<Version>)>) -> bool {
     loop {
         text = text.trim_ascii_start();
@@ -111,18 +112,18 @@ fn read_list(mut text: &[u8], tags: &mut Vec<(bool, Option<Version>)>) -> bool {
     }
 }
 
-/// The version whose tag this is, and no other way to write it.
+/// Returns the version whose tag this is. Only the canonical spelling of a version is a tag.
 fn version_of(opaque: &[u8]) -> Option<Version> {
     let text = std::str::from_utf8(opaque).ok()?;
     text.parse().ok().filter(|version: &Version| *version > 0 && version.to_string() == text)
 }
 
-/// Which versions a change expects of the record, by its `If-Match`; none: any. `*` asks for a record to be
-/// there, without which there is nothing to change anyway.
+/// Returns the versions that a change expects of the record according to `If-Match`, or `None` for any
+/// version. `*` requires only that the record exists, which a change requires anyway.
 ///
 /// # Errors
-/// `Invalid`: a header that cannot be read, or `If-None-Match`, which no change here has a use for: to pass
-/// over a condition would be worse than to refuse it.
+/// `Invalid`: a header cannot be parsed, or `If-None-Match` is present. No change here supports that
+/// condition, and it must not be ignored.
 pub(super) fn expected(headers: &HeaderMap) -> Result<Option<Box<[Version]>>, Failure> {
     if headers.contains_key(IF_NONE_MATCH) {
         return Err(Failure::field("If-None-Match", "Is for reads only"));
@@ -130,10 +131,11 @@ pub(super) fn expected(headers: &HeaderMap) -> Result<Option<Box<[Version]>>, Fa
     Ok(Tags::of(headers, "if-match")?.and_then(Tags::strong))
 }
 
-/// Whether a reader who sent `headers` has what it would be shown, a record of this version.
+/// Returns whether a reader that sent `headers` already has the record in this version.
 ///
 /// # Errors
-/// `PreconditionFailed`: `If-Match` names other versions. `Invalid`: a header that cannot be read.
+/// - `PreconditionFailed`: `If-Match` names other versions.
+/// - `Invalid`: a header cannot be parsed.
 pub(super) fn has_it(headers: &HeaderMap, version: Version) -> Result<bool, Failure> {
     let expected = Tags::of(headers, "if-match")?.and_then(Tags::strong);
     if expected.is_some_and(|versions| !versions.contains(&version)) {
@@ -202,7 +204,7 @@ mod tests {
             assert_eq!(has_it(&headers, 3).expect("a condition"), has, "{none_match}");
         }
         assert!(!has_it(&HeaderMap::new(), 3).expect("no condition"));
-        // What is expected comes first (RFC 9110, section 13.2.2).
+        // `If-Match` is evaluated first (RFC 9110, section 13.2.2).
         let both = headers(&[("if-match", "\"2\""), ("if-none-match", "\"3\"")]);
         assert_eq!(has_it(&both, 3).expect_err("not as expected").error.code, ErrorCode::PreconditionFailed);
         assert!(has_it(&both, 2).is_ok_and(|has| !has));

@@ -1,10 +1,13 @@
-//! Cross-origin requests (Fetch standard, section 3.2), for the origins that are configured; by default there are none.
+//! Cross-origin requests (Fetch standard, section 3.2) from the configured origins; by default there are
+//! none.
 //!
-//! Callers are known by a token that a page must put on each request itself, never by a cookie: no answer ever allows
-//! credentials, and a foreign page that is let in can do no more than its own user could with that token.
+//! Callers are authenticated by a token that a page must set on each request itself, never by a cookie.
+//! Therefore no response allows credentials, and a page of an allowed origin can do no more than its user
+//! could with that token.
 //!
-//! This is part of the pipeline and no layer around it, because the layer at hand answers every OPTIONS request as if
-//! it were a preflight: those without `Origin` would lose their `Allow`, and none of them would be noted.
+//! This is a part of the pipeline rather than a tower layer, because the available layer answers every
+//! OPTIONS request as a preflight. OPTIONS requests without `Origin` would lose their `Allow`, and none would
+//! be logged or counted.
 
 use http::HeaderValue;
 use http::header::{
@@ -14,19 +17,19 @@ use http::header::{
 };
 use url::{Host, Url};
 
-/// Origins that can be configured, at most: each request with an `Origin` is compared with all of them.
+/// Maximum number of configured origins. Each request with an `Origin` is compared with all of them.
 const ORIGINS_MAX: usize = 32;
 
-/// What a page may send beside what it always may.
+/// Request headers that a page may send in addition to the CORS-safelisted ones.
 const REQUEST_HEADERS: &str = "accept-language, authorization, content-type, idempotency-key, if-match, \
                                if-none-match, traceparent, tracestate, x-break-glass, x-request-id";
-/// What a page may read beside what it always may.
+/// Response headers that a page may read in addition to the CORS-safelisted ones.
 const EXPOSED_HEADERS: &str = "allow, etag, link, location, ratelimit, ratelimit-policy, retry-after, traceparent, \
                                www-authenticate, x-request-id";
-/// For how many seconds a browser may remember what a preflight was told.
+/// How long a browser may cache the result of a preflight, in seconds.
 const MAX_AGE_S: &str = "600";
 
-/// What is wrong with a list of origins, if anything.
+/// Returns what is wrong with a list of origins, if anything.
 pub(super) fn problem(origins: &[String]) -> Option<String> {
     let holds = origins.len() <= ORIGINS_MAX && origins.iter().all(|origin| is_origin(origin));
     (!holds).then(|| {
@@ -37,35 +40,37 @@ pub(super) fn problem(origins: &[String]) -> Option<String> {
     })
 }
 
-/// An origin as browsers write it (RFC 6454, section 6.2; WHATWG URL). Any other text would never be met.
+/// Returns whether `text` is an origin as browsers serialize it (RFC 6454, section 6.2; WHATWG URL). Any
+/// other text would never match.
 fn is_origin(text: &str) -> bool {
     let Ok(url) = Url::parse(text) else { return false };
     let pattern = matches!(url.host(), Some(Host::Domain(name)) if name.contains('*'));
     matches!(url.scheme(), "http" | "https") && !pattern && url.origin().ascii_serialization() == text
 }
 
-/// The origins that are let in.
+/// The allowed origins.
 pub(super) struct Cors {
     origins: Vec<HeaderValue>,
 }
 
 impl Cors {
-    /// None if there are no `origins`.
+    /// Returns `None` if there are no `origins`.
     pub(super) fn new(origins: &[String]) -> Option<Self> {
         let origins: Vec<_> =
             origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()).collect();
         (!origins.is_empty()).then_some(Cors { origins })
     }
 
-    /// The origin of a request, if it is one that is let in.
+    /// Returns the origin of a request, if it is allowed.
     pub(super) fn origin(&self, asked: &HeaderMap) -> Option<HeaderValue> {
         let origin = asked.get(ORIGIN)?;
         self.origins.iter().find(|known| *known == origin).cloned()
     }
 
-    /// On every answer: `origin` may read it.
+    /// Allows `origin` to read the response with these `headers`.
     pub(super) fn allow(origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        // Without an origin too: a cache must not give this answer to a page of another.
+        // Set even without an origin, so that a cache does not give this response to a page of another
+        // origin.
         headers.append(VARY, HeaderValue::from_static("origin"));
         if let Some(origin) = origin {
             headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -73,7 +78,7 @@ impl Cors {
         }
     }
 
-    /// On the answer to OPTIONS: what `origin` may send, if that is what was asked.
+    /// If the request is a preflight, states in the response to OPTIONS what `origin` may send.
     pub(super) fn preflight(
         origin: Option<&HeaderValue>,
         asked: &HeaderMap,

@@ -1,5 +1,5 @@
-//! Places in a list as callers carry them: unreadable, since a place may hold a name, and known again only in the
-//! list they were given out for. The key is made of the secret that all fronts share.
+//! Cursors of lists. A cursor is encrypted, since a place may contain a name, and is valid only in the list
+//! for which it was given out. The key is derived from the secret that all fronts share.
 
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use base64::Engine;
@@ -14,10 +14,10 @@ use crate::domain::time::Timestamp;
 
 const PURPOSE: &str = "patients-cursor-2";
 const ID_BYTES: usize = 16;
-/// Longer than any that is given out.
+/// Longer than any cursor that is given out.
 const CURSOR_MAX_CHARS: usize = 4096;
 
-/// `place` in the list `list` as a text for a URL; none if it cannot be made.
+/// Returns `place` in the list `list` as text for a URL, or `None` if encryption fails.
 pub(super) fn give_out(auth: &Auth, list: &str, place: &Place) -> Option<String> {
     let mut bytes = place.id.0.as_bytes().to_vec();
     match &place.key {
@@ -39,7 +39,7 @@ pub(super) fn give_out(auth: &Auth, list: &str, place: &Place) -> Option<String>
     Some(URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// The place that `text` was given out for in the list `list`; none if it was not.
+/// Returns the place for which `text` was given out in the list `list`, or `None` if it was not.
 pub(super) fn take_back(auth: &Auth, list: &str, text: &str) -> Option<Place> {
     if text.len() > CURSOR_MAX_CHARS {
         return None;
@@ -59,7 +59,7 @@ pub(super) fn take_back(auth: &Auth, list: &str, text: &str) -> Option<Place> {
     Some(Place { key, id: PatientId(Uuid::from_slice(id).ok()?) })
 }
 
-/// The key for cursors, and for nothing else.
+/// Returns the key for cursors; it has no other use.
 fn key(auth: &Auth) -> Option<RandomizedNonceKey> {
     let halves = [auth.seal(PURPOSE, b"key 0"), auth.seal(PURPOSE, b"key 1")];
     RandomizedNonceKey::new(&AES_256_GCM_SIV, &halves.concat()).ok()

@@ -1,7 +1,7 @@
-//! `/openapi.json`, `/api-docs` and `/swagger-ui`: the interface, described (OpenAPI 3.1). What an endpoint answers with
-//! when all goes well stands beside its handler; how it fails, and who may call it, comes from the route table; what
-//! every answer has in its head, from `docs/headers.rs`. `docs/openapi.json` is what `hygeia openapi` prints, and a
-//! test holds it to that.
+//! `/openapi.json`, `/api-docs` and `/swagger-ui`: the OpenAPI 3.1 description of the interface. The
+//! successful responses of an endpoint are declared at its handler. Its failures and permissions come from
+//! the route table, the headers of every response from `docs/headers.rs`. `docs/openapi.json` is the output
+//! of `hygeia openapi`; a test keeps the two equal.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -70,7 +70,7 @@ struct PatientsApi;
 ))]
 struct AuthApi;
 
-/// A description in every coding: made once, for the first who asks.
+/// A description in every coding, built at the first request.
 type Described = LazyLock<Document>;
 
 static PATIENTS: Described = LazyLock::new(|| {
@@ -89,7 +89,7 @@ static AUTH: Described = LazyLock::new(|| {
 
 static WHOLE: Described = LazyLock::new(|| compact(&everything()));
 
-/// The whole interface as one OpenAPI 3.1 document, in JSON for people to read.
+/// Returns the whole interface as one OpenAPI 3.1 document, as indented JSON.
 pub fn openapi() -> String {
     everything().to_pretty_json().unwrap_or_default()
 }
@@ -100,31 +100,31 @@ fn everything() -> OpenApi {
     described(whole, "Hygeia", "Patient management: the whole HTTP interface.")
 }
 
-/// Shows the whole interface.
+/// Returns the description of the whole interface.
 ///
-/// To try it out in `/swagger-ui/`: send `POST /auth/login`; the page shows the token from its answer with
-/// whatever is sent after that.
+/// To try it out in `/swagger-ui/`, send `POST /auth/login`. The page then sends the token from the response
+/// with each further request.
 #[utoipa::path(get, path = "/openapi.json", operation_id = "openapi", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn whole(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
     shown(&WHOLE, &call).await
 }
 
-/// Shows the part of the interface that is not about authentication.
+/// Returns the description of the interface without authentication.
 #[utoipa::path(get, path = "/api-docs/patients", operation_id = "openapiPatients", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn patients(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
     shown(&PATIENTS, &call).await
 }
 
-/// Shows the part of the interface that is about authentication.
+/// Returns the description of the authentication interface.
 #[utoipa::path(get, path = "/api-docs/auth", operation_id = "openapiAuth", tag = "documentation",
     responses((status = 200, description = "An OpenAPI 3.1 document.", body = Object)))]
 pub(super) async fn auth(_: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
     shown(&AUTH, &call).await
 }
 
-/// Making it takes tens of milliseconds, so that is done beside the runtime.
+/// Building the document takes tens of milliseconds, so it runs on a blocking thread.
 async fn shown(described: &'static Described, call: &OpenCall) -> Result<Response, Failure> {
     let made = tokio::task::spawn_blocking(|| &**described).await;
     let document =
@@ -136,18 +136,18 @@ fn compact(api: &OpenApi) -> Document {
     Document::of("application/json", api.to_json().unwrap_or_default())
 }
 
-/// What holds for every route, and is not said again at each.
+/// Statements that hold for every route, so that they are not repeated for each.
 const MANNERS: &str = "Every GET answers HEAD too, and every route answers OPTIONS with 204 and its methods in `Allow`. \
     An unknown route is answered 404, an unknown method 405 with `Allow`. All failures are problems (RFC 9457). Answers \
     of some length are compressed (`gzip`, `br`) for who accepts it. What is no HTTP at all, or a head over its limit, \
     is answered with a bare 400, 414 or 431, and the connection ends.";
 
-/// `path` of the route table as OpenAPI writes it: there is no placeholder for several segments.
+/// Returns `path` of the route table in OpenAPI syntax, which has no placeholder for several segments.
 fn template(path: &str) -> String {
     path.replace("{*", "{")
 }
 
-/// `api` with what holds for all of its operations.
+/// Adds to `api` everything that its operations share.
 fn described(mut api: OpenApi, title: &str, about: &str) -> OpenApi {
     api.info = InfoBuilder::new()
         .title(title)
@@ -156,7 +156,7 @@ fn described(mut api: OpenApi, title: &str, about: &str) -> OpenApi {
         .build();
     let components = api.components.get_or_insert_default();
     components.schemas.insert("Problem".into(), Problem::schema());
-    // Those that only a parameter or a problem points to are not found by themselves.
+    // Schemas that only a parameter or a problem refers to are not collected automatically.
     components.schemas.insert(names::CodeName::name().into(), names::CodeName::schema());
     components.schemas.insert(names::SortName::name().into(), names::SortName::schema());
     headers::define(components);
@@ -184,7 +184,7 @@ fn operation_of(item: &mut PathItem, verb: Verb) -> Option<&mut Operation> {
     operation.as_mut()
 }
 
-/// Adds to `operation` who may call it and how it fails.
+/// Adds to `operation` its security requirement and its failures.
 fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
     if matches!(endpoint.handler, Handler::Named(..)) {
         let token = SecurityRequirement::new::<_, [&str; 0], &str>(BEARER, []);
@@ -206,7 +206,7 @@ fn complete(operation: &mut Operation, endpoint: &Endpoint<AppState>) {
     }
 }
 
-/// Every code that a request of `endpoint` can end in.
+/// Returns every code with which a request of `endpoint` can fail.
 fn failures(endpoint: &Endpoint<AppState>) -> Vec<ErrorCode> {
     let mut codes = endpoint.refuses.to_vec();
     codes.extend([ErrorCode::Invalid, ErrorCode::NotImplemented]);
@@ -276,7 +276,7 @@ mod tests {
         serde_json::from_slice(bytes).expect("JSON")
     }
 
-    /// Every schema that is pointed to is there.
+    /// Collects the references to missing schemas.
     fn dangling(document: &Value, at: &Value, missing: &mut Vec<String>) {
         match at {
             Value::Object(map) => {
@@ -324,8 +324,8 @@ mod tests {
         assert_eq!(paths(&whole), paths(&patients) + paths(&auth));
     }
 
-    /// The page sends an example of a parameter with whatever is tried out, unless somebody deletes it: one that finds
-    /// something else, or asks for a condition, would have a plain request fail.
+    /// The page sends the example of a parameter with each request, unless the user deletes it. An example
+    /// that finds something else, or sets a condition, would make a plain request fail.
     #[test]
     fn examples_of_optional_parameters_change_no_answer() {
         let whole: Value = serde_json::from_str(&openapi()).expect("JSON");
@@ -351,7 +351,7 @@ mod tests {
         assert!(seen > 20, "{seen}");
     }
 
-    /// Whoever changes the interface sees it in the difference: `cargo run -- openapi > docs/openapi.json`.
+    /// Shows interface changes in the diff: update the file with `cargo run -- openapi > docs/openapi.json`.
     #[test]
     fn the_file_says_what_the_code_does() {
         let file = std::fs::read_to_string("docs/openapi.json").expect("the file");
@@ -380,7 +380,7 @@ mod tests {
             for (name, header) in named {
                 assert!(header["description"].is_string() && header["schema"].is_object(), "{name}");
             }
-            // Parts of others; the example of the cluster stands with its answer.
+            // Schemas within others need no example; the example of the cluster is given with its response.
             let within =
                 |name: &str| matches!(name, "Day" | "Part" | "PatientShown") || name.ends_with("Status");
             let whole = |(name, schema): &(&String, &Value)| !within(name) && schema["enum"].is_null();

@@ -1,5 +1,5 @@
-//! Reading a flat JSON object of texts without giving up at the first mistake: everything that is wrong with
-//! its fields is collected, so that the caller is told all of it at once, with the rules' own messages.
+//! Reads a flat JSON object of texts without stopping at the first mistake. All errors of its fields are
+//! collected, so that the client learns all of them at once, with the messages of the rules.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -13,42 +13,42 @@ use crate::error::{Error, ErrorCode};
 
 use super::problem::Failure;
 
-/// How many made-up fields are named back to the caller, and how long their names may be.
+/// Maximum number of unknown fields that an error names, and the maximum length of their names.
 const OTHER_MAX: usize = 16;
 const OTHER_NAME_MAX_CHARS: usize = 64;
-/// How deep objects and lists may stand in each other, the body itself being the first. None of them is wanted
-/// within it: this bounds what reading them costs.
+/// Maximum nesting depth of objects and arrays; the body itself is the first level. No nested value is
+/// expected, so this only bounds the cost of parsing.
 const NESTING_MAX: usize = 16;
 const TOO_DEEP: &str = "The body is nested too deep: at most 16 levels";
 
-/// The fields of an object: the value of each that is expected, and what is wrong with them.
+/// The fields of an object: the values of the expected ones, and the errors.
 #[derive(Debug)]
 pub(super) struct Fields<'a, const N: usize> {
     /// In the order of the names; `None` if missing, null, or of the wrong type.
     pub(super) values: [Option<Cow<'a, str>>; N],
-    /// The value of the one field that is a number, if one is.
+    /// The value of the numeric field, if there is one.
     pub(super) number: Option<i64>,
-    /// Which of them are null.
+    /// Which of the fields are null.
     pub(super) nulls: [bool; N],
     wrong: FieldErrors,
-    /// Those that no rule may let pass.
+    /// Fields with a NUL, which are refused even if no rule does.
     with_nul: FieldErrors,
     other: BTreeMap<String, &'static str>,
 }
 
 impl<'a, const N: usize> Fields<'a, N> {
-    /// Reads `body`, an object of the fields `names`.
+    /// Reads `body`, an object with the fields `names`.
     ///
     /// # Errors
-    /// `Invalid`: it is no JSON, or no object.
+    /// `Invalid`: the body is not JSON, or not an object.
     pub(super) fn read(body: &'a [u8], names: [&'static str; N]) -> Result<Self, Failure> {
         Self::read_with(body, names, None)
     }
 
-    /// As `read`; the field `number` is a whole number instead of a text.
+    /// Like `read`; the field `number` is a whole number instead of a text.
     ///
     /// # Errors
-    /// As `read`.
+    /// As for `read`.
     pub(super) fn read_with(
         body: &'a [u8],
         names: [&'static str; N],
@@ -58,7 +58,7 @@ impl<'a, const N: usize> Fields<'a, N> {
         let read =
             Names { names, number }.deserialize(&mut json).and_then(|fields| json.end().map(|()| fields));
         read.map_err(|error| {
-            // The reader's own words could repeat what was sent.
+            // Do not use the parser's message: it could repeat the client's input.
             if let Some(wrong) = no_text(body) {
                 return Failure::new(ErrorCode::Invalid, wrong);
             }
@@ -73,10 +73,10 @@ impl<'a, const N: usize> Fields<'a, N> {
         })
     }
 
-    /// What the rules make of the values, unless something was wrong with the fields themselves.
+    /// Returns the result of the rules, unless the fields themselves have errors.
     ///
     /// # Errors
-    /// `Invalid`, with everything that is wrong.
+    /// `Invalid`, with all errors.
     pub(super) fn checked<T>(self, ruled: Result<T, FieldErrors>) -> Result<T, Failure> {
         let mut errors = self.wrong;
         match ruled {
@@ -99,7 +99,8 @@ impl<'a, const N: usize> Fields<'a, N> {
     }
 }
 
-/// Why `body` is no JSON text at all (RFC 8259, section 8.1), if a line and a column would not say it.
+/// Returns why `body` is not a JSON text at all (RFC 8259, section 8.1), where a line and column would not
+/// help.
 fn no_text(body: &[u8]) -> Option<&'static str> {
     if body.trim_ascii().is_empty() {
         Some("The body is empty: it must be a JSON object")
@@ -112,7 +113,7 @@ fn no_text(body: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// A NUL in a text: no database here holds one.
+/// Error message for a text with a NUL: the databases cannot store one.
 const NUL: &str = "Cannot contain the character U+0000";
 
 struct Names<const N: usize> {
@@ -179,7 +180,7 @@ impl<'de, const N: usize> Visitor<'de> for Names<N> {
     }
 }
 
-/// A key: borrowed where it can be.
+/// A key, borrowed where possible.
 struct Text<'a>(Option<Cow<'a, str>>);
 
 impl<'de> Deserialize<'de> for Text<'de> {
@@ -191,7 +192,7 @@ impl<'de> Deserialize<'de> for Text<'de> {
     }
 }
 
-/// A value: a text, a whole number, nothing, or what should not be there.
+/// A value: a text, a whole number, null, or anything else.
 enum Given<'a> {
     Text(Cow<'a, str>),
     Number(i64),
@@ -253,7 +254,7 @@ impl<'de> Deserialize<'de> for Given<'de> {
     }
 }
 
-/// A value that nobody wants, in which objects and lists may stand so many levels deep.
+/// An ignored value, with the number of nesting levels that it may still have.
 #[derive(Clone, Copy)]
 struct Skipped {
     levels: usize,

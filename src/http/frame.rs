@@ -1,5 +1,5 @@
-//! What stands around every exchange, whoever answers it: its trace, its request id, what is left of its caller's
-//! quota, who may read the answer, and what browsers must not do with it. Values that do not change are made once.
+//! The headers of every response, whichever code produced it: trace, request id, remaining quota of the
+//! caller, CORS, and security headers for browsers. Constant values are built once.
 
 use std::sync::OnceLock;
 
@@ -19,35 +19,35 @@ use super::problem::Failure;
 use super::rate::Limit;
 use super::security::Security;
 
-/// The header by which a caller names its request, and finds it again in our log.
+/// Header in which a client names its request. The log line repeats the value.
 pub(super) const X_REQUEST_ID: &str = "x-request-id";
-/// The longest name of a request that is taken up.
+/// Longest request id that is accepted.
 pub(super) const REQUEST_ID_BYTES_MAX: usize = 64;
 
-/// Headers of nearly every answer: room for them is made once.
+/// Number of headers of a typical response; used to reserve space once.
 const TYPICAL_HEADERS: usize = 14;
 
-/// The settings of the frame.
+/// The settings of the response headers.
 pub(super) struct Frame {
     security: Security,
     cors: Option<Cors>,
     limit: Option<Limit>,
 }
 
-/// One request, as far as its answer must know.
+/// The scope of one request, as far as its response needs it.
 pub(super) struct Exchange {
     pub(super) began: MonoTime,
     pub(super) trace: TraceContext,
-    /// As the caller gave it.
+    /// The client's request id, if it is acceptable.
     request_id: Option<HeaderValue>,
-    /// Whose page asks, if it is let in.
+    /// Origin of the requesting page, if it is allowed.
     origin: Option<HeaderValue>,
-    /// Once its caller is known.
+    /// Set once the caller is authenticated.
     quota: OnceLock<Quota>,
 }
 
 impl Exchange {
-    /// The name that the caller gave its request.
+    /// Returns the request id that the client gave.
     pub(super) fn request_id(&self) -> Option<&str> {
         self.request_id.as_ref().and_then(|id| id.to_str().ok())
     }
@@ -62,7 +62,7 @@ impl Frame {
         }
     }
 
-    /// A request with these headers has come.
+    /// Starts the scope of a request with the headers `asked`, received at `began`.
     pub(super) fn begin(&self, asked: &HeaderMap, began: MonoTime) -> Exchange {
         Exchange {
             began,
@@ -76,7 +76,7 @@ impl Frame {
     /// Counts the request towards its caller's limit.
     ///
     /// # Errors
-    /// `RateLimited`
+    /// `RateLimited`: the caller has no requests left.
     pub(super) fn count(&self, exchange: &Exchange, caller: &Caller) -> Result<(), Failure> {
         let Some(limit) = &self.limit else { return Ok(()) };
         let (quota, outcome) = limit.take(caller, exchange.began);
@@ -84,14 +84,14 @@ impl Frame {
         outcome
     }
 
-    /// Takes from the caller's limit what a denial costs beyond the request.
+    /// Charges the caller's limit the cost of a denial beyond the request itself.
     pub(super) fn charge_denial(&self, caller: &Caller, now: MonoTime) {
         if let Some(limit) = &self.limit {
             limit.charge_denial(caller, now);
         }
     }
 
-    /// The answer to OPTIONS, of a route with these methods.
+    /// Adds the headers of the response to OPTIONS, for a route with the methods `allow`.
     pub(super) fn options(
         &self,
         exchange: &Exchange,
@@ -105,11 +105,11 @@ impl Frame {
         }
     }
 
-    /// Puts on an answer what every answer has.
+    /// Adds the headers that every response has.
     pub(super) fn end(&self, exchange: &Exchange, headers: &mut HeaderMap) {
         headers.reserve(TYPICAL_HEADERS);
         let traceparent = Bytes::from(exchange.trace.to_string());
-        // A request without a name has that of its trace, which is what its log lines have.
+        // Without a request id of the client, use the trace id, because the log lines contain it.
         let trace_id = || HeaderValue::from_maybe_shared(traceparent.slice(3..35)).ok();
         if let Some(id) = exchange.request_id.clone().or_else(trace_id) {
             headers.insert(HeaderName::from_static(X_REQUEST_ID), id);
@@ -117,7 +117,7 @@ impl Frame {
         if let Ok(value) = HeaderValue::from_maybe_shared(traceparent) {
             headers.insert(HeaderName::from_static(TRACEPARENT), value);
         }
-        // Answers are about patients: no cache on the way keeps them.
+        // Responses are about patients, so no cache on the way may keep them.
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         self.security.put_on(headers);
         if self.cors.is_some() {
@@ -129,8 +129,9 @@ impl Frame {
     }
 }
 
-/// A name that is safe to repeat in a header and in the log: short, and of letters, digits and what UUIDs, trace
-/// headers and base64 have beside them. No `@`, so that no e-mail address comes into the log this way.
+/// Returns whether a request id is safe to repeat in a header and in the log: short, and made only of
+/// letters, digits and the punctuation of UUIDs, trace headers and base64. `@` is not allowed, so that no
+/// e-mail address gets into the log.
 fn is_request_id(bytes: &[u8]) -> bool {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:=+/".contains(byte);
     (1..=REQUEST_ID_BYTES_MAX).contains(&bytes.len()) && bytes.iter().all(plain)

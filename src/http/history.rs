@@ -1,5 +1,5 @@
-//! `/api/patients/{id}/history`: how a record came to be what it is. The event table is the history, so nothing is
-//! missing; that of an ended record stays readable, since a clinic has to account for what it knew.
+//! `/api/patients/{id}/history`: the versions of a record. The event table is the history, so it is complete.
+//! The history of an ended record stays readable, because a clinic has to account for what it knew.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use super::problem::Failure;
 use super::query::Query;
 use super::{AppState, patients, reply};
 
-/// Versions on one page if the caller does not say how many.
+/// Default number of versions on a page.
 const LIMIT_DEFAULT: u32 = 50;
 const LIMIT_MAX: u32 = 200;
 
-/// One version of a record, and how it came about.
+/// One version of a record, and the event that created it.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = HistoryEntry, example = json!({
@@ -35,21 +35,22 @@ const LIMIT_MAX: u32 = 200;
     "changes": {"address": {"from": "1 Harbour Road", "to": "2 Harbour Road"}}
 }))]
 pub(super) struct EntryBody {
-    /// The version that the record has after it.
+    /// The version of the record after the event.
     version: i64,
     #[schema(value_type = EventName)]
     r#type: &'static str,
-    /// When it was decided.
+    /// When the change was decided.
     #[serde(with = "time::serde::rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     at: time::OffsetDateTime,
-    /// Who caused it.
+    /// The user or part of the system that caused the change.
     by: String,
-    /// The fields that changed. Of a registration all, from null; of the end of a record all, to null.
+    /// The fields that changed. A registration lists all fields, from null; the end of a record lists all
+    /// fields, to null.
     changes: BTreeMap<&'static str, FieldChange>,
 }
 
-/// What a field was and what it is.
+/// The old and the new value of a field.
 #[derive(Serialize, ToSchema, Debug, PartialEq, Eq)]
 #[schema(example = json!({"from": "1 Harbour Road", "to": "2 Harbour Road"}))]
 pub(super) struct FieldChange {
@@ -57,11 +58,11 @@ pub(super) struct FieldChange {
     to: Option<String>,
 }
 
-/// Shows how a record came to be what it is.
+/// Lists the versions of a record.
 ///
-/// The oldest version first, one page at a time; the `Link` header leads to the next, if there is more. An ended
-/// record keeps its history. That of a restricted one is shown to a CLINICIAN alone, who says why in
-/// `X-Break-Glass`; the audit keeps it.
+/// Returns the oldest version first, one page at a time; the `Link` header leads to the next page, if there
+/// is more. An ended record keeps its history. The history of a restricted record is shown only to a
+/// CLINICIAN who states the reason in `X-Break-Glass`. The audit records the reason.
 #[utoipa::path(get, path = "/api/patients/{id}/history", operation_id = "getPatientHistory", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
@@ -74,7 +75,8 @@ pub(super) struct FieldChange {
 pub(super) async fn history(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
     let id = patients::id_of(&call, "id")?;
     let (after, limit) = page_of(&call)?;
-    // The one before tells what the first of the page changed, the one behind whether there is more.
+    // Read one version before the page, to compare the first entry with, and one after it, to know whether
+    // there is more.
     let mut entries = call.open(app.patients.history(&call.ctx, id, (after - 1).max(0), limit + 2).await?);
     if entries.is_empty() {
         return Err(Failure::new(
@@ -95,10 +97,10 @@ pub(super) async fn history(app: Arc<AppState>, call: Call) -> Result<Response, 
     Ok(response)
 }
 
-/// What can be asked of a history.
+/// Query parameters of a history.
 pub(super) const PARAMETERS: [&str; 2] = ["after", "limit"];
 
-/// Which versions are asked for: after this one, at most so many.
+/// Returns the requested page: the versions after the first number, at most as many as the second.
 fn page_of(call: &Call) -> Result<(Version, u32), Failure> {
     let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
     let after = query.get("after").map_or(Some(0), |text| text.parse().ok().filter(|after| *after >= 0));
@@ -112,10 +114,11 @@ fn page_of(call: &Call) -> Result<(Version, u32), Failure> {
     }
 }
 
-/// The record as of `version`, whatever became of it since.
+/// Returns the record as of `version`, whatever happened to it since.
 ///
 /// # Errors
-/// `NotFound`: it has no such version, or ended with it. `Forbidden`: it is restricted now, or was when it ended.
+/// - `NotFound`: the record has no such version, or ended with it.
+/// - `Forbidden`: the record is restricted now, or was when it ended, and the caller may not see it.
 pub(super) async fn as_of(
     app: &AppState,
     call: &Call,
@@ -167,7 +170,8 @@ fn changes(
     patients::FIELDS.into_iter().enumerate().filter_map(of).collect()
 }
 
-/// The fields in the order of `patients::FIELDS`. Without `..`: a new field does not compile until it is told of too.
+/// Returns the fields in the order of `patients::FIELDS`. The pattern has no `..`, so that a new field does
+/// not compile until it is part of the history.
 fn texts(details: &PatientDetails) -> [String; 5] {
     let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     [

@@ -1,9 +1,10 @@
-//! The `Idempotency-Key` of a change (draft-ietf-httpapi-idempotency-key-header): whoever had no answer sends
-//! the same request again, and it acts once. Nothing is kept here: key, caller and target make the command id,
-//! and for a registration the patient's id too, so that a repetition comes to the same shard on whatever node,
-//! and the event table knows the command. What was refused left no event: it is judged anew.
+//! The `Idempotency-Key` of a change (draft-ietf-httpapi-idempotency-key-header). A client that received no
+//! response repeats the request, and the change is made once. No key is stored here: the command id is
+//! derived from key, caller and target, and so is the patient id of a registration. A repetition therefore
+//! reaches the same shard from any node, and the event table knows the command. A refused request left no
+//! event, so its repetition is judged anew.
 //!
-//! A key lives for a day (`KEY_LIFETIME_HOURS`). Then it stands for its next use, under ids of their own.
+//! A key is valid for a day (`KEY_LIFETIME_HOURS`). After that it can be used again, under new ids.
 
 use std::future::Future;
 
@@ -21,11 +22,11 @@ use super::problem::Failure;
 
 const HEADER: &str = "idempotency-key";
 const KEY_MAX_CHARS: usize = 255;
-/// How often a key can be used, each time at least a day after the last: each use costs the later ones a look
-/// at it.
+/// How often a key can be used, each time at least a day after the last. The limit bounds the cost: each use
+/// first has to look at all earlier ones.
 const USES_MAX: u32 = 8;
 
-/// How a change is asked for: under a key, or once.
+/// How a change is requested: under a key, or without one.
 pub(super) struct Keyed {
     key: Option<Key>,
 }
@@ -37,33 +38,33 @@ struct Key {
 
 /// The ids of one use of a key.
 pub(super) struct Turn {
-    /// With the command id.
+    /// The context of the request, with the command id of this use.
     pub(super) ctx: RequestContext,
-    /// For a registration.
+    /// The patient id for a registration.
     pub(super) id: PatientId,
 }
 
 impl Keyed {
-    /// As the headers of `call` say.
+    /// Reads the key in the headers of `call`.
     ///
     /// # Errors
-    /// `Invalid`: the key cannot be read.
+    /// `Invalid`: the key cannot be parsed.
     pub(super) fn of(call: &Call) -> Result<Self, Failure> {
         let text = key_of(&call.parts.headers)?;
         let fingerprint = || Fingerprint(hash(&[b"request-1", &call.body]));
         Ok(Keyed { key: text.map(|text| Key { text, fingerprint: fingerprint() }) })
     }
 
-    /// What the request says, if it may be repeated.
+    /// Returns the fingerprint of the request, if it has a key and may therefore be repeated.
     pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
         self.key.as_ref().map(|key| key.fingerprint)
     }
 
-    /// Has `attempt` carry the change out, on `target` if it is there already, under the ids of the key's
-    /// first use; where that was too long ago, under those of the next.
+    /// Runs `attempt` to make the change, under the ids of the first use of the key. If that use has expired,
+    /// tries the ids of the next one. `target` is the existing patient, or `None` for a registration.
     ///
     /// # Errors
-    /// Those of `attempt`; `KeyExpired`: the key was used too often.
+    /// Those of `attempt`. `KeyExpired`: the key was used too often.
     pub(super) async fn carry_out<T, F>(
         &self,
         ctx: &RequestContext,
@@ -108,7 +109,8 @@ impl Key {
     }
 }
 
-/// A UUID made of `parts` (RFC 9562, section 5.8: version 8), which no other parts make.
+/// Returns a UUID derived from `parts` (RFC 9562, section 5.8: version 8). The length prefixes keep different
+/// parts from having the same input.
 fn hash(parts: &[&[u8]]) -> Uuid {
     let mut hashing = Context::new(&SHA256);
     for part in parts {
@@ -120,7 +122,7 @@ fn hash(parts: &[&[u8]]) -> Uuid {
     Builder::from_custom_bytes(bytes).into_uuid()
 }
 
-/// The key, in quotes as the draft has it (RFC 9651, section 3.3.3) or without.
+/// Reads the key, with quotes as in the draft (RFC 9651, section 3.3.3) or without.
 fn key_of(headers: &HeaderMap) -> Result<Option<Box<str>>, Failure> {
     let refused = |message| Err(Failure::field("Idempotency-Key", message));
     let mut values = headers.get_all(HEADER).iter();
@@ -196,7 +198,7 @@ mod tests {
         };
         let refused = keyed.carry_out(&ctx, None, never).await.expect_err("used up");
         assert_eq!((refused.code, tried.into_inner()), (ErrorCode::KeyExpired, USES_MAX));
-        // Without a key there is one try, and every request has ids of its own.
+        // Without a key there is one attempt, and every request has its own ids.
         let once = Keyed { key: None };
         let ids = |turn: Turn| std::future::ready(Ok::<_, Error>(turn.id));
         let one = once.carry_out(&ctx, None, ids).await.expect("made");

@@ -1,6 +1,6 @@
-//! The accept loop: one task per connection, so many at once, each with a limit on its heads and on how long
-//! it may stall, and an end to all of them that lets finish what is in flight. When all places are taken, `seats` says
-//! which connection makes room.
+//! The accept loop. Each connection has a task of its own, with limits on its request heads and on how long
+//! it may stall. The number of connections is bounded. When all are in use, `seats` chooses the connection to
+//! close. Draining lets requests in flight finish before the connections are closed.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -27,14 +27,14 @@ use super::client_address::Peer;
 use super::seats::{self, Arriving, Room, Seat, Seats};
 use super::{Error, Settings};
 
-/// The wait after a failed accept. Most often the process is out of file descriptors: more tries would
-/// only burn the processor.
+/// Pause after a failed accept. The usual cause is a lack of file descriptors, and retrying at once would
+/// only consume processor time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The wait for the end of a connection that was told to make room, before another is told.
+/// How long to wait for a connection that was told to end, before another one is told to end.
 const ROOM_PAUSE: Duration = Duration::from_millis(10);
 
-/// The connection was ended to make room for another, just as its request came.
+/// The connection was closed to make room for another just as its request arrived.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection was ended")]
 struct Ended;
@@ -42,15 +42,15 @@ struct Ended;
 /// How serving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drained {
-    /// Connections cut off because their requests were not over in time.
+    /// Number of connections cut off because their requests did not finish in time.
     pub cut_off: usize,
 }
 
-/// The end of serving, as connections know it.
+/// The drain state that connections observe.
 #[derive(Clone)]
 struct Draining {
     begun: CancellationToken,
-    /// How long a connection may then still bring a request.
+    /// How long a connection may still send a request after draining has begun.
     idle: Duration,
 }
 
@@ -60,13 +60,13 @@ pub(super) struct Listener {
     settings: Settings,
 }
 
-/// As `TcpListener::bind`, but for the length of the queue.
+/// Like `TcpListener::bind`, but with the configured length of the accept queue.
 fn bound(settings: &Settings) -> std::io::Result<TcpListener> {
     let socket = match settings.listen {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // Else a node that starts again would have to wait for the old one's connections to be forgotten.
+    // Without `SO_REUSEADDR` a restarted node could not bind until the old connections leave TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(settings.listen)?;
     socket.listen(settings.queued_connections_max)
@@ -109,7 +109,7 @@ impl Listener {
                 ));
                 seats.take(seat, task);
             };
-        // Whoever has been accepted and has no place yet: at most this one.
+        // The one accepted connection that may have no slot yet.
         let mut standing: Option<(TcpStream, SocketAddr)> = None;
         let mut look_again = pin!(tokio::time::sleep(Duration::ZERO));
         loop {
@@ -150,7 +150,7 @@ impl Listener {
                 }
             }
         }
-        // Who has connected already was not refused, and is answered.
+        // Clients that have already connected were not refused, so they are answered.
         let room = self.settings.connections_max.saturating_sub(connections.len());
         for stream in standing.into_iter().chain(connected(self.socket, room)).take(room) {
             accept(&mut connections, &mut seats, stream);
@@ -168,8 +168,8 @@ impl Listener {
     }
 }
 
-/// Ends listening; gives the connections that wait in the kernel's queue, at most so many. The kernel is asked
-/// itself: the runtime may not have heard of them yet.
+/// Stops listening, and returns the connections that wait in the kernel's queue, at most `most`. The kernel
+/// is asked directly, because the runtime may not have been notified of them yet.
 fn connected(socket: TcpListener, most: usize) -> Vec<(TcpStream, SocketAddr)> {
     let Ok(socket) = socket.into_std() else { return Vec::new() };
     let next = || {
@@ -191,7 +191,8 @@ fn protocol(settings: &Settings) -> http1::Builder {
     server
 }
 
-/// A socket that refuses an option still works, only slower or longer.
+/// Sets the socket options. A socket that rejects an option still works, but responds more slowly or stays
+/// open longer.
 fn prepare(stream: &TcpStream, settings: &Settings) {
     let stall = Duration::from_millis(u64::from(settings.write_stall_ms));
     let prepared =
@@ -222,16 +223,18 @@ async fn connection(
                 .ok_or(Ended);
             async move {
                 let Ok(mut answer) = answer?.await;
-                // Of a request with both lengths, `Transfer-Encoding` and `Content-Length`, the first alone counts, and
-                // the connection has to end (RFC 9112, section 6.1): a proxy that went by the other one would take what
-                // follows for another request. By now it cannot be told any more whether there were both.
-                // What follows a body that nobody has read to its end would be taken for a request.
+                // If a request has both `Transfer-Encoding` and `Content-Length`, only the first counts, and
+                // the connection must be closed (RFC 9112, section 6.1): a proxy that used the length would
+                // take the following bytes for another request. hyper has already removed the length, so
+                // every chunked request closes its connection. Bytes after a body that was not read to its
+                // end would also be taken for a request.
                 if chunked || draining.is_cancelled() || seat.cut_short() {
-                    // The connection ends with this answer, and its client knows.
+                    // Announce in the response that the connection closes.
                     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 if answer.status() == StatusCode::NOT_MODIFIED {
-                    // It would have to be that of the record (RFC 9110, section 8.6), and the router says that of nothing.
+                    // A `Content-Length` of a 304 must be that of the full record (RFC 9110, section 8.6),
+                    // but the router sets 0.
                     answer.headers_mut().remove(CONTENT_LENGTH);
                 }
                 Ok::<_, Ended>(seats::answered(&seat, answer))
@@ -239,7 +242,7 @@ async fn connection(
         })
     };
     let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
-    // A connection that ends with an error is the peer's: cut off, too slow, or no HTTP.
+    // An error here is caused by the peer: it disconnected, was too slow, or did not speak HTTP.
     tokio::select! {
         _ended = connection.as_mut() => return,
         () = draining.begun.cancelled() => {}
@@ -248,7 +251,7 @@ async fn connection(
         return;
     }
     connection.as_mut().graceful_shutdown();
-    // hyper keeps a connection that never had a request until its head time is over.
+    // hyper would keep a connection without any request open until `header_timeout_ms`, so drop it instead.
     if used.load(Ordering::Relaxed) {
         _ = connection.await;
     }

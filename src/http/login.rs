@@ -1,4 +1,4 @@
-//! `/auth`: passwords for tokens, and what becomes of the sessions. `/.well-known`: the keys.
+//! `/auth`: login and sessions. `/.well-known`: the public keys.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::pipeline::{Call, OpenCall};
 use super::problem::Failure;
 use super::{AppState, reply};
 
-/// Tokens just given.
+/// The tokens of a session.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = Token, example = json!({
@@ -24,16 +24,16 @@ use super::{AppState, reply};
     "refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8", "refreshExpiresIn": 1800
 }))]
 pub(super) struct TokenBody<'a> {
-    /// To be shown as `Authorization: Bearer <token>`.
+    /// Access token, to be sent as `Authorization: Bearer <token>`.
     token: &'a str,
     #[schema(value_type = String)]
     token_type: &'static str,
-    /// For how many seconds it holds.
+    /// Lifetime of the access token in seconds.
     expires_in: u64,
-    /// To be shown once, at `/auth/refresh`, for the next tokens. Showing it a second time ends the session.
+    /// Refresh token for `/auth/refresh`; it can be used once. A second use ends the session.
     #[schema(format = "password")]
     refresh_token: &'a str,
-    /// For how many seconds it can be shown: the session ends if nobody does.
+    /// Lifetime of the refresh token in seconds. The session ends if the token is not used before.
     refresh_expires_in: u64,
 }
 
@@ -50,19 +50,19 @@ impl TokenBody<'_> {
     }
 }
 
-/// Who one is.
+/// The credentials of a user.
 #[derive(ToSchema)]
 #[schema(as = Login, example = json!({"email": "testuser@test.com", "password": "password123"}))]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
 pub(super) struct LoginForm {
-    /// Without regard to case.
+    /// Case-insensitive.
     #[schema(format = "email")]
     email: String,
     #[schema(format = "password")]
     password: String,
 }
 
-/// The e-mail address and the password in a login's body.
+/// Reads the e-mail address and the password from the body of a login.
 pub(super) fn credentials(body: &[u8]) -> Result<(String, String), Failure> {
     let mut fields = Fields::read(body, ["email", "password"])?;
     let mut errors = FieldErrors::new();
@@ -77,17 +77,17 @@ pub(super) fn credentials(body: &[u8]) -> Result<(String, String), Failure> {
     fields.checked(if errors.is_empty() { Ok((email, password)) } else { Err(errors) })
 }
 
-/// What a session goes on with.
+/// The refresh token that continues a session.
 #[derive(ToSchema)]
 #[schema(as = Refresh, rename_all = "camelCase", example = json!({"refreshToken": "m3ArpnGRdvvYxLvLmvLJvvV4LbQ5RNd2dpGcJtCFSx8"}))]
 #[allow(dead_code, reason = "describes the body; `Fields` reads it, so that all mistakes are told at once")]
 pub(super) struct RefreshForm {
-    /// The last one that was given.
+    /// The refresh token that was issued last.
     #[schema(format = "password")]
     refresh_token: String,
 }
 
-/// The refresh token in a body.
+/// Reads the refresh token from a body.
 fn refresh_token(body: &[u8]) -> Result<String, Failure> {
     let mut fields = Fields::read(body, ["refreshToken"])?;
     let [token] = fields.values.each_mut().map(|value| value.take().unwrap_or_default().into_owned());
@@ -103,14 +103,15 @@ fn refresh_token(body: &[u8]) -> Result<String, Failure> {
 }]}))]
 #[allow(dead_code, reason = "describes the answer; `auth::KeySet` writes it")]
 pub(super) struct KeySetBody {
-    /// One per key whose tokens hold, the youngest first. Empty where tokens are signed with a shared secret.
+    /// One key per signing key whose tokens are still valid, the newest first. Empty if tokens are signed
+    /// with a shared secret.
     keys: Vec<std::collections::BTreeMap<String, String>>,
 }
 
-/// Begins a session, and gives its first tokens.
+/// Starts a session, and returns its first tokens.
 ///
-/// Whether the user is unknown, disabled, or the password wrong is not told apart. After too many failures an
-/// account, and an address, must wait.
+/// The response does not tell an unknown or disabled user from a wrong password. After too many failures,
+/// further logins to the account, and from the address, are refused for a time.
 #[utoipa::path(post, path = "/auth/login", operation_id = "login", tag = "auth",
     request_body = LoginForm,
     responses((status = 200, description = "The tokens.", body = TokenBody)))]
@@ -120,9 +121,9 @@ pub(super) async fn login(app: Arc<AppState>, call: OpenCall) -> Result<Response
     TokenBody::answer(&app.auth.login(&email, &password, from).await?)
 }
 
-/// Gives the next tokens of a session for its refresh token.
+/// Returns the next tokens of a session in exchange for its refresh token.
 ///
-/// A refresh token is good once. Shown again it ends the session, since somebody has a copy of it.
+/// A refresh token can be used once. A second use ends the session, because the token must have been copied.
 #[utoipa::path(post, path = "/auth/refresh", operation_id = "refresh", tag = "auth",
     request_body = RefreshForm,
     responses((status = 200, description = "The next tokens.", body = TokenBody)))]
@@ -131,7 +132,7 @@ pub(super) async fn refresh(app: Arc<AppState>, call: OpenCall) -> Result<Respon
     TokenBody::answer(&app.auth.refresh(&token).await?)
 }
 
-/// Ends the session that the token belongs to.
+/// Ends the session of the token.
 #[utoipa::path(post, path = "/auth/logout", operation_id = "logout", tag = "auth",
     responses((status = 204, description = "It is over: within five seconds no node takes its tokens.")))]
 pub(super) async fn logout(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
@@ -149,21 +150,21 @@ pub(super) async fn logout_all(app: Arc<AppState>, call: Call) -> Result<Respons
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
-/// The public keys that tokens are signed with.
+/// Returns the public keys of the keys that sign tokens.
 #[utoipa::path(get, path = "/.well-known/jwks.json", operation_id = "keys", tag = "auth",
     responses((status = 200, description = "A JSON Web Key Set.", body = KeySetBody)))]
 pub(super) async fn keys(app: Arc<AppState>, _: OpenCall) -> Result<Response, Failure> {
     let mut response = reply::json(StatusCode::OK, &app.auth.key_set().await?)?;
-    // A new key is told for longer than that before tokens are signed with it.
+    // A new key is published for longer than `max-age` before tokens are signed with it.
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, max-age=5"));
     Ok(response)
 }
 
-/// Says whether a token holds: for gateways that ask before they let a request through.
+/// Checks the token of the request. For gateways that authenticate requests before they forward them.
 #[utoipa::path(get, path = "/auth/validate", operation_id = "validate", tag = "auth",
     responses((status = 200, description = "It holds.")))]
 pub(super) async fn validate(_: Arc<AppState>, _: Call) -> Result<Response, Failure> {
-    // Whoever comes this far has shown a token that holds.
+    // The pipeline has checked the token already.
     Ok(reply::empty(StatusCode::OK))
 }
 

@@ -1,5 +1,5 @@
-//! What every message must be before anything is made of it, whatever it asks for. hyper has read it, and lets pass what
-//! RFC 9112 tells servers to refuse.
+//! Checks of every message before it is processed. hyper has parsed the message, but accepts some that a
+//! server must refuse according to RFC 9112.
 
 use http::header::{HOST, HeaderMap, TRANSFER_ENCODING};
 use http::uri::Authority;
@@ -11,11 +11,11 @@ use crate::error::{Error, ErrorCode};
 
 use super::problem::Failure;
 
-/// Whether the message may be worked on.
+/// Checks that the message may be processed.
 ///
 /// # Errors
-/// `Invalid`: its host is not named, or in no valid way; or a field that has one value is given more than once.
-/// `NotImplemented`: its body is in a transfer coding that nobody here reads.
+/// - `Invalid`: the host is missing or malformed, or a field that allows one value is repeated.
+/// - `NotImplemented`: the body has a transfer coding other than chunked.
 pub(super) fn check(request: &request::Parts) -> Result<(), Failure> {
     if let Some(name) = repeated(&request.headers) {
         return Err(Error::invalid_fields(FieldErrors::from([(name, "Given more than once")])).into());
@@ -23,7 +23,7 @@ pub(super) fn check(request: &request::Parts) -> Result<(), Failure> {
     match request.headers.get(HOST) {
         Some(host) if is_host(host.as_bytes()) => {}
         Some(_) => return Err(Failure::field("host", "Should be a host, with a port or without")),
-        // RFC 9112, section 3.2.
+        // Required since HTTP/1.1 (RFC 9112, section 3.2).
         None if request.version >= Version::HTTP_11 => {
             return Err(Failure::field("host", "Host is required"));
         }
@@ -36,7 +36,8 @@ pub(super) fn check(request: &request::Parts) -> Result<(), Failure> {
     Ok(())
 }
 
-/// `uri-host [ ":" port ]` (RFC 9110, section 7.2), as `http` URLs have it: not empty, and without a user.
+/// Returns whether `value` is `uri-host [ ":" port ]` (RFC 9110, section 7.2) as in `http` URLs: not empty,
+/// and without user information.
 fn is_host(value: &[u8]) -> bool {
     let Ok(authority) = Authority::try_from(value) else { return false };
     let text = authority.as_str();
@@ -51,14 +52,15 @@ fn is_host(value: &[u8]) -> bool {
         None => !host.is_empty() && host.bytes().all(plain),
     };
     let digits = port.strip_prefix(':').unwrap_or_default();
-    // A port may be left out behind its colon (RFC 3986, section 3.2.3).
+    // The port may be empty after the colon (RFC 3986, section 3.2.3).
     let numbered = digits.bytes().all(|b| b.is_ascii_digit())
         && (digits.is_empty() || digits.parse::<u16>().is_ok())
         && (port.is_empty() || port.starts_with(':'));
     named && numbered
 }
 
-/// Whether the body is coded in another way than in chunks. hyper reads those alone, and only if they come last.
+/// Returns whether the body has a transfer coding other than one `chunked`. hyper decodes only `chunked`, and
+/// only as the last coding.
 fn is_transfer_coded(headers: &HeaderMap) -> bool {
     let mut codings = headers
         .get_all(TRANSFER_ENCODING)

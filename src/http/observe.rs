@@ -1,5 +1,5 @@
-//! What is noted of each request: its trace, one log line, its metrics. The names of fields and metrics are
-//! read by tools.
+//! Records each request: one log line with its trace, and metrics. Tools read the names of the fields and
+//! metrics.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,12 +11,13 @@ use crate::error::ErrorCode;
 
 use super::frame::Exchange;
 
-/// Notes the requests of one method and route. The label sets are bounded: templates and methods of the
+/// Records the requests of one method and route. The label sets are bounded: templates and methods of the
 /// route table, and five classes of status.
 pub(super) struct Meter {
     method: &'static str,
     route: &'static str,
-    /// Asked every few seconds by whoever watches the node: of interest if it fails.
+    /// Whether the route is a probe. Monitoring calls probes every few seconds, so only failures are logged
+    /// as warnings.
     is_probe: bool,
     by_class: [OnceLock<(Counter, Histogram)>; 5],
 }
@@ -29,7 +30,7 @@ impl Meter {
         Meter { method, route, is_probe, by_class: Default::default() }
     }
 
-    /// One request is answered.
+    /// Records one answered request.
     pub(super) fn note(&self, status: u16, exchange: &Exchange, took: Duration) {
         let trace = &exchange.trace;
         let class = usize::from(status / 100).clamp(1, 5) - 1;
@@ -67,13 +68,13 @@ impl Meter {
         )
     }
 
-    /// A request failed with `code`.
+    /// Counts a request that failed with `code`.
     pub(super) fn note_failure(&self, code: ErrorCode) {
         metrics::counter!("hygeia_http_failures_total", "route" => self.route, "code" => code.as_str())
             .increment(1);
     }
 
-    /// A handler panicked. Its words are not repeated: they may hold what it worked on.
+    /// Logs that a handler panicked. The panic message is not logged, because it may contain patient data.
     pub(super) fn note_panic(&self, trace: &TraceContext) {
         let trace = format_args!("{:032x}", trace.trace_id);
         tracing::error!(target: "hygeia::http", method = self.method, route = self.route, %trace, "a handler panicked");

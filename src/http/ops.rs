@@ -1,8 +1,9 @@
-//! `/health` and `/metrics`: for those who run the node. Open, answered at any load, and by every node whatever
-//! its roles.
+//! `/health` and `/metrics`, for operators. They are open, answered at any load, and served by every node
+//! whatever its roles.
 //!
-//! Invariant: as anyone may ask, no part's reason is told further than its first words, which are fixed. What the
-//! database, the broker or the system said (hosts, users, files) follows after a colon, and stands in the log.
+//! Invariant: anyone can read these responses, so only the fixed first words of a reason are shown. Text from
+//! the database, the broker or the system (hosts, users, files) follows after a colon, and is only in the
+//! log.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use super::pipeline::OpenCall;
 use super::problem::Failure;
 use super::{MetricsText, reply};
 
-/// How the node is.
+/// Health of the node.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Readiness, example = json!({
     "status": "ready",
@@ -31,14 +32,15 @@ pub(super) struct ReadinessBody {
     parts: BTreeMap<&'static str, PartBody>,
 }
 
-/// How a part is.
+/// Health of a part of the node.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Part)]
 pub(super) struct PartBody {
-    /// `ready`; `explained`: it does not work for now, which does not keep the node from serving; `not ready`.
+    /// `ready`, `not ready`, or `explained`: the part does not work at present, but the node can serve
+    /// without it.
     #[schema(value_type = String)]
     status: &'static str,
-    /// In general; what exactly stands in the node's log.
+    /// General reason; the node's log has the details.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
 }
@@ -48,14 +50,14 @@ struct LiveBody {
     status: &'static str,
 }
 
-/// Says that the process answers.
+/// Returns 200 if the process responds.
 #[utoipa::path(get, path = "/health/live", operation_id = "live", tag = "operations",
     responses((status = 200, description = "It lives.", body = Object, example = json!({"status": "live"}))))]
 pub(super) async fn live(_: OpenCall) -> Result<Response, Failure> {
     reply::json(StatusCode::OK, &LiveBody { status: "live" })
 }
 
-/// Says whether requests should be sent here, and how each part is.
+/// Returns whether the node should receive requests, and the health of each part.
 #[utoipa::path(get, path = "/health/ready", operation_id = "ready", tag = "operations",
     responses(
         (status = 200, description = "Every needed part works.", body = ReadinessBody),
@@ -80,13 +82,13 @@ fn readiness(health: &Health) -> (StatusCode, ReadinessBody) {
     (if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }
 
-/// `reason` up to what a part was told by others.
+/// Returns `reason` up to the first colon; the text after it comes from other systems.
 fn fixed_words(mut reason: String) -> String {
     reason.truncate(reason.find(": ").unwrap_or(reason.len()));
     reason
 }
 
-/// The metrics as Prometheus text.
+/// Returns the metrics as Prometheus text.
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "operations",
     responses((status = 200, description = "All metrics.", body = String, content_type = "text/plain",
         example = "hygeia_http_requests_total{method=\"GET\",route=\"/health/live\",status=\"2xx\"} 1")))]

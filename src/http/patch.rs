@@ -1,5 +1,5 @@
-//! Reading a JSON Merge Patch (RFC 7396) of a record: what is not there stays, and nothing may be taken away,
-//! since every field is required.
+//! Reads a JSON Merge Patch (RFC 7396) of a record. Absent fields stay as they are. No field can be removed,
+//! because every field is required.
 
 use time::Date;
 
@@ -13,19 +13,19 @@ use super::problem::Failure;
 /// The media type of a merge patch.
 pub(super) const MERGE_PATCH_JSON: &str = "application/merge-patch+json";
 
-/// What is said of a field that a patch would take away.
+/// Error message for a field that a patch would remove.
 pub(super) const NOT_REMOVED: &str = "Cannot be null: leave it out to keep it as it is";
 
-/// The patch that `body` says, by the rules of the day `today`.
+/// Returns the patch in `body`, validated by the rules of the day `today`.
 ///
 /// # Errors
-/// `Invalid`, with everything that is wrong.
+/// `Invalid`, with all errors.
 pub(super) fn read(body: &[u8], today: Date) -> Result<PatientPatch, Failure> {
     let fields = Fields::read(body, FIELDS)?;
     let [name, email, address, date_of_birth, registered_date] =
         fields.values.each_ref().map(|value| value.as_deref());
     let made = patch(&PatientInput { name, email, address, date_of_birth, registered_date }, today);
-    // To take a field away is to give it as null.
+    // In a merge patch, null removes a field.
     let taken = FIELDS.into_iter().zip(fields.nulls).filter(|(_, null)| *null);
     let taken: FieldErrors = taken.map(|(field, _)| (field, NOT_REMOVED)).collect();
     let made = match made {

@@ -1,4 +1,4 @@
-//! `/api/patients`: what a caller may do with records.
+//! `/api/patients`: operations on records.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use super::query::Query;
 use super::shown::{PatientBody, Shown};
 use super::{AppState, conditional, history, replace, reply};
 
-/// What a caller sends to register a patient. No other fields may be there.
+/// The body of a registration. Other fields are refused.
 #[derive(ToSchema)]
 #[schema(as = PatientForm, rename_all = "camelCase", example = json!({
     "name": "John Doe", "email": "john.doe@example.com", "address": "123 Main St, Springfield",
@@ -42,7 +42,7 @@ pub(super) struct PatientForm {
     registered_date: String,
 }
 
-/// What a caller sends to replace the details of a record: a form, or the record as it was read.
+/// The body of a replacement: a form, or the record as it was read.
 #[derive(ToSchema)]
 #[schema(as = PatientReplacement, rename_all = "camelCase", example = json!({
     "name": "John Doe", "email": "john.doe@example.com", "address": "123 Main St, Springfield",
@@ -62,18 +62,19 @@ pub(super) struct PatientReplacementForm {
     /// Not in the future, not before 1850.
     #[schema(format = Date)]
     date_of_birth: String,
-    /// If it is left out, it stays as it is.
+    /// Unchanged if absent.
     #[schema(format = Date, nullable = false)]
     registered_date: Option<String>,
-    /// The id in the path, and no other.
+    /// Must be the id in the path.
     #[schema(format = Uuid, nullable = false)]
     id: Option<String>,
-    /// The version that the record must have, as with `If-Match`: else 412, and nothing is changed.
+    /// The version that the record must have, as with `If-Match`. Otherwise the response is 412, and nothing
+    /// is changed.
     #[schema(minimum = 1, nullable = false)]
     version: Option<i64>,
 }
 
-/// What a caller sends to change some of a record: at least nothing.
+/// The body of a change: any of the fields, or none.
 #[derive(ToSchema)]
 #[schema(as = PatientPatch, rename_all = "camelCase", example = json!({"address": "2 Harbour Road, Kingsport"}))]
 #[allow(
@@ -96,7 +97,7 @@ pub(super) struct PatientPatchForm {
 
 pub(super) const FIELDS: [&str; 5] = ["name", "email", "address", "dateOfBirth", "registeredDate"];
 
-/// Reads a form and lets `rules` make something of it.
+/// Reads a form and applies `rules` to it.
 pub(super) fn ruled<T>(
     body: &[u8],
     rules: impl FnOnce(&PatientInput<'_>) -> Result<T, FieldErrors>,
@@ -114,7 +115,8 @@ pub(super) fn ruled<T>(
     fields.checked(made)
 }
 
-/// The id that the end of the path names: in the usual form of 36 characters (RFC 9562, section 4).
+/// Returns the id at the end of the path, which must have the usual form of 36 characters (RFC 9562, section
+/// 4).
 pub(super) fn id_of(call: &Call, field: &'static str) -> Result<PatientId, Failure> {
     patient_id(tail(&call.parts, call.path)).ok_or_else(|| Failure::field(field, "Should be a UUID"))
 }
@@ -124,7 +126,7 @@ fn patient_id(text: &str) -> Option<PatientId> {
     id.map(PatientId)
 }
 
-/// The record with its entity tag.
+/// Returns the record as a response with its entity tag.
 fn record(status: StatusCode, patient: &Patient) -> Result<Response, Failure> {
     let mut response = reply::json(status, &PatientBody::from(patient))?;
     response.headers_mut().extend(conditional::etag(patient.version).map(|tag| (ETAG, tag)));
@@ -133,16 +135,18 @@ fn record(status: StatusCode, patient: &Patient) -> Result<Response, Failure> {
 
 /// Registers a patient.
 ///
-/// The e-mail address must be no other living patient's. Under an `Idempotency-Key` the same request may be sent
-/// again until it is answered: it registers once, and within 24 hours of that it is answered as it was then. The
-/// same key with another body is refused (422). A key is its caller's own; after 24 hours it may be used anew, up to
-/// eight times in all. What was refused is not remembered.
+/// The e-mail address must not belong to another living patient. A taken address is refused (409), even if
+/// the patient who has it is restricted.
 ///
-/// That an address is taken (409) is told even if the patient who has it is restricted.
+/// Under an `Idempotency-Key`, the same request can be repeated until it is answered: the patient is
+/// registered once. Within 24 hours a repetition returns the first answer. The same key with another body is
+/// refused (422). A key belongs to its caller. After 24 hours it can be used again, up to eight times in all.
+/// A refused request is not remembered.
 ///
-/// If the outcome is not known (504, `OUTCOME_UNKNOWN`), send it again under its key. Without one, the problem's
-/// `patientId` is the id to look for: once it is found, the patient is registered; while it is not, a transaction
-/// still under way may yet make it. Sending the same form again cannot register twice: the address is taken then.
+/// If the outcome is not known (504, `OUTCOME_UNKNOWN`), repeat the request under its key. Without a key,
+/// look for the `patientId` of the problem. Once the id is found, the patient is registered; until then a
+/// transaction may still be in progress. Repeating the same form cannot register the patient twice, because
+/// the address is then taken.
 #[utoipa::path(post, path = "/api/patients", operation_id = "registerPatient", tag = "patients",
     params(("Idempotency-Key" = Option<String>, Header, description = "Makes the request safe to repeat: a \
         text that no other request has, such as `\"8e03978e-40d5-43dd-bc93-6894a57f9324\"`.", max_length = 257)),
@@ -176,11 +180,12 @@ fn unconditional(keyed: &Keyed) -> Conditions {
     Conditions { expected: None, fingerprint: keyed.fingerprint() }
 }
 
-/// Shows a patient.
+/// Returns a patient.
 ///
-/// Never older than any answer given before the request. With `version` it is shown as it was then, even if it has
-/// ended since. A caller of the role BILLING is shown `id` and `name` alone. A restricted record is shown, in all its
-/// versions, to a CLINICIAN alone, who says why in `X-Break-Glass`; the audit keeps it.
+/// The record is never older than in any response given before the request. With `version`, the record is
+/// returned as it was then, even if it has ended since. The role BILLING is shown only `id` and `name`. A
+/// restricted record, in any version, is shown only to a CLINICIAN who states the reason in `X-Break-Glass`.
+/// The audit records the reason.
 #[utoipa::path(get, path = "/api/patients/{id}", operation_id = "getPatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
@@ -212,10 +217,10 @@ pub(super) async fn get(app: Arc<AppState>, call: Call) -> Result<Response, Fail
     Ok(response)
 }
 
-/// What can be asked of a record.
+/// Query parameters of a record.
 pub(super) const PARAMETERS: [&str; 1] = ["version"];
 
-/// The version asked for, if one is.
+/// Returns the requested version, if any.
 fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
     let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
     let Some(text) = query.get("version") else { return Ok(None) };
@@ -227,9 +232,9 @@ fn version_of(call: &Call) -> Result<Option<Version>, Failure> {
 
 /// Replaces the details of a patient.
 ///
-/// A record as it was read may be sent back: its `id` must be the one in the path, and its `version` the record's. What
-/// changes nothing is answered with the record as it is, and makes no version. A restricted record is changed
-/// by a CLINICIAN alone, who says why in `X-Break-Glass`.
+/// A record can be sent back as it was read: its `id` must be the one in the path, and its `version` the
+/// current one. A request that changes nothing returns the record and creates no version. Only a CLINICIAN
+/// who states the reason in `X-Break-Glass` can change a restricted record.
 #[utoipa::path(put, path = "/api/patients/{id}", operation_id = "updatePatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
@@ -254,11 +259,15 @@ pub(super) async fn update(app: Arc<AppState>, call: Call) -> Result<Response, F
 
 /// Replaces some of the details of a patient.
 ///
-/// A JSON Merge Patch (RFC 7396): fields that are not given stay as they are. No field can be taken away, so null
-/// is refused. Under an `Idempotency-Key` it may be sent again, as a registration may. A patch that changes nothing is
-/// answered with the record as it is, and makes no version. It is not remembered either: sent again under its key, it is
-/// judged anew. What was done under a key is answered as it was then, whatever `If-Match` says when it is sent again: the
-/// condition held when the change was made. A restricted record is changed by a CLINICIAN alone, who says why in `X-Break-Glass`.
+/// The body is a JSON Merge Patch (RFC 7396): absent fields stay as they are. No field can be removed, so
+/// null is refused.
+///
+/// Under an `Idempotency-Key` the request can be repeated, as a registration can. A patch that changes
+/// nothing returns the record and creates no version. It is not remembered, so a repetition under its key is
+/// judged anew. The repetition of a change that was made returns the first answer, whatever its `If-Match`:
+/// the condition was met when the change was made.
+///
+/// Only a CLINICIAN who states the reason in `X-Break-Glass` can change a restricted record.
 #[utoipa::path(patch, path = "/api/patients/{id}", operation_id = "patchPatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
@@ -287,10 +296,10 @@ pub(super) async fn patch(app: Arc<AppState>, call: Call) -> Result<Response, Fa
     record(StatusCode::OK, &patient)
 }
 
-/// Marks a patient's record restricted.
+/// Marks a patient's record as restricted.
 ///
-/// It is left out of lists from then on. Only a CLINICIAN may read, change or end it, by saying why in
-/// `X-Break-Glass`.
+/// A restricted record is not listed. Only a CLINICIAN who states the reason in `X-Break-Glass` can read,
+/// change or end it.
 #[utoipa::path(put, path = "/api/patients/{id}/restriction", operation_id = "restrictPatient", tag = "patients",
     params(("id" = Uuid, Path, description = "The patient's id.")),
     responses((status = 204, description = "It is restricted.")))]
@@ -298,10 +307,10 @@ pub(super) async fn restrict(app: Arc<AppState>, call: Call) -> Result<Response,
     set_restricted(&app, &call, true).await
 }
 
-/// Ends the restriction of a patient's record.
+/// Removes the restriction of a patient's record.
 ///
-/// Whoever ends it says why in `X-Break-Glass`, whatever the role: from then on the record can be read. The audit keeps
-/// the reason.
+/// Every role must state the reason in `X-Break-Glass`, because the record is readable from then on. The
+/// audit records the reason.
 #[utoipa::path(delete, path = "/api/patients/{id}/restriction", operation_id = "unrestrictPatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),
@@ -321,8 +330,8 @@ async fn set_restricted(app: &AppState, call: &Call, restricted: bool) -> Result
 
 /// Ends the record of a patient.
 ///
-/// The id is never used again; the e-mail address is free again. A restricted record is ended by a CLINICIAN alone, who
-/// says why in `X-Break-Glass`.
+/// The id is never used again; the e-mail address becomes available. Only a CLINICIAN who states the reason
+/// in `X-Break-Glass` can end a restricted record.
 #[utoipa::path(delete, path = "/api/patients/{id}", operation_id = "deletePatient", tag = "patients",
     params(
         ("id" = Uuid, Path, description = "The patient's id."),

@@ -1,14 +1,17 @@
-//! What happens to every request, in this order: route (404, 405), token (401), its caller's limit (429), role (403), body
-//! (413, 415, 408), admission (503), handler; around it all the frame (trace, request id, headers of every answer), the
-//! deadline, the catching of panics, and the notes. Endpoints are data (`Endpoint`), so that the router and the
-//! documentation are made of the same table, and a handler that needs a caller cannot be written down without the
-//! `Action` that its caller must be permitted. OPTIONS is answered for every route, and is no endpoint.
+//! The steps of every request, in order: route (404, 405), message form (400, 501), token (401), rate limit
+//! of the caller (429), role (403), query (400), body (413, 415, 408), admission (503), handler. Around all
+//! of them stand the response headers, the deadline, the catching of panics, metrics and the log line.
 //!
-//! Admission comes last: a request that is still on its way, or from nobody known, takes no place from one that
-//! could be worked on.
+//! Endpoints are data (`Endpoint`): the router and the documentation are built from the same table. A handler
+//! that needs a caller cannot be declared without the `Action` that the caller must be permitted. OPTIONS is
+//! answered for every route and is not an endpoint.
 //!
-//! A handler that changes something runs in a task of its own, with the recording of the access: a caller who goes away,
-//! or a deadline, ends neither. So there is no change without its entry in the audit.
+//! Admission comes last, so that a request that is still arriving, or has no authenticated caller, takes no
+//! slot from one that is ready to run.
+//!
+//! A handler that changes something runs in a task of its own, together with the recording of its access.
+//! Neither a client that disconnects nor the deadline stops that task, so no change is made without its entry
+//! in the audit.
 
 mod admitted;
 mod beside;
@@ -55,17 +58,17 @@ use admitted::Admitted;
 use beside::{Methods, Refusal};
 pub(super) use router::{router, router_of_part};
 
-/// What handlers end in.
+/// The future that a handler returns.
 pub(super) type Answer = BoxFuture<'static, Result<Response, Failure>>;
 
 /// One method of one route.
 pub(super) struct Endpoint<S: 'static> {
     pub(super) verb: Verb,
-    /// The template, as axum writes it: `/api/patients/{id}`.
+    /// Path template in axum's syntax: `/api/patients/{id}`.
     pub(super) path: &'static str,
-    /// How the handler itself refuses; for the documentation.
+    /// Error codes that the handler itself returns; used by the documentation.
     pub(super) refuses: &'static [ErrorCode],
-    /// The parameters that its query may have.
+    /// Names of the allowed query parameters.
     pub(super) query: &'static [&'static str],
     pub(super) takes: Takes,
     pub(super) effect: Effect,
@@ -73,7 +76,7 @@ pub(super) struct Endpoint<S: 'static> {
     pub(super) handler: Handler<S>,
 }
 
-/// The methods there are. A route that has `Get` answers HEAD too.
+/// Supported methods. A route with `Get` also answers HEAD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
     Get,
@@ -105,17 +108,18 @@ impl Verb {
     }
 }
 
-/// What body an endpoint takes. Of a patch it is told in `Accept-Patch`.
+/// The kind of request body that an endpoint accepts. Responses to OPTIONS announce a patch type in
+/// `Accept-Patch`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Takes {
     Nothing,
     Json,
-    /// RFC 7396.
+    /// A JSON Merge Patch (RFC 7396).
     MergePatch,
 }
 
 impl Takes {
-    /// None: no body.
+    /// Returns the media type of the body, or `None` if the endpoint takes no body.
     pub(super) const fn media_type(self) -> Option<&'static str> {
         match self {
             Takes::Nothing => None,
@@ -125,12 +129,12 @@ impl Takes {
     }
 }
 
-/// What it means if a handler is not over at the deadline.
+/// What the deadline means for a handler that has not finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Effect {
-    /// Nothing was done.
+    /// Nothing was changed.
     Reads,
-    /// It may have been done.
+    /// The change may have been made.
     Writes,
 }
 
@@ -138,40 +142,41 @@ pub(super) enum Effect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Admission {
     Counted,
-    /// It must answer when the node is at its limit too.
+    /// Not counted, so that it is answered even when the node is at its limit.
     Exempt,
 }
 
-/// Who may call, and what then happens.
+/// Which callers an endpoint admits, and the function that serves them.
 pub(super) enum Handler<S: 'static> {
-    /// Anyone.
+    /// Any caller.
     Open(fn(Arc<S>, OpenCall) -> Answer),
-    /// Whoever shows a token that holds, and whose role is permitted the action.
+    /// A caller with a valid token whose role is permitted the action.
     Named(Action, fn(Arc<S>, Call) -> Answer),
 }
 
-/// A request of a caller who need not be known.
+/// A request whose caller need not be authenticated.
 pub(super) struct OpenCall {
-    /// Where it comes from.
+    /// Address of the client.
     pub(super) from: Option<IpAddr>,
     pub(super) parts: request::Parts,
     pub(super) body: Bytes,
     pub(super) path: &'static str,
 }
 
-/// A request of a known caller.
+/// A request of an authenticated caller.
 pub(super) struct Call {
     pub(super) ctx: RequestContext,
     pub(super) parts: request::Parts,
     pub(super) body: Bytes,
     pub(super) path: &'static str,
-    /// Where a handler says which patient it is about to register: an unknown outcome tells the caller.
+    /// Set by a handler to the patient that it is about to register, so that an unknown outcome can name the
+    /// id.
     pub(super) registers: Arc<Registers>,
-    /// Where a handler notes whose records it shows.
+    /// Set by a handler to the patients whose records it shows.
     pub(super) accessed: Arc<Accessed>,
 }
 
-/// What of the path the only placeholder of `template` stands for.
+/// Returns the part of the request path that the only placeholder of `template` stands for.
 pub(super) fn tail<'a>(parts: &'a request::Parts, template: &str) -> &'a str {
     let fixed = template.find('{').unwrap_or(template.len());
     let after = template.rfind('}').map_or("", |end| &template[end + 1..]);
@@ -179,38 +184,39 @@ pub(super) fn tail<'a>(parts: &'a request::Parts, template: &str) -> &'a str {
     rest.strip_suffix(after).unwrap_or_default()
 }
 
-/// The part of the deadline that is kept for ourselves: the actors answer a little sooner, and their answer,
-/// which knows more than the edge, comes in time.
+/// Part of the deadline that the edge reserves. The actors answer this much earlier, so that their answer,
+/// which says more than the edge knows, arrives in time.
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 
-/// How long a change may go on after its deadline. The calls of a handler have limits of their own, which are shorter.
+/// How long a change may continue after its deadline. The calls of a handler have shorter limits of their
+/// own.
 const CHANGE_GRACE: Duration = Duration::from_secs(20);
 
 /// A request that has passed all checks.
 struct Ready {
     answer: Answer,
-    /// Its place, until its access is recorded.
+    /// The slot of the request, held until its access is recorded.
     _admitted: Option<Admitted>,
 }
 
-/// What the recording of an access needs, beside what came of it.
+/// Data for recording the access, except the outcome.
 struct Recorded {
     path: &'static str,
-    /// What the answer may be compressed with.
+    /// Coding in which the response may be compressed.
     accepted: Option<Coding>,
     action: Option<Action>,
     effect: Effect,
     trace: TraceContext,
-    /// The patient that the path names.
+    /// The patient named in the path.
     named: Option<PatientId>,
     stage: Arc<Stage>,
 }
 
-/// What all endpoints share, and what their handlers speak to.
+/// State shared by all endpoints, and the services of their handlers.
 pub(super) struct Edge<S> {
-    /// None where no endpoint asks who a caller is.
+    /// `None` if no endpoint requires a caller.
     auth: Option<Auth>,
-    /// Where accesses are recorded before they are answered.
+    /// Records accesses before they are answered.
     audit: AuditHandle,
     clock: Arc<dyn Clock>,
     deadline: Duration,
@@ -221,7 +227,7 @@ pub(super) struct Edge<S> {
     admitted: Arc<Semaphore>,
     in_flight_max: usize,
     in_flight: Gauge,
-    /// Changes under way.
+    /// Changes in progress.
     changes: TaskTracker,
     app: Arc<S>,
 }
@@ -240,7 +246,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
             clock,
             deadline: Duration::from_millis(settings.request_deadline_ms),
             body_max_bytes: settings.body_max_bytes,
-            // The settings were checked.
+            // The settings were validated before, so parsing cannot fail here.
             proxies: TrustedProxies::parse(&settings.trusted_proxies, settings.forwarded_by)
                 .unwrap_or_default(),
             compressor: Compressor::new(settings.compress_min_bytes),
@@ -253,13 +259,13 @@ impl<S: Send + Sync + 'static> Edge<S> {
         })
     }
 
-    /// Says how many requests are being worked on.
+    /// Returns a function that counts the requests being processed.
     pub(super) fn in_flight(&self) -> super::InFlight {
         let (admitted, most) = (Arc::clone(&self.admitted), self.in_flight_max);
         Arc::new(move || most.saturating_sub(admitted.available_permits()))
     }
 
-    /// The changes that go on without their callers: to be waited for before the node stops.
+    /// Returns the changes that continue without their clients. Wait for them before the node stops.
     pub(super) fn changes(&self) -> TaskTracker {
         self.changes.clone()
     }
@@ -297,7 +303,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         })
     }
 
-    /// Works on the request, and has the access recorded before anybody is told what came of it.
+    /// Processes the request, and records the access before the outcome is returned.
     async fn perform(
         self: &Arc<Self>,
         endpoint: &'static Endpoint<S>,
@@ -345,7 +351,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
     async fn carry_out(self: Arc<Self>, ready: Ready, recorded: Recorded) -> Result<Response, Failure> {
         let Ready { answer, _admitted } = ready;
         let outcome = match answer.await {
-            // While the request holds its place.
+            // Compressed while the request still holds its slot.
             Ok(answer) => Ok(self.compressor.apply(recorded.path, recorded.accepted, answer).await),
             Err(failure) => Err(failure),
         };
@@ -367,7 +373,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         accesses::recorded(&self.audit, self.clock.now(), asked, outcome).await
     }
 
-    /// Checks the request, and has its handler make what is to be done.
+    /// Checks the request, and calls its handler, which returns the future of the answer.
     async fn ready(
         &self,
         endpoint: &'static Endpoint<S>,
@@ -384,7 +390,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 return Err(failure);
             }
         };
-        // A body that no endpoint wants is not waited for.
+        // Do not wait for a body that the endpoint does not take.
         drop(incoming);
         let admitted = self.admit(endpoint.admission)?;
         let (app, path) = (Arc::clone(&self.app), endpoint.path);
@@ -408,7 +414,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         Ok(Ready { answer, _admitted: admitted })
     }
 
-    /// What stands before the handler: the token, the limit of whose it is, then the body.
+    /// Checks everything before the handler: message form, token, rate limit, role, query, and body.
     async fn check(
         &self,
         endpoint: &'static Endpoint<S>,
@@ -424,9 +430,10 @@ impl<S: Send + Sync + 'static> Edge<S> {
                 let from = self.proxies.client_of(request);
                 let break_glass = break_glass::reason(&request.headers);
                 let caller = Caller { from, break_glass, ..self.caller(&request.headers).await? };
-                // Known from here on, also for the audit of a denial.
+                // Set here, so that the audit of a denial also names the caller.
                 let caller = stage.caller.get_or_init(|| caller).clone();
-                // Counted first: a denial is a row of the audit, and the limit bounds those too.
+                // Count before the role check: a denial is a row of the audit, and the limit must bound those
+                // too.
                 self.frame.count(exchange, &caller)?;
                 if !action.permits(caller.role) {
                     return Err(forbidden(action, &caller));
@@ -445,7 +452,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         Ok((caller, body))
     }
 
-    /// A place among the requests worked on, for as long as it is held.
+    /// Takes a slot among the requests in flight; the returned value holds it.
     fn admit(&self, admission: Admission) -> Result<Option<Admitted>, Failure> {
         if admission == Admission::Exempt {
             return Ok(None);
@@ -471,7 +478,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         }
     }
 
-    /// The last of every request, failed or not.
+    /// Builds the final response of every request, failed or not: headers, metrics, log line.
     fn finish(&self, outcome: Result<Response, Failure>, meter: &Meter, exchange: &Exchange) -> Response {
         let mut response = outcome.unwrap_or_else(|failure| {
             meter.note_failure(failure.error.code);
@@ -483,7 +490,8 @@ impl<S: Send + Sync + 'static> Edge<S> {
     }
 }
 
-/// What a caller is told who may not: the role, which is the caller's own, and the action, which the route names.
+/// Returns the failure for a caller whose role is not permitted the action. The detail names the caller's
+/// role and the route's action, which the caller knows already.
 fn forbidden(action: Action, caller: &Caller) -> Failure {
     let (role, action) = (caller.role.as_str(), action.as_str());
     Failure::from(Error::new(ErrorCode::Forbidden, format!("The role {role} is not permitted {action}")))

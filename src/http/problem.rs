@@ -1,4 +1,4 @@
-//! What a failed request is answered with: `application/problem+json` (RFC 9457).
+//! The response to a failed request: `application/problem+json` (RFC 9457).
 
 use std::collections::BTreeMap;
 
@@ -18,16 +18,16 @@ use crate::error::{Error, ErrorCode};
 use super::docs::names::CodeName;
 use super::patch::MERGE_PATCH_JSON;
 
-/// The field that names the media types of patches (RFC 5789).
+/// The response field that names the media types of patches (RFC 5789).
 pub(super) const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
 
 /// The media type of problems.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 
-/// What a body has to be that was of another kind.
+/// The required form of a body that was refused with 415.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Without a content coding.
+    /// No content coding.
     Plain,
     /// JSON.
     Json,
@@ -36,7 +36,8 @@ pub(super) enum Wanted {
 }
 
 impl Wanted {
-    /// The field that says so (RFC 9110, section 15.5.16; RFC 5789, section 2.2).
+    /// Returns the response field that states the required form (RFC 9110, section 15.5.16; RFC 5789, section
+    /// 2.2).
     pub(super) fn field(self) -> (HeaderName, HeaderValue) {
         let (name, taken) = match self {
             Wanted::Plain => (ACCEPT_ENCODING, "identity"),
@@ -47,17 +48,17 @@ impl Wanted {
     }
 }
 
-/// A failed request, on its way out.
+/// A failed request, before it becomes a response.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub(super) error: Error,
-    /// Fields the caller made up, beside those in `error.fields`.
+    /// Errors of unknown fields, in addition to `error.fields`.
     pub(super) other_fields: BTreeMap<String, &'static str>,
-    /// Whether a token was shown, and does not hold (RFC 6750, section 3.1).
+    /// Whether the request had a token that is not valid (RFC 6750, section 3.1).
     pub(super) token_shown: bool,
-    /// For `OutcomeUnknown` of a registration: the id that the patient has, if there is one.
+    /// For `OutcomeUnknown` of a registration: the id of the patient, if it was registered.
     pub(super) registers: Option<PatientId>,
-    /// For `UnsupportedMediaType`: what is taken.
+    /// For `UnsupportedMediaType`: the required form.
     pub(super) wanted: Option<Wanted>,
 }
 
@@ -72,12 +73,12 @@ impl Failure {
         Error::new(code, detail).into()
     }
 
-    /// One field that does not hold.
+    /// Returns a failure for one invalid field.
     pub(super) fn field(name: &'static str, message: &'static str) -> Self {
         Error::invalid_fields(FieldErrors::from([(name, message)])).into()
     }
 
-    /// The answer, in the trace `trace`.
+    /// Returns the response, in the trace `trace`.
     pub(super) fn into_response(self, trace: &TraceContext) -> Response {
         let code = self.error.code;
         let body = self.to_json(trace);
@@ -91,12 +92,12 @@ impl Failure {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(wait) = self.error.retry_after() {
-            // A part of a second is none: who comes back early is refused again.
+            // Round up to whole seconds, because a client that retries early is refused again.
             let seconds = wait.as_millis().div_ceil(1000).max(1);
             headers.insert(RETRY_AFTER, HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX)));
         }
         headers.extend(self.wanted.map(Wanted::field));
-        // The rest of the body is not read: what follows on the connection would be taken for a request.
+        // Close the connection: the unread rest of the body would be taken for a request.
         if matches!(code, ErrorCode::PayloadTooLarge | ErrorCode::RequestTimeout | ErrorCode::NotImplemented)
         {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -134,23 +135,23 @@ impl Failure {
     "errors": {"name": "Name is required"}
 }))]
 pub(super) struct Problem<'a> {
-    /// Names the kind of problem, and no page.
+    /// Identifies the kind of problem. The URN is not a link.
     r#type: String,
-    /// The kind of problem, for people.
+    /// Short description of the kind of problem.
     title: &'a str,
     /// The HTTP status.
     status: u16,
-    /// What happened this time, for people.
+    /// Description of this occurrence.
     detail: &'a str,
     #[schema(value_type = CodeName)]
     code: &'a str,
-    /// The trace of the request: what to tell whoever runs the system.
+    /// Trace id of the request; quote it when reporting the problem.
     trace_id: String,
-    /// With `OUTCOME_UNKNOWN` of a registration: the id that the patient has if it was registered, to look for it.
+    /// With `OUTCOME_UNKNOWN` of a registration: the id that the patient has if it was registered.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = Uuid)]
     patient_id: Option<Uuid>,
-    /// What is wrong, by field.
+    /// Error message of each invalid field.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     errors: BTreeMap<&'a str, &'a str>,
 }

@@ -1,5 +1,5 @@
-//! The parameters of a query (`application/x-www-form-urlencoded`), read strictly: one that is misspelt, repeated, or no
-//! text would otherwise look as if it had been heeded.
+//! Parses query parameters (`application/x-www-form-urlencoded`) strictly. Otherwise a misspelt, repeated or
+//! malformed parameter would be ignored without notice.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -10,20 +10,20 @@ use crate::error::Error;
 
 use super::problem::Failure;
 
-/// How many made-up parameters are named back to the caller, and how long their names may be.
+/// Maximum number of unknown parameters that an error names, and the maximum length of their names.
 const OTHER_MAX: usize = 16;
 const OTHER_NAME_MAX_CHARS: usize = 64;
 
-/// The parameters that were given, each once.
+/// The given parameters, each at most once.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Query(BTreeMap<&'static str, String>);
 
 impl Query {
-    /// Reads `query`, in which the parameters `known` may stand.
+    /// Parses `query`, which may contain the parameters `known`.
     ///
     /// # Errors
-    /// `Invalid`, with everything that is wrong: another parameter, one that is given twice, and one that is not
-    /// percent-encoded UTF-8 or holds a NUL, which no text here does.
+    /// `Invalid`, with all errors: an unknown parameter, a repeated one, or a value that is not
+    /// percent-encoded UTF-8 or contains a NUL.
     pub(super) fn read(query: Option<&str>, known: &[&'static str]) -> Result<Self, Failure> {
         let (mut given, mut errors, mut other) = (BTreeMap::new(), FieldErrors::new(), BTreeMap::new());
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -59,13 +59,13 @@ impl Query {
     }
 }
 
-/// What the audit keeps of a search, also of one that is refused.
+/// Returns the audit detail of a search, including one that is refused.
 pub(super) fn searched(query: Option<&str>) -> Detail {
     let given = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
     Detail::of_search(&given.into_owned().collect::<Vec<_>>())
 }
 
-/// `text` without its percent-encoding; `None` if that is broken, or it is no UTF-8.
+/// Decodes percent-encoded `text`; `None` if the encoding is malformed or the result is not UTF-8.
 fn decoded(text: &str) -> Option<Cow<'_, str>> {
     if !text.contains(['%', '+']) {
         return Some(Cow::Borrowed(text));

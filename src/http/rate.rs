@@ -1,9 +1,11 @@
-//! The limit per subject, as HTTP tells it: the fields `RateLimit-Policy` and `RateLimit` of the IETF draft
-//! "RateLimit header fields for HTTP" (draft-ietf-httpapi-ratelimit-headers, revision 09), on every answer to a known
-//! caller, and 429 with `Retry-After` where there is nothing left.
+//! The rate limit per subject in HTTP. Every response to an authenticated caller has the fields
+//! `RateLimit-Policy` and `RateLimit` of the IETF draft "RateLimit header fields for HTTP"
+//! (draft-ietf-httpapi-ratelimit-headers, revision 09). A caller with no requests left gets 429 with
+//! `Retry-After`.
 //!
-//! The one policy is called `subject`. Its quota `q` is the size of the bucket, its window `w` the seconds in which an
-//! empty one fills; `r` is what is left, `t` the seconds until the bucket is full again.
+//! The only policy is named `subject`. Its quota `q` is the size of the bucket; its window `w` is the number
+//! of seconds in which an empty bucket fills. `r` is the number of requests left, `t` the number of seconds
+//! until the bucket is full.
 
 use std::io::Write;
 
@@ -24,14 +26,14 @@ pub(super) const RATE_LIMIT_POLICY: &str = "ratelimit-policy";
 /// Room for the longest `RateLimit`: its fixed part and two numbers of ten digits.
 const VALUE_BYTES_MAX: usize = 48;
 
-/// The limit, and how it is told.
+/// The limit, and the value of its policy field.
 pub(super) struct Limit {
     limiter: Limiter,
     policy: HeaderValue,
 }
 
 impl Limit {
-    /// None if `settings` ask for no limit.
+    /// Returns `None` if `settings` disable the limit.
     pub(super) fn new(settings: &Settings) -> Option<Self> {
         let Settings { rate_limit_per_s, rate_limit_burst, rate_limit_subjects_max, .. } = settings;
         let limiter = Limiter::new(*rate_limit_per_s, *rate_limit_burst, *rate_limit_subjects_max)?;
@@ -39,7 +41,7 @@ impl Limit {
         Some(Limit { limiter, policy: HeaderValue::try_from(policy).ok()? })
     }
 
-    /// Counts a request of `caller`: what is left, and whether it may be worked on.
+    /// Counts a request of `caller`. Returns the remaining quota, and whether the request may proceed.
     pub(super) fn take(&self, caller: &Caller, now: MonoTime) -> (Quota, Result<(), Failure>) {
         match self.limiter.take(&caller.subject, now) {
             Ok(quota) => (quota, Ok(())),
@@ -50,12 +52,12 @@ impl Limit {
         }
     }
 
-    /// Takes from the caller's bucket what a denial costs beyond the request.
+    /// Charges the caller's bucket the cost of a denial beyond the request itself.
     pub(super) fn charge_denial(&self, caller: &Caller, now: MonoTime) {
         self.limiter.charge_denial(&caller.subject, now);
     }
 
-    /// Says in `headers` what is left.
+    /// Adds the fields with the remaining quota to `headers`.
     pub(super) fn tell(&self, quota: Quota, headers: &mut HeaderMap) {
         headers.insert(HeaderName::from_static(RATE_LIMIT_POLICY), self.policy.clone());
         let mut value = [0; VALUE_BYTES_MAX];

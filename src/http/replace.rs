@@ -1,5 +1,5 @@
-//! Reading what takes the place of a record's details: a form, or the record as it was read, which says its id and its
-//! version as well. Both must be the record's.
+//! Reads a replacement of a record's details: a form, or the record as it was read. The latter also has an id
+//! and a version, which must be those of the record.
 
 use time::Date;
 use uuid::Uuid;
@@ -15,10 +15,11 @@ const ID: &str = "id";
 const VERSION: &str = "version";
 const FIELDS: [&str; 7] = ["name", "email", "address", "dateOfBirth", "registeredDate", ID, VERSION];
 
-/// The change of the record `id` that `body` says, by the rules of the day `today`, and the version that it names.
+/// Returns the change of the record `id` in `body`, validated by the rules of the day `today`, and the
+/// version that the body names.
 ///
 /// # Errors
-/// `Invalid`, with everything that is wrong.
+/// `Invalid`, with all errors.
 pub(super) fn read(
     body: &[u8],
     id: PatientId,
@@ -46,7 +47,7 @@ pub(super) fn read(
     fields.checked(made)
 }
 
-/// What a change expects of the record that must be of one of the versions `expected`, and of `version`.
+/// Combines two conditions: the record must have one of the versions `expected`, and the version `version`.
 pub(super) fn both(expected: Option<Box<[Version]>>, version: Option<Version>) -> Option<Box<[Version]>> {
     match (expected, version) {
         (expected, None) => expected,

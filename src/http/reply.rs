@@ -1,4 +1,4 @@
-//! Answers that are no failures.
+//! Successful responses.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -12,10 +12,10 @@ use crate::error::ErrorCode;
 
 use super::problem::Failure;
 
-/// Room for a typical record, so that writing it allocates once.
+/// Initial buffer size, large enough for a typical record, so that serializing allocates once.
 const TYPICAL_BYTES: usize = 384;
 
-/// `value` as JSON.
+/// Returns `value` as a JSON response.
 pub(super) fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Result<Response, Failure> {
     let mut bytes = Vec::with_capacity(TYPICAL_BYTES);
     match serde_json::to_writer(&mut bytes, value) {
@@ -24,7 +24,7 @@ pub(super) fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Resu
     }
 }
 
-/// `bytes` of a media type.
+/// Returns a response with `bytes` of the media type `media_type`.
 pub(super) fn bytes_of(status: StatusCode, media_type: &'static str, bytes: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Body::from(bytes.into()));
     *response.status_mut() = status;
@@ -32,14 +32,14 @@ pub(super) fn bytes_of(status: StatusCode, media_type: &'static str, bytes: impl
     response
 }
 
-/// No body.
+/// Returns a response without a body.
 pub(super) fn empty(status: StatusCode) -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
     response
 }
 
-/// For `serde(serialize_with)`: `YYYY-MM-DD`, without a string in between.
+/// Serializes a date as `YYYY-MM-DD` without an intermediate string; for `serde(serialize_with)`.
 pub(super) fn day<S: Serializer>(date: &Date, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&format_args!(
         "{:04}-{:02}-{:02}",

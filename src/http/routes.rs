@@ -1,4 +1,4 @@
-//! Every route there is: the one table behind the router and the documentation.
+//! The route table, from which the router and the documentation are built.
 
 use futures::FutureExt;
 
@@ -14,7 +14,7 @@ use super::{
     OpsState, analytics, audit, billing, cluster, docs, history, login, ops, patients, search, users,
 };
 
-/// Methods of one path stand together.
+/// The methods of one path must be adjacent: the router removes only adjacent duplicates of paths.
 pub(super) static ROUTES: [Endpoint<AppState>; 33] = [
     open(Verb::Get, "/", &[], Takes::Nothing, Handler::Open(|s, c| docs::index::index(s, c).boxed())),
     open(
@@ -217,7 +217,7 @@ pub(super) static ROUTES: [Endpoint<AppState>; 33] = [
     ),
 ];
 
-/// What a node answers that is no front.
+/// The routes of a node without the front role.
 pub(super) static OPS_ROUTES: [Endpoint<OpsState>; 3] = [
     exempt("/health/live", Handler::Open(|_, c| ops::live(c).boxed())),
     exempt("/health/ready", Handler::Open(|s, c| ops::ready(s.health.clone(), c).boxed())),
@@ -239,7 +239,7 @@ const fn named(
     Endpoint { verb, path, refuses, query: &[], takes, effect, admission: Admission::Counted, handler }
 }
 
-/// One whose path says it all.
+/// An endpoint without a body: the path says everything.
 const fn bodiless(
     verb: Verb,
     path: &'static str,
@@ -249,7 +249,7 @@ const fn bodiless(
     Endpoint { takes: Takes::Nothing, ..named(verb, path, refuses, handler) }
 }
 
-/// None of the open endpoints but `/auth` changes anything.
+/// An open endpoint with `Effect::Reads`. Only the endpoints under `/auth` change anything.
 const fn open(
     verb: Verb,
     path: &'static str,

@@ -1,7 +1,7 @@
-//! The text of `/metrics`, which anyone may ask for at any load.
+//! Renders `/metrics`, which is open and answered at any load.
 //!
-//! Invariant: one is made at a time, beside the runtime, whoever asks how often. Requests that come while one is made
-//! share the next, so each is answered with what was true after it had come.
+//! Invariant: one text is rendered at a time, on a blocking thread, however many requests come. Requests that
+//! arrive during a rendering share the next one, so the text of a response is never older than its request.
 
 use std::sync::Arc;
 
@@ -22,12 +22,12 @@ struct Made {
 }
 
 impl MetricsText {
-    /// Of what `render` gives.
+    /// Creates a renderer from `render`.
     pub fn new(render: impl Fn() -> String + Send + Sync + 'static) -> Self {
         MetricsText { render: Arc::new(render), last: Arc::default() }
     }
 
-    /// As of now, or of a moment since then.
+    /// Returns the metrics as of now or later; `None` if rendering panicked.
     pub(super) async fn text(&self) -> Option<Bytes> {
         let came = Instant::now();
         let mut last = Arc::clone(&self.last).lock_owned().await;
@@ -35,7 +35,7 @@ impl MetricsText {
             return Some(made.text.clone());
         }
         let render = Arc::clone(&self.render);
-        // The lock goes with it: a caller who goes away does not let in a second one.
+        // The lock moves to the thread, so that a client that disconnects does not allow a second rendering.
         let made = tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
             let text = Bytes::from(render());
@@ -75,13 +75,13 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let others: Vec<_> = (0..50).map(|_| ask()).collect();
-        // All of them have come: on this one thread they ran before this goes on.
+        // On this one thread, all of them have run before this task continues.
         tokio::task::yield_now().await;
         go_on.send(()).expect("waited for");
         assert_eq!(&*first.await.expect("answered"), b"1");
         go_on.send(()).expect("waited for");
         for other in others {
-            // Nobody is told of a time before they came.
+            // No response shows a state from before its request.
             assert_eq!(&*other.await.expect("answered"), b"2");
         }
         assert_eq!(made.load(Ordering::SeqCst), 2);

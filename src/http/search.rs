@@ -1,5 +1,5 @@
-//! `GET /api/patients`: pages of living patients. What can be asked together is what one index answers in order;
-//! anything else is refused with what is possible.
+//! `GET /api/patients`: pages of living patients. Filters and orders can be combined only where one index
+//! returns the rows in order. Other combinations are refused, and the error says what is possible.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use super::query::{Query, searched};
 use super::shown::Shown;
 use super::{AppState, cursor, reply};
 
-/// Records on one page if the caller does not say how many.
+/// Default number of records on a page.
 const LIMIT_DEFAULT: u32 = 100;
 const LIMIT_MAX: u32 = 1000;
-/// What can be asked.
+/// Query parameters of the list.
 pub(super) const PARAMETERS: [&str; 8] =
     ["q", "email", "bornAfter", "bornBefore", "registeredAfter", "sort", "limit", "cursor"];
 
-/// Each order with its name, and whether it goes down.
+/// Each order with its name, and whether it is descending.
 pub(super) const SORTS: [(&str, Sort, bool); 8] = [
     ("created", Sort::Created, false),
     ("-created", Sort::Created, true),
@@ -45,12 +45,16 @@ pub(super) const SORTS: [(&str, Sort, bool); 8] = [
 
 /// Lists living patients.
 ///
-/// One page; the `Link` header leads to the next, if there is more. Of `q`, `email`, `bornAfter` with `bornBefore`,
-/// and `registeredAfter` one can be given; `q` comes in the order of what it finds, `bornAfter` and `bornBefore` go
-/// with `born` or `-born`, `registeredAfter` with `registered` or `-registered`. A page may be shorter than its limit.
-/// Nobody who is there all the while is left out or shown twice, whoever comes or goes meanwhile. Restricted records
-/// are in no list. A caller of the role BILLING is shown `id` and `name` alone: `q` looks at the name alone, the list can
-/// be sorted by `created` and `name`, and whatever else concerns another field is refused with 403.
+/// Returns one page; the `Link` header leads to the next one, if there is more. A page may be shorter than
+/// its limit. A patient who is registered throughout is neither omitted nor repeated, even if others are
+/// added or removed meanwhile. Restricted records are never listed.
+///
+/// At most one filter can be given: `q`, `email`, `bornAfter` with `bornBefore`, or `registeredAfter`.
+/// Results of `q` are sorted by the matching text. `bornAfter` and `bornBefore` allow the orders `born` and
+/// `-born`, `registeredAfter` allows `registered` and `-registered`.
+///
+/// The role BILLING is shown only `id` and `name`. For that role, `q` searches names only, and the list can
+/// be sorted by `created` and `name`. Parameters about other fields are refused (403).
 #[utoipa::path(get, path = "/api/patients", operation_id = "listPatients", tag = "patients",
     params(
         ("q" = Option<String>, Query, description = "How the name or the e-mail address begins, in any case, such \
@@ -68,13 +72,13 @@ pub(super) const SORTS: [(&str, Sort, bool); 8] = [
     responses((status = 200, description = "A page of records.", body = Vec<Shown>,
         headers(("Link", description = "`<path>; rel=\"next\"` (RFC 8288), if there is more.")))))]
 pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Failure> {
-    // A search that is refused says what it was for, too.
+    // Set before parsing, so that the audit of a refused search also says what was searched for.
     call.accessed.is_about(searched(call.parts.uri.query()));
     let query = Query::read(call.parts.uri.query(), &PARAMETERS)?;
     let view = call.ctx.caller.role.sees();
     let take_back = |list: &str, text: &str| cursor::take_back(&app.auth, &seen_in(view, list), text);
     let Page { search, list } = Page::of(&query, view, take_back)?;
-    // One more than asked for tells whether there is more.
+    // Read one row more than the page, to know whether there is more.
     let limit = search.limit_rows;
     let wanted = PatientSearch { limit_rows: limit + 1, ..search };
     let page = app.patients.search(&call.ctx, &wanted).await?;
@@ -96,7 +100,8 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     Ok(response)
 }
 
-/// The list as cursors are bound to it: the place of one who is shown whole records is none among names.
+/// Returns the name of the list to which cursors are bound. The views have different names: a cursor of a
+/// list of whole records is not valid in a list of names.
 fn seen_in(view: View, list: &str) -> Cow<'_, str> {
     match view {
         View::Whole => list.into(),
@@ -104,7 +109,7 @@ fn seen_in(view: View, list: &str) -> Cow<'_, str> {
     }
 }
 
-/// What a caller who is shown names alone may not ask for, if `query` does: what would tell of other fields.
+/// Returns the refusal of a `query` that would reveal other fields to a caller who is shown only names.
 fn beyond_names(query: &Query) -> Option<Failure> {
     const FIELDS: [&str; 4] = ["email", "bornAfter", "bornBefore", "registeredAfter"];
     const SORTS: [&str; 4] = ["born", "-born", "registered", "-registered"];
@@ -121,11 +126,11 @@ fn link_to(list: &str, limit: u32, cursor: &str) -> String {
     format!("</api/patients?{list}{and}limit={limit}&cursor={cursor}>; rel=\"next\"")
 }
 
-/// Which part of which list is asked for.
+/// The requested page of a list.
 #[derive(Debug, PartialEq, Eq)]
 struct Page {
     search: PatientSearch,
-    /// What makes the list: its parameters but for the limit and the cursor, in one order and one form.
+    /// Identifies the list: its parameters without limit and cursor, in one order and one form.
     list: String,
 }
 
@@ -166,7 +171,7 @@ impl Page {
     }
 }
 
-/// The parameters, and what is wrong with them.
+/// The parameters, and their errors.
 struct Given<'a> {
     query: &'a Query,
     view: View,
@@ -192,8 +197,8 @@ impl<'a> Given<'a> {
             .ok()
     }
 
-    /// How a name or an address begins, in the form of their indexes. A whole address is looked for in the form by
-    /// which addresses are told apart.
+    /// Returns the beginning of a name or an address in the form of their indexes. A complete address is
+    /// converted to its unique form instead.
     fn beginning(&mut self) -> Option<Box<str>> {
         let text = trimmed(self.one("q")?);
         if text.is_empty() || text.chars().count() > EMAIL_MAX_CHARS || text.contains(char::is_control) {
@@ -215,7 +220,7 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// The filter, and the parameters that say it.
+    /// Returns the filter, and the parameters that express it.
     fn filter(&mut self) -> (Filter, Serializer<'static, String>) {
         let begins = self.beginning();
         let email = self.email();
@@ -296,7 +301,7 @@ mod tests {
         Place { key: Key::Time(Timestamp(1)), id: PatientId(Uuid::nil()) }
     }
 
-    /// `good` is the cursor of every list.
+    /// `good` is a valid cursor of every list.
     fn page(query: &str) -> Result<Page, Failure> {
         let query = Query::read(Some(query), &PARAMETERS)?;
         Page::of(&query, View::Whole, |_, text| (text == "good").then(place))

@@ -1,13 +1,14 @@
-//! Who holds a connection, and who of them keeps us waiting: so that connections which send nothing, or very slowly,
-//! do not keep others out when all places are taken.
+//! Connection limit: tracks which connections are waiting for a request, so that connections that send
+//! nothing, or send very slowly, do not keep others out when all slots are in use.
 //!
-//! A connection *waits* from its start, and again from each answer on, until a whole request has come, its body
-//! included; with the head its time begins anew. In between it is *answered*, and is never ended for somebody else.
-//! The claim of the one who ends it and the arrival of its request exclude each other (`Seat::answering`), so that no
-//! request which has come is cut off.
+//! A connection *waits* from its start, and again after each response, until a complete request has arrived,
+//! including its body. The wait is counted anew when the head arrives. In between, the connection is
+//! *answered*, and is never closed in favour of another. Closing a connection and the arrival of its request
+//! exclude each other (`Seat::answering`), so no request that has arrived is cut off.
 //!
-//! Why the longest wait and not, say, the fewest bytes: a peer chooses its bytes, and how often it sends them; it
-//! cannot choose to have been here for a shorter time. A connection in use waits for milliseconds between two requests.
+//! The longest wait decides rather than the fewest bytes, because a peer controls its bytes and their timing,
+//! but cannot pretend to have arrived later. A connection in use waits only milliseconds between two
+//! requests.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -22,23 +23,23 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::task::{AbortHandle, Id};
 
-/// An answer of at most so many bytes counts as delivered when it is made: the socket takes it whole. Of a longer one
-/// it is known when its last piece was taken.
+/// A response of at most this size counts as delivered when it is created, because the socket buffer takes it
+/// whole. A longer response is delivered when its last chunk has been taken.
 const TAKEN_WHOLE_BYTES: u64 = 64 * 1024;
 
-/// One connection's state.
+/// State of one connection.
 pub(super) struct Seat {
-    /// What its times are counted from.
+    /// Start of the time scale of `since`.
     epoch: Instant,
-    /// Milliseconds after `epoch` since which it waits, or one of the two below.
+    /// Milliseconds after `epoch` since which the connection waits, or `ANSWERED`, or `ENDED`.
     since: AtomicU64,
-    /// Nobody read the body of its last request to the end.
+    /// Whether the body of the last request was not read to its end.
     cut_short: AtomicBool,
 }
 
-/// Its request is being answered.
+/// The request of the connection is being answered.
 const ANSWERED: u64 = u64::MAX;
-/// It is being ended; a request that comes now is not taken up.
+/// The connection is being closed; a request that arrives now is not processed.
 const ENDED: u64 = u64::MAX - 1;
 
 impl Seat {
@@ -48,28 +49,29 @@ impl Seat {
         Arc::new(seat)
     }
 
-    /// From now on it waits.
+    /// Marks the connection as waiting from now on.
     fn waiting(&self) {
-        // Whoever has ended it stays with that.
+        // A connection that is being closed stays `ENDED`.
         _ = self
             .since
             .try_update(Ordering::AcqRel, Ordering::Acquire, |was| (was == ANSWERED).then(|| self.now_ms()));
     }
 
-    /// The head of its request is there, and a body is to come.
+    /// Restarts the wait: the head of a request has arrived, and its body is still to come.
     fn arriving(&self) {
         _ = self
             .since
             .try_update(Ordering::AcqRel, Ordering::Acquire, |was| (was < ENDED).then(|| self.now_ms()));
     }
 
-    /// Its request is there. False if it has been ended in the meantime.
+    /// Marks the request as complete. Returns false if the connection is being closed.
     fn answering(&self) -> bool {
         let arrived = |was| (was != ENDED).then_some(ANSWERED);
         self.since.try_update(Ordering::AcqRel, Ordering::Acquire, arrived).is_ok()
     }
 
-    /// Whether a body was given up before its end: the connection has to end with the answer.
+    /// Returns whether a body was abandoned before its end. The connection must then close after the
+    /// response.
     pub(super) fn cut_short(&self) -> bool {
         self.cut_short.load(Ordering::Acquire)
     }
@@ -79,7 +81,7 @@ impl Seat {
     }
 }
 
-/// Counts a connection as waiting again when it is dropped, with the answer that it belongs to.
+/// Marks the connection as waiting again when dropped together with the response body.
 struct UntilDelivered(Arc<Seat>);
 
 impl Drop for UntilDelivered {
@@ -88,7 +90,7 @@ impl Drop for UntilDelivered {
     }
 }
 
-/// `answer`, after which the connection waits again.
+/// Returns `answer`, after whose delivery the connection waits again.
 pub(super) fn answered(seat: &Arc<Seat>, answer: Response) -> Response {
     let until = UntilDelivered(Arc::clone(seat));
     if answer.body().size_hint().upper().is_some_and(|bytes| bytes <= TAKEN_WHOLE_BYTES) {
@@ -102,7 +104,7 @@ pub(super) fn answered(seat: &Arc<Seat>, answer: Response) -> Response {
     })
 }
 
-/// A request's body; its connection waits until it has come whole.
+/// A request body. The connection waits until the body has arrived whole.
 pub(super) struct Arriving {
     body: Incoming,
     seat: Arc<Seat>,
@@ -110,7 +112,7 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// None if the connection has been ended in the meantime.
+    /// Returns `None` if the connection is being closed.
     pub(super) fn new(body: Incoming, seat: &Arc<Seat>) -> Option<Self> {
         let arrived = body.is_end_stream();
         if !arrived {
@@ -122,7 +124,7 @@ impl Arriving {
     }
 }
 
-/// Nobody wants the rest of it.
+/// Dropping an unfinished body means that the rest is not wanted.
 impl Drop for Arriving {
     fn drop(&mut self) {
         if !self.arrived {
@@ -162,19 +164,19 @@ impl Body for Arriving {
     }
 }
 
-/// All connections.
+/// All connections of the listener.
 pub(super) struct Seats {
     epoch: Instant,
     grace: Duration,
     taken: HashMap<Id, (Arc<Seat>, AbortHandle)>,
 }
 
-/// What can be done for one who has no seat.
+/// What can be done for a connection without a slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// One was freed, or soon will be: its task has been told to end.
+    /// A slot was freed, or will be soon: the task of a connection was told to end.
     Made,
-    /// After so long, unless another ends before.
+    /// A slot can be freed after this time, unless a connection ends before.
     In(Duration),
 }
 
@@ -195,7 +197,7 @@ impl Seats {
         self.taken.remove(&task);
     }
 
-    /// Ends the connection that has waited the longest, if it has waited for the grace.
+    /// Closes the connection that has waited longest, if it has waited for the grace period.
     pub(super) fn make_room(&self) -> Room {
         let now_ms = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
         let grace_ms = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
@@ -211,7 +213,7 @@ impl Seats {
         if waited_ms < grace_ms {
             return Room::In(Duration::from_millis(grace_ms - waited_ms));
         }
-        // A request that has come just now is answered; the next look finds another.
+        // A request that has just arrived is answered; the next call finds another connection.
         if seat.since.compare_exchange(since, ENDED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             task.abort();
         }

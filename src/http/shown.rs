@@ -1,5 +1,5 @@
-//! How records are shown, and to whom. The handles of the actors give out what their caller may see (`Seen`);
-//! `Call::open` takes it out, so that the audit keeps why.
+//! The form in which each role is shown a record. The handles of the actors return what their caller may see
+//! (`Seen`). `Call::open` unwraps it and notes for the audit whether a reason was required.
 
 use std::borrow::Cow;
 
@@ -19,7 +19,7 @@ use super::pipeline::Call;
 use super::reply;
 
 impl Call {
-    /// What the caller is shown. If it took a reason, the audit keeps it.
+    /// Returns what the caller is shown. If that required a reason, the audit records it.
     pub(super) fn open<T>(&self, seen: Seen<T>) -> T {
         let (what, glass) = seen.open();
         if glass == Glass::Broken {
@@ -28,7 +28,7 @@ impl Call {
         what
     }
 
-    /// What a change left behind. If no transaction has recorded the access, the edge does.
+    /// Returns the result of a change. If no transaction has recorded the access, the edge does.
     pub(super) fn done<T>(&self, changed: Changed<T>) -> T {
         if changed.recorded {
             self.accessed.is_recorded();
@@ -46,11 +46,11 @@ impl Call {
     "version": 1
 }))]
 pub(super) struct PatientBody<'a> {
-    /// Given by the server.
+    /// Assigned by the server.
     #[schema(value_type = String, format = Uuid)]
     id: Uuid,
     name: &'a str,
-    /// Unique over living patients, without regard to case.
+    /// Unique among living patients, case-insensitive.
     #[schema(format = "email")]
     email: &'a str,
     address: &'a str,
@@ -60,9 +60,9 @@ pub(super) struct PatientBody<'a> {
     #[serde(serialize_with = "reply::day")]
     #[schema(value_type = String, format = Date)]
     registered_date: Date,
-    /// 1 after registration, one more after each change.
+    /// 1 after registration, then incremented by each change.
     version: i64,
-    /// There, and true, if the record is restricted.
+    /// Present, and true, if the record is restricted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     #[schema(required = false)]
     restricted: bool,
@@ -70,7 +70,8 @@ pub(super) struct PatientBody<'a> {
 
 impl<'a> From<&'a Patient> for PatientBody<'a> {
     fn from(patient: &'a Patient) -> Self {
-        // Without `..`: a new field does not compile until it is decided whether it is shown.
+        // The pattern has no `..`, so that a new field does not compile until it is decided whether it is
+        // shown.
         let Patient { id, version, created_at: _, restricted, details } = patient;
         let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
         PatientBody {
@@ -86,9 +87,9 @@ impl<'a> From<&'a Patient> for PatientBody<'a> {
     }
 }
 
-/// What a role that is shown names alone gets of a record.
+/// A record as shown to a role that sees only names.
 #[derive(Serialize, ToSchema)]
-// Described as having nothing else: a whole record would be one of these too, and an answer has to be one of the two.
+// The schema allows no other fields. Otherwise a whole record would match this schema too.
 #[serde(deny_unknown_fields)]
 #[schema(as = PatientName, example = json!({
     "id": "123e4567-e89b-12d3-a456-426614174000", "name": "John Doe"
@@ -99,18 +100,18 @@ pub(super) struct NameBody<'a> {
     name: &'a str,
 }
 
-/// A record as far as a role is shown it.
+/// A record as shown to the role of the caller.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum Shown<'a> {
-    /// To all roles but BILLING.
+    /// For all roles except BILLING.
     Whole(PatientBody<'a>),
-    /// To BILLING.
+    /// For BILLING.
     Name(NameBody<'a>),
 }
 
-/// Any of the two, and not exactly one: some generated clients take a whole record for a name with more to it, and give up
-/// where one alone may fit. The first that fits is the right one.
+/// The schema is `anyOf` rather than `oneOf`: some generated clients accept a whole record as a name with
+/// additional fields, and fail if more than one alternative matches. The first match is the right one.
 impl PartialSchema for Shown<'_> {
     fn schema() -> RefOr<Schema> {
         let of = |name: Cow<'static, str>| Ref::from_schema_name(name);
@@ -133,7 +134,7 @@ impl ToSchema for Shown<'_> {
 }
 
 impl<'a> Shown<'a> {
-    /// What `call`'s caller is shown of `patient`.
+    /// Returns `patient` in the form for the caller of `call`.
     pub(super) fn to(call: &Call, patient: &'a Patient) -> Self {
         match call.ctx.caller.role.sees() {
             View::Whole => Shown::Whole(PatientBody::from(patient)),

@@ -1,4 +1,4 @@
-//! How far a request has come, and what is known of it by then.
+//! The progress of a request, and what is known about it so far.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -11,7 +11,7 @@ use super::accesses::Accessed;
 use super::pipeline::Effect;
 use super::problem::Failure;
 
-/// Which patient is about to be registered, if one is.
+/// The patient that the request is about to register, if any.
 #[derive(Default)]
 pub(super) struct Registers(Mutex<Option<PatientId>>);
 
@@ -25,14 +25,14 @@ impl Registers {
     }
 }
 
-/// How far a request has come: what being late means depends on it.
+/// Progress of a request. It determines which failure a missed deadline becomes.
 pub(super) struct Stage {
     reached: AtomicU8,
-    /// `Call::registers`
+    /// See `Call::registers`.
     pub(super) registers: Arc<Registers>,
-    /// Who asks, once that is known.
+    /// The caller, once authenticated.
     pub(super) caller: OnceLock<Caller>,
-    /// `Call::accessed`
+    /// See `Call::accessed`.
     pub(super) accessed: Arc<Accessed>,
 }
 

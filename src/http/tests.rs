@@ -1,4 +1,4 @@
-//! The pipeline over a real socket, with endpoints of our own that wait, fail and panic as told.
+//! Tests of the pipeline over a real socket, with endpoints that wait, fail or panic on demand.
 
 mod connections;
 mod frame;
@@ -37,16 +37,16 @@ use super::{Settings, reply};
 
 const EMAIL: &str = "ada@example.com";
 const PATIENT: PatientId = PatientId(uuid::Uuid::from_u128(7));
-/// Far longer than anything here takes, so that a hang fails and a slow machine does not.
+/// Far longer than any test takes, so that a hang fails the test and a slow machine does not.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the endpoints speak to.
+/// State that controls the endpoints.
 struct Switches {
-    /// `/hold` waits for a permit.
+    /// `/hold` waits for a permit of this semaphore.
     gate: Semaphore,
-    /// How many requests `/hold` has seen.
+    /// Number of requests that `/hold` has received.
     held: AtomicUsize,
-    /// The body of `/big` was let go.
+    /// Whether the body of `/big` was dropped.
     big_let_go: AtomicBool,
 }
 
@@ -149,7 +149,7 @@ async fn hold(app: Arc<Shared>) -> Result<Response, Failure> {
     Ok(reply::empty(StatusCode::OK))
 }
 
-/// Says which patient it would register, and then that the outcome is unknown, or nothing at all.
+/// Announces the patient that it would register; then returns an unknown outcome, or never answers.
 async fn register(call: Call, answers: bool) -> Result<Response, Failure> {
     call.registers.set(PATIENT);
     if answers {
@@ -167,7 +167,7 @@ fn long(etag: Option<&'static str>) -> Result<Response, Failure> {
     Ok(response)
 }
 
-/// 256 MiB, more than all buffers between here and a client.
+/// A response of 256 MiB, more than all buffers between the server and a client.
 fn big(app: Arc<Shared>) -> Response {
     let let_go = LetGo(Shared::clone(&app));
     let piece = Bytes::from(vec![b'x'; 1 << 20]);
@@ -178,7 +178,7 @@ fn big(app: Arc<Shared>) -> Response {
     Response::new(Body::from_stream(pieces))
 }
 
-/// A server with these endpoints.
+/// A running server with these endpoints.
 struct Bench {
     address: SocketAddr,
     switches: Shared,
@@ -210,14 +210,15 @@ impl Bench {
         format!("http://{}{path}", self.address)
     }
 
-    /// One request on a connection of its own, as text, and what comes back until the connection ends.
+    /// Sends one request as text on a connection of its own, and returns everything until the connection
+    /// ends.
     async fn raw(&self, request: &str) -> String {
         let mut connection = TcpStream::connect(self.address).await.expect("connected");
         connection.write_all(request.as_bytes()).await.expect("sent");
         read_all(&mut connection).await
     }
 
-    /// Waits until `condition`, with an end.
+    /// Waits until `condition` holds, for `PATIENCE` at most.
     async fn until(&self, what: &str, condition: impl Fn(&Switches) -> bool) {
         let began = Instant::now();
         while !condition(&self.switches) {
@@ -231,10 +232,10 @@ fn settings() -> Settings {
     Settings { listen: SocketAddr::from(([127, 0, 0, 1], 0)), ..Settings::default() }
 }
 
-/// Everything until the other side ends the connection.
+/// Reads everything until the other side closes the connection.
 async fn read_all(connection: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // A reset after the answer is an end too.
+    // A reset after the response also ends the connection.
     _ = tokio::time::timeout(PATIENCE, connection.read_to_end(&mut bytes))
         .await
         .expect("the connection ends");

@@ -1,4 +1,4 @@
-//! `/api/users`: who may log in. For administrators, but for one's own password.
+//! `/api/users`: user accounts. For administrators, except that users change their own passwords.
 
 use std::sync::Arc;
 
@@ -25,12 +25,12 @@ use super::problem::Failure;
 use super::query::Query;
 use super::{AppState, reply};
 
-/// What can be asked of the list.
+/// Query parameters of the list.
 pub(super) const PARAMETERS: [&str; 2] = ["limit", "after"];
 const LIMIT_DEFAULT: u32 = 100;
 const LIMIT_MAX: u32 = 1000;
 
-/// Someone who may log in.
+/// A user who can log in.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 #[schema(as = User, example = json!({
@@ -41,7 +41,7 @@ pub(super) struct UserBody<'a> {
     email: &'a str,
     #[schema(value_type = RoleName)]
     role: &'a str,
-    /// Cannot log in, and what was given before does not hold.
+    /// Whether the user is locked out: no login is possible, and earlier tokens are not valid.
     disabled: bool,
     #[serde(with = "time::serde::rfc3339")]
     #[schema(value_type = String, format = DateTime)]
@@ -59,7 +59,7 @@ impl<'a> From<&'a User> for UserBody<'a> {
     }
 }
 
-/// A user to be made.
+/// The body for creating a user.
 #[derive(ToSchema)]
 #[schema(as = UserForm, example = json!({
     "email": "ada@example.com", "password": "correct horse battery", "role": "CLINICIAN"
@@ -75,7 +75,8 @@ pub(super) struct UserForm {
     role: String,
 }
 
-/// What is changed of a user, as a merge patch (RFC 7396): what is left out stays, and nothing can be taken away.
+/// A change of a user, as a merge patch (RFC 7396): absent fields stay as they are, and no field can be
+/// removed.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schema(as = UserChange, example = json!({"role": "AUDITOR", "disabled": true}))]
@@ -88,14 +89,14 @@ pub(super) struct ChangeForm {
     disabled: Option<Option<bool>>,
 }
 
-/// A field that is there; null is none that is left out.
+/// Deserializes a present field. Null is kept apart from an absent field.
 fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(field: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(field).map(Some)
 }
 
 impl ChangeForm {
     fn read(body: &[u8]) -> Result<(Option<Role>, Option<bool>), Failure> {
-        // The reader would take a list of values as well; and what it says could repeat what was sent.
+        // The parser would also accept an array of values, and its message could repeat the input.
         let is_object = body.trim_ascii_start().starts_with(b"{");
         let form = serde_json::from_slice(body).ok().filter(|_| is_object);
         let Some(ChangeForm { role, disabled }) = form else {
@@ -115,7 +116,7 @@ impl ChangeForm {
     }
 }
 
-/// One's own new password.
+/// The body for changing one's own password.
 #[derive(ToSchema)]
 #[schema(as = PasswordForm, rename_all = "camelCase", example = json!({
     "oldPassword": "correct horse battery", "newPassword": "staple correct horse"
@@ -129,9 +130,9 @@ pub(super) struct PasswordForm {
     new_password: String,
 }
 
-/// Lists users, in the order of their e-mail addresses.
+/// Lists users, sorted by e-mail address.
 ///
-/// One page; the `Link` header leads to the next, if there is more.
+/// Returns one page; the `Link` header leads to the next one, if there is more.
 #[utoipa::path(get, path = "/api/users", operation_id = "listUsers", tag = "users",
     params(
         ("limit" = Option<u32>, Query, description = "Users on the page.", minimum = 1, maximum = 1000, example = 100),
@@ -145,7 +146,7 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
         .get("limit")
         .map_or(Some(LIMIT_DEFAULT), |text| text.parse().ok().filter(|n| (1..=LIMIT_MAX).contains(n)))
         .ok_or_else(|| Failure::field("limit", "Limit should be a number from 1 to 1000"))?;
-    // One more than asked for tells whether there is more.
+    // Read one row more than the page, to know whether there is more.
     let mut users = app.users.list(query.get("after"), limit + 1).await?;
     let more = users.len() > limit as usize;
     users.truncate(limit as usize);
@@ -160,7 +161,7 @@ pub(super) async fn list(app: Arc<AppState>, call: Call) -> Result<Response, Fai
     Ok(response)
 }
 
-/// Lets somebody log in.
+/// Creates a user.
 #[utoipa::path(post, path = "/api/users", operation_id = "createUser", tag = "users",
     request_body = UserForm,
     responses((status = 201, description = "Made.", body = UserBody,
@@ -192,11 +193,11 @@ pub(super) async fn create(app: Arc<AppState>, call: Call) -> Result<Response, F
 
 const ROLES: &str = "Should be ADMIN, CLINICIAN, FRONT_DESK, BILLING, ANALYST or AUDITOR";
 
-/// Changes what a user may do, or keeps a user out.
+/// Changes the role of a user, or disables or enables the user.
 ///
-/// The body is a JSON Merge Patch (RFC 7396); no field can be removed.
-/// A disabling ends all sessions of the user for good, at the latest after `auth.user_cache_ms`. An administrator
-/// cannot do either to themselves, and one enabled administrator is always left.
+/// The body is a JSON Merge Patch (RFC 7396); no field can be removed. Disabling a user ends all sessions of
+/// the user for good, within `auth.user_cache_ms` at most. Administrators cannot change or disable
+/// themselves, and the last enabled administrator cannot be disabled or get another role.
 #[utoipa::path(patch, path = "/api/users/{email}", operation_id = "changeUser", tag = "users",
     params(("email" = String, Path, description = "The user's e-mail address.")),
     request_body(content = ChangeForm, content_type = "application/merge-patch+json"),
@@ -220,10 +221,10 @@ pub(super) async fn change(app: Arc<AppState>, mut call: Call) -> Result<Respons
     reply::json(StatusCode::OK, &UserBody::from(&user))
 }
 
-/// Changes one's own password.
+/// Changes the caller's own password.
 ///
-/// All that was given to the user before ends with it: log in again. A wrong old password counts as a login that
-/// failed; after too many the account, and the address, must wait.
+/// All earlier tokens of the user become invalid: log in again. A wrong old password counts as a failed
+/// login. After too many, further attempts for the account, and from the address, are refused for a time.
 #[utoipa::path(post, path = "/api/users/me/password", operation_id = "changePassword", tag = "users",
     request_body = PasswordForm,
     responses((status = 204, description = "Changed.")))]
@@ -244,7 +245,7 @@ pub(super) async fn password(app: Arc<AppState>, call: Call) -> Result<Response,
     Ok(reply::empty(StatusCode::NO_CONTENT))
 }
 
-/// `email` in a path or a query (RFC 3986, section 2.1).
+/// Returns `email` percent-encoded for a path or a query (RFC 3986, section 2.1).
 fn escaped(email: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~@".contains(byte);
     email

@@ -1,4 +1,4 @@
-//! What every client of librdkafka tells us: its log lines, and whether the broker is there.
+//! The callbacks shared by all librdkafka clients: log lines, and whether the broker can be reached.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,24 +9,24 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::{Error, Link};
 
-/// What was last heard of the broker, by any client. Cloning shares it.
+/// The last known state of the connection, as seen by any client. Clones share it.
 #[derive(Clone, Default)]
 pub(super) struct LinkState {
     away: Arc<Mutex<Option<String>>>,
 }
 
 impl LinkState {
-    /// The broker answered.
+    /// Records that the broker answered.
     pub(super) fn up(&self) {
         *self.away.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// The broker cannot be reached.
+    /// Records that the broker cannot be reached.
     pub(super) fn away(&self, reason: String) {
         *self.away.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
     }
 
-    /// What was last heard.
+    /// Returns the last known state.
     pub(super) fn get(&self) -> Link {
         match &*self.away.lock().unwrap_or_else(PoisonError::into_inner) {
             None => Link::Up,
@@ -35,27 +35,27 @@ impl LinkState {
     }
 }
 
-/// The ear of one client.
+/// The callbacks of one client.
 pub(super) struct ClientEvents {
     role: &'static str,
     link: LinkState,
 }
 
 impl ClientEvents {
-    /// The ear of the client that plays `role`.
+    /// Returns the callbacks of the client named `role` in log lines.
     pub(super) fn new(role: &'static str, link: LinkState) -> Self {
         ClientEvents { role, link }
     }
 
-    /// What was heard.
+    /// Returns the shared connection state.
     pub(super) fn link(&self) -> &LinkState {
         &self.link
     }
 }
 
 impl ClientContext for ClientEvents {
-    /// librdkafka names brokers, topics and partitions in its lines, never what a message holds, as long
-    /// as its `debug` property is off.
+    /// Logs a line of librdkafka. The lines name brokers, topics and partitions, but no message content as
+    /// long as librdkafka's `debug` property is off.
     fn log(&self, level: RDKafkaLogLevel, fac: &str, log_message: &str) {
         let role = self.role;
         match level {
@@ -82,7 +82,8 @@ impl ClientContext for ClientEvents {
     }
 }
 
-/// The error of making a client. A bad property is named without its value, which may be a secret.
+/// Converts an error from the creation of a client. A rejected property is named without its value, which may
+/// be a secret.
 pub(super) fn making(error: &KafkaError) -> Error {
     match error {
         KafkaError::ClientConfig(_, _, name, _) => Error::Settings(format!("librdkafka refuses {name}")),
@@ -90,22 +91,22 @@ pub(super) fn making(error: &KafkaError) -> Error {
     }
 }
 
-/// When a question has to be answered.
+/// The deadline of a blocking request.
 #[derive(Clone, Copy)]
 pub(super) struct Deadline(Instant);
 
 impl Deadline {
-    /// After `limit` from now.
+    /// Returns the deadline `limit` from now.
     pub(super) fn after(limit: Duration) -> Self {
         Deadline(Instant::now() + limit)
     }
 
-    /// Whether nothing is left.
+    /// Returns whether the deadline has passed.
     pub(super) fn is_over(self) -> bool {
         Instant::now() >= self.0
     }
 
-    /// What is left: never zero, which librdkafka takes for "do not even try".
+    /// Returns the remaining time: at least 1 ms, because librdkafka does not try at all with zero.
     pub(super) fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
     }

@@ -1,8 +1,7 @@
-//! `Kafka`: the broker as this process sees it, and the broker itself if it is the embedded one.
+//! `Kafka`: the connection of this process to the broker, and the broker itself if it is embedded.
 //!
-//! The embedded broker is librdkafka's mock cluster. It lives as long as the control client that it was
-//! made with, which is why that client is here and not in an actor: an actor that is restarted finds the
-//! same broker.
+//! The embedded broker is librdkafka's mock cluster. It lives as long as the control client that created it.
+//! That client is kept here and not in an actor, so that a restarted actor finds the same broker.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,12 +22,12 @@ use super::producer::{KafkaPublisher, ProducerEvents};
 use super::{Broker, Consumer, Error, Link, Names, Publisher, Result, Settings};
 use crate::domain::topic_log::{self, LogAnchor, MessageSight, PartitionSight};
 
-/// How long the control client looks for log lines and errors that have gathered.
+/// How long the control client polls for pending log lines and errors.
 const DRAIN: Duration = Duration::from_millis(1);
 
 type Control = BaseProducer<ProducerEvents>;
 
-/// The broker. Cloning is cheap and means the same one.
+/// The broker. Cloning is cheap; clones share the connection.
 #[derive(Clone)]
 pub struct Kafka {
     inner: Arc<Inner>,
@@ -42,18 +41,18 @@ struct Inner {
     gate: Option<Arc<Gate>>,
     publisher: Arc<KafkaPublisher>,
     cluster_id: OnceCell<String>,
-    /// A token for each member of the group that this process is.
+    /// One token per consumer of this process, held until the consumer has left the group.
     members: TaskTracker,
-    /// Asks about the cluster, one question at a time. It holds the embedded broker, so it is the last field.
+    /// Sends metadata requests, one at a time. It owns the embedded broker, so it must be the last field.
     control: Arc<Mutex<Control>>,
 }
 
 impl Kafka {
-    /// Starts the embedded broker, or gets ready to speak to the brokers named; whether they are there is
-    /// not asked yet. Returns within milliseconds.
+    /// Starts the embedded broker, or prepares the connection to the configured brokers without contacting
+    /// them. Returns within milliseconds.
     ///
     /// # Errors
-    /// `Settings`
+    /// `Settings`: a setting is not allowed, or librdkafka rejects it.
     pub fn connect(settings: &Settings) -> Result<Kafka> {
         settings.validate()?;
         let link = LinkState::default();
@@ -77,7 +76,7 @@ impl Kafka {
         let producer_config = settings.producer_config(&bootstrap)?;
         let watched = gate.clone().map(|gate| (Arc::clone(&names.topic), gate));
         let publisher = Arc::new(KafkaPublisher::new(settings, producer_config, link.clone(), watched)?);
-        // A consumer is made later; what librdkafka refuses of its settings is said now.
+        // Consumers are created later; check now whether librdkafka accepts their settings.
         settings.consumer_config(&bootstrap)?.create_native_config().map_err(|e| making(&e))?;
         let cluster_id = OnceCell::new();
         if settings.is_embedded() {
@@ -90,19 +89,19 @@ impl Kafka {
         Ok(Kafka { inner: Arc::new(inner) })
     }
 
-    /// Where the broker listens: `host:port`, with commas between several.
+    /// Returns the address of the broker: `host:port`, comma-separated if several.
     pub fn bootstrap_servers(&self) -> &str {
         &self.inner.bootstrap
     }
 
-    /// Ends when every consumer that was dropped has left the group: the broker then gives its partitions to others
-    /// at once, and not after `session_timeout_ms`. Waits for consumers that live, too.
+    /// Waits until every consumer has left its group, including consumers that still run. After that, the
+    /// broker assigns the partitions to others at once instead of after `session_timeout_ms`.
     pub async fn left(&self) {
         self.inner.members.close();
         self.inner.members.wait().await;
     }
 
-    /// Asks the cluster something that blocks.
+    /// Runs a blocking request to the cluster on a blocking thread, and records whether the broker answered.
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Control, Deadline) -> Result<T> + Send + 'static,
@@ -124,11 +123,11 @@ impl Kafka {
         asked.await.unwrap_or_else(|_| Err(Error::Away("the question was not asked".into())))
     }
 
-    /// Makes the topics that are missing at a real broker, and says how many partitions each has: fewer or more
-    /// than the settings say, if it was there before.
+    /// Creates missing topics at an external broker, and returns the number of partitions of each. An
+    /// existing topic may have another number than the settings say.
     ///
     /// # Errors
-    /// `Away`: the broker is, or it refused. `Settings`
+    /// `Away`: the broker cannot be reached, or it refused. `Settings`: librdkafka rejects the settings.
     pub async fn ensure_topics(&self) -> Result<Vec<(String, usize)>> {
         let refused = self.create_topics().await?;
         if let Some((topic, code)) = refused.into_iter().next() {
@@ -150,14 +149,15 @@ impl Kafka {
         .await
     }
 
-    /// Asks for the topics. Who refused, and why; that one is there already is no refusal.
+    /// Creates the topics. Returns the topics that were refused, with the reason. An existing topic is not an
+    /// error.
     async fn create_topics(&self) -> Result<Vec<(String, RDKafkaErrorCode)>> {
         let settings = &self.inner.settings;
         let admin = self.admin()?;
         let topics = [&settings.topic, &settings.dead_letter_topic]
             .map(|t| NewTopic::new(t, settings.partitions, TopicReplication::Fixed(-1)));
         let results = admin.create_topics(&topics, &self.admin_options()).await;
-        // Its end waits for a thread.
+        // Dropping the client waits for a thread.
         tokio::task::spawn_blocking(move || drop(admin));
         let refused = results.map_err(|e| away(&e))?.into_iter().filter_map(std::result::Result::err);
         Ok(refused.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect())
@@ -175,8 +175,8 @@ impl Kafka {
         AdminOptions::new().request_timeout(Some(limit))
     }
 
-    /// Makes the topics that are missing. A broker that does not let us, or cannot, may have them made by someone
-    /// else, so a refusal is only told.
+    /// Creates missing topics. A failure is only logged: where the broker refuses, somebody else may create
+    /// the topics.
     async fn make_topics(&self) {
         match self.create_topics().await {
             Ok(refused) => {
@@ -201,7 +201,7 @@ impl Kafka {
         Ok(id)
     }
 
-    /// What each partition of the topic holds; none if there is no topic.
+    /// Returns the offsets that each partition of the topic holds; empty if there is no topic.
     async fn sights(&self) -> Result<Vec<PartitionSight>> {
         let topic = Arc::clone(&self.inner.names.topic);
         self.ask(move |control, deadline| {
@@ -219,7 +219,7 @@ impl Kafka {
         .await
     }
 
-    /// The messages at these anchors.
+    /// Returns the messages at these anchors.
     async fn look_at(&self, anchors: Vec<LogAnchor>) -> Result<Vec<MessageSight>> {
         let inner = &self.inner;
         let config = inner.settings.look_config(&inner.bootstrap)?;
@@ -231,7 +231,7 @@ impl Kafka {
         looked.await.unwrap_or_else(|_| Err(Error::Away("the messages were not looked at".into())))
     }
 
-    /// The embedded broker's control client, for faults in tests.
+    /// Gives tests access to the control client of the embedded broker, to inject faults.
     #[cfg(test)]
     pub(super) fn with_control<T>(&self, f: impl FnOnce(&Control) -> T) -> T {
         f(&self.inner.control.lock().unwrap_or_else(PoisonError::into_inner))
@@ -255,7 +255,7 @@ impl Broker for Kafka {
 
     async fn departure(&self, anchors: &[LogAnchor]) -> Result<Option<String>> {
         if self.inner.settings.is_embedded() {
-            // Its log lives as long as this process.
+            // The log of the embedded broker lives as long as this process.
             return Ok(None);
         }
         let sights = self.sights().await?;

@@ -1,11 +1,10 @@
-//! The consumer: a thread that owns librdkafka's, and the handle that speaks with it.
+//! The consumer: a thread that owns the librdkafka consumer, and a handle that talks to it.
 //!
-//! All that concerns the consumer happens on its thread, and all it has to tell comes through one channel
-//! of one place, in order. So a reader that holds a batch holds the thread as well, and what is read ahead
-//! stays within librdkafka's own bounds. On an assignment the thread does *not* begin to read: librdkafka
-//! waits for the assignment to be taken, which `start` does, with the positions that the reader's database
-//! holds. `start` is answered through the same channel, so whatever comes before its answer was read from
-//! the old positions and is dropped.
+//! All work of the consumer happens on its thread, and all its output goes through one channel with one slot,
+//! in order. So a caller that holds a batch also blocks the thread, and read-ahead stays within librdkafka's
+//! own limits. The thread does *not* start to read on an assignment: librdkafka waits for `assign`, which
+//! `start` calls with the positions from the caller's database. The reply to `start` comes through the same
+//! channel, so every message before it was read from the old positions and is dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,14 +25,14 @@ use super::client::{ClientEvents, LinkState, making};
 use super::gate::Gate;
 use super::{Assignment, Consumer, ConsumerEvent, Error, Incoming, Position, Result, Settings};
 
-/// How long the thread waits for a message before it looks for orders.
+/// How long the thread waits for a message before it checks for orders.
 const POLL: Duration = Duration::from_millis(100);
-/// The same while an assignment waits for its positions.
+/// The same, while an assignment waits for its positions.
 const POLL_FOR_START: Duration = Duration::from_millis(5);
 
 type Native = BaseConsumer<ConsumerEvents>;
 
-/// The ear of a consumer.
+/// The callbacks of the consumer.
 struct ConsumerEvents {
     client: ClientEvents,
     rebalanced: Mutex<Vec<Rebalanced>>,
@@ -55,7 +54,7 @@ impl ClientContext for ConsumerEvents {
 }
 
 impl ConsumerContext for ConsumerEvents {
-    /// Takes a revocation at once, but no assignment: see above.
+    /// Handles a revocation at once, but leaves an assignment to `start`: see the module documentation.
     fn rebalance(&self, consumer: &Native, err: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let event = match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
@@ -74,7 +73,7 @@ impl ConsumerContext for ConsumerEvents {
 
 enum Told {
     Event(ConsumerEvent),
-    /// The answer to an order.
+    /// The reply to an order.
     Started(bool),
     Ended(String),
 }
@@ -84,11 +83,11 @@ struct StartOrder {
     positions: Vec<Position>,
 }
 
-/// The handle.
+/// The handle of the consumer.
 pub(super) struct KafkaConsumer {
     told: mpsc::Receiver<Told>,
     orders: std::sync::mpsc::SyncSender<StartOrder>,
-    /// What was told while an answer was awaited.
+    /// Events that arrived while a reply was awaited.
     pending: VecDeque<ConsumerEvent>,
     gate: Option<Arc<Gate>>,
 }
@@ -126,7 +125,7 @@ impl KafkaConsumer {
             .name("kafka-consumer".into())
             .spawn(move || {
                 reader.run();
-                // Not before: the group has been left.
+                // Drop the token only now, after the consumer has left the group.
                 drop(member);
             })
             .map_err(|e| Error::Settings(format!("no thread for the consumer: {e}")))?;
@@ -149,7 +148,7 @@ impl Consumer for KafkaConsumer {
             return Ok(event);
         }
         loop {
-            // An answer that comes here belongs to a `start` that was dropped while it waited.
+            // A reply here belongs to a call of `start` that was cancelled.
             if let Told::Event(event) = self.hear().await? {
                 return Ok(event);
             }
@@ -190,7 +189,7 @@ struct Bounds {
     wait: Duration,
 }
 
-/// The thread. It ends when the handle is dropped.
+/// The state of the thread, which ends when the handle is dropped.
 struct Reader {
     native: Native,
     topic: String,
@@ -205,13 +204,13 @@ struct Reader {
 impl Reader {
     fn run(mut self) {
         while self.turn() {}
-        // Leaving the group waits for an assignment to be taken or given back.
+        // Leaving the group blocks until a pending assignment is accepted or given back.
         if let Err(error) = self.native.unassign() {
             tracing::debug!(target: "hygeia::kafka", %error, "partitions could not be given back");
         }
     }
 
-    /// One look at orders, messages and rebalances; false when nobody listens any more.
+    /// Handles one order, the next messages and pending rebalances. Returns false when the thread has to end.
     fn turn(&mut self) -> bool {
         if let Ok(order) = self.orders.try_recv() {
             let answer = self.take(&order);
@@ -261,7 +260,7 @@ impl Reader {
         })
     }
 
-    /// Takes the assignment, at these positions; false if it is void by now.
+    /// Assigns the partitions at these positions. Returns false if the assignment is void by now.
     fn take(&mut self, order: &StartOrder) -> std::result::Result<bool, String> {
         let current = order.assignment == self.assignments;
         let Some(partitions) = self.assigned.as_ref().filter(|_| current) else { return Ok(false) };
@@ -272,7 +271,8 @@ impl Reader {
         Ok(true)
     }
 
-    /// The messages at hand, after the first has been waited for: bounded in number, bytes and time.
+    /// Waits for the first message and returns it with the available further ones, bounded in number, bytes
+    /// and time.
     fn gather(&self, wait: Duration) -> std::result::Result<Vec<Incoming>, String> {
         let mut messages = Vec::new();
         let mut bytes = 0;
@@ -288,7 +288,8 @@ impl Reader {
                     messages.push(incoming(&message));
                 }
                 Err(KafkaError::MessageConsumptionFatal(code)) => return Err(code.to_string()),
-                // All else librdkafka recovers from by itself. That a broker is away the ear has heard.
+                // librdkafka recovers from all other errors. The error callback has already recorded an
+                // unreachable broker.
                 Err(error) if is_about_link(&error) => {}
                 Err(error) => tracing::warn!(target: "hygeia::kafka", %error, "while reading"),
             }

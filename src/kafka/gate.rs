@@ -1,10 +1,10 @@
-//! Backpressure for the embedded broker, which drops its oldest messages at 5 MiB a partition whether
-//! they were read or not. The gate counts what each partition holds unread and makes publishing wait
-//! before that much has gathered, so that no event is dropped before analytics has counted it.
+//! Backpressure for the embedded broker, which drops its oldest messages at 5 MiB per partition, read or
+//! unread. The gate counts the unread bytes per partition and makes publishing wait before that limit. So no
+//! event is dropped before analytics has counted it.
 //!
-//! What lies where is known only after delivery, so a batch is first reserved against every partition.
-//! Reading may be faster than the report of a delivery: what is reported below the position that was
-//! applied counts as read.
+//! The partition of a message is known only after its delivery, so a batch is first reserved against every
+//! partition. A message may be read before its delivery is reported. A message reported below the applied
+//! position counts as read.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 use super::Position;
 
-/// Counts bytes unread, per partition of one topic.
+/// Counts unread bytes per partition of one topic.
 pub(super) struct Gate {
     limit_bytes: u64,
     state: Mutex<State>,
@@ -30,20 +30,20 @@ struct State {
 #[derive(Default)]
 struct Unread {
     bytes: u64,
-    /// What lies before this offset was read.
+    /// Everything before this offset has been read.
     applied: i64,
-    /// Runs of messages: the last offset of each, and its bytes.
+    /// Runs of messages: the last offset and the bytes of each.
     runs: VecDeque<(i64, u64)>,
 }
 
-/// A batch's claim on the gate, given back when it is dropped.
+/// The bytes that a batch reserves in the gate; released when dropped.
 pub(super) struct Reservation {
     gate: Arc<Gate>,
     bytes: u64,
 }
 
 impl Gate {
-    /// A gate that lets `limit_bytes` gather unread in a partition.
+    /// Returns a gate that allows `limit_bytes` unread per partition.
     pub(super) fn new(limit_bytes: u64) -> Self {
         Gate { limit_bytes, state: Mutex::default(), freed: Notify::new() }
     }
@@ -52,7 +52,7 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until `bytes` more fit into any partition. A batch larger than the limit passes when
+    /// Waits until `bytes` more fit into every partition. A batch larger than the limit passes when
     /// everything has been read and nothing is in flight.
     pub(super) async fn reserve(self: &Arc<Self>, bytes: u64) -> Reservation {
         let _waiting = Waiting::begin(self);
@@ -75,7 +75,7 @@ impl Gate {
         fits
     }
 
-    /// Messages up to `last_offset` of `partition` are in the log, these bytes of them new.
+    /// Records that messages up to `last_offset` of `partition` are in the log, `bytes` of them new.
     pub(super) fn landed(&self, partition: i32, last_offset: i64, bytes: u64) {
         let mut state = self.lock();
         let unread = state.partitions.entry(partition).or_default();
@@ -85,13 +85,13 @@ impl Gate {
         }
     }
 
-    /// What lies before these positions has been read and has taken effect.
+    /// Records that everything before these positions has been read and has taken effect.
     pub(super) fn applied(&self, positions: &[Position]) {
         let mut state = self.lock();
         for position in positions {
             let unread = state.partitions.entry(position.partition).or_default();
             unread.applied = unread.applied.max(position.next_offset);
-            // Batches in flight at the same time may land in any order, so runs are not sorted.
+            // Concurrent batches may land in any order, so the runs are not sorted.
             unread.runs.retain(|(last_offset, bytes)| {
                 let read = *last_offset < unread.applied;
                 if read {
@@ -104,7 +104,7 @@ impl Gate {
         self.freed.notify_waiters();
     }
 
-    /// Whether a batch is being held back.
+    /// Returns whether a batch is waiting.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().waiting > 0
     }
@@ -123,7 +123,7 @@ impl Drop for Reservation {
     }
 }
 
-/// Counts a batch as held back for as long as it is asked about; dropped with the asking.
+/// Counts a batch as waiting until dropped, also if the call of `reserve` is cancelled.
 struct Waiting<'a>(&'a Gate);
 
 impl<'a> Waiting<'a> {
@@ -186,7 +186,7 @@ mod tests {
         gate.applied(&[Position { partition: 0, next_offset: 10 }]);
         gate.landed(0, 9, 90);
         assert!(!is_held(&gate, 100).await, "all of it was read");
-        // A consumer that starts again somewhat earlier does not make it unread.
+        // A consumer that restarts at an earlier position does not make messages unread.
         gate.applied(&[Position { partition: 0, next_offset: 3 }]);
         gate.landed(0, 8, 90);
         assert!(!is_held(&gate, 100).await);

@@ -1,5 +1,5 @@
-//! A look at single messages of the topic, by a consumer that joins no group and ends with the look: what it knows
-//! of the topic is of this moment.
+//! Reads single messages of the topic with a short-lived consumer that joins no group. Because the consumer
+//! is new, it has no outdated metadata of the topic.
 
 use std::collections::HashMap;
 
@@ -17,7 +17,7 @@ use super::{Error, Result};
 use crate::domain::ids::EventId;
 use crate::domain::topic_log::{LogAnchor, MessageSight};
 
-/// The ear of the consumer.
+/// The callbacks of the consumer.
 struct LookEvents(ClientEvents);
 
 impl ClientContext for LookEvents {
@@ -32,11 +32,11 @@ impl ClientContext for LookEvents {
 
 impl ConsumerContext for LookEvents {}
 
-/// The messages at the places of `anchors`, one anchor of a partition at most. A message that is not there any more
-/// is left out. Blocks until `deadline` at most.
+/// Returns the messages at the places of `anchors`, at most one anchor per partition. Messages that no longer
+/// exist are omitted. Blocks until `deadline` at most.
 ///
 /// # Errors
-/// `Away`: the broker did not give them in time. `Settings`
+/// `Away`: the broker did not deliver the messages in time. `Settings`: librdkafka rejects the settings.
 pub(super) fn at(
     config: &ClientConfig,
     events: ClientEvents,
@@ -61,18 +61,19 @@ pub(super) fn at(
         }
         match consumer.poll(deadline.left()) {
             Some(Ok(message)) => {
-                // One behind the place means that the message itself is gone.
+                // A later offset than requested means that the message no longer exists.
                 let (partition, offset) = (message.partition(), message.offset());
                 if open.remove(&partition) == Some(offset) {
                     found.push(MessageSight { partition, offset, event_id: event_id(&message) });
                 }
             }
             Some(Err(KafkaError::PartitionEOF(partition))) => drop(open.remove(&partition)),
-            // The log was cut between the look at its ends and this one: the next look sees that.
+            // The log was truncated between reading its ends and reading the message. The next call sees
+            // that.
             Some(Err(error)) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AutoOffsetReset) => {
                 return Err(away(&error));
             }
-            // Whatever else it is, librdkafka tries again, until the time is up.
+            // librdkafka retries after any other error, until the deadline.
             Some(Err(_)) | None => {}
         }
     }

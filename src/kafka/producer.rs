@@ -1,11 +1,12 @@
-//! The producer: idempotent, `acks=all`, one for the whole process, replaced when it fails for good.
+//! The producer: idempotent, `acks=all`, one per process, replaced after a permanent failure.
 //!
-//! A batch is answered when librdkafka has reported each of its messages, or when the time is up. A full
-//! queue makes the batch wait: librdkafka says so by an error, after which we try again a little later.
+//! A batch is complete when librdkafka has reported each of its messages, or when the time is up. librdkafka
+//! reports a full queue as an error; the batch then waits and retries.
 //!
-//! An idempotent producer that meets an error it cannot reconcile with its sequence numbers fails for
-//! good ("fatal"): everything it holds fails, and the next batch makes a new one. So does a producer that delivers
-//! nothing for `delivery_timeout_ms`, or `SILENCE_MIN`, while the broker answers: one that a broker fences does not always say so.
+//! An idempotent producer fails permanently ("fatal") after an error that it cannot reconcile with its
+//! sequence numbers. All its messages fail, and the next batch creates a new producer. A producer is also
+//! replaced if it delivers nothing for `delivery_timeout_ms` (at least `SILENCE_MIN`) while the broker
+//! answers, because a fenced producer does not always report an error.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,18 +24,18 @@ use super::client::{ClientEvents, LinkState, making};
 use super::gate::{Gate, Reservation};
 use super::{Delivery, Link, Outgoing, Place, Publisher, Result, Settings};
 
-/// How long to wait before asking a full queue again.
+/// The pause before a retry when the queue is full.
 const QUEUE_FULL_PAUSE: Duration = Duration::from_millis(5);
-/// A new producer has so long to deliver something, however soon messages give up: it has to find its broker and get an
-/// id from it first.
+/// The minimum time that a new producer has for its first delivery, however short the delivery timeout is. It
+/// first has to find its broker and get a producer id.
 const SILENCE_MIN: Duration = Duration::from_secs(5);
-/// What a message costs on the wire beyond its parts, and a header beyond its text: generous.
+/// Upper estimates of the wire overhead of a message, and of a header.
 const OVERHEAD_BYTES: usize = 80;
 const HEADER_OVERHEAD_BYTES: usize = 4;
 
 type Native = ThreadedProducer<ProducerEvents>;
 
-/// The ear of a producer.
+/// The callbacks of the producer.
 pub(super) struct ProducerEvents(pub(super) ClientEvents);
 
 impl ClientContext for ProducerEvents {
@@ -58,14 +59,14 @@ impl ProducerContext for ProducerEvents {
     }
 }
 
-/// The duty to report one message of a batch.
+/// The obligation to report one message of a batch.
 pub(super) struct Ticket {
     batch: Arc<BatchReport>,
     index: usize,
     bytes: u64,
 }
 
-/// Whether an error tells of the message, and not of the broker or the way to it.
+/// Returns whether an error is about the message itself, not about the broker or the connection.
 fn is_of_the_message(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{InvalidMessage, InvalidMessageSize, InvalidRecord, InvalidTimestamp};
     use RDKafkaErrorCode::{MessageSizeTooLarge, PolicyViolation, UnsupportedForMessageFormat};
@@ -81,26 +82,26 @@ fn is_of_the_message(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// What is known of a batch so far. It lives until each message was reported, even if nobody waits for
-/// that any more: what lies in the log is then still counted by the gate.
+/// The reports of a batch so far. It lives until each message is reported, even if no caller waits any more,
+/// so that the gate still counts the messages in the log.
 struct BatchReport {
     state: Mutex<BatchState>,
     complete: Notify,
-    /// The gate to be told what has landed, with the batch's claim on it.
+    /// The gate to notify of delivered messages, and the batch's reservation.
     claim: Option<(Arc<Gate>, Reservation)>,
 }
 
 struct BatchState {
     open: usize,
     deliveries: Vec<Option<Delivery>>,
-    /// Per partition: the last offset and how many bytes. The gate has not been told yet.
+    /// Per partition: the last offset and the bytes that the gate does not know of yet.
     landed: Vec<(i32, i64, u64)>,
-    /// Nobody waits any more: the gate is told of each message by itself.
+    /// Whether the caller has stopped waiting. The gate is then notified of each message separately.
     left: bool,
 }
 
-/// Somebody who waits for a batch. With the end of it, by a cancelled call too, the gate is told what has
-/// landed.
+/// A caller that waits for a batch. On drop, also by cancellation, the gate is notified of the messages
+/// delivered so far.
 struct Awaited(Arc<BatchReport>);
 
 impl Drop for Awaited {
@@ -131,7 +132,7 @@ impl BatchReport {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What became of each message, as far as it is known.
+    /// Returns the result of each message, as far as known.
     fn deliveries(&self) -> Vec<Delivery> {
         let unknown = || Delivery::Failed("no report in time".into());
         self.lock().deliveries.iter().map(|d| d.clone().unwrap_or_else(unknown)).collect()
@@ -161,7 +162,7 @@ impl BatchReport {
 
 impl Ticket {
     fn delivered(self, partition: i32, offset: i64) {
-        // The broker gives no offset for what it has already.
+        // The broker returns no offset for a message that it already has.
         let place = (offset >= 0).then_some(Place { partition, offset });
         self.batch.report(self.index, Delivery::Delivered(place), Some((partition, offset, self.bytes)));
     }
@@ -174,15 +175,15 @@ impl Ticket {
     }
 }
 
-/// The one producer of a `Kafka`.
+/// The producer of a `Kafka`.
 pub(super) struct KafkaPublisher {
     config: ClientConfig,
     link: LinkState,
-    /// The topic that the gate watches, and the gate.
+    /// The topic that the gate limits, and the gate.
     gate: Option<(Arc<str>, Arc<Gate>)>,
-    /// How long a batch waits for its reports once the queue has taken it.
+    /// How long a batch waits for its reports after the queue has accepted it.
     report_timeout: Duration,
-    /// How long a producer may deliver nothing of what it is given.
+    /// How long a producer may fail to deliver anything before it is replaced.
     silence_max: Duration,
     current: Mutex<Option<Current>>,
 }
@@ -190,23 +191,24 @@ pub(super) struct KafkaPublisher {
 /// The producer in use.
 struct Current {
     native: Arc<Native>,
-    /// When it was made, or last delivered a message.
+    /// When the producer was created or last delivered a message.
     heard_at: Instant,
 }
 
 impl KafkaPublisher {
-    /// A publisher, with its first producer: that one gets its id from the broker while there is nothing to
-    /// publish yet, which takes half a second.
+    /// Creates a publisher and its first producer. The producer gets its id from the broker before there is
+    /// anything to publish; this takes half a second.
     ///
     /// # Errors
-    /// `Settings`
+    /// `Settings`: librdkafka rejects the settings.
     pub(super) fn new(
         settings: &Settings,
         config: ClientConfig,
         link: LinkState,
         gate: Option<(Arc<str>, Arc<Gate>)>,
     ) -> Result<Self> {
-        // librdkafka reports every message by its delivery timeout, then it checks its queues once a second.
+        // librdkafka reports each message at its delivery timeout at the latest, and checks its queues once a
+        // second.
         let delivery_timeout = Duration::from_millis(settings.delivery_timeout_ms);
         let report_timeout = delivery_timeout + Duration::from_secs(5);
         let silence_max = delivery_timeout.max(SILENCE_MIN);
@@ -232,8 +234,8 @@ impl KafkaPublisher {
         Ok(made)
     }
 
-    /// Notes what became of a batch of `producer`, and puts it out of use if it cannot go on, which is the answer. What
-    /// it holds fails then.
+    /// Records the results of a batch of `producer`, and discards the producer if it cannot go on. Returns
+    /// whether it was discarded. Its messages then fail.
     fn is_retired(&self, producer: &Arc<Native>, deliveries: &[Delivery]) -> bool {
         if deliveries.iter().any(Delivery::is_delivered) {
             self.link.up();
@@ -245,7 +247,7 @@ impl KafkaPublisher {
             return false;
         }
         let fatal = producer.client().fatal_error();
-        // While the broker is away, another producer would not deliver either.
+        // While the broker is away, a new producer would not deliver either.
         let looks_silent =
             deliveries.iter().all(|d| matches!(d, Delivery::Failed(_))) && self.link.get() == Link::Up;
         let mut current = self.lock();
@@ -266,7 +268,7 @@ impl KafkaPublisher {
         true
     }
 
-    /// Puts the producer out of use. What it holds fails.
+    /// Discards the producer. Its messages fail.
     pub(super) fn renew(&self) {
         if let Some(Current { native, .. }) = self.lock().take() {
             native.purge(PurgeConfig::default().queue().inflight());
@@ -274,7 +276,7 @@ impl KafkaPublisher {
         }
     }
 
-    /// Hands the batch to librdkafka, which waits for room in the queue as long as it takes.
+    /// Passes the batch to librdkafka. Waits for room in the queue without a time limit.
     async fn enqueue(&self, producer: &Arc<Native>, batch: &[Outgoing], report: &Arc<BatchReport>) {
         for (index, message) in batch.iter().enumerate() {
             let bytes = wire_bytes(message);
@@ -311,7 +313,7 @@ impl Publisher for KafkaPublisher {
         let awaited = Awaited(BatchReport::new(batch.len(), claim));
         self.enqueue(&producer, batch, &awaited.0).await;
         let deadline = Instant::now() + self.report_timeout;
-        // Past the deadline, what is not known counts as failed: it may be in the log all the same.
+        // After the deadline, unreported messages count as failed, although they may be in the log.
         let _ = tokio::time::timeout_at(deadline, awaited.0.complete.notified()).await;
         let mut deliveries = awaited.0.deliveries();
         drop(awaited);
@@ -327,7 +329,8 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-/// Lets go of a producer. The last one to do so ends it, which waits for its threads: not here.
+/// Drops a reference to a producer. Dropping the last one blocks until its threads end, so that happens on a
+/// blocking thread.
 fn release(producer: Arc<Native>) {
     if let Some(last) = Arc::into_inner(producer) {
         tokio::task::spawn_blocking(move || drop(last));

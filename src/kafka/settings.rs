@@ -1,4 +1,4 @@
-//! What can be set, and what librdkafka is told of it.
+//! The settings of the broker and the clients, and the librdkafka configuration derived from them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,81 +7,82 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 
 use super::{Error, Result};
 
-/// The value of `Settings::brokers` that stands for a broker inside the process.
+/// The value of `Settings::brokers` that selects the broker inside the process.
 pub const EMBEDDED: &str = "embedded";
 
-/// The longest a fetch waits at the embedded broker, which does not wake a waiting fetch when a message
-/// comes: this is a part of the time from an event to its being counted.
+/// The longest wait of a fetch at the embedded broker. That broker does not wake a waiting fetch when a
+/// message arrives, so this wait adds to the delay until an event is counted.
 const EMBEDDED_FETCH_WAIT_MS: u64 = 40;
 
-/// What `Settings::embedded_unread_max_bytes` may be: enough for a few batches, and so little that the
-/// embedded broker, which drops messages at 5 MiB, has room for what the gate counts too low.
+/// The range of `Settings::embedded_unread_max_bytes`. The minimum fits a few batches. The maximum leaves
+/// room for what the gate underestimates, because the embedded broker drops messages at 5 MiB.
 const EMBEDDED_UNREAD_LEAST: u64 = 1 << 20;
 const EMBEDDED_UNREAD_MOST: u64 = 4 << 20;
 
-/// The broker and our clients of it.
+/// The settings of the broker and of its clients.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `embedded`, or `host:port` with commas between several.
+    /// `embedded`, or `host:port`, comma-separated if several.
     pub brokers: String,
-    /// The name our clients give themselves.
+    /// The client id sent to the broker.
     pub client_id: String,
-    /// The topic of patients' events.
+    /// The topic of patient events.
     pub topic: String,
-    /// Where messages go that analytics cannot read.
+    /// The topic for messages that analytics cannot read.
     pub dead_letter_topic: String,
     /// The consumer group of analytics.
     pub group: String,
-    /// Partitions of a topic that we make. Never changed later: the order per patient hangs on it.
+    /// The number of partitions of a topic that is created. It must not change later, because the order per
+    /// patient depends on it.
     pub partitions: i32,
-    /// Whether topics that are missing at a real broker are made.
+    /// Whether missing topics are created at an external broker.
     pub create_topics: bool,
-    /// Messages that wait for the broker, at most; then publishing waits.
+    /// The most messages queued for the broker; then publishing waits.
     pub queue_max_messages: u32,
-    /// Bytes of messages that wait for the broker, at most; then publishing waits.
+    /// The most bytes of messages queued for the broker; then publishing waits.
     pub queue_max_bytes: u64,
-    /// How long a message waits for company, in milliseconds.
+    /// How long a message waits to be batched with others, in milliseconds.
     pub linger_ms: u64,
-    /// How long a message may take to be delivered, tries included, in milliseconds.
+    /// The time limit for the delivery of a message, retries included, in milliseconds.
     pub delivery_timeout_ms: u64,
-    /// How long one request to the broker may take, in milliseconds.
+    /// The time limit of one request to the broker, in milliseconds.
     pub request_timeout_ms: u64,
-    /// How long a question about the cluster may take, in milliseconds.
+    /// The time limit of a metadata request, in milliseconds.
     pub metadata_timeout_ms: u64,
-    /// The longest pause before connecting again, in milliseconds.
+    /// The longest pause before a reconnect, in milliseconds.
     pub reconnect_max_ms: u64,
-    /// After how long without a sign the group gives our partitions to others, in milliseconds.
+    /// How long the group waits for a heartbeat before it reassigns our partitions, in milliseconds.
     pub session_timeout_ms: u64,
-    /// How long handling a batch may take before the group gives our partitions to others, in milliseconds.
+    /// How long the handling of a batch may take before the group reassigns our partitions, in milliseconds.
     pub poll_interval_max_ms: u64,
-    /// How long a fetch waits for messages, in milliseconds. At the embedded broker at most 40.
+    /// How long a fetch waits for messages, in milliseconds. At most 40 with the embedded broker.
     pub fetch_wait_ms: u64,
-    /// Bytes read ahead, at most.
+    /// The most bytes that are read ahead.
     pub fetch_queue_max_bytes: u64,
-    /// Messages of one batch read, at most.
+    /// The most messages in one batch read.
     pub batch_max_messages: usize,
-    /// Bytes of one batch read, at most (one message more than fits is taken).
+    /// The most bytes in one batch read; the last message may exceed it.
     pub batch_max_bytes: usize,
-    /// How long a batch is gathered while messages keep coming, in milliseconds.
+    /// The longest time to collect a batch while messages keep arriving, in milliseconds.
     pub batch_wait_ms: u64,
-    /// Bytes per partition that the embedded broker holds unread, at most; then publishing waits for the
-    /// reader. It drops the oldest messages at 5 MiB. 1 MiB to 4 MiB; zero: publishing never waits for
-    /// the reader.
+    /// The most unread bytes per partition of the embedded broker, which drops its oldest messages at 5 MiB.
+    /// At this limit publishing waits for the consumer. 1 MiB to 4 MiB; zero: publishing never waits for the
+    /// consumer.
     pub embedded_unread_max_bytes: u64,
-    /// How to speak to the broker. Anything but plaintext needs the feature `kafka-tls`.
+    /// The protocol to the broker. Anything but plaintext needs the feature `kafka-tls`.
     pub security_protocol: SecurityProtocol,
-    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`, for the SASL protocols.
+    /// The SASL mechanism: `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
     pub sasl_mechanism: Option<String>,
-    /// The user, for the SASL protocols.
+    /// The SASL user.
     pub sasl_username: Option<String>,
-    /// The password, for the SASL protocols.
+    /// The SASL password.
     pub sasl_password: Option<Secret>,
-    /// A file that holds the password, instead of `sasl_password`.
+    /// A file that contains the SASL password, instead of `sasl_password`.
     pub sasl_password_file: Option<String>,
-    /// A file with the certificates (PEM) of the authorities to trust; the system's if it is not given.
+    /// A file with the certificates (PEM) of the trusted authorities. Default: those of the system.
     pub ca_file: Option<String>,
-    /// Further properties of librdkafka, by its own names. They come last and win.
+    /// Further librdkafka properties, by librdkafka's names. They override all other settings.
     pub properties: Properties,
 }
 
@@ -121,18 +122,18 @@ impl Default for Settings {
     }
 }
 
-/// How to speak to the broker.
+/// The protocol to the broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SecurityProtocol {
-    /// In the open: only inside a network one trusts.
+    /// No encryption and no login: only for trusted networks.
     #[default]
     Plaintext,
     /// TLS.
     Ssl,
-    /// A login, in the open.
+    /// A SASL login without encryption.
     SaslPlaintext,
-    /// A login, over TLS.
+    /// A SASL login over TLS.
     SaslSsl,
 }
 
@@ -147,7 +148,7 @@ impl SecurityProtocol {
     }
 }
 
-/// A text that is never printed.
+/// Text that is never printed.
 #[derive(Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -158,7 +159,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Properties of librdkafka. Only the names are ever printed: a value may be a secret.
+/// librdkafka properties. Only the names are printed, because a value may be a secret.
 #[derive(Clone, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(transparent)]
 pub struct Properties(pub BTreeMap<String, String>);
@@ -170,12 +171,12 @@ impl fmt::Debug for Properties {
 }
 
 impl Settings {
-    /// Whether the broker is inside the process.
+    /// Returns whether the broker runs inside the process.
     pub fn is_embedded(&self) -> bool {
         self.brokers == EMBEDDED
     }
 
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let checks = [
             (
@@ -213,7 +214,7 @@ impl Settings {
         broken.chain(self.out_of_range()).collect()
     }
 
-    /// Numbers that librdkafka, or we, would not take.
+    /// Returns numbers outside the range that librdkafka or this program accepts.
     fn out_of_range(&self) -> impl Iterator<Item = (&'static str, String)> {
         [
             ("linger_ms", self.linger_ms, 0, 900_000),
@@ -231,10 +232,10 @@ impl Settings {
         .map(|(key, _, least, most)| (key, format!("{least} to {most}")))
     }
 
-    /// Whether these settings can work at all.
+    /// Checks the settings.
     ///
     /// # Errors
-    /// `Settings`: the first that cannot.
+    /// `Settings`: the first setting that is not allowed.
     pub fn validate(&self) -> Result<()> {
         match self.problems().into_iter().next() {
             Some((key, allowed)) => Err(Error::Settings(format!("{key}: allowed is {allowed}"))),
@@ -242,7 +243,7 @@ impl Settings {
         }
     }
 
-    /// What a client is told that neither produces nor consumes.
+    /// Returns the configuration of a client that neither produces nor consumes.
     pub(super) fn control_config(&self, bootstrap: &str) -> Result<ClientConfig> {
         let mut config = self.common_config(bootstrap)?;
         self.own_properties(&mut config);
@@ -268,7 +269,7 @@ impl Settings {
         Ok(config)
     }
 
-    /// What the producer is told.
+    /// Returns the configuration of the producer.
     pub(super) fn producer_config(&self, bootstrap: &str) -> Result<ClientConfig> {
         let mut config = self.common_config(bootstrap)?;
         config
@@ -285,7 +286,7 @@ impl Settings {
         Ok(config)
     }
 
-    /// What a consumer is told.
+    /// Returns the configuration of a consumer.
     pub(super) fn consumer_config(&self, bootstrap: &str) -> Result<ClientConfig> {
         let fetch_wait_ms = if self.is_embedded() {
             self.fetch_wait_ms.min(EMBEDDED_FETCH_WAIT_MS)
@@ -314,7 +315,7 @@ impl Settings {
         Ok(config)
     }
 
-    /// What a consumer is told that looks at single messages and joins no group.
+    /// Returns the configuration of a consumer that reads single messages and joins no group.
     pub(super) fn look_config(&self, bootstrap: &str) -> Result<ClientConfig> {
         let mut config = self.common_config(bootstrap)?;
         config
@@ -386,7 +387,8 @@ mod tests {
         }
     }
 
-    /// A reader whose place the log no longer has goes on with what is left, and skips nothing of it.
+    /// A consumer whose position is no longer in the log continues with the oldest remaining message and
+    /// skips none.
     #[test]
     fn a_reader_whose_place_is_gone_begins_with_the_oldest_message() {
         let config = Settings::default().consumer_config("127.0.0.1:1").expect("a configuration");

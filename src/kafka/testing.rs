@@ -1,6 +1,6 @@
-//! What tests need of a broker: settings of their own, faults of the embedded one, and a look into a topic.
+//! Test support: settings with unique names, faults of the embedded broker, and reading a topic.
 //!
-//! With `HYGEIA_TEST_KAFKA` (bootstrap servers) set, tests that need no faults run against those servers.
+//! If `HYGEIA_TEST_KAFKA` (bootstrap servers) is set, tests that need no faults run against those servers.
 
 use std::time::{Duration, Instant};
 
@@ -11,10 +11,10 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::{EMBEDDED, Incoming, Kafka, Settings};
 
-/// How long a test waits for what must happen.
+/// How long a test waits for an expected event.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Settings with a topic and a group of this test's own, at the embedded broker.
+/// Returns settings for the embedded broker with a topic and a group for this test only.
 pub(crate) fn embedded(test: &str) -> Settings {
     let unique = uuid::Uuid::now_v7().simple().to_string();
     Settings {
@@ -24,30 +24,30 @@ pub(crate) fn embedded(test: &str) -> Settings {
         delivery_timeout_ms: 5_000,
         request_timeout_ms: 2_000,
         metadata_timeout_ms: 2_000,
-        // A mock broker in another process would not wake a waiting fetch either.
+        // A mock broker in another process does not wake a waiting fetch either.
         fetch_wait_ms: 40,
         ..Settings::default()
     }
 }
 
-/// The same, at the broker that tests are told to use.
+/// Returns the same for the broker in `HYGEIA_TEST_KAFKA`, if set.
 pub(crate) fn settings(test: &str) -> Settings {
     let brokers = std::env::var("HYGEIA_TEST_KAFKA").unwrap_or_else(|_| EMBEDDED.into());
     Settings { brokers, ..embedded(test) }
 }
 
-/// Which answer the broker gives instead of taking a batch.
+/// The error that the broker returns instead of accepting a batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Refusal {
-    /// It has too few replicas: the producer tries again.
+    /// Too few replicas: the producer retries.
     NotEnoughReplicas,
-    /// It is not the leader: the producer asks who is, and tries again.
+    /// Not the leader: the producer looks up the leader and retries.
     NotLeader,
-    /// It drops the connection.
+    /// The broker drops the connection.
     Disconnect,
-    /// The topic may not be written: the message fails.
+    /// Writing to the topic is forbidden: the message fails.
     NotAllowed,
-    /// It has lost count of the producer's messages: the producer fails for good.
+    /// The broker has lost the producer's sequence: the producer fails permanently.
     Desynchronized,
 }
 
@@ -73,7 +73,7 @@ impl Kafka {
         self.with_control(|c| c.client().mock_cluster().expect("embedded").broker_up(-1).expect("up"));
     }
 
-    /// The next requests to publish end like this, one after another.
+    /// Makes the next produce requests fail with these errors, one after another.
     pub(crate) fn refuse(&self, refusals: &[Refusal]) {
         let codes: Vec<_> = refusals.iter().map(|r| r.code()).collect();
         self.with_control(|c| {
@@ -82,7 +82,7 @@ impl Kafka {
         });
     }
 
-    /// Nobody gets a message any more.
+    /// Makes every fetch fail from now on.
     pub(crate) fn serve_nothing(&self) {
         self.with_control(|c| {
             let broker = c.client().mock_cluster().expect("embedded");
@@ -90,14 +90,14 @@ impl Kafka {
         });
     }
 
-    /// Messages are given out again.
+    /// Serves fetches again.
     pub(crate) fn serve_again(&self) {
         self.with_control(|c| {
             c.client().mock_cluster().expect("embedded").clear_request_errors(RDKafkaApiKey::Fetch);
         });
     }
 
-    /// Requests to publish are taken again.
+    /// Accepts produce requests again.
     pub(crate) fn refuse_no_more(&self) {
         self.with_control(|c| {
             c.client().mock_cluster().expect("embedded").clear_request_errors(RDKafkaApiKey::Produce);
@@ -105,7 +105,7 @@ impl Kafka {
     }
 }
 
-/// Reads `topic` from its beginning until `enough`, or until no patience is left.
+/// Reads `topic` from its beginning until `enough` returns true or `PATIENCE` is over.
 pub(crate) async fn read_topic(
     kafka: &Kafka,
     topic: &str,

@@ -1,4 +1,4 @@
-//! Producer and consumer over the real protocol.
+//! The producer and the consumer over the real protocol.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("no patience left: {what}"))
 }
 
-/// Reads until `count` messages have come, starting every assignment where `from` says.
+/// Reads until `count` messages have arrived. Starts every assignment at the positions `from`.
 async fn consume(consumer: &mut dyn Consumer, from: &[Position], count: usize) -> Vec<Incoming> {
     let mut read = Vec::new();
     patiently("consume", async {
@@ -133,7 +133,7 @@ async fn a_producer_that_delivers_nothing_while_the_broker_answers_is_replaced()
     kafka.refuse_no_more();
     assert!(patiently("the next", publisher.publish(&batch)).await.iter().all(Delivery::is_delivered));
 
-    // While no broker can be reached, another producer would be no help.
+    // While no broker can be reached, a new producer would not help.
     kafka.go_down();
     let failed = patiently("a batch", publisher.publish(&batch)).await;
     assert!(failed.iter().all(|d| matches!(d, Delivery::Failed(_))), "{failed:?}");
@@ -189,7 +189,7 @@ async fn a_message_that_may_not_be_written_fails_and_may_be_sent_again() {
     kafka.refuse(&[Refusal::NotAllowed]);
     let deliveries = patiently("publish", kafka.publisher().publish(&[message(&settings.topic, 1, 1)])).await;
     assert!(matches!(deliveries[0], Delivery::Failed(_)), "{deliveries:?}");
-    // The producer learns only with its next look at the cluster that the topic may be written again.
+    // The producer learns only with its next metadata refresh that the topic may be written again.
     patiently("publish again", async {
         while !kafka.publisher().publish(&[message(&settings.topic, 1, 1)]).await[0].is_delivered() {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -236,7 +236,7 @@ async fn the_embedded_broker_drops_nothing_that_was_not_read() {
     let kafka = Kafka::connect(&settings).expect("connect");
     let publisher = kafka.publisher();
     let topic: Arc<str> = settings.topic.as_str().into();
-    // Nine mebibytes into a partition that holds five.
+    // Writes 9 MiB into a partition that holds 5 MiB.
     let total = 9 * 1024;
     let feeding = tokio::spawn(async move {
         for first in (0..total).step_by(256) {
@@ -275,7 +275,7 @@ async fn each_start_of_the_embedded_broker_is_another_incarnation() {
 
 #[tokio::test]
 async fn a_broker_that_is_away_at_the_start_is_asked_again_later() {
-    // Nothing listens on the port of a listener that is closed again.
+    // Nothing listens on the port of a closed listener.
     let port = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("addr").port();
     let settings =
         Settings { brokers: format!("127.0.0.1:{port}"), metadata_timeout_ms: 200, ..embedded("start") };
@@ -308,7 +308,7 @@ async fn a_topic_without_the_last_known_message_has_another_log() {
     let publisher = kafka.publisher();
     let deliveries = publisher.publish(&[first]).await;
     let [Delivery::Delivered(Some(place))] = deliveries.as_slice() else { panic!("{deliveries:?}") };
-    // A renewed producer goes on in the same log.
+    // A new producer continues in the same log.
     kafka.renew_publisher();
     assert!(publisher.publish(&messages(&settings.topic, 20, 1)).await.iter().all(Delivery::is_delivered));
     let departure = async |offset, event_id: Option<uuid::Uuid>| {

@@ -1,11 +1,11 @@
-//! How an event looks on the wire, and how it is read back. The one place that knows both forms.
+//! The wire format of events: encoding and decoding. No other module knows both forms.
 //!
-//! A message has the patient's id as its key, a `patient.events.PatientEvent` as its value, and the event's
+//! A message has the patient id as its key, a `patient.events.PatientEvent` as its value, and the event's
 //! context as headers: CloudEvents 1.0 in binary content mode (CloudEvents Kafka Protocol Binding, 3.2) and
-//! `traceparent` (W3C Trace Context). What is published stays readable: `tests/fixtures/wire` holds messages
-//! of every version of this form.
+//! `traceparent` (W3C Trace Context). Published messages must stay readable: `tests/fixtures/wire` contains
+//! messages of every version of the format.
 //!
-//! Invariant: no header holds patient data beyond the id, and neither does `Unreadable`.
+//! Invariant: neither a header nor `Unreadable` contains patient data beyond the id.
 
 use std::sync::Arc;
 
@@ -26,29 +26,28 @@ use crate::proto::patient::events::PatientEvent;
 
 /// The header that carries the trace.
 pub const TRACEPARENT: &str = "traceparent";
-/// CloudEvents `source`: where the events of this system come from.
+/// CloudEvents `source` of all events of this system.
 pub const SOURCE: &str = "/hygeia/patients";
 /// CloudEvents `datacontenttype`.
 pub const CONTENT_TYPE: &str = "application/protobuf";
-/// The header of a dead letter that says why it is one.
+/// The header of a dead letter with the reason.
 pub const DEAD_LETTER_REASON: &str = "hygeia_dlq_reason";
-/// The header of a dead letter that says where it was: `topic/partition/offset`.
+/// The header of a dead letter with its origin: `topic/partition/offset`.
 pub const DEAD_LETTER_SOURCE: &str = "hygeia_dlq_source";
 
-/// The header of an event that an earlier log of the topic had already: the number of the log that it is published
-/// to again.
+/// The header of an event that is published again after the topic got a new log: the number of the new log.
 pub const REPLAY: &str = "hygeia_replay";
-/// CloudEvents `id`: the event's.
+/// CloudEvents `id`: the event id.
 pub(super) const EVENT_ID: &str = "ce_id";
 
-/// As `encode`, for an event that is published again to the log `log_no`.
+/// Encodes like `encode`, for an event that is published again to the log `log_no`.
 pub fn encode_replay(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext, log_no: i64) -> Outgoing {
     let mut message = encode(topic, event, hop);
     message.headers.push((REPLAY, log_no.to_string()));
     message
 }
 
-/// The message that tells `topic` of `event`; `hop` is the trace's hop that publishes it.
+/// Returns the message that publishes `event` to `topic`. `hop` is the trace hop of the publisher.
 pub fn encode(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext) -> Outgoing {
     let patient_id = event.patient_id().to_string();
     let event_id = event.event_id.to_string();
@@ -69,7 +68,8 @@ pub fn encode(topic: &Arc<str>, event: &RecordedEvent, hop: &TraceContext) -> Ou
 }
 
 fn value(event: &RecordedEvent, event_type: EventType, patient_id: String, event_id: String) -> PatientEvent {
-    // Without `..`: a new field does not compile until it is decided whether it is published.
+    // Destructured without `..`, so that a new field does not compile until somebody decides whether it is
+    // published.
     let Patient { id: _, version: _, created_at: _, restricted: _, details } = &**event.event.patient();
     let PatientDetails { name, email, address: _, date_of_birth, registered_date } = details;
     let (date_of_birth, registered_date) = match event_type {
@@ -94,7 +94,7 @@ fn value(event: &RecordedEvent, event_type: EventType, patient_id: String, event
 /// Why a message cannot be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
-    /// It has no value.
+    /// The message has no value.
     #[error("the message has no value")]
     NoValue,
     /// The value is not a `PatientEvent`.
@@ -103,22 +103,23 @@ pub enum Unreadable {
     /// Field 1 is not a UUID.
     #[error("patientId is no UUID")]
     PatientId,
-    /// The key is missing, or not the patient's id: messages of one patient may lie in any partition, in any order.
+    /// The key is missing or is not the patient id. Messages of one patient could then be in several
+    /// partitions, in any order.
     #[error("the key is not patientId")]
     Key,
     /// Field 5 is not a UUID.
     #[error("event_id is no UUID")]
     EventId,
-    /// Field 4 names no type known here.
+    /// Field 4 names an unknown type.
     #[error("event_type is not known")]
     EventType,
-    /// Field 6 is missing, not positive or larger than any: a repeat could not be told from a new event.
+    /// Field 6 is missing, not positive or too large. A duplicate could then not be told from a new event.
     #[error("version is missing, or no version")]
     Version,
-    /// Field 7 is missing or no time at which an event can have happened.
+    /// Field 7 is missing or outside the possible time range of an event.
     #[error("occurred_at_us is missing, or not between the years 2000 and 2200")]
     Time,
-    /// Field 8 is not a date, or not of somebody who can have lived at the time of the event.
+    /// Field 8 is not a date, or not a possible date of birth at the time of the event.
     #[error("date_of_birth is no date of a birth before the event")]
     DateOfBirth,
     /// Field 9 is not a date.
@@ -126,18 +127,17 @@ pub enum Unreadable {
     RegisteredDate,
 }
 
-/// More changes than a record can have had.
+/// The largest plausible version.
 const VERSION_MAX: i64 = 1_000_000_000_000;
-/// 2000-01-01 and 2200-01-01: nothing happened before the first, and the clock of a producer that says a time after the
-/// second is no clock.
+/// 2000-01-01 to 2200-01-01. No event happened before the range; a time after it comes from a broken clock.
 const TIMES_US: std::ops::Range<i64> = 946_684_800_000_000..7_258_118_400_000_000;
-/// Nobody is that old.
+/// The earliest plausible year of birth.
 const BIRTH_YEAR_MIN: i32 = 1800;
 
-/// What analytics needs of `message`.
+/// Returns the data of `message` that analytics needs.
 ///
 /// # Errors
-/// Why it cannot be counted, without patient data.
+/// Why the message cannot be counted, without patient data.
 pub fn decode(message: &Incoming) -> Result<Observation, Unreadable> {
     let value = message.value.as_deref().ok_or(Unreadable::NoValue)?;
     let event = PatientEvent::decode(value).map_err(|_| Unreadable::NotProtobuf)?;
@@ -164,13 +164,14 @@ pub fn decode(message: &Incoming) -> Result<Observation, Unreadable> {
     Ok(Observation { patient_id, version: event.version, event_type, at, date_of_birth })
 }
 
-/// The date of a birth before an event; by a day after it, where the day is another already.
+/// Parses a date of birth, which must not be later than the event. One day of tolerance is allowed for time
+/// zones.
 fn birth(text: &str, at: Timestamp) -> Option<Date> {
     let date = parse_date(text).ok()?;
     (date.year() >= BIRTH_YEAR_MIN && date <= at.date().next_day()?).then_some(date)
 }
 
-/// `message`, read from `topic`, as a dead letter: key and value as they were, and why it is one.
+/// Returns `message`, read from `topic`, as a dead letter: key and value unchanged, with the reason.
 pub fn dead_letter(
     dead_letter_topic: &Arc<str>,
     topic: &str,
@@ -181,7 +182,7 @@ pub fn dead_letter(
         (DEAD_LETTER_REASON, reason.to_string()),
         (DEAD_LETTER_SOURCE, format!("{topic}/{}/{}", message.partition, message.offset)),
     ];
-    // Headers of unknown origin may hold anything; of those only a well-formed trace goes along.
+    // Headers of unknown origin may contain anything, so only a well-formed trace is forwarded.
     if let Some(trace) = message.traceparent.as_deref().and_then(TraceContext::parse) {
         headers.push((TRACEPARENT, trace.to_string()));
     }

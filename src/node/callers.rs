@@ -1,4 +1,4 @@
-//! What the node's `Sessions` actor keeps fresh: the knowledge of `Auth`.
+//! Adapts `Auth` to the node's `Sessions` actor, which keeps it fresh.
 
 use async_trait::async_trait;
 
@@ -6,7 +6,7 @@ use crate::actors::sessions::Keeper;
 use crate::auth::Auth;
 use crate::domain::ids::SessionId;
 
-/// What `Auth` knows.
+/// The authentication state that the actor refreshes.
 pub(super) struct Known(pub(super) Auth);
 
 #[async_trait]

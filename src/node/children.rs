@@ -1,4 +1,4 @@
-//! Which actors a node runs: its roles say.
+//! The actors of a node, by role.
 //!
 //! | role | actors |
 //! |---|---|
@@ -36,7 +36,8 @@ use crate::domain::time::Clock;
 use crate::kafka::Kafka;
 use crate::store::Store;
 
-/// The addresses at which the node's actors are, empty until they are started and for those it does not run.
+/// The addresses of the node's actors. An address is empty until its actor has started, and stays empty if
+/// the node does not run that actor.
 #[derive(Default)]
 pub(super) struct Actors {
     pub(super) patients: Chain<Patients>,
@@ -48,7 +49,7 @@ pub(super) struct Actors {
     pub(super) sessions: Address<SessionsMessage>,
 }
 
-/// What the audit of this node is made with.
+/// The components from which this node's audit is built.
 pub(super) struct Audits {
     keys: Keys,
     store: Arc<dyn Store>,
@@ -56,20 +57,21 @@ pub(super) struct Audits {
     owner: Arc<str>,
     pins_every: Duration,
     growth: Growth,
-    /// What this node's edges have recorded and no batch has yet.
+    /// Entries that the edges have recorded and that are not in a batch yet.
     gathering: Arc<Gathering>,
 }
 
 impl Audits {
-    /// Where this node's edges record.
+    /// The handle by which the node's edges record accesses.
     pub(super) fn recorder(&self, actors: &Actors) -> AuditHandle {
         AuditHandle::new(Arc::clone(&self.gathering), actors.audit.clone())
     }
 
-    /// None where nothing is to be audited: by the settings, or because the node has neither an edge nor patients.
+    /// Builds the components. Returns `None` where nothing is audited: the settings disable the audit, or the
+    /// node has neither an edge nor the patient role.
     ///
     /// # Errors
-    /// There is no secret.
+    /// `audit.secret` is not set.
     pub(super) fn of(
         config: &Config,
         store: &Arc<dyn Store>,
@@ -92,17 +94,17 @@ impl Audits {
         }))
     }
 
-    /// The secrets that rows may be sealed with.
+    /// The secrets with which rows may be sealed.
     pub(super) fn keys(&self) -> Keys {
         self.keys.clone()
     }
 
-    /// The chains of `part`.
+    /// The chains of the part of the node named `part`.
     pub(super) fn chains(&self, part: &str) -> Chains {
         self.chains_telling(part, self.growth.clone())
     }
 
-    /// What looks at the ends of the chains.
+    /// The witness, which records the heads of the chains.
     pub(super) fn witness(&self) -> Witness {
         let own = self.chains_telling("witness", Growth::default());
         Witness::new(Arc::clone(&self.store) as _, self.growth.clone(), own)
@@ -115,7 +117,7 @@ impl Audits {
     }
 }
 
-/// The node's actors in start order. `kafka` and `auth` are there for the roles that need them.
+/// Returns the node's actors in start order. `kafka` and `auth` are present for the roles that need them.
 pub(super) fn children(
     config: &Config,
     parts: &Parts,
@@ -147,7 +149,7 @@ pub(super) fn children(
     children
 }
 
-/// What follows from a commit is told so at once, here and on other nodes.
+/// The hints after a commit: to relay and bridge on this node and on other nodes.
 fn nudges(parts: &Parts, actors: &Actors) -> Vec<Nudge> {
     let (relay, bridge) = (actors.relay.clone(), actors.bridge.clone());
     let mut nudges: Vec<Nudge> = vec![
@@ -191,7 +193,8 @@ fn relay(config: &Config, parts: &Parts, actors: &Actors) -> ChildSpec {
 fn bridge(config: &Config, parts: &Parts, kafka: &Kafka, actors: &Actors) -> ChildSpec {
     let mut settings = config.bridge.clone();
     if config.kafka.is_embedded() {
-        // It forgets at each exit, and has room for little more than what analytics has not read.
+        // The embedded broker loses its messages at each exit, and has room for little more than what
+        // analytics has not read.
         settings.replay = ReplayOf::Uncounted;
     }
     let args = KafkaBridgeArgs {

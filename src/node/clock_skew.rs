@@ -1,9 +1,9 @@
-//! How the node's wall clock stands to the database's.
+//! Compares the node's wall clock with the database's.
 //!
-//! Nothing that is promised hangs on it: leases go by the boot-time clocks of their holders and takers, and the order
-//! of events is that of their versions. What suffers are texts: the moments in records and
-//! log lines, ages, and tokens, which end by the wall clock of the node that looks at them. So it is told, and
-//! the node serves on.
+//! No guarantee depends on wall clocks: leases follow the boot-time clocks of their holders and takers, and
+//! versions order the events. A wrong clock affects the times in records and log lines, ages, and the expiry
+//! of tokens, which each node checks by its own clock. So a difference is reported, and the node keeps
+//! serving.
 
 use std::time::Duration;
 
@@ -12,32 +12,33 @@ use metrics::Gauge;
 use crate::domain::time::Timestamp;
 use crate::health::{Health, Status};
 
-/// The part's name in health.
+/// The name of the part in health.
 const PART: &str = "clock";
 
-/// Follows it.
+/// Tracks the difference and reports it.
 pub(super) struct Watch {
     health: Health,
     most: Duration,
     meter: Gauge,
-    /// It was off at the last look.
+    /// Whether the difference exceeded the limit at the last check.
     off: bool,
 }
 
 impl Watch {
-    /// It is told when the clocks differ by more than `most`.
+    /// Creates the watch, which reports a difference of more than `most`.
     pub(super) fn new(health: Health, most: Duration) -> Self {
         let meter = metrics::gauge!("hygeia_clock_skew_seconds");
         health.report(PART, Status::Ready);
         Watch { health, most, meter, off: false }
     }
 
-    /// The database was asked at `asked_at`, and its answer, which came after `took`, was that it is `theirs`.
+    /// Records one measurement: the database was asked at `asked_at`, and after `took` it answered that its
+    /// time is `theirs`.
     pub(super) fn learn(&mut self, asked_at: Timestamp, took: Duration, theirs: Timestamp) {
         let skew_us = skew_us(asked_at, took, theirs);
         self.meter.set(skew_us as f64 / 1e6);
         let off = Duration::from_micros(skew_us.unsigned_abs()) > self.most;
-        // Told once with its size, not anew with every second.
+        // Report a difference once, with its size, and not again every second.
         if off == self.off {
             return;
         }
@@ -55,8 +56,8 @@ impl Watch {
     }
 }
 
-/// The least difference that fits, in microseconds; positive: the node is ahead. The database read its clock at
-/// some moment between question and answer, so what is within that is nobody's fault.
+/// Returns the smallest possible difference in microseconds; positive if the node is ahead. The database read
+/// its clock at some moment between request and answer, so a difference within that interval counts as zero.
 fn skew_us(asked_at: Timestamp, took: Duration, theirs: Timestamp) -> i64 {
     let took_us = i64::try_from(took.as_micros()).unwrap_or(i64::MAX);
     let (earliest, latest) = (asked_at.0, asked_at.0.saturating_add(took_us));

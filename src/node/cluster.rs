@@ -1,5 +1,5 @@
-//! The node's part in the cluster: who else is there, and what the node tells them of itself. A node that
-//! is alone opens no port and waits for nobody.
+//! The node's part in the cluster: the other nodes, and what the node reports to them. A node without a
+//! cluster opens no port and waits for no other node.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -21,38 +21,38 @@ use crate::domain::ids::Kind;
 use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 
-/// The part's name in health.
+/// The name of the part in health.
 const PART: &str = "cluster";
-/// How long the node may take to say how it is, for another.
+/// How long the node may take to compile its status for another node.
 const STATUS_LIMIT: Duration = Duration::from_secs(1);
 
-/// Says which sessions there are with other nodes.
+/// Lists the sessions with other nodes.
 pub(super) type Sessions = Arc<dyn Fn() -> BoxFuture<'static, Vec<SessionStatus>> + Send + Sync>;
 
 /// The node's part in the cluster.
 #[derive(Clone)]
 pub(super) struct Cluster {
-    /// The nodes in sight.
+    /// The nodes that this node can see.
     pub(super) members: Members,
-    /// How other nodes are asked; none if there are none to ask.
+    /// Asks other nodes for their status; `None` for a node without a cluster.
     pub(super) ask_status: Option<AskStatus>,
-    /// The sessions; none if there can be none.
+    /// The sessions; `None` for a node without a cluster.
     pub(super) sessions: Option<Sessions>,
-    /// The ways to other nodes; none for a node that is alone.
+    /// The links to other nodes; `None` for a node without a cluster.
     pub(super) ways: Option<Ways>,
 }
 
-/// How a node of a cluster reaches the others.
+/// The links of a node to the other nodes of its cluster.
 #[derive(Clone)]
 pub(super) struct Ways {
     pub(super) peers: Peers,
     pub(super) links: Links,
-    /// What the node says of itself when it is asked, once that is made.
+    /// Provides the node's own status; set once the provider exists.
     teller: Arc<OnceLock<Arc<dyn StatusProvider>>>,
     spared: Arc<Spared>,
 }
 
-/// Why nothing is to be placed on the node; all clear when no reason is left.
+/// The reasons why nothing should be placed on the node, one bit each; zero if there is none.
 #[derive(Default)]
 struct Spared(Mutex<u8>);
 
@@ -67,8 +67,8 @@ impl Spared {
         }
     }
 
-    /// Notes whether `reason` holds and announces what follows, as one step: else who comes second could be
-    /// overtaken, and the node be seen as it was before.
+    /// Records whether `reason` holds and announces the result, under one lock. Otherwise two concurrent
+    /// calls might announce in the wrong order, and the older state would stay.
     fn note(&self, reason: u8, holds: bool, announce: impl FnOnce(bool)) {
         let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *reasons = if holds { *reasons | reason } else { *reasons & !reason };
@@ -77,10 +77,10 @@ impl Spared {
 }
 
 impl Cluster {
-    /// Takes the node's place: its address, if it has others to talk to.
+    /// Joins the cluster: binds the node's address, if the node has a cluster.
     ///
     /// # Errors
-    /// The address is in use; the certificates cannot be used.
+    /// The address is in use, or the certificates cannot be used.
     pub(super) async fn start(
         config: &Config,
         owner: &Arc<str>,
@@ -110,7 +110,8 @@ impl Cluster {
         let spared = Arc::<Spared>::default();
         let runs = |role: NodeRole| config.node.roles.contains(&role);
         if runs(NodeRole::Patient) && !runs(NodeRole::Front) {
-            // Until its region has seen a front, which could ask it: others must not leave theirs to it before.
+            // Nothing is placed on the node until its region has seen a front that could ask it. Other nodes
+            // must not give up shards to it before.
             spared.note(Spared::because_of(Kind::Patient), true, |spared| peers.set_draining(spared));
         }
         let teller = Arc::default();
@@ -125,23 +126,23 @@ impl Cluster {
         })
     }
 
-    /// What the node says of itself when another asks comes from `provider`.
+    /// Sets the provider of the node's own status for other nodes.
     pub(super) fn tell_of(&self, provider: Arc<dyn StatusProvider>) {
         if let Some(ways) = &self.ways {
-            // Said once, when the node is made.
+            // Set once, when the node is assembled.
             let _ = ways.teller.set(provider);
         }
     }
 
-    /// Tells the others that the node is about to leave, so that nothing is placed on it any more.
+    /// Announces that the node is about to leave, so that nothing is placed on it any more.
     pub(super) fn set_draining(&self) {
         if let Some(Ways { peers, spared, .. }) = &self.ways {
             spared.note(Spared::LEAVING, true, |spared| peers.set_draining(spared));
         }
     }
 
-    /// Called by regions: whether they can hold leases. One that cannot, since the database does not answer
-    /// it, leaves its shards to nodes that can.
+    /// The hook by which regions report whether they can hold leases. A region that cannot, because the
+    /// database does not answer, leaves its shards to other nodes.
     pub(super) fn able(&self) -> AbleHook {
         match self.ways.clone() {
             None => Arc::new(|_, _| {}),
@@ -151,7 +152,7 @@ impl Cluster {
         }
     }
 
-    /// Called by those who give a lease up for another node.
+    /// The hook to call after giving up a lease for another node.
     pub(super) fn released(&self) -> ReleasedHook {
         match &self.ways {
             None => Arc::new(|_, _, _| {}),
@@ -159,7 +160,7 @@ impl Cluster {
         }
     }
 
-    /// Resolves when the node can no longer be one of its cluster.
+    /// Resolves when the node can no longer belong to its cluster.
     pub(super) async fn failed(&self) -> peers::Fatal {
         match &self.ways {
             Some(ways) => ways.peers.failed().await,
@@ -175,7 +176,7 @@ impl Cluster {
     }
 }
 
-/// What the node answers to others.
+/// The requests of other nodes that this node answers.
 fn served(config: &Config, actors: &Actors, teller: Arc<OnceLock<Arc<dyn StatusProvider>>>) -> Served {
     let runs = |role: NodeRole| config.node.roles.contains(&role);
     let (relay, bridge) = (actors.relay.clone(), actors.bridge.clone());
@@ -208,7 +209,7 @@ fn served(config: &Config, actors: &Actors, teller: Arc<OnceLock<Arc<dyn StatusP
     }
 }
 
-/// Hands the word that leases are free for this node to whoever takes them.
+/// Forwards the hint that leases were released for this node to the actor that takes them.
 fn to_take(actors: &Actors) -> ToTake {
     let (patients, accounts) = (actors.patients.clone(), actors.accounts.clone());
     let (relay, bridge) = (actors.relay.clone(), actors.bridge.clone());
@@ -248,7 +249,7 @@ fn sessions(peers: Peers, links: Links) -> Sessions {
     })
 }
 
-/// Says for as long as the node runs which roles have no live node. For a front of a cluster.
+/// Reports which roles have no live node, until the node stops. Runs on a front of a cluster.
 pub(super) async fn follow_roles(mut members: Members, health: Health) {
     loop {
         let status = roles_status(&members.borrow_and_update());
@@ -260,7 +261,8 @@ pub(super) async fn follow_roles(mut members: Members, health: Health) {
     }
 }
 
-/// Without patients a front can do nothing for its callers; what else is missing only part of them need.
+/// A front is not ready without a patient node. Only some requests need the other roles, so their absence
+/// makes it degraded.
 fn roles_status(view: &View) -> Status {
     let missing: Vec<_> =
         NodeRole::ALL.into_iter().filter(|role| view.with_role(*role).next().is_none()).collect();

@@ -1,4 +1,4 @@
-//! The first administrator, made by a front that finds a database without users.
+//! Creates the first administrator when a front finds a database without users.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,14 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::health::{Health, Status};
 use crate::store::Store;
 
-/// The pause before another try where the database does not answer.
+/// The pause before another attempt while the database does not answer.
 const TRY_EVERY: Duration = Duration::from_millis(250);
 
-/// Makes it, where one is named and there is nobody yet; tries again for as long as the database does not answer.
+/// Creates the administrator, if the settings name one and the database has no users. Retries for as long as
+/// the database does not answer.
 ///
 /// # Errors
-/// What no waiting mends.
+/// A failure that a retry cannot fix.
 pub(super) async fn make(
     settings: &Settings,
     store: &Arc<dyn Store>,

@@ -1,5 +1,6 @@
-//! `runtime.json` in the data directory: the addresses that the running node really uses, for scripts
-//! and `hygeia healthcheck`, as port 0 leaves the choice to the system. It appears whole or not at all.
+//! `runtime.json` in the data directory: the addresses that the running node uses, for scripts and `hygeia
+//! healthcheck`. The settings may name port 0, which lets the system choose a port. The file is replaced
+//! atomically.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
@@ -11,32 +12,32 @@ use serde::{Deserialize, Serialize};
 /// The file's name.
 pub const NAME: &str = "runtime.json";
 
-/// The most that is read of the file.
+/// Maximum number of bytes that are read of the file.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// The addresses in use. A part that the node does not run is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RuntimeFile {
-    /// Where HTTP listens, as `host:port`.
+    /// The address at which HTTP listens, as `host:port`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// Where gRPC listens.
+    /// The address at which gRPC listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc: Option<String>,
-    /// The brokers, the embedded ones included.
+    /// The addresses of the brokers, including embedded ones.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kafka: Option<String>,
-    /// Where other nodes of the cluster are accepted.
+    /// The address at which other nodes of the cluster connect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
 }
 
 impl RuntimeFile {
-    /// Puts the file into `data_dir`, in the place of an older one.
+    /// Writes the file into `data_dir` and replaces an older one.
     ///
     /// # Errors
-    /// What the file system says.
+    /// Errors of the file system.
     pub fn write(&self, data_dir: &Path) -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
         let draft = data_dir.join(format!("{NAME}.tmp"));
@@ -47,17 +48,17 @@ impl RuntimeFile {
         std::fs::rename(&draft, data_dir.join(NAME))
     }
 
-    /// Takes the file away: the addresses are no longer in use.
+    /// Removes the file, because the addresses are no longer in use.
     pub fn remove(data_dir: &Path) {
-        // A file that cannot be removed is one that the next start replaces.
+        // The next start replaces a file that could not be removed.
         let _ = std::fs::remove_file(data_dir.join(NAME));
     }
 
-    /// The file in `data_dir`; `None` if there is none.
+    /// Reads the file in `data_dir`. Returns `None` if there is none.
     ///
     /// # Errors
-    /// What the file system says; `InvalidData` if the content is not what `write` writes. Keys that
-    /// are not known are passed over: a newer node may write more.
+    /// Errors of the file system; `InvalidData` if the content cannot be parsed. Unknown keys are ignored,
+    /// because a newer version of the program may write more.
     pub fn read(data_dir: &Path) -> io::Result<Option<Self>> {
         let file = match File::open(data_dir.join(NAME)) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

@@ -1,4 +1,4 @@
-//! What the node says of itself and of its cluster; see `actors::status`.
+//! The status of the node and of its cluster; see `actors::status`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,23 +20,23 @@ use crate::domain::time::{Clock, MonoTime};
 use crate::http::InFlight;
 use crate::store::Store;
 
-/// The longest status of another node that is read.
+/// Maximum size of another node's status.
 const STATUS_BYTES_MAX: usize = 1024 * 1024;
 
-/// Gathers the facts.
+/// Collects the status.
 pub(super) struct Reporter {
-    /// The cluster's name; `None` for a node that is alone.
+    /// The cluster's name; `None` for a node without a cluster.
     pub(super) cluster_name: Option<String>,
-    /// The nodes of the configuration, which should be there.
+    /// The names of the configured nodes, which should all be reachable.
     pub(super) named: Vec<String>,
     pub(super) cluster: Cluster,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) begun: MonoTime,
-    /// Known once HTTP listens.
+    /// Set once HTTP listens.
     pub(super) in_flight: OnceLock<InFlight>,
     pub(super) draining: AtomicBool,
-    /// Where the node checks tokens.
+    /// Present where the node checks tokens.
     pub(super) auth: Option<Auth>,
     pub(super) patients: Chain<Patients>,
     pub(super) accounts: Chain<Accounts>,
@@ -83,7 +83,7 @@ impl StatusProvider for Reporter {
 }
 
 impl Reporter {
-    /// The certificates that the node has read, and the key for tokens.
+    /// When the node's certificates expire, and when the key for tokens is due for rotation.
     fn ends(&self) -> Vec<EndStatus> {
         let now = self.clock.now();
         let mut ends =
@@ -94,7 +94,7 @@ impl Reporter {
             .collect()
     }
 
-    /// The shards of the regions that run here and answer.
+    /// The shards of the regions that run on this node and answer in time.
     async fn shards(&self, limit: Duration) -> Option<BTreeMap<String, Vec<ShardStatus>>> {
         let regions = tokio::join!(self.patients.status(limit), self.accounts.status(limit));
         let told: BTreeMap<_, _> = [regions.0, regions.1]
@@ -112,7 +112,7 @@ impl Reporter {
         (!told.is_empty()).then_some(told)
     }
 
-    /// What a node says of itself, or what is known of it without.
+    /// The node's own status of itself; if it does not answer, what the membership says of it.
     async fn status_of(&self, member: &Member, trace: &TraceContext, limit: Duration) -> NodeStatus {
         if member.wire.is_none() {
             return self.node(limit).await;
@@ -122,7 +122,7 @@ impl Reporter {
         let told = answer.filter(|bytes| bytes.len() <= STATUS_BYTES_MAX);
         let told = told.and_then(|bytes| serde_json::from_slice::<NodeStatus>(&bytes).ok());
         match told {
-            // Who it is, is for the session to say.
+            // The session decides the peer's identity, not its answer.
             Some(told) => NodeStatus {
                 name: member.name.to_string(),
                 owner: member.owner.to_string(),
@@ -136,7 +136,7 @@ impl Reporter {
     }
 }
 
-/// What is known of a node without asking it.
+/// The status of a node as far as the membership knows it.
 fn known(member: &Member) -> NodeStatus {
     NodeStatus {
         name: member.name.to_string(),
@@ -163,7 +163,7 @@ mod tests {
         Member { name: name.into(), owner, roles: [role].into(), draining: false, wire }
     }
 
-    /// A front that sees three others: one tells of itself, one says nothing in time, one writes nonsense.
+    /// A front that sees three other nodes: one answers, one does not answer in time, one answers nonsense.
     async fn reporter(directory: &std::path::Path) -> (Reporter, watch::Sender<Arc<View>>) {
         let away = |name| member(name, NodeRole::Patient, Some(Wire::nowhere()));
         let members =

@@ -1,7 +1,7 @@
-//! How a node is told to stop, and the order in which it does.
+//! The signals that stop a node, and the order in which it stops.
 //!
-//! Every wait has a limit, and all together have one too, so that a node is gone within ten seconds:
-//! what orchestrators give a process before they kill it.
+//! Every wait has a limit, and so has their sum. A node stops within ten seconds, which is the time that
+//! orchestrators give a process before they kill it.
 
 use std::io;
 use std::time::Duration;
@@ -15,35 +15,34 @@ use crate::actors::kafka_bridge::BridgeMessage;
 use crate::actors::system;
 use crate::{grpc, http};
 
-/// How long relay and bridge may take to end what they have in hand. What they do not
-/// finish is still in the outbox.
+/// How long relay and bridge may take to finish their current work. Unfinished rows stay in the outbox.
 const FOLLOWERS_LIMIT: Duration = Duration::from_secs(1);
-/// How long the regions may take to end commits and give up their leases. Leases that are not given up
-/// run out.
+/// How long the regions may take to finish commits and release their leases. A lease that is not released
+/// expires.
 const REGIONS_LIMIT: Duration = Duration::from_secs(3);
-/// How long draining may take in all.
+/// The limit of all draining together.
 pub(super) const STOP_LIMIT: Duration = Duration::from_millis(5_500);
-/// How long the actors may take to end after that.
+/// How long the actors may take to stop after that.
 pub(super) const END_LIMIT: Duration = Duration::from_millis(500);
 /// How long the database may take to close its connections.
 pub(super) const CLOSE_LIMIT: Duration = Duration::from_millis(500);
-/// How long the broker may take to hear that analytics leaves its group. If it does not hear it, nobody reads the
-/// partitions until `kafka.session_timeout_ms` is over.
+/// How long leaving the consumer group may take. If the broker is not told, the partitions have no consumer
+/// until `kafka.session_timeout_ms` has passed.
 pub(super) const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 
-/// The signals that a node hears.
+/// The signals that a node handles.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
-    /// A terminal that is closed, or an operator who thinks of a daemon that reads its settings anew. Settings are read
-    /// at the start alone, so the node stops, and whoever watches over it starts it again.
+    /// SIGHUP: a closed terminal, or an operator who expects the settings to be reloaded. Settings are only
+    /// read at start, so the node stops, and its service manager starts it again.
     hang_up: Signal,
-    /// They mean nothing here, and would end the process at once.
+    /// SIGUSR1 and SIGUSR2. They have no meaning here, but by default they would kill the process.
     ignored: [Signal; 2],
 }
 
 impl Signals {
-    /// From now on these signals no longer end the process at once.
+    /// Registers the handlers, so that these signals no longer end the process at once.
     pub(super) fn listen() -> io::Result<Self> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
@@ -53,7 +52,7 @@ impl Signals {
         })
     }
 
-    /// The name of the next one that stops the node.
+    /// Waits for a signal that stops the node, and returns its name.
     pub(super) async fn next(&mut self) -> &'static str {
         let [user_1, user_2] = &mut self.ignored;
         loop {
@@ -69,15 +68,15 @@ impl Signals {
     }
 }
 
-/// The servers at the edges, each a task that ends when it has drained.
+/// The servers of the edges. Each is a task that ends when it has drained.
 pub(super) struct Edges {
     pub(super) http: JoinHandle<http::Drained>,
-    /// Where billing is.
+    /// Present on a billing node.
     pub(super) grpc: Option<JoinHandle<Result<(), grpc::Error>>>,
 }
 
 impl Edges {
-    /// Waits until all have drained; each has its own limit.
+    /// Waits until all edges have drained. Each edge has its own limit.
     pub(super) async fn ended(self) {
         match self.http.await {
             Ok(drained) if drained.cut_off > 0 => {
@@ -95,8 +94,8 @@ impl Edges {
     }
 }
 
-/// Has the actors end what they have in hand, in the reverse of the way of an event. Analytics needs no
-/// word: a batch that it does not finish leaves no trace, and is read again.
+/// Makes the actors finish their current work: first relay and bridge, then the regions. Analytics is not
+/// drained: an unfinished batch leaves no trace and is read again.
 pub(super) async fn drain(actors: &Actors) {
     let relay = system::ask(&actors.relay, BillingRelayMessage::Drain, FOLLOWERS_LIMIT);
     let bridge = system::ask(&actors.bridge, BridgeMessage::Drain, FOLLOWERS_LIMIT);
@@ -104,7 +103,7 @@ pub(super) async fn drain(actors: &Actors) {
     let patients = actors.patients.drain(REGIONS_LIMIT);
     let accounts = actors.accounts.drain(REGIONS_LIMIT);
     let (patients, accounts) = tokio::join!(patients, accounts);
-    // What the node does not run has nothing in hand.
+    // An actor that the node does not run counts as drained.
     let relay = actors.relay.actor().is_none() || relay.is_some();
     let bridge = actors.bridge.actor().is_none() || bridge == Some(true);
     if !(relay && bridge && patients && accounts) {

@@ -1,4 +1,4 @@
-//! Whether the database is there, and what time it has.
+//! Watches whether the database is reachable, and its clock.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,17 +8,17 @@ use crate::domain::time::Clock;
 use crate::health::{Health, Status};
 use crate::store::{self, Store};
 
-/// The pause between two looks at the database.
+/// The pause between two checks of the database.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How long one look may take before the database counts as away.
+/// How long one check may take before the database counts as unavailable.
 const LOOK_LIMIT: Duration = Duration::from_secs(2);
-/// The pause between two tries to reach a database that is away at the start.
+/// The pause between two attempts to reach the database at start.
 const TRY_EVERY: Duration = Duration::from_millis(250);
 
-/// Waits until the database is there; answers with the cluster's number of shards.
+/// Waits until the database is reachable. Returns the cluster's number of shards.
 ///
 /// # Errors
-/// `Broken`: the database is there and does not fit, which no waiting mends.
+/// `Broken`: the database is reachable and its schema does not fit, which waiting does not fix.
 pub(super) async fn database(store: &dyn Store, health: &Health, proposed_shards: u16) -> store::Result<u16> {
     loop {
         let asked = async {
@@ -37,7 +37,8 @@ pub(super) async fn database(store: &dyn Store, health: &Health, proposed_shards
     }
 }
 
-/// Says for ever how the database is, and how its wall clock stands to the node's.
+/// Reports the state of the database, and the difference between its wall clock and the node's, until the
+/// task is aborted.
 pub(super) async fn follow(store: Arc<dyn Store>, health: Health, clock: Arc<dyn Clock>, mut skew: Watch) {
     loop {
         look(&*store, &health, &*clock, &mut skew).await;
@@ -68,7 +69,7 @@ mod tests {
     use crate::clock::SystemClock;
     use crate::domain::time::{MonoTime, Timestamp};
 
-    /// The machine's clock, and a while more or less.
+    /// The machine's clock, shifted by a number of microseconds.
     struct Shifted(i64);
 
     impl Clock for Shifted {

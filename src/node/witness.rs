@@ -1,4 +1,5 @@
-//! When the audit's witness notes where the chains are: at the start, once in a while, and at the end.
+//! The schedule of the audit's witness, which records the heads of the chains: at start, periodically, and at
+//! stop.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::audit::Witness;
 
-/// How long a note may take when the node stops.
+/// How long the last note may take when the node stops.
 const LAST_NOTE_LIMIT: Duration = Duration::from_millis(500);
 
 /// The witness of a running node.
@@ -18,7 +19,7 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Has `witness` look now, and once in `every` from then on.
+    /// Starts the task: `witness` makes a note now, and then once per `every`.
     pub(super) fn start(witness: Witness, every: Duration) -> Self {
         let witness = Arc::new(witness);
         let following = Arc::clone(&witness);
@@ -31,7 +32,7 @@ impl Following {
         Following { witness, task }
     }
 
-    /// Nothing is recorded any more.
+    /// Stops the task and makes a last note. By now nothing records accesses any more.
     pub(super) async fn end(self) {
         self.task.abort();
         if timeout(LAST_NOTE_LIMIT, note(&self.witness)).await.is_err() {

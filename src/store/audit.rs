@@ -1,4 +1,4 @@
-//! The access audit as the database keeps it: sealed batches. What is in them, `crate::audit` knows.
+//! The access audit as stored: sealed batches. `crate::audit` encodes and decodes their content.
 
 use std::fmt;
 
@@ -10,24 +10,24 @@ use crate::domain::audit::Change;
 use crate::domain::ids::{EventId, PatientId, Version};
 use crate::domain::time::Timestamp;
 
-/// A batch of entries: one row.
+/// A batch of audit entries, stored as one row.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AuditBatch {
-    /// The chain it belongs to.
+    /// The chain that the batch belongs to.
     pub chain: Uuid,
-    /// Its place there, from 0 on.
+    /// Position in the chain, from 0 on.
     pub seq: i64,
-    /// When it was sealed. No entry in it is younger.
+    /// When the batch was sealed. No entry in it is younger.
     pub at: Timestamp,
     /// The seal.
     pub mac: [u8; 32],
     /// The entries, encoded.
     pub body: Vec<u8>,
-    /// What it is found by, each once, in order.
+    /// The search terms of the entries, sorted and without duplicates.
     pub terms: Vec<i32>,
 }
 
-/// Never prints what it holds.
+/// Never prints the entries.
 impl fmt::Debug for AuditBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AuditBatch")
@@ -38,27 +38,27 @@ impl fmt::Debug for AuditBatch {
     }
 }
 
-/// Where a chain is: its newest batch.
+/// The head of a chain: its newest batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditHead {
     /// The chain.
     pub chain: Uuid,
-    /// The place of the newest batch.
+    /// The position of the newest batch.
     pub seq: i64,
-    /// Its seal.
+    /// The seal of the newest batch.
     pub mac: [u8; 32],
 }
 
-/// Where the rows of a chain begin in the database, after those before were archived: the last row that was taken away.
+/// Where the rows of a chain begin after older rows were archived: marks the last row that was removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditAnchor {
-    /// The last row taken away.
+    /// The last row that was removed.
     pub head: AuditHead,
     /// The seal of the anchor itself.
     pub seal: [u8; 32],
 }
 
-/// A place in the order of lists.
+/// A position in the order of lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditPosition {
     /// `AuditBatch::at`
@@ -75,96 +75,98 @@ impl From<&AuditBatch> for AuditPosition {
     }
 }
 
-/// Which batches are asked for.
+/// The parameters of a search for batches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditSearch {
-    /// All of these terms.
+    /// A batch must have all of these terms.
     pub terms: Vec<i32>,
-    /// Sealed at this moment or later.
+    /// A batch must be sealed at this time or later.
     pub from: Timestamp,
-    /// This one or an older one.
+    /// The batch at this position, or an older one.
     pub until: AuditPosition,
-    /// The most rows.
+    /// Maximum number of batches.
     pub limit_rows: u32,
 }
 
-/// What a search found in one call. A call looks at a bounded number of rows.
+/// The result of one search call. A call scans a bounded number of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditFound {
-    /// Batches that may hold what is looked for, the newest first.
+    /// Batches that may hold matching entries, newest first.
     pub batches: Vec<AuditBatch>,
-    /// The oldest place looked at. None if there is nothing older that could match.
+    /// The oldest position that was scanned. `None` if no older batch can match.
     pub looked_to: Option<AuditPosition>,
 }
 
-/// Batches of one node that a store writes at the same time, at most.
+/// Maximum number of batches of one node that a store writes at the same time.
 pub const AUDIT_BATCHES_MAX: usize = 3;
 
-/// The access audit. Rows are only ever added, but for those that are archived.
+/// The access audit. Rows are never changed, and are removed only when they are archived.
 #[async_trait]
 pub trait AuditStore: Send + Sync {
-    /// Adds a batch, durably.
+    /// Adds a batch; it is durable when the call returns.
     async fn append_audit(&self, batch: &AuditBatch) -> Result<()>;
 
-    /// The heads of the chains, the youngest chain first, of those older than `before`.
+    /// Returns the heads of the chains that are older than `before`, youngest chain first.
     async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditHead>>;
 
-    /// Batches of `chain` from the place `seq` on, in order.
+    /// Returns batches of `chain` from position `seq` on, in order.
     async fn audit_batches(&self, chain: Uuid, seq: i64, limit_rows: u32) -> Result<Vec<AuditBatch>>;
 
-    /// Batches that may hold what is looked for.
+    /// Returns batches that may hold matching entries.
     async fn search_audit(&self, search: &AuditSearch) -> Result<AuditFound>;
 
-    /// Of each change, whether it was made.
+    /// Returns for each of `changes` whether the change was made.
     async fn changes_made(&self, changes: &[(PatientId, Change)]) -> Result<Vec<bool>>;
 
-    /// Does what commits must not wait for: makes room for the months to come and sorts new rows into the index of
-    /// terms. Answers for how many whole months after this one there is room: None where none is needed, or where
-    /// another node is doing it.
+    /// Does maintenance that commits must not wait for: creates partitions for the months to come, and sorts
+    /// new rows into the index of terms. Returns for how many whole months after this one there are
+    /// partitions. Returns `None` where no partitions are needed, or where another node is creating them.
     async fn tend_audit(&self) -> Result<Option<u32>> {
         Ok(None)
     }
 }
 
-/// What the history of a patient has at a version.
+/// The state of a patient's history at a version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventAt {
-    /// The event of that version, if there is one.
+    /// The event of that version, if it exists.
     pub event: Option<EventId>,
-    /// The newest version that there is; 0 if there is none.
+    /// The newest version in the history; 0 if there is none.
     pub newest: Version,
-    /// The version of the record itself, which is that of the newest event; 0 if there is none.
+    /// The version of the patient's record, which must equal that of the newest event; 0 if there is no
+    /// record.
     pub record: Version,
 }
 
-/// The access audit as `hygeia audit` sees it: with its anchors, with what can be taken away, and beside the history
-/// of patients.
+/// The access audit as `hygeia audit` needs it: with its anchors, the removal of rows, and a comparison with
+/// the history of patients.
 #[async_trait]
 pub trait AuditArchiveStore: AuditStore {
-    /// What the history has at each of `places`.
+    /// Returns the state of the history at each of `places`.
     async fn events_at(&self, places: &[(PatientId, Version)]) -> Result<Vec<EventAt>>;
 
-    /// Anchors in the order of their chains, of those after `after`.
+    /// Returns anchors of chains after `after`, in the order of the chains.
     async fn audit_anchors(&self, after: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditAnchor>>;
 
-    /// Whether the index of terms has each row, under its terms alone: what it lacks no search finds. It takes as long as
-    /// the audit is large. A database that keeps its indexes out of everyone's reach has nothing to look at.
+    /// Returns whether the index of terms has each row, under its own terms and no others. A search does not
+    /// find a row that the index lacks. The duration grows with the size of the audit. A database that
+    /// maintains the index itself has nothing to check.
     async fn audit_terms_fit(&self) -> Result<bool> {
         Ok(true)
     }
 
-    /// The latest moment, at most `before`, such that all rows sealed before it can be taken away.
-    /// None if there is none.
+    /// Returns the latest time, at most `before`, such that all rows sealed before it can be removed; `None`
+    /// if there is none.
     async fn audit_can_end_at(&self, before: Timestamp) -> Result<Option<Timestamp>>;
 
-    /// How many rows `remove_audit` takes away at most, so that other transactions do not wait for long. None if
-    /// it takes away everything before a moment at once.
+    /// Returns how many rows `remove_audit` removes at most, so that other transactions do not wait for long.
+    /// `None` if it removes everything before a time at once.
     fn audit_removal_rows_max(&self) -> Option<u32>;
 
-    /// Leaves `anchors`, each in the place of an older one of its chain, and takes away all rows at and before them,
-    /// in one transaction. Where everything is taken away at once, these are all rows sealed before `end`.
+    /// Stores `anchors`, each in place of an older one of its chain, and removes all rows at and before them,
+    /// in one transaction. Where everything is removed at once, these are all rows sealed before `end`.
     ///
     /// # Errors
-    /// `Broken`: a row sealed before `end` is behind no anchor; nothing was taken away.
+    /// `Broken`: no anchor covers a row sealed before `end`; nothing was removed.
     async fn remove_audit(&self, end: Timestamp, anchors: &[AuditAnchor]) -> Result<()>;
 }

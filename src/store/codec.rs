@@ -1,4 +1,4 @@
-//! Rows as both databases give them, and what they mean.
+//! Rows as both databases return them, and their conversion to domain types.
 
 use std::sync::Arc;
 
@@ -32,12 +32,13 @@ struct Body<'a> {
     restricted: bool,
 }
 
-/// The JSON of the record that an event carries.
+/// Encodes the record that an event carries as JSON.
 ///
 /// # Errors
-/// `Broken`, if it cannot be written as JSON, which no record is.
+/// `Broken`, if the record cannot be encoded as JSON. This does not happen for any valid record.
 pub(super) fn body_of(patient: &Patient) -> Result<String> {
-    // Without `..`, here and wherever a record is encoded: a new field does not compile until its place is decided.
+    // No `..` here, nor wherever else a record is encoded: a new field must not compile until its place is
+    // decided.
     let Patient { id: _, version: _, created_at, restricted, details } = patient;
     let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     let body = Body {
@@ -52,7 +53,7 @@ pub(super) fn body_of(patient: &Patient) -> Result<String> {
     serde_json::to_string(&body).map_err(|_| Error::Broken("a record cannot be written as JSON".to_owned()))
 }
 
-/// An event, of the columns `EVENT_COLUMNS`.
+/// An event row.
 #[derive(FromRow)]
 pub(super) struct EventRow {
     patient_id: Uuid,
@@ -64,14 +65,14 @@ pub(super) struct EventRow {
     subject: String,
     traceparent: String,
     body: String,
-    /// Only who looks a command up asks for it.
+    /// Selected only by queries that look a command up.
     #[sqlx(default)]
     fingerprint: Option<Uuid>,
 }
 
 impl EventRow {
     /// # Errors
-    /// `Broken`: the row was not written by this program or an older one.
+    /// `Broken`: the row cannot be decoded; neither this version of the program nor an older one wrote it.
     pub(super) fn into_event(self) -> Result<RecordedEvent> {
         let (id, version) = (self.patient_id, self.version);
         self.decode().ok_or_else(|| {
@@ -106,12 +107,12 @@ impl EventRow {
     }
 }
 
-/// An event with its place in the outbox.
+/// An event row with its place in the outbox.
 #[derive(FromRow)]
 pub(super) struct OutboxRow {
     seq: i64,
     shard: i32,
-    /// Only who publishes asks for it.
+    /// Selected only by the query for unpublished events.
     #[sqlx(default)]
     replay: bool,
     #[sqlx(default)]
@@ -131,7 +132,7 @@ impl OutboxRow {
     }
 }
 
-/// A living patient.
+/// The row of a patient that is not deleted.
 #[derive(FromRow)]
 pub(super) struct PatientRow {
     id: Uuid,
@@ -163,7 +164,7 @@ impl From<PatientRow> for Patient {
     }
 }
 
-/// An account.
+/// An account row.
 #[derive(FromRow)]
 pub(super) struct AccountRow {
     id: Uuid,
@@ -176,7 +177,7 @@ pub(super) struct AccountRow {
 
 impl AccountRow {
     /// # Errors
-    /// `Broken`: a status that this program does not know.
+    /// `Broken`: the status is unknown to this version of the program.
     pub(super) fn into_account(self) -> Result<Arc<Account>> {
         let status = AccountStatus::parse(&self.status)
             .ok_or_else(|| Error::Broken(format!("account {} has an unknown status", self.id)))?;
@@ -191,7 +192,7 @@ impl AccountRow {
     }
 }
 
-/// A user.
+/// A user row.
 #[derive(FromRow)]
 pub(super) struct UserColumns {
     email: String,
@@ -215,7 +216,7 @@ impl From<UserColumns> for super::UserRow {
     }
 }
 
-/// The user who changes users, and the role that was judged. None unless it is a user.
+/// Returns the e-mail address and the checked role of a `ChangedBy::User`; `None` for other originators.
 pub(super) fn changer(by: &ChangedBy) -> (Option<&str>, Option<&str>) {
     match by {
         ChangedBy::User { email, role } => (Some(email), Some(role)),
@@ -223,7 +224,7 @@ pub(super) fn changer(by: &ChangedBy) -> (Option<&str>, Option<&str>) {
     }
 }
 
-/// A key that signs tokens.
+/// The row of a key that signs tokens.
 #[derive(FromRow)]
 pub(super) struct SigningKeyColumns {
     generation: i64,
@@ -251,7 +252,7 @@ impl From<SigningKeyColumns> for super::SigningKeyRow {
     }
 }
 
-/// A shared secret.
+/// The row of a shared secret.
 #[derive(FromRow)]
 pub(super) struct SecretColumns {
     sealed: bool,
@@ -264,25 +265,25 @@ impl From<SecretColumns> for super::SharedSecret {
     }
 }
 
-/// A refresh token that was shown, with its session.
+/// A refresh token that a client presented, with its session.
 #[derive(FromRow)]
 pub(super) struct ShownToken {
     pub(super) session_id: Uuid,
     subject: String,
     role: String,
-    /// Of the user, now.
+    /// The user's present generation.
     user_generation: i64,
     ends_at: i64,
-    /// The session goes on, and its user is let in.
+    /// Whether the session still holds and its user is enabled.
     live: bool,
-    /// The token is not its newest.
+    /// Whether the token was used before.
     used: bool,
-    /// It was given too long ago.
+    /// Whether the token was issued too long ago.
     stale: bool,
 }
 
 impl ShownToken {
-    /// What follows.
+    /// Converts the row to the result of the rotation.
     pub(super) fn into_rotation(self) -> Rotation {
         let session = SessionId(self.session_id);
         match (self.live, self.used, self.stale) {
@@ -297,7 +298,7 @@ impl ShownToken {
     }
 }
 
-/// A session that was revoked.
+/// The row of a revoked session.
 #[derive(FromRow)]
 pub(super) struct RevokedColumns {
     id: Uuid,
@@ -315,10 +316,10 @@ impl From<RevokedColumns> for super::RevokedSession {
     }
 }
 
-/// The counts of `keys`, in their order, out of rows of key, count and end.
+/// Returns the counts of `keys`, in their order, from rows of key, count and window end.
 ///
 /// # Errors
-/// `Broken`: one is missing.
+/// `Broken`: a key has no row.
 pub(super) fn attempts_of(keys: [&Hash; 2], rows: &[(Vec<u8>, i64, i64)]) -> Result<[Attempts; 2]> {
     let of = |key: &Hash| {
         let row = rows.iter().find(|row| row.0 == key);
@@ -329,30 +330,31 @@ pub(super) fn attempts_of(keys: [&Hash; 2], rows: &[(Vec<u8>, i64, i64)]) -> Res
     Ok([of(keys[0])?, of(keys[1])?])
 }
 
-/// A shard's number out of its column.
+/// Converts a column to a shard number.
 ///
 /// # Errors
-/// `Broken`: not a number of a shard.
+/// `Broken`: the value is out of range.
 pub(super) fn shard_of_column(value: i32) -> Result<u16> {
     u16::try_from(value).map_err(|_| Error::Broken(format!("{value} is not the number of a shard")))
 }
 
-/// The number of shards out of its column.
+/// Converts a column to a number of shards.
 ///
 /// # Errors
-/// `Broken`: no cluster has so many, or none.
+/// `Broken`: the value is zero or out of range.
 pub(super) fn shard_count_of_column(value: i64) -> Result<u16> {
     let count = u16::try_from(value).ok().filter(|count| *count > 0);
     count.ok_or_else(|| Error::Broken(format!("{value} is not a number of shards")))
 }
 
-/// The e-mail keys that an event takes and frees; both `None` if the address stays the same.
+/// Returns the e-mail key that an event claims, and the key that it frees; both are `None` if the address
+/// stays the same.
 pub(super) fn email_moves(append: &super::PatientAppend) -> (Option<String>, Option<String>) {
     let recorded = &append.recorded;
     let key = recorded.event.patient().details.email_key();
     match recorded.event_type() {
         EventType::Created => (Some(key), None),
-        // A deletion frees the address it carries even if the caller did not say so.
+        // A deletion frees the address of the record even if the caller named none.
         EventType::Deleted => (None, Some(append.released_email_key.clone().unwrap_or(key))),
         EventType::Updated => match &append.released_email_key {
             Some(released) if *released != key => (Some(key), Some(released.clone())),

@@ -1,5 +1,5 @@
-//! What every store must do, as tests that run on each of them. A test gets an empty database of its
-//! own and knows the store by its traits alone.
+//! The contract of every store, as tests that run on each of them. A test gets its own empty database and
+//! uses the store only through its traits.
 
 mod accounts;
 mod audit;
@@ -22,7 +22,7 @@ use super::{Settings, Store, Use, migrate, open};
 #[path = "../../tests/harness/postgres.rs"]
 pub(super) mod server;
 
-/// A store in a directory that goes with the test.
+/// Returns a store in a directory that is removed with the test.
 async fn sqlite() -> (tempfile::TempDir, Arc<dyn Store>) {
     let directory = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite:{}", directory.path().join("test.db").display());
@@ -30,12 +30,12 @@ async fn sqlite() -> (tempfile::TempDir, Arc<dyn Store>) {
     (directory, open(&settings, Use::Serve).await.expect("a store"))
 }
 
-/// The settings for a database of a test server, which may run with `fsync = off`.
+/// Returns the settings for a database of a test server, which may run with `fsync = off`.
 pub(super) fn on_test_server(url: &str) -> Settings {
     Settings { url: url.to_owned(), fsync_off_allowed: true, ..Settings::default() }
 }
 
-/// A store in a database that goes with the test.
+/// Returns a store in a database that is dropped with the test.
 async fn postgres() -> (server::Database, Arc<dyn Store>) {
     let database = server::Postgres::shared_fast().create_database().await;
     let settings = on_test_server(database.url());

@@ -1,9 +1,10 @@
-//! What a batch of observations changes in the analytics projection: the arithmetic that both
-//! databases share.
+//! The arithmetic of the analytics projection that both databases share: computes the effect of a batch of
+//! observations.
 //!
-//! Invariant: each version of a patient counts once, in whatever order the versions come. Kafka keeps them in order
-//! only within a partition, and a patient's events lie in several once partitions were added, or once an event is
-//! published again after its successor. What the newest version says of the patient holds.
+//! Invariant: each version of a patient counts once, in whatever order the versions arrive. Kafka keeps the
+//! order only within a partition. A patient's events lie in several partitions after partitions were added,
+//! and a later event may precede an earlier one that is published again. The newest version decides the
+//! patient's date of birth.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -14,23 +15,23 @@ use crate::domain::analytics::Observation;
 use crate::domain::event::EventType;
 use crate::domain::ids::{PatientId, Version};
 
-/// How many versions of one patient may be counted ahead of one that has not come. With one more, the missing ones are
-/// given up: an event that no broker holds any more must not make a row grow for ever.
+/// Maximum number of versions of one patient that are counted ahead of a missing version. With one more, the
+/// missing versions are given up: an event that no broker holds any more must not make the row grow for ever.
 pub(super) const AHEAD_VERSIONS_MAX: usize = 64;
 
-/// What the projection knows of a patient.
+/// The state of a patient in the projection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Known {
-    /// Every version up to this one has been counted, or was given up.
+    /// All versions up to this one are counted or given up.
     pub(super) version: Version,
-    /// The versions beyond it that have been counted, in order. None is the next one.
+    /// Counted versions beyond `version + 1`, in ascending order.
     ahead: Vec<Version>,
-    /// As the newest version counted says; none once the patient is deleted.
+    /// The date of birth by the newest counted version; `None` once the patient is deleted.
     pub(super) date_of_birth: Option<Date>,
 }
 
 impl Known {
-    /// From the columns of a row.
+    /// Builds the state from the columns of a row.
     ///
     /// # Errors
     /// `Broken` if `ahead` is not a list of versions.
@@ -40,7 +41,7 @@ impl Known {
         Ok(Known { version, ahead: ahead.map_err(broken)?.unwrap_or_default(), date_of_birth })
     }
 
-    /// The column `ahead`: a list in JSON, or null for none.
+    /// The column `ahead`: a JSON list, or null if it is empty.
     pub(super) fn ahead(&self) -> Option<String> {
         let list =
             || format!("[{}]", self.ahead.iter().map(Version::to_string).collect::<Vec<_>>().join(","));
@@ -51,7 +52,8 @@ impl Known {
         self.ahead.last().copied().unwrap_or(self.version).max(self.version)
     }
 
-    /// Notes that this version is counted; answers how many others are given up, or `None` if it was counted before.
+    /// Counts `version`. Returns how many other versions are given up, or `None` if `version` was counted
+    /// before.
     fn count(&mut self, version: Version) -> Option<u64> {
         if version <= self.version {
             return None;
@@ -69,8 +71,8 @@ impl Known {
     }
 }
 
-/// What has to be added to the stored counts, in the order of keys so that concurrent transactions
-/// take their locks in one order.
+/// Amounts to add to the stored counts, sorted by key so that concurrent transactions take their locks in the
+/// same order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Delta {
     pub(super) patients: BTreeMap<PatientId, Known>,
@@ -80,7 +82,7 @@ pub(super) struct Delta {
     pub(super) applied: Applied,
 }
 
-/// What `observations` change, given what is `known` of their patients.
+/// Computes the effect of `observations`, given the `known` state of their patients.
 pub(super) fn delta(known: &HashMap<PatientId, Known>, observations: &[Observation]) -> Delta {
     let mut delta = Delta::default();
     for observation in observations {
@@ -158,13 +160,13 @@ mod tests {
         assert_eq!(delta.births, BTreeMap::from([(old, -1), (new, 1)]));
     }
 
-    /// The 24 orders of four things.
+    /// All 24 permutations of four items.
     fn orders() -> impl Iterator<Item = [usize; 4]> {
         let all = (0..256).map(|n| [n & 3, n >> 2 & 3, n >> 4 & 3, n >> 6]);
         all.filter(|order| (0..4).all(|n| order.contains(&n)))
     }
 
-    /// Every order of a life, cut into two batches anywhere, counts the same.
+    /// Every order of a patient's versions, split into two batches at any point, gives the same counts.
     #[test]
     fn the_order_of_versions_changes_no_count() {
         let (old, new) = (date!(1990 - 01 - 01), date!(1991 - 01 - 01));
@@ -207,7 +209,7 @@ mod tests {
     fn what_never_comes_is_given_up_once_too_many_versions_are_ahead_of_it() {
         let first = 3;
         let max = i64::try_from(AHEAD_VERSIONS_MAX).expect("small");
-        // Two are missing before the first, and one before each other.
+        // Two versions are missing before the first, and one before each of the others.
         let versions: Vec<_> = (0..=max).map(|n| first + 2 * n).collect();
         let all: Vec<_> = versions.iter().map(|v| seen(*v, EventType::Updated, None)).collect();
         let full = delta(&HashMap::new(), &all[..AHEAD_VERSIONS_MAX]);

@@ -1,4 +1,4 @@
-//! Leases of shards as the databases keep them: who holds a shard, under which epoch, and which renewal was the last.
+//! Leases of shards as stored: the owner of a shard, the epoch, and the mark of the last renewal.
 
 use std::time::Duration;
 
@@ -10,91 +10,92 @@ use crate::domain::ids::{Epoch, Kind, ShardNo};
 /// A lease just taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TakenLease {
-    /// Which shard.
+    /// The shard.
     pub shard: ShardNo,
-    /// The new epoch: one more than the one before, whoever had that.
+    /// The new epoch: one more than the previous epoch, whichever owner held that.
     pub epoch: Epoch,
 }
 
-/// A lease that is to be taken.
+/// A lease that the caller wants to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// Which shard.
+    /// The shard.
     pub shard: ShardNo,
-    /// The last renewal of another owner's lease, if the taker has seen that no other followed within that lease's
-    /// whole time to live.
+    /// The last renewal of another owner's lease, if the taker saw no later renewal for the whole time to
+    /// live of that lease.
     pub lapsed: Option<LeaseMark>,
 }
 
-/// One renewal of one lease. No two of a shard are equal, however the database's clock steps.
+/// The mark of one renewal of one lease. No two marks of a shard are equal, however the database's clock
+/// steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseMark {
     /// The lease's epoch.
     pub epoch: Epoch,
-    /// Larger at each renewal under that epoch; it says nothing else.
+    /// Grows with each renewal under that epoch; the value has no other meaning.
     pub renewal: i64,
 }
 
-/// What a taker of leases got.
+/// The result of taking leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// What is the taker's own now.
+    /// The leases that the caller holds now.
     pub leases: Vec<TakenLease>,
-    /// What others hold. A shard that was asked for and is in neither list went to another taker at the
-    /// same moment: asking again tells to whom.
+    /// The leases of other owners. A requested shard that is in neither list went to another taker at the
+    /// same moment; the next call names its owner.
     pub others: Vec<OthersLease>,
 }
 
-/// What became of leases whose epoch was to be raised. A lease in neither list is another owner's, or was.
+/// The result of raising epochs. A lease in neither list belongs, or belonged, to another owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refenced {
-    /// Those that are held under their next epoch now.
+    /// Leases that are now held under their next epoch.
     pub leases: Vec<TakenLease>,
-    /// Those that are held as before: a commit in flight holds the row. To be asked for again.
+    /// Leases that are held as before, because a commit in flight locks the row. The caller has to ask again.
     pub busy: Vec<ShardNo>,
 }
 
 /// A lease that another owner holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OthersLease {
-    /// Which shard.
+    /// The shard.
     pub shard: ShardNo,
-    /// Who holds it: `node-name#boot-id`.
+    /// The owner: `node-name#boot-id`.
     pub owner: String,
-    /// Its last renewal, or its taking.
+    /// The mark of the last renewal, or of the taking.
     pub mark: LeaseMark,
-    /// How long its holder may believe in it after each renewal; zero if the holder did not say.
+    /// How long the owner may rely on the lease after each renewal; zero if the owner did not say.
     pub ttl: Duration,
 }
 
-/// A lease row as it stands.
+/// A lease row as stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseRow {
-    /// Which shard.
+    /// The shard.
     pub shard: ShardNo,
-    /// Who holds or held it: `node-name#boot-id`.
+    /// The present or last owner: `node-name#boot-id`.
     pub owner: String,
-    /// Its epoch.
+    /// The lease's epoch.
     pub epoch: Epoch,
-    /// Whether it is released, or should have run out by the database's clock. For people to read: nobody takes a
-    /// lease because of it.
+    /// Whether the lease is released, or should have expired by the database's clock. This is information for
+    /// people: no node takes a lease because of it.
     pub expired: bool,
 }
 
-/// Who may serve a shard. No clock of the database has a say in it: a lease that is not released is taken only by
-/// who has seen that it was not renewed for its whole time to live.
+/// The right to serve a shard. The database's clock decides nothing: a lease that is not released is taken
+/// only by a node that saw no renewal for the whole time to live.
 #[async_trait]
 pub trait LeaseStore: Send + Sync {
-    /// The number of shards per kind: `proposed` if the cluster is born by this call, else what it was
-    /// born with.
+    /// Returns the number of shards per kind. The first call in a new cluster sets it to `proposed`.
     async fn shard_count(&self, proposed: u16) -> Result<u16>;
 
-    /// Takes each of `wanted` that is free, released, already the owner's own, or still as `Wanted::lapsed` says,
-    /// under the epoch that follows. Waits for commits in flight under the old epoch. What the owner has sent under
-    /// its own old epoch and has no answer to is fenced by this. Of shards that another owner holds it says so.
+    /// Takes each of `wanted` that has no row, is released, belongs to `owner` already, or still has the mark
+    /// `Wanted::lapsed`, under the next epoch. Waits for commits in flight under the old epoch. Commits that
+    /// the owner sent under its own old epoch and that are unanswered are fenced afterwards. The answer also
+    /// names the leases that other owners hold.
     async fn take(&self, kind: Kind, wanted: &[Wanted], owner: &str, ttl: Duration) -> Result<Taken>;
 
-    /// As `take`, for a taker who has seen nothing lapse and does not ask what others hold.
+    /// As `take`, for a taker that has seen no lease lapse and does not need the leases of others.
     async fn acquire(
         &self,
         kind: Kind,
@@ -106,13 +107,14 @@ pub trait LeaseStore: Send + Sync {
         self.take(kind, &wanted, owner, ttl).await.map(|taken| taken.leases)
     }
 
-    /// Raises the epoch of each of `held` to the one that follows, and prolongs it, by one statement: what was sent
-    /// under the old epoch is committed by then or never will be. It does not wait for commits in flight, and says
-    /// which leases they hold. Asking again after a lost answer is safe: a lease is raised once.
+    /// Raises the epoch of each of `held` by one and renews the lease, in one statement. A commit sent under
+    /// the old epoch is committed by then, or never will be. The call does not wait for commits in flight; it
+    /// returns the leases that they lock. A repeated call after a lost answer is safe: a lease is raised
+    /// once.
     async fn refence(&self, kind: Kind, held: &[TakenLease], owner: &str, ttl: Duration) -> Result<Refenced>;
 
-    /// Prolongs `held`, by one statement; answers with the shards whose row still held that owner and
-    /// epoch, run out or not: nobody else has had them.
+    /// Renews `held` in one statement. Returns the shards whose row still had that owner and epoch; such a
+    /// lease may have expired, but no other node has held it.
     async fn renew(
         &self,
         kind: Kind,
@@ -121,12 +123,12 @@ pub trait LeaseStore: Send + Sync {
         ttl: Duration,
     ) -> Result<Vec<ShardNo>>;
 
-    /// Gives up `held`: anyone may take them at once.
+    /// Releases `held`, so that any node may take them at once.
     async fn release(&self, kind: Kind, held: &[TakenLease], owner: &str) -> Result<()>;
 
-    /// What others than `owner` hold and have not released.
+    /// Returns the leases that other owners than `owner` hold and have not released.
     async fn others(&self, kind: Kind, owner: &str) -> Result<Vec<OthersLease>>;
 
-    /// All lease rows of a kind.
+    /// Returns all lease rows of a kind.
     async fn leases(&self, kind: Kind) -> Result<Vec<LeaseRow>>;
 }

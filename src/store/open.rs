@@ -1,4 +1,4 @@
-//! Opening a database: which one, with what limits, and whether its schema fits this program.
+//! Opens a database: parses its URL, applies the limits, and checks that the schema fits this program.
 
 mod url;
 
@@ -13,37 +13,37 @@ use super::postgres::PostgresStore;
 use super::sqlite::SqliteStore;
 use super::{Error, Result, Store};
 
-/// The embedded default: a file in the data directory.
+/// The default: a SQLite file in the data directory.
 pub const DEFAULT_URL: &str = "sqlite:hygeia.db";
 
-/// Where the database is and how long anything may wait for it.
+/// The address of the database, and the limits of its calls.
 #[derive(Clone, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// `sqlite:path/to/file`, a relative path being one inside the data directory, or
+    /// `sqlite:path/to/file`, where a relative path is inside the data directory, or
     /// `postgres://user:password@host:port/database`.
     pub url: String,
-    /// Connections to PostgreSQL for commits, loads and lists. Leases have four more, and what follows the
-    /// commits (outbox, counts) six.
+    /// Number of PostgreSQL connections for commits, loads and lists. Leases have four more, followers of the
+    /// commits (outbox, projection) six, and the audit of reads four.
     pub connections_max: u32,
-    /// Connections for reading in SQLite, beside the one that writes.
+    /// Number of SQLite connections that read; one more connection writes.
     pub read_connections_max: u32,
-    /// How long `open` keeps trying to reach PostgreSQL.
+    /// How long `open` tries to reach PostgreSQL.
     pub connect_timeout_ms: u64,
-    /// How long a call waits for a free connection, or for its turn to write in SQLite.
+    /// How long a call waits for a free connection or, in SQLite, for its turn to write.
     pub acquire_timeout_ms: u64,
-    /// How long a statement may run: PostgreSQL ends it then. A caller waits half a second longer,
-    /// for the answer.
+    /// How long a statement may run before PostgreSQL cancels it. The caller waits half a second longer for
+    /// the answer.
     pub statement_timeout_ms: u64,
-    /// How long a statement waits for a row that another transaction has locked, and in SQLite for
-    /// another process that writes.
+    /// How long a statement waits for a row that another transaction has locked or, in SQLite, for another
+    /// process that writes.
     pub lock_timeout_ms: u64,
-    /// How long a migration may run, waiting for another process that migrates included.
+    /// How long a migration may run, including the wait for another process that migrates.
     pub migrate_timeout_ms: u64,
-    /// Whether the server migrates a PostgreSQL database by itself. SQLite always does.
+    /// Whether the server migrates a PostgreSQL database at start. SQLite is always migrated.
     pub migrate_on_start: bool,
-    /// Whether a PostgreSQL server that runs with `fsync = off` is accepted. It loses acknowledged changes when its
-    /// machine fails: for tests only.
+    /// Whether a PostgreSQL server with `fsync = off` is accepted. Such a server loses acknowledged changes
+    /// when its machine fails. Only for tests.
     pub fsync_off_allowed: bool,
 }
 
@@ -76,7 +76,7 @@ impl std::fmt::Debug for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys with invalid values, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let positive = [
             ("connections_max", u64::from(self.connections_max)),
@@ -87,7 +87,7 @@ impl Settings {
             ("lock_timeout_ms", self.lock_timeout_ms),
             ("migrate_timeout_ms", self.migrate_timeout_ms),
         ];
-        // PostgreSQL counts its time limits in milliseconds of 31 bits, and takes 0 as no limit.
+        // PostgreSQL stores time limits as 31-bit milliseconds, and 0 means no limit.
         let broken = positive.into_iter().filter(|(_, value)| !(1..=2_000_000_000).contains(value));
         let mut problems: Vec<_> = broken.map(|(key, _)| (key, "1 to 2000000000".to_owned())).collect();
         if let Err(allowed) = self.location() {
@@ -96,10 +96,10 @@ impl Settings {
         problems
     }
 
-    /// Says what is wrong with these settings, naming the key and what is allowed.
+    /// Checks these settings.
     ///
     /// # Errors
-    /// The first thing that is wrong, as a sentence without secrets.
+    /// Describes the first invalid setting: the key and the allowed values, without secrets.
     pub fn check(&self) -> std::result::Result<(), String> {
         match self.problems().into_iter().next() {
             Some((key, allowed)) => Err(format!("{key}: allowed is {allowed}")),
@@ -107,7 +107,7 @@ impl Settings {
         }
     }
 
-    /// The URL as it may be shown: without a password and without parameters.
+    /// Returns the URL without password and parameters, for display.
     pub fn url_for_logs(&self) -> String {
         match self.location() {
             Ok(Location::Sqlite(path)) => format!("sqlite:{}", path.display()),
@@ -120,7 +120,7 @@ impl Settings {
         }
     }
 
-    /// Takes a relative path of a SQLite file as one inside `data_dir`.
+    /// Resolves a relative path of a SQLite file inside `data_dir`.
     #[must_use]
     pub fn within(mut self, data_dir: &std::path::Path) -> Self {
         if let Ok(Location::Sqlite(path)) = self.location() {
@@ -129,7 +129,7 @@ impl Settings {
         self
     }
 
-    /// What the URL names.
+    /// Parses the URL.
     pub(super) fn location(&self) -> std::result::Result<Location, String> {
         const ALLOWED: &str = "sqlite:path/to/file or postgres://user@host/database";
         let (scheme, rest) = self.url.split_once(':').unwrap_or_default();
@@ -152,27 +152,27 @@ impl Settings {
     }
 }
 
-/// What a URL names.
+/// The database that a URL names.
 pub(super) enum Location {
     Sqlite(PathBuf),
     Postgres(Box<PgConnectOptions>),
 }
 
-/// Who opens the database.
+/// The purpose of opening the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// The server. With SQLite there is only one at a time; it migrates by itself.
+    /// The server. Only one server at a time may open a SQLite file; a server migrates it if needed.
     Serve,
-    /// A tool that does one thing, perhaps beside a running server.
+    /// A tool that does one task, possibly beside a running server.
     Tool,
 }
 
-/// Opens the database that `settings` name. PostgreSQL may be away when the server opens it:
-/// `Store::prepare` tells when it is there.
+/// Opens the database that `settings` name. PostgreSQL need not be reachable when the server opens it:
+/// `Store::prepare` connects later.
 ///
 /// # Errors
-/// `Unavailable`: a tool cannot reach it within `connect_timeout_ms`, or another server uses the SQLite
-/// file. `Broken`: the settings are wrong, the file is not a database, or the schema does not fit.
+/// `Unavailable`: a tool cannot reach the database within `connect_timeout_ms`, or another server uses the
+/// SQLite file. `Broken`: the settings are invalid, the file is not a database, or the schema does not fit.
 pub async fn open(settings: &Settings, by: Use) -> Result<Arc<dyn Store>> {
     settings.check().map_err(Error::Broken)?;
     match settings.location().map_err(Error::Broken)? {
@@ -181,7 +181,7 @@ pub async fn open(settings: &Settings, by: Use) -> Result<Arc<dyn Store>> {
     }
 }
 
-/// Brings the schema up to what this program needs. Safe beside a running server and beside another
+/// Migrates the schema to the version of this program. Safe beside a running server and beside another
 /// process that migrates.
 ///
 /// # Errors
@@ -195,7 +195,7 @@ pub async fn migrate(settings: &Settings) -> Result<()> {
 }
 
 impl Error {
-    /// The same error, saying where.
+    /// Returns the same error with `place` in front of its text.
     pub(super) fn at(self, place: &str) -> Error {
         match self {
             Error::Unavailable(text) => Error::Unavailable(format!("{place}: {text}")),
@@ -205,12 +205,12 @@ impl Error {
     }
 }
 
-/// Milliseconds of a setting.
+/// Converts a setting in milliseconds.
 pub(super) fn ms(value: u64) -> Duration {
     Duration::from_millis(value)
 }
 
-/// A migration as the database remembers it.
+/// A migration as recorded in the database.
 #[derive(sqlx::FromRow)]
 pub(super) struct AppliedMigration {
     version: i64,
@@ -218,20 +218,20 @@ pub(super) struct AppliedMigration {
     success: bool,
 }
 
-/// How a schema stands to this program.
+/// The state of a schema, compared with this program.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Schema {
-    /// Everything this program needs is there. More may be: a newer program has migrated, and
-    /// migrations only ever add.
+    /// All migrations of this program are applied. A newer program may have applied more; its schema still
+    /// serves this one.
     Fits,
-    /// This many migrations are missing.
+    /// The number of missing migrations.
     Behind(usize),
 }
 
-/// Compares what was `applied` with what this program brings.
+/// Compares the `applied` migrations with those of this program.
 ///
 /// # Errors
-/// `Broken`: a migration failed half way, or is another one than ours.
+/// `Broken`: a migration failed half way, or differs from that of this program.
 pub(super) fn compare_schema(migrator: &Migrator, applied: &[AppliedMigration]) -> Result<Schema> {
     let mut missing = 0;
     for migration in migrator.iter() {

@@ -1,13 +1,13 @@
-//! PostgreSQL. Every change is one statement that commits by itself, but for the projection, which is a
-//! transaction.
+//! PostgreSQL. A change is one statement that commits by itself. Exceptions, which run a transaction, are the
+//! projection, the first user, and the removal of archived audit rows.
 //!
 //! Invariants:
-//! - Nothing waits without a bound: the server ends a statement after `statement_timeout_ms` and a wait
-//!   for a lock after `lock_timeout_ms`; this side gives up half a second later.
-//! - A connection whose last call did not come to a clean end is closed, never used again.
-//! - Leases have connections of their own: however many loads and commits wait, a renewal does not wait
-//!   behind them. So have commits, and those who follow the commits (outbox, projection): they read in bulk, and what
-//!   they do must not stand before a commit.
+//! - Every wait is bounded: the server cancels a statement after `statement_timeout_ms` and a wait for a lock
+//!   after `lock_timeout_ms`. The client gives up half a second later.
+//! - A connection whose last call did not end cleanly is closed and never used again.
+//! - Leases have their own connections, so that a renewal never waits behind loads and commits. Commits have
+//!   their own connections too. So do the followers of the commits (outbox, projection), because their bulk
+//!   reads must not delay a commit.
 
 mod accounts;
 mod attempts;
@@ -50,25 +50,25 @@ use crate::domain::time::Timestamp;
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// How much longer than the server this side waits for an answer.
+/// How much longer than `statement_timeout_ms` the client waits for an answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
-/// A connection that has been idle this long is tried before it is used, so that a restart of the
-/// server between two calls does not make the outcome of the second unknown.
+/// A connection that has been idle for longer is pinged before use, so that a server restart between two
+/// calls does not make the outcome of the second call unknown.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
-/// Connections for leases alone: one for each kind may wait for a commit in flight while the others renew.
+/// Connections for leases: one for each kind may wait for a commit in flight while the others renew.
 const LEASE_CONNECTIONS: u32 = 4;
-/// Connections for those who follow the commits: bridge, relay and analytics, each with a read and a write
-/// under way.
+/// Connections for the followers of the commits: bridge, relay and analytics, each with one read and one
+/// write in flight.
 const FOLLOWER_CONNECTIONS: u32 = 6;
-/// Connections for the audit of what is read: nothing is shown before it is audited, so it waits behind nothing, not
-/// even behind a batch whose journal has died.
+/// Connections for the audit of reads. A reply waits until its audit entry is durable, so these writes must
+/// not wait behind anything, not even behind a batch whose journal has died.
 const AUDIT_CONNECTIONS: usize = AUDIT_BATCHES_MAX + 1;
-/// The pause between two tries to reach the server at the start.
+/// The pause between two attempts to reach the server at start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
-/// The store over its connections.
+/// The store, with its connections.
 pub(super) struct PostgresStore {
     pool: PgPool,
     leases: PgPool,
@@ -84,8 +84,8 @@ pub(super) struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// For a tool: connects, and checks the schema. For the server the database may be away yet; that
-    /// it is there is found out by `prepare`.
+    /// For a tool: connects and checks the schema. For the server, which may start before the database: opens
+    /// no connection; `prepare` checks the database later.
     ///
     /// # Errors
     /// As `super::open`.
@@ -97,8 +97,8 @@ impl PostgresStore {
             patient_commits: commits(&connector, settings),
             account_commits: commits(&connector, settings),
             audits: Lanes::new(connector.clone(), AUDIT_CONNECTIONS, ms(settings.acquire_timeout_ms)),
-            // What they leave out of a read is a long list: only a plan made for its values looks a row up in
-            // it by hash, and planning costs nothing beside a bulk.
+            // A read passes the rows to leave out as a long array. Only a plan made for the actual values
+            // looks rows up in that array by hash, and the cost of planning is small beside a bulk read.
             followers: connector
                 .with([("plan_cache_mode", "force_custom_plan")])
                 .pool(settings, FOLLOWER_CONNECTIONS),
@@ -115,7 +115,7 @@ impl PostgresStore {
         Ok(store)
     }
 
-    /// Whether the server keeps what it commits, and has the schema of this program.
+    /// Checks that the server's commits are durable, and that the database has the schema of this program.
     async fn check(&self) -> Result<()> {
         let rows = self.read(sqlx::query(connect::SERVER_SETTINGS)).await?;
         connect::check_server(&rows, &self.settings)?;
@@ -128,7 +128,7 @@ impl PostgresStore {
         }
     }
 
-    /// Waits until the server takes a connection.
+    /// Waits until the server accepts a connection.
     async fn reach(&self, settings: &Settings) -> Result<()> {
         let deadline = Instant::now() + ms(settings.connect_timeout_ms);
         loop {
@@ -170,7 +170,7 @@ impl PostgresStore {
         self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Read))
     }
 
-    /// Runs a statement that changes something, commits by itself, and answers with rows.
+    /// Runs a statement that changes rows, commits by itself, and returns rows.
     async fn write(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
         self.rows_or_failure(query).await.map_err(|failure| failure.into_error(Intent::Write))
     }
@@ -180,17 +180,17 @@ impl PostgresStore {
         self.rows_over(&self.leases, query).await.map_err(|failure| failure.into_error(Intent::Write))
     }
 
-    /// As `read`, over the connections of those who follow the commits.
+    /// As `read`, over the connections of the followers.
     async fn follow(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
         self.rows_over(&self.followers, query).await.map_err(|failure| failure.into_error(Intent::Read))
     }
 
-    /// As `write_lease`, over the connections of those who follow the commits.
+    /// As `write`, over the connections of the followers.
     async fn follow_up(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
         self.rows_over(&self.followers, query).await.map_err(|failure| failure.into_error(Intent::Write))
     }
 
-    /// Runs a statement that changes something; answers with the number of rows changed.
+    /// Runs a statement that changes rows. Returns the number of rows changed.
     async fn change(&self, query: PgQuery<'_>) -> Result<u64> {
         self.change_over(&self.pool, query).await
     }
@@ -226,7 +226,8 @@ impl Store for PostgresStore {
         );
         let newest = MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default();
         let rows = match self.rows_or_failure(query.bind(newest)).await {
-            // No such table, or one with other columns (class 42): a database that was emptied, or somebody else's.
+            // Class 42: the table is missing or has other columns. The database was emptied, or belongs to
+            // another program.
             Err(failure) if failure.sql_state().is_some_and(|state| state.starts_with("42")) => {
                 return Err(Error::Broken(NOT_OURS.to_owned()));
             }
@@ -254,23 +255,23 @@ impl Store for PostgresStore {
     }
 }
 
-/// What a node says of a database that fitted when it began.
+/// The error for a database that had the right schema at start and no longer has it.
 const NOT_OURS: &str =
     "the database has not the tables of this program any more: restore it, or run `hygeia migrate`";
 
-/// How many transactions each of the two journals may have in flight: together no more than half of the
-/// connections, the rest is for loads and lists.
+/// How many transactions each of the two journals may have in flight: at least one. Together they use at most
+/// half of the connections where there are four or more; the rest serves loads and lists.
 fn writers(settings: &Settings) -> usize {
     (settings.connections_max as usize / 4).max(1)
 }
 
-/// The connections for everything that has none of its own.
+/// The number of connections for all calls without connections of their own.
 fn shared_connections(settings: &Settings) -> u32 {
     let commits = u32::try_from(2 * writers(settings)).unwrap_or(u32::MAX);
     settings.connections_max.saturating_sub(commits).max(1)
 }
 
-/// The connections of one journal.
+/// Creates the connections of one journal.
 fn commits(connector: &Connector, settings: &Settings) -> Lanes {
     Lanes::new(connector.clone(), writers(settings), ms(settings.acquire_timeout_ms))
 }
@@ -282,11 +283,11 @@ async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
     }
 }
 
-/// Runs the migrations on a connection of their own. Another process that migrates is waited for.
+/// Runs the migrations on a connection of their own. Waits for another process that migrates.
 ///
 /// # Errors
-/// `Unavailable`: not reached, or not done in time; it may be called again. `Broken`: a migration
-/// does not fit the database.
+/// `Unavailable`: the server was not reached, or the migrations did not end in time; the call may be
+/// repeated. `Broken`: a migration does not fit the database.
 pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> Result<()> {
     let limit = ms(settings.migrate_timeout_ms);
     let connector = Connector::for_migration(options, settings);
@@ -319,7 +320,7 @@ pub(super) async fn migrate(options: &PgConnectOptions, settings: &Settings) -> 
     outcome
 }
 
-/// What a migration leaves to be done, and may be broken off and done again.
+/// Completes the migrations with steps that may be interrupted and repeated.
 async fn after_migrations(connection: &mut sqlx::PgConnection) -> Result<()> {
     audit::make_months(connection).await?;
     search::fill_keys(connection).await?;
@@ -330,8 +331,8 @@ fn clone_of(migrator: &Migrator) -> Migrator {
     Migrator { migrations: migrator.migrations.clone(), ..Migrator::DEFAULT }
 }
 
-/// A connection in use. Unless the call came to a clean end it is closed: what was sent on it may
-/// still run, and its answer must not be taken for that of the next call.
+/// A connection in use. It is closed unless the call ended cleanly: an interrupted statement may still run,
+/// and its answer must not be taken for that of the next call.
 struct Checkout {
     connection: PoolConnection<Postgres>,
     clean: bool,
@@ -365,14 +366,16 @@ async fn within<T>(
     }
 }
 
-/// A transaction's connection: any early end of its use closes it, and with that undoes the transaction.
+/// The connection of a transaction. Dropping it before `commit` closes the connection, which rolls back the
+/// transaction.
 struct Transaction {
     checkout: Checkout,
     limit: Duration,
 }
 
 impl PostgresStore {
-    /// Begins a transaction of one who follows the commits with `begin`, which may hold further statements.
+    /// Begins a transaction on a connection of the followers, with the SQL `begin`, which may hold further
+    /// statements.
     async fn begin(&self, begin: &'static str, limit: Duration) -> Result<Transaction> {
         let failed = |failure: Failure| failure.into_error(Intent::Read);
         let checkout = checkout(&self.followers).await.map_err(failed)?;
@@ -387,7 +390,8 @@ impl Transaction {
         within(self.limit, sqlx::raw_sql(sql).execute(&mut *self.checkout.connection)).await.map(drop)
     }
 
-    /// Runs one statement. A failure is a known abort: nothing is committed before `commit`.
+    /// Runs one statement. Nothing is committed before `commit`, so a failure means that the transaction is
+    /// aborted.
     async fn rows(&mut self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
         within(self.limit, query.fetch_all(&mut *self.checkout.connection))
             .await
@@ -401,17 +405,17 @@ impl Transaction {
     }
 }
 
-/// A row as a struct.
+/// Decodes a row into a struct.
 fn decode<T: for<'r> FromRow<'r, PgRow>>(row: &PgRow) -> Result<T> {
     T::from_row(row).map_err(|error| fault::of_decoding(&error))
 }
 
-/// One column of a row.
+/// Decodes one column of a row.
 fn column<'r, T: sqlx::Decode<'r, Postgres> + sqlx::Type<Postgres>>(row: &'r PgRow, at: usize) -> Result<T> {
     row.try_get(at).map_err(|error| fault::of_decoding(&error))
 }
 
-/// A limit on rows as PostgreSQL takes it.
+/// Converts a limit on rows to the type that PostgreSQL expects.
 fn limit(rows: u32) -> i64 {
     i64::from(rows)
 }

@@ -1,7 +1,7 @@
-//! What a read of the outbox answers with when it meets rows that this program cannot read: an event of
-//! a newer program, or a damaged one. It tells the others.
+//! The result of reading the outbox when some rows cannot be decoded: an event of a newer version of the
+//! program, or a damaged row. Such rows are listed in the result and do not stop the other rows.
 //!
-//! Invariant: after a row that cannot be read there is none of the same patient.
+//! Invariant: the result holds no row of a patient after a row of that patient that cannot be decoded.
 
 use std::collections::HashSet;
 
@@ -9,36 +9,35 @@ use super::Result;
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::{PatientId, Version};
 
-/// What a read of the outbox found.
+/// The result of reading the outbox.
 #[derive(Clone, Debug, Default)]
 pub struct OutboxRows {
-    /// What could be read, in the order of `seq`.
+    /// The decoded events, in the order of `seq`.
     pub events: Vec<OutboxEvent>,
-    /// Of each patient the first row that cannot be read. Later ones of that patient are left out of
-    /// the answer.
+    /// For each patient the first row that cannot be decoded. Later rows of that patient are left out.
     pub unreadable: Vec<UnreadableRow>,
-    /// Whether as many rows were found as were asked for, whatever they are: there may be more.
+    /// Whether as many rows were found as were requested, decodable or not, so that more may follow.
     pub full: bool,
 }
 
-/// A row of the outbox whose event cannot be read.
+/// A row of the outbox whose event cannot be decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UnreadableRow {
     /// `OutboxEvent::seq`
     pub seq: i64,
-    /// Whose event it is.
+    /// The patient of the event.
     pub patient_id: PatientId,
-    /// The version that the patient has after it.
+    /// The version of the event.
     pub version: Version,
-    /// How often it was parked before.
+    /// How often the row has been parked.
     pub parks: u32,
 }
 
 impl OutboxRows {
-    /// Sorts the rows of a read of at most `limit_rows`, each with what came of reading it.
+    /// Sorts the rows of a read of at most `limit_rows`, each with the result of decoding it.
     ///
     /// # Errors
-    /// That of a row which does not even tell whose it is.
+    /// The error of a row whose place (patient, version) cannot be decoded.
     pub(crate) fn gather(
         rows: impl IntoIterator<Item = Result<(UnreadableRow, Result<OutboxEvent>)>>,
         limit_rows: u32,

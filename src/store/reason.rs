@@ -1,8 +1,8 @@
-//! Why the database does not work, for those who run the node.
+//! Reasons for a database failure, for operators.
 
 use super::Error;
 
-/// What the classes of SQLSTATE say that somebody beside the program can mend.
+/// Classes of SQLSTATE that an operator can fix, and their meaning.
 const CLASSES: [(&str, &str); 6] = [
     ("28", "the role may not log in, or has another password"),
     ("3D", "there is no such database"),
@@ -12,11 +12,12 @@ const CLASSES: [(&str, &str); 6] = [
     ("58", "the server cannot read or write"),
 ];
 
-/// What stands before a state in the text of an error.
+/// The text before the SQLSTATE in the text of an error.
 const STATE: &str = "SQLSTATE ";
 
 impl Error {
-    /// What is wrong, for readiness: words of our own and the SQLSTATE, then, after a colon, what only the log tells.
+    /// The reason for readiness: our own words with the SQLSTATE, then a colon and details that only the log
+    /// shows.
     pub fn reason(&self) -> String {
         let (words, text) = match self {
             Error::Unavailable(text) => ("the database is unavailable", text),

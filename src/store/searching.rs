@@ -1,7 +1,6 @@
-//! How a page of a list is put together from scans of one index each. Both databases scan with the same
-//! statements.
+//! Builds a page of a list from scans of one index each. Both databases scan with the same statements.
 //!
-//! Invariant: a scan reads its index in order and stops at its limit, whatever is in the table.
+//! Invariant: a scan reads its index in order and stops at its limit, whatever the table holds.
 
 use std::ops::ControlFlow;
 
@@ -16,14 +15,14 @@ use crate::domain::patient::Patient;
 use crate::domain::search::{Filter, Key, PatientPage, PatientSearch, Place, Sort};
 use crate::domain::text::{LAST, prefix_end, search_key};
 
-/// How often a search by the beginning of names and addresses looks on when too few of those it found are
-/// new. A page that is not full then says where to go on.
+/// Maximum number of rounds of a search by the beginning of names and addresses, when too few of the found
+/// patients are new. After that the page is returned incomplete, with a position to resume from.
 const ROUNDS_MAX: usize = 8;
 
-/// How many rows without a key are given one at once.
+/// Number of rows without a key that are filled in at a time.
 pub(super) const KEYED_AT_ONCE: u32 = 500;
 
-/// Says that keys of e-mail addresses could not be brought into their form, because another has it.
+/// Logs that keys of e-mail addresses could not be converted because another row has the same key.
 pub(super) fn warn_of_taken(what: &'static str, taken: u64) {
     if taken > 0 {
         tracing::warn!(
@@ -34,11 +33,11 @@ pub(super) fn warn_of_taken(what: &'static str, taken: u64) {
     }
 }
 
-/// What stands before and behind all days that a record may have.
+/// Bounds outside of all days that a record may have.
 const FIRST_DAY: Date = date!(0000 - 01 - 01);
 const LAST_DAY: Date = date!(9999 - 12 - 31);
 
-/// A part of an index: what lies between two places, both left out.
+/// A range of an index between two positions, both exclusive.
 pub(super) struct Span<K> {
     pub(super) lower: (K, Uuid),
     pub(super) upper: (K, Uuid),
@@ -46,17 +45,18 @@ pub(super) struct Span<K> {
     pub(super) limit_rows: u32,
 }
 
-/// What is read of which index.
+/// An index and the range to read from it.
 pub(super) enum Scan {
     Created(Span<i64>),
     Name(Span<String>),
     Birth(Span<Date>),
     Registered(Span<Date>),
-    /// Of the addresses of living patients; never descending.
+    /// The addresses of patients that are not deleted; never descending.
     Email(Span<String>),
 }
 
-/// The statement of a scan, which leaves restricted records out: `$1` to `$4` are the places, `$5` is the limit.
+/// The SQL of a scan, which leaves restricted records out. `$1` to `$4` are the two positions, `$5` is the
+/// limit.
 macro_rules! scan_sql {
     ($living:literal, $key:literal, $order:literal) => {
         concat!(
@@ -81,7 +81,7 @@ macro_rules! scan_sql {
     };
 }
 
-/// The statement of `Scan::Email`. An address is unique: the id adds nothing to the order.
+/// The SQL of `Scan::Email`. An address is unique, so the id adds nothing to the order.
 pub(super) const SCAN_EMAILS: &str = "
 SELECT p.id, p.version, p.created_at, p.name, p.email, p.address, p.date_of_birth, p.registered_date,
     p.restricted
@@ -91,7 +91,7 @@ WHERE (e.email_key, e.patient_id) > ($1, $2) AND (e.email_key, e.patient_id) < (
 ORDER BY e.email_key LIMIT $5";
 
 impl Scan {
-    /// The statement, where `$living` picks those who live and are not restricted.
+    /// The SQL of this scan; `$living` selects patients that are neither deleted nor restricted.
     pub(super) fn sql(&self, dialect: Dialect) -> &'static str {
         macro_rules! of {
             ($living:literal) => {
@@ -111,7 +111,7 @@ impl Scan {
     }
 }
 
-/// How a database says whose index it is.
+/// The SQL dialect: how a database writes the condition of its partial indexes.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Dialect {
     Postgres,
@@ -121,14 +121,14 @@ pub(super) enum Dialect {
 /// A database that can scan.
 #[async_trait]
 pub(super) trait Scans: Sync {
-    /// The living patients of `scan` whose records are not restricted, in its order.
+    /// Returns the patients of `scan` that are neither deleted nor restricted, in the scan's order.
     async fn scan(&self, scan: Scan) -> Result<Vec<Patient>>;
 }
 
-/// The page that `search` asks for.
+/// Returns the page that `search` asks for.
 ///
 /// # Errors
-/// Those of a scan; `Broken`: its place is one of another order.
+/// The errors of a scan. `Broken`: the position in `search` belongs to another sort order.
 pub(super) async fn search(database: &impl Scans, search: &PatientSearch) -> Result<PatientPage> {
     if let Filter::Begins(prefix) = &search.filter {
         return begins(database, prefix, search).await;
@@ -143,7 +143,7 @@ fn scan_of(search: &PatientSearch) -> Result<Scan> {
     let scan = match (filter, sort) {
         (Filter::Email(key), _) => {
             let (lower, upper) = ((key.to_string(), Uuid::nil()), (key.to_string(), Uuid::max()));
-            // At most one: behind a place there is none.
+            // An address has at most one patient, so nothing follows a position.
             let limit_rows = if after.is_some() { 0 } else { *limit_rows };
             return Ok(Scan::Email(Span { lower, upper, descending: false, limit_rows }));
         }
@@ -151,7 +151,7 @@ fn scan_of(search: &PatientSearch) -> Result<Scan> {
             let end = prefix_end(prefix).unwrap_or_else(|| LAST.to_string());
             let after = after.map(|place| (place, text_of(&place.key)));
             let mut span = span(search, (prefix.to_string(), end), after)?;
-            // Names that are the end itself do not begin with it.
+            // A name equal to the end itself does not begin with the prefix.
             span.upper.1 = Uuid::nil();
             Scan::Name(span)
         }
@@ -173,7 +173,7 @@ fn text_of(key: &Key) -> Option<String> {
     if let Key::Text(text) = key { Some(text.to_string()) } else { None }
 }
 
-/// The part of an index from the `first` to the `last` key, or what is left of it after a place.
+/// The range of an index from the `first` to the `last` key, or what remains of it behind `after`.
 fn span<K>(
     search: &PatientSearch,
     (first, last): (K, K),
@@ -197,7 +197,7 @@ fn days(search: &PatientSearch, after: Option<&Place>) -> Result<Span<Date>> {
         _ => (None, None),
     };
     let mut whole = span(search, (FIRST_DAY, LAST_DAY), None)?;
-    // Everybody of the day itself is left out.
+    // The bounds are exclusive: patients of the day itself are left out.
     whole.lower = from.map_or(whole.lower, |day| (day, Uuid::max()));
     whole.upper = to.map_or(whole.upper, |day| (day, Uuid::nil()));
     if let Some(place) = after {
@@ -208,8 +208,8 @@ fn days(search: &PatientSearch, after: Option<&Place>) -> Result<Span<Date>> {
     Ok(whole)
 }
 
-/// Those whose name or address begins with `prefix`, in the order of what does: scans of two indexes, merged.
-/// Who is found by both is shown by name, so that nobody is shown twice.
+/// Returns patients whose name or address begins with `prefix`, in the order of the matching text: two index
+/// scans, merged. A patient found by both scans is listed by name only, so that no patient is listed twice.
 async fn begins(database: &impl Scans, prefix: &str, search: &PatientSearch) -> Result<PatientPage> {
     let limit = search.limit_rows as usize;
     let end = prefix_end(prefix).unwrap_or_else(|| LAST.to_string());
@@ -241,8 +241,8 @@ async fn begins(database: &impl Scans, prefix: &str, search: &PatientSearch) -> 
     Ok(PatientPage { patients: found, resume: Some(resume) })
 }
 
-/// Adds to `found`, up to `limit`, what two scans of the same span found, each of at most `limit` rows.
-/// `Continue`: how far it was looked at, if there may be more behind.
+/// Merges two scans of the same range, each of at most `limit` rows, into `found`, up to `limit`. `Continue`
+/// holds the position up to which the merge is complete, if more rows may follow.
 fn merge(
     prefix: &str,
     (names, emails): (Vec<Patient>, Vec<Patient>),
@@ -252,7 +252,7 @@ fn merge(
     let full = (names.len() >= limit, emails.len() >= limit);
     let by_name = names.into_iter().map(|p| ((search_key(&p.details.name), p.id.0), p)).collect::<Vec<_>>();
     let by_email = emails.into_iter().map(|p| ((p.details.email_key(), p.id.0), p)).collect::<Vec<_>>();
-    // Behind the end of a scan that was cut off there may be more that belongs in between.
+    // A scan that reached its limit may have further rows that belong in between.
     let last = |rows: &[((String, Uuid), Patient)], full: bool| {
         rows.last().filter(|_| full).map(|row| row.0.clone())
     };
@@ -276,7 +276,7 @@ fn merge(
 pub(super) mod tests {
     use super::*;
 
-    /// A scan of every kind and direction, with the index it goes by and the type of its key in PostgreSQL.
+    /// Returns a scan of every kind and direction, with its index and the type of its key in PostgreSQL.
     pub(in crate::store) fn every_scan() -> Vec<(Scan, &'static str, &'static str)> {
         fn span<K: Default>(descending: bool, key: K) -> Span<K> {
             Span { lower: (K::default(), Uuid::nil()), upper: (key, Uuid::max()), descending, limit_rows: 1 }

@@ -1,7 +1,7 @@
-//! What logins leave behind: keys that sign tokens, sessions with their refresh tokens, failed attempts.
+//! Data of logins: keys that sign tokens, sessions with their refresh tokens, failed attempts.
 //!
-//! Times are those of the caller's clock: the clocks of nodes may differ by seconds, and whoever reads what
-//! others wrote allows for that.
+//! Times come from the caller's clock. The clocks of nodes may differ by seconds, so a reader must allow for
+//! that in rows that other nodes wrote.
 
 use async_trait::async_trait;
 
@@ -9,24 +9,25 @@ use super::{Result, UserStore};
 use crate::domain::ids::SessionId;
 use crate::domain::time::Timestamp;
 
-/// The SHA-256 of what is not stored itself.
+/// The SHA-256 of a value that is not stored itself.
 pub type Hash = [u8; 32];
 
-/// A used refresh token is known as such until this many younger ones of its session were given out.
+/// How many used refresh tokens of a session are remembered as used. A use of an older token is refused as
+/// unknown.
 pub const USED_TOKENS_KEPT: i64 = 256;
 
 /// A key that signs tokens.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SigningKeyRow {
-    /// One more than that of the key before.
+    /// Generation: one more than that of the previous key.
     pub generation: i64,
-    /// When it was made.
+    /// When the key was created.
     pub created_at: Timestamp,
-    /// Tokens are signed with it from then on: time for every node to know it first.
+    /// Tokens are signed with the key from this time on. The delay lets every node read the key first.
     pub signs_from: Timestamp,
-    /// Until when its tokens hold; `None` for the youngest key.
+    /// Until when tokens of the key hold; `None` for the youngest key.
     pub verifies_until: Option<Timestamp>,
-    /// Its name in tokens.
+    /// The key id in tokens (`kid`).
     pub kid: String,
     /// The 32 bytes of RFC 8032.
     pub public_key: Vec<u8>,
@@ -51,7 +52,7 @@ impl std::fmt::Debug for SigningKeyRow {
 pub struct SharedSecret {
     /// The secret, encrypted if `sealed`.
     pub value: Vec<u8>,
-    /// Whether it is encrypted.
+    /// Whether the value is encrypted.
     pub sealed: bool,
 }
 
@@ -65,88 +66,88 @@ impl std::fmt::Debug for SharedSecret {
 /// Keys that sign tokens, and other secrets that nodes share.
 #[async_trait]
 pub trait KeyStore: Send + Sync {
-    /// The keys, youngest first, at most `limit_rows`.
+    /// Returns the keys, youngest first, at most `limit_rows`.
     async fn signing_keys(&self, limit_rows: u32) -> Result<Vec<SigningKeyRow>>;
-    /// Adds `key`, unless its generation is taken: then the answer is false. Of keys before it those without an
-    /// end get `older_until`, or whatever end they have that is sooner.
+    /// Adds `key` and returns true, unless its generation exists already. Earlier keys get the end
+    /// `older_until`, unless their end is earlier.
     async fn add_signing_key(&self, key: &SigningKeyRow, older_until: Timestamp) -> Result<bool>;
-    /// Deletes keys whose end lies before `before`, at most `limit_rows`; answers how many.
+    /// Deletes keys whose end lies before `before`, at most `limit_rows`. Returns their number.
     async fn delete_signing_keys(&self, before: Timestamp, limit_rows: u32) -> Result<u64>;
-    /// The secret `name`: `proposed` if it is made by this call.
+    /// Returns the secret `name`. Stores `proposed` first if there is no such secret.
     async fn shared_secret(&self, name: &str, proposed: &SharedSecret) -> Result<SharedSecret>;
 }
 
-/// A session just begun.
+/// A session to be started.
 #[derive(Clone, Debug)]
 pub struct NewSession {
-    /// Its name in tokens.
+    /// The session's id in tokens.
     pub id: SessionId,
-    /// Whose it is.
+    /// The user's e-mail address (the subject of tokens).
     pub subject: String,
-    /// The user's `UserRow::sessions_not_before` when the password was judged.
+    /// The user's `UserRow::sessions_not_before` when the password was checked.
     pub generation: Timestamp,
-    /// When it begins.
+    /// When the session begins.
     pub created_at: Timestamp,
-    /// From then on it cannot be refreshed.
+    /// The session cannot be refreshed from this time on.
     pub ends_at: Timestamp,
-    /// From then on it may be forgotten.
+    /// The row may be deleted from this time on.
     pub keep_until: Timestamp,
-    /// Of its first refresh token.
+    /// The hash of the session's first refresh token.
     pub token: Hash,
 }
 
-/// A session that was ended before its time.
+/// A session that was revoked before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RevokedSession {
-    /// Which.
+    /// The session.
     pub id: SessionId,
-    /// When.
+    /// When it was revoked.
     pub revoked_at: Timestamp,
-    /// Until when tokens of it could still seem to hold.
+    /// Until when a token of the session could otherwise be accepted.
     pub keep_until: Timestamp,
 }
 
-/// The end of a session before its time.
+/// The revocation of a session.
 #[derive(Clone, Copy, Debug)]
 pub struct Revocation {
-    /// When.
+    /// When the session is revoked.
     pub at: Timestamp,
     /// `RevokedSession::keep_until`
     pub keep_until: Timestamp,
 }
 
-/// What became of a refresh token that was shown.
+/// The result of presenting a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// It was good, and is used now; the next one is stored.
+    /// The token was valid and is marked as used; the next token is stored.
     Done {
-        /// Its session.
+        /// The session of the token.
         session: SessionId,
-        /// Whose.
+        /// The user's e-mail address.
         subject: String,
-        /// `UserRow::role`, now.
+        /// The user's present `UserRow::role`.
         role: String,
-        /// `UserRow::sessions_not_before`, now.
+        /// The user's present `UserRow::sessions_not_before`.
         generation: Timestamp,
         /// `NewSession::ends_at`
         ends_at: Timestamp,
     },
-    /// It had been used before, and the session goes on no more. Somebody has a copy.
+    /// The token had been used before, so somebody has a copy. The session was revoked.
     Reused {
-        /// Its session.
+        /// The session of the token.
         session: SessionId,
     },
-    /// It is unknown, has lain unused for too long, its session is over or of an earlier generation, or its user is
-    /// disabled.
+    /// The token is unknown or was unused for too long, its session has ended or is of an earlier generation,
+    /// or its user is disabled.
     Refused,
 }
 
 /// Sessions and their refresh tokens.
 #[async_trait]
 pub trait SessionStore: Send + Sync {
-    /// Adds `session`, if its user is enabled and still has the hash `judged` and the generation of the session;
-    /// `None` if not. Of the sessions of its subject that are not revoked all but the youngest `sessions_max` are;
-    /// answers with those.
+    /// Starts `session` if its user is enabled and still has the hash `judged` and the session's generation;
+    /// otherwise returns `None`. Revokes all but the youngest `sessions_max` sessions of the subject, and
+    /// returns the revoked ones.
     async fn start_session(
         &self,
         session: &NewSession,
@@ -154,8 +155,8 @@ pub trait SessionStore: Send + Sync {
         sessions_max: u32,
         revocation: Revocation,
     ) -> Result<Option<Vec<SessionId>>>;
-    /// Takes the refresh token `used` for `next`, if it is good, was given after `given_after`, and its user is still
-    /// let in. Of calls at the same time one gets through.
+    /// Replaces the refresh token `used` by `next` if `used` is valid, was issued after `given_after`, and
+    /// its user is still enabled. Only one of several concurrent calls succeeds.
     async fn rotate_token(
         &self,
         used: &Hash,
@@ -163,48 +164,50 @@ pub trait SessionStore: Send + Sync {
         given_after: Timestamp,
         revocation: Revocation,
     ) -> Result<Rotation>;
-    /// Ends a session; false if it is unknown, or was revoked before.
+    /// Revokes a session. Returns false if it is unknown or was revoked before.
     async fn revoke_session(&self, id: SessionId, revocation: Revocation) -> Result<bool>;
-    /// Ends all sessions of `subject` and begins the next generation, so that no login under way escapes; answers
-    /// with the sessions that had not been ended.
+    /// Revokes all sessions of `subject` and begins the next generation, so that a login in progress cannot
+    /// start a session. Returns the sessions that were revoked by this call.
     async fn revoke_sessions_of(&self, subject: &str, revocation: Revocation) -> Result<Vec<SessionId>>;
-    /// Sessions revoked after `after` (a time and, at that time, an id) in that order, at most `limit_rows`.
+    /// Returns sessions revoked after `after` (a time and, at that time, an id), in that order, at most
+    /// `limit_rows`.
     async fn revoked_sessions(
         &self,
         after: (Timestamp, SessionId),
         limit_rows: u32,
     ) -> Result<Vec<RevokedSession>>;
-    /// Deletes sessions that may be forgotten, at most `limit_rows`; answers how many.
+    /// Deletes sessions whose `keep_until` has passed, at most `limit_rows`. Returns their number.
     async fn delete_sessions(&self, now: Timestamp, limit_rows: u32) -> Result<u64>;
 }
 
-/// How often something was tried in the window that is open.
+/// The number of attempts in the current window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
-    /// This one included.
+    /// The attempts, including the present one.
     pub count: u32,
-    /// From then on counting begins anew.
+    /// When the window ends; counting begins anew then.
     pub window_ends: Timestamp,
 }
 
-/// Attempts to log in, counted over all nodes.
+/// Login attempts, counted over all nodes.
 #[async_trait]
 pub trait AttemptStore: Send + Sync {
-    /// Counts one attempt under each of `keys`, in the window that is open or in a new one until `window_ends`;
-    /// answers in their order.
+    /// Counts one attempt under each of `keys`, in the current window or in a new one that ends at
+    /// `window_ends`. Returns the counts in the order of `keys`.
     async fn count_attempts(
         &self,
         keys: [&Hash; 2],
         now: Timestamp,
         window_ends: Timestamp,
     ) -> Result<[Attempts; 2]>;
-    /// An attempt was none that counts: forgets all of `cleared`, and one of `lessened`.
+    /// Takes back an attempt that does not count: deletes the count of `cleared`, and lowers that of
+    /// `lessened` by one.
     async fn forgive_attempts(&self, cleared: &Hash, lessened: &Hash) -> Result<()>;
-    /// Deletes windows that ended before `before`, at most `limit_rows`; answers how many.
+    /// Deletes windows that ended before `before`, at most `limit_rows`. Returns their number.
     async fn delete_attempts(&self, before: Timestamp, limit_rows: u32) -> Result<u64>;
 }
 
-/// What it takes to know callers.
+/// The stores that authentication needs.
 pub trait CallerStore: UserStore + KeyStore + SessionStore + AttemptStore {}
 
 impl<T: UserStore + KeyStore + SessionStore + AttemptStore> CallerStore for T {}

@@ -1,10 +1,12 @@
-//! SQLite, for one process: one connection that writes, a few that read.
+//! SQLite, for a single process: one connection writes, a few others read.
 //!
 //! Invariants:
-//! - A server holds an exclusive lock on the file for as long as it lives, so when it opens the
-//!   file no other owner of a lease can be alive: it expires them all.
-//! - Every change is one transaction of the writer (see `writer`), which begins `IMMEDIATE` or is a single statement.
-//! - Commits are durable when they are answered: WAL with `synchronous=FULL` (by `fdatasync`: `.cargo/config.toml`).
+//! - A server holds an exclusive lock on the file for as long as it runs. So no other owner of a lease is
+//!   alive when it opens the file, and it expires all leases.
+//! - Every change is one transaction of the writer (see `writer`), which begins with `IMMEDIATE` or is a
+//!   single statement.
+//! - A commit is durable before it is acknowledged: WAL with `synchronous=FULL` (by `fdatasync`, see
+//!   `.cargo/config.toml`).
 
 mod accounts;
 mod attempts;
@@ -46,27 +48,27 @@ use crate::domain::time::{Clock, Timestamp};
 
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// The page caches: the kernel's own cache does most of the work, and an idle process stays small.
+/// Sizes of the page caches. The kernel's cache does most of the work, and an idle process stays small.
 const WRITER_CACHE_KIB: i64 = 2048;
 const READER_CACHE_KIB: i64 = 512;
-/// The write-ahead log is cut back to this after a spike.
+/// The size to which the write-ahead log is truncated after a spike.
 const WAL_KEPT_BYTES: i64 = 64 << 20;
 
 type SqliteQuery<'q> = Query<'q, Sqlite, SqliteArguments>;
 
-/// The store over one file.
+/// The store, with its connections to one file.
 pub(super) struct SqliteStore {
     path: PathBuf,
     writer: Writer,
     readers: SqlitePool,
     answer_timeout: Duration,
     trimming: Trimming,
-    /// Held while the server lives.
+    /// Held for the lifetime of the server.
     _lock: Option<file::Lock>,
 }
 
 impl SqliteStore {
-    /// Opens the file, making it if it is not there, and brings its schema up to date.
+    /// Opens the file, creates it if it is missing, and migrates its schema.
     ///
     /// # Errors
     /// As `super::open`.
@@ -114,7 +116,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn prepare(&self) -> Result<()> {
-        // Done when the file was opened.
+        // The schema was prepared when the file was opened.
         Ok(())
     }
 
@@ -122,7 +124,7 @@ impl Store for SqliteStore {
         1
     }
 
-    /// It is part of this process, and so has its clock.
+    /// Returns this process's clock, because SQLite runs in the process.
     async fn ping(&self) -> Result<Timestamp> {
         self.writer.write(|_| Box::pin(async { Ok(()) })).await?;
         self.read(sqlx::query("SELECT count(*) FROM settings")).await?;
@@ -135,7 +137,7 @@ impl Store for SqliteStore {
     }
 }
 
-/// Brings the schema up to date.
+/// Migrates the schema.
 ///
 /// # Errors
 /// As `super::migrate`.
@@ -168,8 +170,8 @@ fn reading_options(path: &Path, settings: &Settings) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
-/// Connects, and tries again for at most `patience` while another process opens or closes the file: SQLite waits for no
-/// lock when it goes over to its log, or gives it up (`busy_timeout` is not for these).
+/// Connects. Retries for at most `patience` while another process opens or closes the file: SQLite does not
+/// wait for the locks by which it enters or leaves WAL mode (`busy_timeout` does not apply to them).
 async fn connect(options: &SqliteConnectOptions, patience: Duration) -> Result<SqliteConnection> {
     let deadline = Instant::now() + patience;
     loop {
@@ -180,7 +182,7 @@ async fn connect(options: &SqliteConnectOptions, patience: Duration) -> Result<S
     }
 }
 
-/// Migrates if it must, under the lock of the file.
+/// Migrates the schema if needed, under the lock of the file.
 async fn prepare_schema(
     connection: &mut SqliteConnection,
     path: &Path,
@@ -226,23 +228,23 @@ async fn schema(connection: &mut SqliteConnection) -> Result<Schema> {
     compare_schema(&MIGRATOR, &applied)
 }
 
-/// A row as a struct.
+/// Decodes a row into a struct.
 fn decode<T: for<'r> FromRow<'r, SqliteRow>>(row: &SqliteRow) -> Result<T> {
     T::from_row(row).map_err(|error| fault::of_decoding(&error))
 }
 
-/// One column of a row.
+/// Decodes one column of a row.
 fn column<'r, T: sqlx::Decode<'r, Sqlite> + sqlx::Type<Sqlite>>(row: &'r SqliteRow, at: usize) -> Result<T> {
     row.try_get(at).map_err(|error| fault::of_decoding(&error))
 }
 
-/// Runs one statement of a transaction; answers with the number of rows changed.
+/// Runs one statement of a transaction. Returns the number of rows changed.
 async fn change(connection: &mut SqliteConnection, query: SqliteQuery<'_>) -> Result<u64> {
     let done = query.execute(connection).await.map_err(|error| fault::of(&error))?;
     Ok(done.rows_affected())
 }
 
-/// Runs one statement of a transaction that answers with rows.
+/// Runs one statement of a transaction that returns rows.
 async fn rows(connection: &mut SqliteConnection, query: SqliteQuery<'_>) -> Result<Vec<SqliteRow>> {
     query.fetch_all(connection).await.map_err(|error| fault::of(&error))
 }

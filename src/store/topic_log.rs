@@ -1,10 +1,10 @@
-//! Which log of the topic events are published to, and what a new one has to be told again.
+//! The log of the Kafka topic that events are published to, and the replay of events into a new log.
 //!
-//! A new log gets the next number. It is filled by a replay: events of earlier logs are put back into the outbox,
-//! in the order of patients and versions, a bounded number per call. The place that the replay has reached is in
-//! the database, so a restart goes on from there. A patient who has a new event before the replay has come to them
-//! is put back out of turn (`replay_waiting`). Until the replay is done, a reader of the outbox gets the rows of
-//! those patients only whose events are all put back: so the order of each patient's events holds.
+//! A new log gets the next number and is filled by a replay. The replay puts events of earlier logs back into
+//! the outbox, in the order of patients and versions, a bounded number per call. Its position is in the
+//! database, so a restart continues from there. A patient with a new event who is still ahead of that
+//! position is put back out of turn (`replay_waiting`). Until the replay is done, a reader of the outbox sees
+//! only rows of patients whose events are all put back. That preserves the order of each patient's events.
 
 use async_trait::async_trait;
 
@@ -16,37 +16,37 @@ use crate::domain::topic_log::LogAnchor;
 /// The log of a topic that events are published to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TopicLog {
-    /// Its number: 1 for the first, and one more for each that took its place.
+    /// The log's number: 1 for the first log, and one more for each replacement.
     pub no: i64,
-    /// The name that marks in the outbox and offsets of analytics are kept under.
+    /// The name under which outbox marks and the offsets of analytics are stored.
     pub name: String,
     /// The id of the broker's cluster.
     pub cluster: String,
     /// The topic.
     pub topic: String,
-    /// When it was first seen.
+    /// When the log was first seen.
     pub began_at: Timestamp,
-    /// Why it took the place of the one before.
+    /// Why the log replaced the previous one.
     pub reason: String,
-    /// Whether everything that it must hold is put back into the outbox.
+    /// Whether all events that the log must hold are put back into the outbox.
     pub replay_done: bool,
-    /// How many events were put back for it.
+    /// Number of events put back for this log.
     pub replayed_rows: u64,
 }
 
-/// What a new log has to be told of what earlier ones had.
+/// Which events of earlier logs a new log needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replay {
-    /// Only what analytics has not counted; see `OutboxStore::republish_forgotten`.
+    /// Only events that analytics has not counted; see `OutboxStore::republish_forgotten`.
     Uncounted,
-    /// All events since this moment.
+    /// All events since this time.
     Since(Timestamp),
 }
 
-/// A log that takes the place of another.
+/// A log that replaces another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NextLog {
-    /// The number of the log whose place it takes; zero if none is known.
+    /// The number of the log that it replaces; zero if none is known.
     pub after: i64,
     /// `TopicLog::cluster`
     pub cluster: String,
@@ -56,13 +56,13 @@ pub struct NextLog {
     pub at: Timestamp,
     /// `TopicLog::reason`
     pub reason: String,
-    /// What it has to be told.
+    /// The events that the log needs.
     pub replay: Replay,
 }
 
 impl NextLog {
-    /// The name of the log. The first one has the bare name of its cluster, under which programs from before logs
-    /// had numbers kept their marks and offsets.
+    /// The name of the log. The first log has the bare name of its cluster, because versions before numbered
+    /// logs stored marks and offsets under that name.
     pub(super) fn name(&self) -> String {
         match self.after {
             0 => self.cluster.clone(),
@@ -70,7 +70,7 @@ impl NextLog {
         }
     }
 
-    /// `replay_since` and `replay_done`
+    /// The columns `replay_since` and `replay_done`.
     pub(super) fn replay_columns(&self) -> (Option<i64>, bool) {
         match self.replay {
             Replay::Uncounted => (None, true),
@@ -79,39 +79,40 @@ impl NextLog {
     }
 }
 
-/// What a step of a replay did.
+/// The result of one step of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// Events put back.
+    /// Number of events put back.
     pub rows: u64,
-    /// Nothing is left to be put back.
+    /// Whether no event is left to put back.
     pub done: bool,
 }
 
 /// The log of the topic.
 #[async_trait]
 pub trait TopicLogStore: Send + Sync {
-    /// The log in use; `None` before the first.
+    /// Returns the log in use; `None` before the first.
     async fn topic_log(&self) -> Result<Option<TopicLog>>;
 
-    /// What is known to be in the log `no`: the last event marked in each partition, and the message before each
-    /// offset that analytics has reached.
+    /// Returns the known content of the log `no`: the last published event of each partition, and the message
+    /// before each offset that analytics has reached.
     async fn log_anchors(&self, no: i64) -> Result<Vec<LogAnchor>>;
 
-    /// Notes that `next` takes the place of `next.after`, unless another log has done so already. Answers with the
-    /// log in use afterwards. Marks for the log before have no effect from then on. A first log whose offsets or
-    /// marks are known from before logs had numbers needs no replay.
+    /// Records that `next` replaces the log `next.after`, unless another log has done so already. Returns the
+    /// log in use afterwards. Marks for the previous log have no effect from then on. A first log needs no
+    /// replay if its offsets or marks were stored by a version before numbered logs.
     async fn begin_log(&self, next: &NextLog) -> Result<TopicLog>;
 
-    /// Puts back all events of patients who have a row among the first `rows_max` of the outbox (besides those
-    /// `known` and those parked at `now`) and whose turn has not come. Answers with the number of those patients.
+    /// Puts back all events of patients who have a row among the first `rows_max` of the outbox and whom the
+    /// replay has not reached. Rows in `known` and rows parked at `now` do not count. Returns the number of
+    /// those patients.
     async fn replay_waiting(&self, no: i64, known: &[i64], now: Timestamp, rows_max: u32) -> Result<u64>;
 
-    /// Puts back what is due of the next `rows_max` events.
+    /// Scans the next `rows_max` events and puts back those that are due.
     async fn replay_next(&self, no: i64, rows_max: u32) -> Result<Replayed>;
 }
 
-/// What reads the outbox.
+/// A consumer of the outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
     /// Events that wait for Kafka.
@@ -121,7 +122,7 @@ pub enum Queue {
 }
 
 impl Queue {
-    /// As it stands in the database and in metrics.
+    /// The name in the database and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Queue::Kafka => "kafka",
@@ -130,17 +131,17 @@ impl Queue {
     }
 }
 
-/// A row to be parked: neither it nor what follows it for its patient is read before `retry_at`.
+/// A row to park. Neither the row nor later rows of its patient are read before `retry_at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ParkRow {
     /// `OutboxEvent::seq`
     pub seq: i64,
-    /// Whose event it is.
+    /// The patient of the event.
     pub patient_id: PatientId,
-    /// How often the row is parked with this time.
+    /// How often the row has been parked, including this time.
     pub parks: u32,
     /// When it is tried again.
     pub retry_at: Timestamp,
-    /// Why, in a word.
+    /// The reason, one word.
     pub reason: &'static str,
 }

@@ -1,17 +1,17 @@
-//! When the outbox forgets what analytics has applied: not after every batch, but after so many events
-//! that the cost of another transaction does not matter; and where it goes on looking.
+//! The schedule of the outbox clean-up ("trimming"). Trimming deletes rows of `outbox_sent` that analytics
+//! has applied. It runs only after a number of events, so that the cost of its transactions does not matter.
 //!
-//! Invariant: on average more rows are looked at than are added, so what is applied is found, however
-//! long ago it was sent. What a process does not come to, `republish_forgotten` does.
+//! Invariant: on average trimming scans more rows than are added, so an applied row is found however old it
+//! is. `republish_forgotten` deletes the rows that a process did not reach.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-/// Trimming waits for this many events.
+/// Number of applied events after which trimming is due.
 pub(super) const TRIM_AFTER_EVENTS: u64 = 2_000;
-/// The most rows that one trimming looks at.
+/// Maximum number of rows that one trimming scans.
 const TRIM_ROWS_MAX: u64 = 20_000;
 
-/// The most rows that one transaction of a trimming looks at: others must not wait long for their turn.
+/// Maximum number of rows that one transaction of a trimming scans, so that other writers do not wait long.
 pub(super) const TRIM_CHUNK_ROWS: u32 = 2_000;
 
 /// The state of trimming, in the memory of one process.
@@ -25,7 +25,7 @@ impl Trimming {
         Trimming { applied: AtomicU64::new(0), from: AtomicI64::new(i64::MIN) }
     }
 
-    /// Notes that `counted` events were applied. If it is time: look at this many rows.
+    /// Records that `counted` events were applied. Returns the number of rows to scan if trimming is due.
     pub(super) fn due(&self, counted: u64) -> Option<u32> {
         let applied = self.applied.fetch_add(counted, Ordering::Relaxed).saturating_add(counted);
         if applied < TRIM_AFTER_EVENTS {
@@ -35,13 +35,14 @@ impl Trimming {
         u32::try_from(applied.saturating_mul(2).min(TRIM_ROWS_MAX)).ok()
     }
 
-    /// Rows after this number are looked at.
+    /// The scan continues with rows above this number.
     pub(super) fn from(&self) -> i64 {
         self.from.load(Ordering::Relaxed)
     }
 
-    /// Notes that `seen` of at most `rows_max` rows were looked at, the `last` of them with this number.
-    /// Fewer than asked for means the end: the next trimming begins anew. Answers whether there are more.
+    /// Records that `seen` of at most `rows_max` rows were scanned, the last of them with the number `last`.
+    /// If fewer than `rows_max` were seen, the end is reached and the next trimming starts over. Returns
+    /// whether more rows are left.
     pub(super) fn seen(&self, rows_max: u32, seen: i64, last: Option<i64>) -> bool {
         let next = next_after(rows_max, seen, last);
         self.from.store(next.unwrap_or(i64::MIN), Ordering::Relaxed);
@@ -49,8 +50,8 @@ impl Trimming {
     }
 }
 
-/// After which number to go on, when `seen` of at most `rows_max` rows were looked at, the `last` of them
-/// with this number; `None` at the end.
+/// Returns the number after which the scan continues when `seen` of at most `rows_max` rows were scanned, the
+/// last of them with the number `last`; `None` at the end.
 pub(super) fn next_after(rows_max: u32, seen: i64, last: Option<i64>) -> Option<i64> {
     last.filter(|_| seen >= i64::from(rows_max))
 }

@@ -1,18 +1,19 @@
-//! Every metric that the program exports, with its meaning: what `# HELP` says. A test holds this list and the
-//! source to each other, so that none is exported without a word, and none is described that is not there.
+//! Every metric that the program exports, with its meaning: the `# HELP` text. A test compares this list with
+//! the source, so that every exported metric is described and every described metric exists.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
-/// What a metric is.
+/// The type of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
-    /// It only grows. Without labels: it is there from the start, at zero.
+    /// A counter without labels. It exists from the start, at zero.
     Counter,
-    /// It only grows; each value of its labels is there from its first event, or from the start of its part.
+    /// A counter with labels. Each combination of label values exists from its first event, or from the start
+    /// of its part.
     LabelledCounter,
-    /// It goes up and down.
+    /// A value that rises and falls.
     Gauge,
-    /// Buckets by the unit at the end of its name: see `metrics::recorder`.
+    /// A histogram whose buckets depend on the unit at the end of its name: see `metrics::recorder`.
     Histogram,
 }
 
@@ -21,7 +22,7 @@ pub(super) type Metric = (&'static str, Form, &'static str);
 
 use Form::{Counter, Gauge, Histogram, LabelledCounter};
 
-/// All of them, by part and name.
+/// All metrics, by part and name.
 pub(super) const METRICS: &[Metric] = &[
     // The process.
     (
@@ -114,7 +115,7 @@ pub(super) const METRICS: &[Metric] = &[
         LabelledCounter,
         "Logins by outcome: ok, or the code of the refusal; a refused old password counts as a refused login",
     ),
-    // Questions to actors.
+    // Requests to actors.
     ("hygeia_asks_unanswered", Gauge, "Questions to shards and regions that are not answered yet"),
     ("hygeia_ask_retries_total", LabelledCounter, "Questions asked again, as their shard moved or was away"),
     // Shards and leases.
@@ -211,8 +212,8 @@ pub(super) const METRICS: &[Metric] = &[
     ("hygeia_link_passed_on_total", Counter, "Requests passed on to the node that serves the shard"),
 ];
 
-/// Tells the recorder all meanings, and sets the counters without labels to zero: what has not happened yet
-/// is told as such, and a rate sees the first time.
+/// Registers all descriptions and sets the counters without labels to zero. So a counter without events is
+/// exported as zero, and a rate sees the first event.
 pub(super) fn describe() {
     for (name, form, help) in METRICS {
         let (name, unit) = (*name, unit(name));
@@ -230,7 +231,7 @@ pub(super) fn describe() {
     }
 }
 
-/// The unit that a name says.
+/// Returns the unit at the end of a metric's name.
 fn unit(name: &str) -> Option<Unit> {
     let stem = name.strip_suffix("_total").unwrap_or(name);
     match stem.rsplit('_').next()? {
@@ -247,7 +248,7 @@ mod tests {
 
     use super::*;
 
-    /// The names in the macros of the source, with the macro's.
+    /// Collects the metric names in the source, each with its macro.
     fn in_source(dir: &Path, found: &mut BTreeMap<String, &'static str>) {
         for entry in std::fs::read_dir(dir).expect("the source") {
             let path = entry.expect("an entry").path();

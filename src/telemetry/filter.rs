@@ -1,21 +1,21 @@
-//! Which lines are written.
+//! The filter of log lines.
 
 use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{FilterFn, LevelFilter, filter_fn};
 
-/// What holds unless the filter says otherwise. `ractor_cluster` warns of each end of a session and of slow
-/// pings without a peer's name; `hygeia::peers` tells all that with it.
+/// The directives that apply unless the filter overrides them. `ractor_cluster` warns about each ended
+/// session and slow pings without the name of the peer; `hygeia::peers` logs the same with the name.
 const BUILT_IN: &str = "info,ractor=warn,ractor_cluster=error,rdkafka=warn,librdkafka=warn,sqlx=warn,hyper=warn,hyper_util=warn,h2=warn,\
      tonic=warn,tower=warn,rustls=warn";
 
-/// `ractor_cluster` prints the payloads of messages at `debug`, which are patients. Nobody gets that,
-/// whatever the directives say.
+/// Blocks `debug` and `trace` lines of `ractor_cluster`, whatever the directives say, because they print
+/// message payloads, which contain patient data.
 pub(super) fn no_payloads() -> FilterFn<fn(&Metadata<'_>) -> bool> {
     filter_fn(|line| *line.level() <= Level::INFO || !line.target().starts_with("ractor_cluster"))
 }
 
-/// The filter of these directives (the syntax of `tracing_subscriber::EnvFilter`).
+/// Parses directives (the syntax of `tracing_subscriber::EnvFilter`).
 pub(super) fn parse(directives: &str) -> Result<EnvFilter, String> {
     let silent = directives
         .split(',')
@@ -23,7 +23,7 @@ pub(super) fn parse(directives: &str) -> Result<EnvFilter, String> {
         .filter(|directive| !directive.is_empty())
         .filter_map(|directive| directive.parse::<LevelFilter>().ok())
         .any(|level| level < LevelFilter::WARN);
-    // Who wants errors alone, or nothing, does not get the warnings of libraries.
+    // A filter for errors only, or for nothing, also suppresses the warnings of libraries.
     let all = if silent { directives.to_owned() } else { format!("{BUILT_IN},{directives}") };
     EnvFilter::builder().with_regex(false).parse(all).map_err(|e| {
         format!("{e}; allowed: target=level after commas, or a level (off, error, warn, info, debug, trace)")
@@ -38,7 +38,7 @@ mod tests {
 
     use super::{no_payloads, parse};
 
-    /// The most talkative level that `target` may use.
+    /// Returns the most verbose level enabled for a target.
     macro_rules! level_of {
         ($filter:expr, $target:literal) => {{
             let registry = tracing_subscriber::registry().with(parse($filter).unwrap()).with(no_payloads());

@@ -1,7 +1,7 @@
-//! From an event to a line: JSON for machines, text for people.
+//! Formats events as lines: JSON for machines, text for people.
 //!
-//! The line is written straight into a buffer that each thread keeps, without a tree in between.
-//! Spans are not looked at: what an event belongs to stands in its own fields (`trace`, `span`).
+//! A line is written directly into a buffer that each thread keeps, without an intermediate tree. `tracing`
+//! spans are ignored: an event carries its trace in its own fields (`trace`, `span`).
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -17,27 +17,27 @@ use super::writer::{Notice, Queue};
 use crate::clock::SystemClock;
 use crate::domain::time::{Clock, Timestamp};
 
-/// The keys that every line has; a field of such a name gets an underscore behind.
+/// The keys of every line. A field with such a name gets a trailing underscore.
 const RESERVED: [&str; 6] = ["ts", "level", "target", "node", "msg", "cut"];
 
-/// What a field takes beside its name and a text: the key's quotes, and the longest number.
+/// The room that a field needs besides its name and text: the quotes of the key and the longest number.
 const FIELD_ROOM_BYTES: usize = 48;
 
-/// The target of our own notices.
+/// The target of notices from this module.
 const OWN_TARGET: &str = "hygeia::telemetry";
 
-/// How lines look.
+/// The format of lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Style {
     Json,
     Text {
         colour: bool,
-        /// For a terminal: the time without the day, and of the target its last part alone, in a column.
+        /// For a terminal: the time without the date, and only the last part of the target, in a column.
         compact: bool,
     },
 }
 
-/// What one thread keeps between lines.
+/// The buffers that each thread reuses.
 #[derive(Default)]
 struct Scratch {
     line: Vec<u8>,
@@ -48,7 +48,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Formats every event and hands it to the writer.
+/// Formats every event and passes the line to the writer.
 pub(super) struct LineLayer {
     format: LineFormat,
     queue: Arc<Queue>,
@@ -61,7 +61,7 @@ impl LineLayer {
         LineLayer { format: LineFormat { style, node: escaped, max_bytes: line_max_bytes }, queue }
     }
 
-    /// Makes the line that says which lines are missing, without going through the queue.
+    /// Returns the function that formats the notice of missing lines. The notice bypasses the queue.
     pub(super) fn dropped_notice(&self) -> Notice {
         let format = self.format.clone();
         Box::new(move |missing| {
@@ -86,7 +86,7 @@ impl<S: Subscriber> Layer<S> for LineLayer {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         SCRATCH.with(|scratch| match scratch.try_borrow_mut() {
             Ok(mut scratch) => self.format.event(&mut scratch, event, &self.queue),
-            // A value that is being printed logs by itself, or panics.
+            // The buffer is in use if formatting a value itself logs or panics.
             Err(_) => self.format.event(&mut Scratch::default(), event, &self.queue),
         });
     }
@@ -95,7 +95,7 @@ impl<S: Subscriber> Layer<S> for LineLayer {
 #[derive(Clone)]
 struct LineFormat {
     style: Style,
-    /// Escaped.
+    /// The JSON-escaped node name.
     node: Vec<u8>,
     max_bytes: usize,
 }
@@ -109,7 +109,7 @@ struct Head<'a> {
 impl LineFormat {
     fn event(&self, scratch: &mut Scratch, event: &Event<'_>, queue: &Queue) {
         let metadata = event.metadata();
-        // What comes by way of the `log` crate has its target in a field.
+        // Events from the `log` crate carry their target in a field.
         let mut logged = LogTarget(None);
         if metadata.target() == "log" {
             event.record(&mut logged);
@@ -170,7 +170,7 @@ fn text_head(line: &mut Vec<u8>, stamp: &mut Stamp, head: &Head<'_>, colour: boo
     let begins = line.len();
     stamp.push(line, head.at);
     if compact {
-        // 2026-01-10T08:30:00.123456Z, without the day, and to the millisecond.
+        // Cuts 2026-01-10T08:30:00.123456Z to the time of day in milliseconds.
         line.truncate(line.len() - "456Z".len());
         line.drain(begins..begins + "2026-01-10T".len());
     }
@@ -189,15 +189,15 @@ fn text_head(line: &mut Vec<u8>, stamp: &mut Stamp, head: &Head<'_>, colour: boo
     line.extend_from_slice(off.as_bytes());
 }
 
-/// How wide the column of names is on a terminal: `billing_relay`, the longest of those that log often, fits.
+/// The width of the name column on a terminal. The longest name that logs often, `billing_relay`, fits.
 const NAME_CHARS: usize = 13;
 
-/// `hygeia::actors::kafka_bridge` is `kafka_bridge`.
+/// Returns the last part of a target: `kafka_bridge` for `hygeia::actors::kafka_bridge`.
 fn last_part(target: &str) -> &str {
     target.rsplit("::").next().unwrap_or(target)
 }
 
-/// The fields of one line, on their way into it.
+/// Writes the fields of one line.
 struct Fields<'a> {
     text: Escaping<'a>,
     style: Style,
@@ -208,7 +208,7 @@ impl Fields<'_> {
         self.text.out.extend_from_slice(bytes);
     }
 
-    /// Opens a field; false if it is not for the line, or there is no room for more.
+    /// Begins a field. Returns false if the field does not belong in the line or does not fit.
     fn open(&mut self, name: &str) -> bool {
         if name == "message" || name.starts_with("log.") {
             return false;
@@ -235,10 +235,10 @@ impl Fields<'_> {
         true
     }
 
-    /// A number or a boolean: what needs no quotes, and never more room than is left.
+    /// Writes a number or a boolean, which needs no quotes and always fits after `open`.
     fn plain(&mut self, name: &str, value: &dyn fmt::Debug) {
         if self.open(name) {
-            // It does not fail: there is room.
+            // Cannot fail, because `open` has checked the room.
             let _ = write!(self.text, "{value:?}");
         }
     }
@@ -274,7 +274,7 @@ impl Fields<'_> {
             }
             Style::Text { .. } => {
                 self.raw(b" ");
-                // For people: quotes stay as they are.
+                // Text is for people, so quotes are not escaped.
                 let mut text = Escaping::of_text(self.text.out, self.text.max_bytes);
                 let _ = write!(text, "{message:?}");
                 self.text.cut |= text.cut;
@@ -285,7 +285,7 @@ impl Fields<'_> {
 
 impl Visit for Fields<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // It fails if the line is full, or if the value's own formatting fails.
+        // Fails if the line is full or if the value's own formatting fails.
         self.quoted(field.name(), |text| {
             let _ = write!(text, "{value:?}");
         });
@@ -311,7 +311,7 @@ impl Visit for Fields<'_> {
         if value.is_finite() {
             self.plain(field.name(), &value);
         } else {
-            // JSON has no such number.
+            // JSON cannot represent this number.
             self.quoted(field.name(), |text| {
                 let _ = write!(text, "{value}");
             });
@@ -330,7 +330,7 @@ impl Visit for Fields<'_> {
     }
 }
 
-/// Takes the message out of an event, so that it stands before the fields.
+/// Writes only the message of an event, so that it precedes the fields.
 struct MessageOnly<'a, 'b>(&'a mut Fields<'b>);
 
 impl Visit for MessageOnly<'_, '_> {

@@ -1,11 +1,12 @@
-//! Spans for an OpenTelemetry collector (OTLP over gRPC), made of the same events as the log lines: each message
-//! that an actor handled, each request and each call becomes a span with the trace, span and parent of its line.
+//! Spans for an OpenTelemetry collector (OTLP over gRPC), made from the same events as the log lines. Each
+//! message handled by an actor, each request and each call becomes a span with the trace, span and parent of
+//! its line.
 //!
 //! Invariants:
-//! - Nobody waits for the collector: a span goes into a bounded queue, and one that finds no room is dropped
-//!   and counted.
-//! - A collector that is away costs one line when that begins and one when it ends.
-//! - A span holds what its line holds and nothing else, so no patient data: see `docs/LOGGING.md`.
+//! - No caller waits for the collector: spans go into a bounded queue, and a span that does not fit is
+//!   dropped and counted.
+//! - An unavailable collector causes one log line when it becomes unavailable and one when it recovers.
+//! - A span contains only what its log line contains, so no patient data: see `docs/LOGGING.md`.
 
 mod export;
 mod span;
@@ -27,18 +28,18 @@ use super::Settings;
 use crate::clock::SystemClock;
 use crate::domain::time::Clock;
 
-/// The name under which all nodes are one service; which node it is stands beside it.
+/// The service name of all nodes; the instance id tells nodes apart.
 const SERVICE: &str = "hygeia";
 
-/// The targets whose events are spans.
+/// The targets whose events become spans.
 const TARGETS: [&str; 3] = [span::MESSAGE, span::HTTP, span::GRPC];
 
-/// Whether an event of this kind is a span.
+/// Returns whether an event becomes a span.
 pub(super) fn is_span(metadata: &Metadata<'_>) -> bool {
     TARGETS.contains(&metadata.target())
 }
 
-/// What is wrong with an endpoint.
+/// Returns what is wrong with an endpoint; `None` if it is valid.
 pub(super) fn endpoint_problem(endpoint: &str) -> Option<String> {
     let uri: Result<http::Uri, _> = endpoint.parse();
     let fits = uri.is_ok_and(|uri| {
@@ -50,14 +51,14 @@ pub(super) fn endpoint_problem(endpoint: &str) -> Option<String> {
     (!fits).then(|| allowed.to_owned())
 }
 
-/// Makes spans of events and queues them.
+/// Creates spans from events and queues them.
 pub(super) struct SpanLayer {
     queue: mpsc::Sender<Span>,
     dropped: Counter,
 }
 
 impl SpanLayer {
-    /// The layer, and the one who sends what it makes to `endpoint`.
+    /// Returns the layer, and the exporter that sends its spans to `endpoint`.
     pub(super) fn new(settings: &Settings, endpoint: &str, node: &str) -> (Self, Exporter) {
         let (queue, spans) = mpsc::channel(settings.otlp_spans_max.max(1));
         let layer = SpanLayer { queue, dropped: metrics::counter!("hygeia_otlp_spans_dropped_total") };
@@ -75,5 +76,5 @@ impl<S: Subscriber> Layer<S> for SpanLayer {
     }
 }
 
-/// The exporter until somebody runs it.
+/// Holds the exporter until it is taken to run.
 pub(super) type Waiting = Mutex<Option<Exporter>>;

@@ -1,11 +1,11 @@
-//! A panic as a log line and a count, in place of the message that the standard library prints.
+//! Reports a panic as a log line and a count, instead of the message that the standard library prints.
 //!
-//! A panic's message is made of whatever was at hand, a patient perhaps: only a message that was
-//! fixed when the program was compiled is logged.
+//! A panic message may contain any value, such as patient data. So only messages that are fixed at compile
+//! time are logged.
 
 use std::panic::PanicHookInfo;
 
-/// Replaces the hook of the process.
+/// Replaces the panic hook of the process.
 pub(super) fn install_hook() {
     std::panic::set_hook(Box::new(report));
 }
@@ -16,7 +16,7 @@ pub(super) fn report(info: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("(unnamed)");
     let (file, line, column) = info.location().map_or(("?", 0, 0), |at| (at.file(), at.line(), at.column()));
-    // A message with values in it is a `String`; a literal is a `&str`.
+    // A formatted message is a `String`; a literal is a `&str`.
     let reason = info.payload().downcast_ref::<&'static str>().copied().unwrap_or("(not shown)");
     tracing::error!(target: "hygeia::panic", location = %format_args!("{file}:{line}:{column}"), thread, reason, "panicked");
 }

@@ -1,4 +1,5 @@
-//! What the kernel knows of the process. What cannot be read (another system than Linux) is left out.
+//! Process metrics from the kernel. Values that cannot be read, such as on systems other than Linux, are
+//! omitted.
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -8,12 +9,12 @@ use rustix::time::{ClockId, clock_gettime};
 
 static STARTED: OnceLock<Instant> = OnceLock::new();
 
-/// The uptime counts from here.
+/// Starts the uptime count.
 pub(super) fn started() {
     STARTED.get_or_init(Instant::now);
 }
 
-/// Sets the metrics as of now.
+/// Updates the process metrics.
 pub(super) fn observe() {
     gauge!("hygeia_uptime_seconds").set(STARTED.get_or_init(Instant::now).elapsed().as_secs_f64());
     let cpu_s = clock_gettime(ClockId::ProcessCPUTime).tv_sec.unsigned_abs();
@@ -22,7 +23,7 @@ pub(super) fn observe() {
         gauge!("process_resident_memory_bytes").set(kib * 1024.0);
     }
     if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
-        // One of them is the directory that is being read.
+        // One of the entries is the directory handle used here.
         let open = entries.count().saturating_sub(1);
         gauge!("process_open_fds").set(open as f64);
     }

@@ -1,4 +1,4 @@
-//! Subscribers of one test, beside other tests that run on other threads of the process.
+//! Per-test subscribers that work while other tests run on other threads of the process.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -7,12 +7,12 @@ use tracing::dispatcher::{self, DefaultGuard};
 use tracing::{Dispatch, Subscriber};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What was logged, as text: a writer for `tracing_subscriber::fmt`.
+/// Collects log lines as text: a writer for `tracing_subscriber::fmt`.
 #[derive(Clone, Default)]
 pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
 
 impl Lines {
-    /// All of it so far.
+    /// Returns the text so far.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().expect("held briefly")).into_owned()
     }
@@ -37,21 +37,21 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// While it lives, the subscriber hears everything that this thread logs.
+/// Keeps the subscriber of `listen` installed until dropped.
 pub(crate) struct Listening {
     _here: DefaultGuard,
     _second: Dispatch,
 }
 
-/// Makes `subscriber` this thread's own.
+/// Installs `subscriber` for the current thread.
 ///
-/// `tracing` remembers for the whole process whether anybody wants a line. While there is a single subscriber, it
-/// asks the one of whichever thread meets the line first, and a thread of another test has none: the line would be
-/// lost here as well. With a second subscriber about, it asks them all.
+/// `tracing` caches for the whole process whether any subscriber wants a line. With a single subscriber, it
+/// asks the subscriber of the thread that first reaches the line. A thread of another test has none, so the
+/// line would be disabled in this thread too. With a second subscriber, `tracing` asks all of them.
 pub(crate) fn listen(subscriber: impl Subscriber + Send + Sync + 'static) -> Listening {
     let second = Dispatch::new(tracing_subscriber::registry());
     let here = dispatcher::set_default(&Dispatch::new(subscriber));
-    // What others met before, when nobody wanted it.
+    // Discard decisions cached while no subscriber was interested.
     tracing::callsite::rebuild_interest_cache();
     Listening { _here: here, _second: second }
 }

@@ -1,4 +1,4 @@
-//! Lines, the bound before the writer, metrics and panics.
+//! Log lines, the bounded queue of the writer, metrics and panics.
 
 use std::io::{self, Write};
 use std::sync::mpsc::{Sender, channel};
@@ -18,7 +18,7 @@ use crate::context::{Hop, TraceContext};
 
 const FLUSH_MAX: Duration = Duration::from_secs(10);
 
-/// What was written, for all to see.
+/// A shared buffer of the written bytes.
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -33,7 +33,7 @@ impl Write for Written {
     }
 }
 
-/// The lines that `log` makes.
+/// Returns the lines that `log` produces.
 fn lines(style: Style, line_max_bytes: usize, log: impl FnOnce()) -> Vec<String> {
     let (written, queue) = (Written::default(), Queue::new(1 << 20));
     let layer = LineLayer::new(style, "node-1", line_max_bytes, queue.clone());
@@ -172,8 +172,8 @@ fn a_value_that_logs_while_it_is_printed_makes_two_lines() {
             f.write_str("shown")
         }
     }
-    // The inner event is not seen by a subscriber that is set for a scope only, as tracing then keeps it
-    // from calling itself; a global one gets it. The line must be whole in both cases.
+    // A scoped subscriber does not see the inner event, because `tracing` keeps it from calling itself. A
+    // global subscriber sees it. The line must be complete in both cases.
     let lines = lines(Style::Json, 16_384, || tracing::info!(value = %Chatty, "outer"));
     let outer: Value = serde_json::from_str(lines.last().unwrap()).unwrap();
     assert_eq!(outer["value"], "shown");
@@ -203,7 +203,7 @@ proptest! {
     }
 }
 
-/// An output whose reader reads nothing until the gate is open.
+/// An output whose writes block until the gate is open.
 struct Stuck {
     entered: Sender<()>,
     gate: Arc<(Mutex<bool>, Condvar)>,
@@ -235,14 +235,14 @@ fn lines_beyond_the_bound_are_dropped_counted_and_told_without_waiting() {
 
     queue.push(&line(b'a'));
     has_entered.recv_timeout(FLUSH_MAX).unwrap();
-    // The writer holds the first line and is stuck: two more find room, three do not.
+    // The writer is blocked with the first line: two more lines fit, three do not.
     let started = Instant::now();
     (b'b'..=b'f').for_each(|letter| queue.push(&line(letter)));
     assert!(started.elapsed() < Duration::from_secs(1), "a push waited");
     assert_eq!(queue.dropped_lines(), 3);
     assert!(shown_metrics(&queue).contains("\nhygeia_log_lines_dropped_total 3\n"));
 
-    // The end of the process waits only as long as it may.
+    // The end of the process waits at most for the given time.
     queue.close(Duration::from_millis(20));
     *gate.0.lock().unwrap() = true;
     gate.1.notify_all();
@@ -257,7 +257,7 @@ fn lines_beyond_the_bound_are_dropped_counted_and_told_without_waiting() {
     );
 }
 
-/// What `/metrics` shows of a process with this queue.
+/// Returns what `/metrics` shows for a process with this queue.
 fn shown_metrics(queue: &Arc<Queue>) -> String {
     let recorder = metrics::recorder().unwrap();
     let handle =
@@ -364,7 +364,7 @@ fn an_output_that_is_gone_costs_lines_and_nothing_else() {
 
 #[test]
 fn a_full_disk_is_told_as_what_it_is_once_there_is_room() {
-    /// Full for the first write, and for the notice of it.
+    /// Full for the first write, and for the notice about it.
     struct Disk(usize, Written);
     impl Write for Disk {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

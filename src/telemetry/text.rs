@@ -1,4 +1,4 @@
-//! Text on its way into a line: escaped, and never more than the line may hold.
+//! Escapes text and writes it into a line, within the size limit of the line.
 
 use std::fmt;
 use std::io::Write;
@@ -7,36 +7,36 @@ use time::OffsetDateTime;
 
 use crate::domain::time::Timestamp;
 
-/// Bytes that are looked at in one go: few enough for short texts, enough for vector instructions.
+/// The number of bytes checked at once: small enough for short texts, large enough for vector instructions.
 const CHUNK_BYTES: usize = 16;
 
-/// The longest escape, that of a control character.
+/// The length of the longest escape, that of a control character.
 const ESCAPE_BYTES_MAX: usize = 6;
 
-/// Writes text into a line, escaped, until the line has `max_bytes`.
+/// Writes escaped text into a line until the line has `max_bytes`.
 pub(super) struct Escaping<'a> {
     pub(super) out: &'a mut Vec<u8>,
     pub(super) max_bytes: usize,
-    /// Whether something did not fit.
+    /// Whether some text did not fit.
     pub(super) cut: bool,
-    /// Whether `"` and `\` are escaped, as JSON wants it (RFC 8259, section 7).
+    /// Whether `"` and `\` are escaped, as JSON requires (RFC 8259, section 7).
     quotes: bool,
 }
 
 impl<'a> Escaping<'a> {
-    /// As within a JSON string.
+    /// Escapes text for a JSON string.
     pub(super) fn of_json(out: &'a mut Vec<u8>, max_bytes: usize) -> Self {
         Escaping { out, max_bytes, cut: false, quotes: true }
     }
 
-    /// Control characters only.
+    /// Escapes only control characters.
     pub(super) fn of_text(out: &'a mut Vec<u8>, max_bytes: usize) -> Self {
         Escaping { out, max_bytes, cut: false, quotes: false }
     }
 }
 
 impl Escaping<'_> {
-    /// Appends `text`, as far as it fits.
+    /// Appends as much of `text` as fits.
     pub(super) fn push(&mut self, text: &str) {
         let mut rest = text;
         loop {
@@ -61,13 +61,14 @@ impl Escaping<'_> {
 }
 
 impl Escaping<'_> {
-    /// How many bytes come before the first that is escaped. Controls could end a line or make a
-    /// terminal act.
+    /// Returns the number of bytes before the first one that must be escaped. Control characters could end a
+    /// line or control a terminal.
     fn plain_bytes(&self, bytes: &[u8]) -> usize {
         const DEL: u8 = 0x7f;
         let (quote, backslash) = if self.quotes { (b'"', b'\\') } else { (DEL, DEL) };
         let escaped = |byte: u8| (byte < 0x20) | (byte == DEL) | (byte == quote) | (byte == backslash);
-        // Without a way out of the loop the compiler uses vector instructions: most texts have none.
+        // The fold has no early exit, so that the compiler can vectorise it. Most texts contain nothing to
+        // escape.
         let clean = |chunk: &&[u8]| !chunk.iter().fold(false, |any, byte| any | escaped(*byte));
         let clean_bytes = bytes.chunks_exact(CHUNK_BYTES).take_while(clean).count() * CHUNK_BYTES;
         let rest = &bytes[clean_bytes..];
@@ -98,8 +99,8 @@ fn escape(out: &mut Vec<u8>, byte: u8) {
     }
 }
 
-/// Writes moments as RFC 3339 in UTC with microseconds. The seconds are kept, as the next line mostly
-/// falls within the same one.
+/// Formats timestamps as RFC 3339 in UTC with microseconds. Caches the text up to the second, because
+/// consecutive lines mostly share it.
 #[derive(Default)]
 pub(super) struct Stamp {
     second: Option<i64>,

@@ -1,54 +1,54 @@
-//! One thread that writes log lines, and the bounded queue before it.
+//! A thread that writes log lines, and the bounded queue in front of it.
 //!
-//! Whoever logs copies a line into the queue under a short lock, and never waits for the output: a
-//! line that finds no room is dropped and counted. While the thread writes, lines gather, and go out
-//! with one system call.
+//! A logging thread copies its line into the queue under a short lock and never waits for the output. A line
+//! that does not fit is dropped and counted. While the writer thread writes, further lines collect in the
+//! queue and are then written with one system call.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// After a write the thread comes back by itself after this long, so that whoever logs next need not
-/// wake it: a wake is a system call, dearer than the line.
+/// After a write the thread checks the queue again after this time, so that the next logging thread need not
+/// wake it. A wake-up is a system call, which costs more than the line.
 const LINGER: Duration = Duration::from_millis(1);
 
-/// What a buffer keeps of its memory after a burst.
+/// The memory that a buffer keeps after a burst, in bytes.
 const KEPT_BYTES: usize = 1024 * 1024;
 
-/// Lines that wait to be written.
+/// The queue of lines to write.
 pub(super) struct Queue {
     state: Mutex<State>,
-    /// The thread waits here for lines.
+    /// Signals lines to the writer thread.
     filled: Condvar,
-    /// `close` waits here for the thread.
+    /// Signals the end of a write to `close`.
     emptied: Condvar,
     max_bytes: usize,
     dropped: AtomicU64,
     unwritten: AtomicU64,
 }
 
-/// Lines that nobody will read.
+/// Lines that were lost.
 #[derive(Debug)]
 pub(super) struct Missing {
-    /// How many.
+    /// The number of lost lines.
     pub(super) lines: u64,
-    /// Why they could not be written; without, they found no room in the queue.
+    /// Why the lines could not be written; `None` if they did not fit into the queue.
     pub(super) error: Option<io::Error>,
 }
 
 #[derive(Default)]
 struct State {
     waiting: Vec<u8>,
-    /// The thread sleeps until it is woken.
+    /// Whether the thread sleeps until it is woken.
     asleep: bool,
-    /// The thread has lines that are not written yet.
+    /// Whether the thread has lines that are not written yet.
     writing: bool,
     closed: bool,
 }
 
 impl Queue {
-    /// A queue for at most `max_bytes` of lines.
+    /// Creates a queue for at most `max_bytes` of lines.
     pub(super) fn new(max_bytes: usize) -> Arc<Self> {
         Arc::new(Queue {
             state: Mutex::default(),
@@ -60,7 +60,7 @@ impl Queue {
         })
     }
 
-    /// Takes a line with its line break, or counts it as dropped.
+    /// Queues a line that ends with a line break, or counts it as dropped.
     pub(super) fn push(&self, line: &[u8]) {
         let mut state = self.lock();
         if state.closed || state.waiting.len() + line.len() > self.max_bytes {
@@ -76,12 +76,12 @@ impl Queue {
         }
     }
 
-    /// How many lines are missing so far: they found no room, or could not be written.
+    /// Returns the number of lines lost so far: dropped or not written.
     pub(super) fn dropped_lines(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed) + self.unwritten.load(Ordering::Relaxed)
     }
 
-    /// Takes no more lines, and waits until those there are written, at most `for_at_most`.
+    /// Closes the queue and waits until the queued lines are written, at most `for_at_most`.
     pub(super) fn close(&self, for_at_most: Duration) {
         let until = Instant::now() + for_at_most;
         let mut state = self.lock();
@@ -100,7 +100,7 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills `batch` with what waits, as soon as there is something; false at the end.
+    /// Waits for lines and moves them into `batch`. Returns false when the queue is closed and empty.
     fn next_batch(&self, batch: &mut Vec<u8>) -> bool {
         let mut state = self.lock();
         while state.waiting.is_empty() {
@@ -116,7 +116,7 @@ impl Queue {
         true
     }
 
-    /// The batch is written. Waits a little for lines to gather.
+    /// Marks the batch as written, and waits briefly for lines to collect.
     fn batch_done(&self) {
         let mut state = self.lock();
         state.writing = false;
@@ -127,10 +127,10 @@ impl Queue {
     }
 }
 
-/// Makes the line that says which lines are missing.
+/// Formats the notice of missing lines.
 pub(super) type Notice = Box<dyn Fn(&Missing) -> Vec<u8> + Send>;
 
-/// Starts the thread.
+/// Starts the writer thread.
 pub(super) fn spawn(queue: Arc<Queue>, out: Box<dyn Write + Send>, notice: Notice) -> io::Result<()> {
     let run = move || write_lines(&queue, out, &*notice);
     std::thread::Builder::new().name("log-writer".to_owned()).spawn(run).map(drop)
@@ -161,7 +161,7 @@ fn write_lines(queue: &Queue, mut out: Box<dyn Write + Send>, notice: &dyn Fn(&M
     }
 }
 
-/// As `Write::write_all`, but patient with a pipe or terminal that someone has made non-blocking.
+/// Like `Write::write_all`, but retries on a pipe or terminal that another process has made non-blocking.
 fn write_all(out: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match out.write(bytes) {

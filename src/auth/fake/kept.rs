@@ -17,13 +17,13 @@ struct Session {
     revocation: Option<Revocation>,
 }
 
-/// What the database would hold.
+/// The in-memory counterpart of the database tables.
 #[derive(Default)]
 pub(crate) struct Kept {
     pub(crate) keys: Vec<SigningKeyRow>,
     secrets: BTreeMap<String, SharedSecret>,
     sessions: BTreeMap<SessionId, Session>,
-    /// By hash: whose it is, when it was given, and whether it was used.
+    /// Refresh tokens by hash: the session, the time of issue, and whether the token was used.
     tokens: BTreeMap<Hash, (SessionId, Timestamp, bool)>,
     pub(crate) attempts: BTreeMap<Hash, Attempts>,
 }

@@ -1,4 +1,4 @@
-//! Tokens that are not ours, or not quite: none is accepted, under either algorithm.
+//! Forged and malformed tokens are refused under either algorithm.
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
@@ -14,7 +14,7 @@ use crate::error::ErrorCode;
 
 use super::EMAIL;
 
-/// What signs in these tests.
+/// The key that signs the tokens of these tests.
 enum Key {
     Hmac(Vec<u8>),
     Ed(Box<Ed25519KeyPair>),
@@ -31,7 +31,7 @@ impl Key {
         }
     }
 
-    /// A token of any header and claims, signed properly.
+    /// Returns a correctly signed token with this header and these claims.
     fn token(&self, header: &Value, claims: &Value) -> String {
         let message = format!("{}.{}", encoded(header), encoded(claims));
         let signature = URL_SAFE_NO_PAD.encode(self.sign(&message));
@@ -43,7 +43,7 @@ fn encoded(part: &Value) -> String {
     URL_SAFE_NO_PAD.encode(part.to_string())
 }
 
-/// A verifier, what signs for it, and a header and claims that hold.
+/// A verifier, the key whose signatures it accepts, and a valid header and valid claims.
 struct World {
     auth: Auth,
     key: Key,
@@ -88,14 +88,14 @@ impl World {
         self.key.token(&self.header, &changed(&self.claims, changes))
     }
 
-    /// Claims as text, for what no JSON library writes.
+    /// Signs a header and claims given as raw text, for forms that no JSON library writes.
     fn raw(&self, header: &str, claims: &str) -> String {
         let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
         format!("{message}.{}", URL_SAFE_NO_PAD.encode(self.key.sign(&message)))
     }
 }
 
-/// `whole` with each key of `changes` set; null takes it away.
+/// Returns `whole` with each key of `changes` set; null removes a key.
 fn changed(whole: &Value, changes: &Value) -> Value {
     let mut whole = whole.clone();
     let fields = whole.as_object_mut().expect("an object");
@@ -109,7 +109,7 @@ fn changed(whole: &Value, changes: &Value) -> Value {
     whole
 }
 
-/// Headers that are not ours, each under a signature that is.
+/// Wrong headers, each with a valid signature.
 fn headers(world: &World) -> Vec<(&'static str, String)> {
     let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": URL_SAFE_NO_PAD.encode(&world.public)});
     let other = |alg: &str| if world.header["alg"] == alg { "HS384".to_owned() } else { alg.to_owned() };
@@ -149,7 +149,7 @@ fn headers(world: &World) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Claims that do not hold, each under a signature that is ours.
+/// Wrong claims, each with a valid signature.
 fn wrong_claims(world: &World) -> Vec<(&'static str, String)> {
     let now = world.claims["iat"].as_i64().expect("a number");
     vec![
@@ -196,7 +196,7 @@ fn wrong_claims(world: &World) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Signatures and forms that do not hold.
+/// Wrong signatures and malformed tokens.
 fn wrong_forms(world: &World) -> Vec<(&'static str, String)> {
     let good = world.key.token(&world.header, &world.claims);
     let (message, signature) = good.rsplit_once('.').expect("three parts");
@@ -208,7 +208,7 @@ fn wrong_forms(world: &World) -> Vec<(&'static str, String)> {
     };
     let stranger = Key::Ed(Box::new(Ed25519KeyPair::generate().expect("a pair")));
     let guessed = Key::Hmac(b"another secret that is long enough".to_vec());
-    // The public key taken for the secret of an HMAC: algorithm confusion.
+    // The public key as the secret of an HMAC (algorithm confusion).
     let confused = Key::Hmac(world.public.clone());
     let hs256 = changed(&world.header, &json!({"alg": "HS256"}));
     let rsa = |alg| {
@@ -234,7 +234,7 @@ fn wrong_forms(world: &World) -> Vec<(&'static str, String)> {
         ("a signature and more", format!("{good}AAAA")),
         ("a signature with padding", format!("{good}==")),
         ("a signature with another last letter", {
-            // Bits beyond the last byte: the same bytes to a careless reader.
+            // Changes only bits beyond the last byte: a lenient decoder returns the same bytes.
             let last = signature.chars().last().expect("a letter");
             let next = char::from_u32(u32::from(last) + 1).expect("a letter");
             format!("{message}.{}{next}", &signature[..signature.len() - 1])
@@ -270,7 +270,7 @@ async fn none_is_accepted(world: &World) -> usize {
     for (what, token) in &cases {
         let outcome = world.auth.authenticate(token).await.map(drop).map_err(|error| error.code);
         assert_eq!(outcome, Err(ErrorCode::Unauthenticated), "{what}");
-        // Nor the second time, when it could be remembered.
+        // Also refused the second time, when it could be cached.
         assert!(world.auth.authenticate(token).await.is_err(), "{what}, again");
     }
     world.auth.authenticate(&good).await.expect("it still holds");

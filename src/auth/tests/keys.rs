@@ -1,4 +1,4 @@
-//! The keys of EdDSA over their lives.
+//! The life cycle of EdDSA keys.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,7 +48,7 @@ async fn a_new_key_is_known_before_it_signs_and_the_old_one_holds_until_its_toke
     two.authenticate(&before).await.expect("holds");
     let made = world.admin().rotate(false).await.expect("rotated");
     one.read_keys().await.expect("read");
-    // The other node has not read it yet, and need not.
+    // The other node has not read the new key yet, and does not need to.
     let between = token(&one).await;
     assert_eq!(kid(&between), kid(&before));
     two.authenticate(&between).await.expect("holds");

@@ -1,4 +1,4 @@
-//! How many logins may fail, and how many old passwords may be wrong.
+//! The limits of failed logins and of wrong current passwords.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ impl World {
         World::with(Settings { login_account_failures_max: 3, login_address_failures_max: 5, ..eddsa() })
     }
 
-    /// The user of `EMAIL`, from `address`, changes `old` for `new`.
+    /// Changes the password of `EMAIL` from `old` to `new`, as a client at `address`.
     async fn change(&self, node: &Auth, address: &str, old: &str, new: &str) -> Result<()> {
         let users = Users::new(&self.settings, Arc::clone(&self.users) as _, Arc::clone(&self.clock) as _);
         let caller =
@@ -28,7 +28,7 @@ impl World {
         users.change_password(node, &caller, old, new).await
     }
 
-    /// With a wrong old password.
+    /// Tries a password change with a wrong current password.
     async fn guesses(&self, node: &Auth, address: &str) -> Error {
         self.change(node, address, "not the password", "violet-anchor").await.expect_err("refused")
     }
@@ -45,7 +45,7 @@ async fn an_account_waits_after_so_many_failures_whether_it_exists_or_not() {
         let node = world.node();
         let mut said = Vec::new();
         for n in 0..5 {
-            // From anywhere.
+            // The address does not matter.
             said.push(fails(&node, email, &format!("192.0.2.{n}")).await);
         }
         let codes: Vec<_> = said.iter().map(|error| error.code).collect();
@@ -74,7 +74,7 @@ async fn an_address_waits_after_so_many_failures_and_a_network_of_ipv6_is_one() 
     let limited = node.login(EMAIL, "password123", at("2001:db8:1:2:ffff::1")).await.expect_err("limited");
     assert_eq!(limited.code, ErrorCode::TooManyRequests);
     node.login(EMAIL, "password123", at("2001:db8:1:3::1")).await.expect("another network");
-    // The same address, however it is written.
+    // The same address in another notation.
     for n in 0..5 {
         fails(&node, &format!("v4-{n}@example.com"), "192.0.2.7").await;
     }
@@ -92,7 +92,8 @@ async fn a_login_that_goes_well_counts_as_no_failure() {
         assert_eq!(fails(&node, EMAIL, "192.0.2.1").await.code, ErrorCode::Unauthenticated);
         node.login(EMAIL, "password123", at("192.0.2.1")).await.expect("it begins anew");
     }
-    // The address does not: an own account must not wash away what was tried on others.
+    // The count of the address is not reset: a login to one's own account must not erase failed logins to
+    // other accounts.
     for _ in 0..2 {
         assert_eq!(fails(&node, "other@example.com", "192.0.2.1").await.code, ErrorCode::Unauthenticated);
     }
@@ -118,7 +119,7 @@ async fn a_wrong_old_password_counts_as_a_failed_login_of_the_account() {
     let world = World::limited();
     let node = world.node();
     for n in 0..3 {
-        // On any node, from anywhere.
+        // On any node, from any address.
         let error = world.guesses(&world.node(), &format!("192.0.2.{n}")).await;
         assert_eq!((error.code, error.retry_after()), (ErrorCode::Forbidden, None));
     }
@@ -163,7 +164,7 @@ async fn a_change_of_the_password_that_goes_well_counts_as_no_failure() {
         world.change(&node, "192.0.2.1", old, new).await.expect("changed");
         (old, new) = (new, if new == "violet-anchor" { "copper-lantern" } else { "violet-anchor" });
     }
-    // A new password that nobody may have is told before the old one is looked at.
+    // A new password that breaks the rules is refused before the current one is checked.
     for _ in 0..8 {
         let error = world.change(&node, "192.0.2.1", "not the password", "short").await.expect_err("refused");
         assert_eq!(error.code, ErrorCode::Invalid);
@@ -204,7 +205,7 @@ async fn the_memory_of_who_waits_is_bounded_and_what_it_forgets_the_database_kno
     assert_eq!(fails(&node, "user-0@example.com", "198.51.100.1").await.code, ErrorCode::TooManyRequests);
 }
 
-/// The floor of many tries: what the work itself takes, without what the machine does besides.
+/// Compares the fastest of many tries: the cost of the work itself, without other load on the machine.
 #[tokio::test]
 async fn known_and_unknown_accounts_take_the_same_time() {
     const TRIES: usize = 200;

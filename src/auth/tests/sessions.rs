@@ -87,7 +87,7 @@ async fn a_session_that_nobody_uses_ends() {
         world.clock.step(Duration::from_secs(60));
         let error = node.refresh(&second.refresh_token).await.expect_err("too late");
         assert_eq!(error.code, ErrorCode::Unauthenticated);
-        // The 2 s by which clocks may differ.
+        // The 2 s of clock leeway.
         world.clock.step(Duration::from_secs(2));
         refused(&node, &second.token.text).await;
         node.refresh(&login(&node).await.refresh_token).await.expect("another session goes on");
@@ -122,7 +122,7 @@ async fn no_token_outlives_its_session() {
         for given in [&second, &last] {
             node.authenticate(&given.token.text).await.expect("the session is not over");
         }
-        // Its end in whole seconds, and 2 s by which clocks may differ.
+        // The rounding to whole seconds, and the 2 s of clock leeway.
         world.clock.step(Duration::from_millis(500 + 2000));
         for given in [&second, &last] {
             refused(&node, &given.token.text).await;
@@ -167,7 +167,7 @@ async fn after_a_change_of_the_password_no_older_refresh_token_is_good() {
     world.clock.step(Duration::from_secs(1));
     let admin = Users::new(&world.settings, Arc::clone(&world.users) as _, Arc::clone(&world.clock) as _);
     admin.set_password(EMAIL, "another password").await.expect("set");
-    // What this node remembers of the user has run out then.
+    // The user cache of this node expires.
     world.clock.step(Duration::from_secs(2));
     for given in [one, two] {
         let error = node.refresh(&given.refresh_token).await.expect_err("it is of before");
@@ -216,7 +216,7 @@ async fn a_logout_everywhere_ends_all_and_a_new_login_holds() {
     for given in &before {
         refused(&node, &given.token.text).await;
     }
-    // In the same moment: what tells them apart is the session, and no clock.
+    // The clock has not moved: the session tells the tokens apart, not the time.
     let after = login(&node).await;
     node.authenticate(&after.token.text).await.expect("holds");
     assert_eq!(node.logout_all("nobody@example.com").await.expect("nothing to do"), 0);

@@ -1,4 +1,5 @@
-//! What was judged may have changed by the time it is acted on: passwords, generations, rights of administrators.
+//! Decisions that are outdated by the time they take effect: passwords, generations, permissions of
+//! administrators.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +20,7 @@ const OLD: &str = "password123";
 const NEW: &str = "another password";
 
 impl World {
-    /// As `hygeia user` has it, on no node.
+    /// Returns the user administration of `hygeia user`, which is outside any node.
     fn tool(&self) -> Users {
         Users::new(&self.settings, Arc::clone(&self.users) as _, Arc::clone(&self.clock) as _)
     }
@@ -74,7 +75,7 @@ async fn a_refresh_token_of_before_is_refused_at_once_on_every_node() {
             false => world.tool().set_password(EMAIL, NEW).await.expect("set"),
             true => world.tool().set_disabled(EMAIL, true).await.expect("disabled"),
         }
-        // The clock stands still: nothing that is remembered has run out.
+        // The clock stands still, so no cache entry has expired.
         for (node, login) in [&there, &here].into_iter().zip(&given) {
             let error = node.refresh(&login.refresh_token).await.expect_err("refused");
             assert_eq!(error.code, ErrorCode::Unauthenticated);
@@ -89,7 +90,8 @@ async fn a_refresh_token_of_before_is_refused_at_once_on_every_node() {
 
 #[tokio::test]
 async fn a_token_is_of_the_generation_that_its_session_was_in_when_it_was_given() {
-    // A node whose clock is an hour ahead sets the password; the clock of the other node says an earlier time.
+    // A node whose clock is an hour ahead sets the password. The clock of the other node shows an earlier
+    // time.
     let world = World::new();
     let node = world.node();
     let before = node.login(EMAIL, OLD, None).await.expect("logged in");
@@ -102,7 +104,7 @@ async fn a_token_is_of_the_generation_that_its_session_was_in_when_it_was_given(
     let after = behind.refresh(&after.refresh_token).await.expect("refreshed");
     behind.authenticate(&after.token.text).await.expect("holds");
     assert!(behind.authenticate(&before.token.text).await.is_err());
-    // And a clock that is behind sets it once more.
+    // Then a node whose clock is behind sets the password again.
     let tool = Users::new(&world.settings, Arc::clone(&world.users) as _, Arc::clone(&slow) as _);
     tool.set_password(EMAIL, "a third password").await.expect("set");
     let fresh = super::auth_with(&world.settings, &world.users, &slow);
@@ -118,7 +120,7 @@ async fn the_node_that_changes_a_user_forgets_what_it_remembers() {
         let users = world.tool().seen_by(&node);
         let given = node.login(EMAIL, OLD, None).await.expect("logged in");
         node.authenticate(&given.token.text).await.expect("remembered");
-        // A question that is under way when the change is made must not bring the old answer back.
+        // A read in flight during the change must not restore the old answer.
         world.clock.step(Duration::from_secs(2));
         world.users.gate.forget_permits(usize::MAX);
         let lookups = world.users.lookups.load(Ordering::SeqCst);
@@ -174,7 +176,7 @@ async fn administrators_who_change_each_other_leave_one() {
     let code =
         |came: crate::error::Result<_>| came.map(drop).map_err(|error: crate::error::Error| error.code);
     assert_eq!(code(users.change(&key(others[0]), off, By::Caller(&ada)).await), Ok(()));
-    // Her request was let in before that.
+    // Bea's requests were authenticated before she was disabled.
     for change in [off, demoted] {
         assert_eq!(
             code(users.change(&key(EMAIL), change, By::Caller(&bea)).await),

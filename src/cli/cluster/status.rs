@@ -1,4 +1,4 @@
-//! `hygeia cluster status`: the facts of `GET /cluster` of a front, or what the database alone knows.
+//! `hygeia cluster status`: the facts of `GET /cluster` from a front, or only what the database knows.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -12,18 +12,18 @@ use crate::cli::settings::SettingArgs;
 use crate::cli::{ask, backend, healthcheck, password};
 use crate::config::{Config, Loaded, Role};
 
-/// Holds a token to ask the front with.
+/// The environment variable with the token for the front.
 const TOKEN_VARIABLE: &str = "HYGEIA_TOKEN";
 
-/// What is said where nobody was asked.
+/// The note in the status if no front was asked.
 const NOT_ASKED: &str = "nodes: not asked; HYGEIA_TOKEN with an ADMIN's token, or --user, has a front asked";
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct StatusArgs {
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The front to ask; without, a front of the configuration
+    /// The front to ask; by default a front of the configuration
     #[arg(long, value_name = "http://HOST:PORT")]
     url: Option<String>,
     /// Log in as this user; the password is read from the terminal or standard input
@@ -66,7 +66,7 @@ pub(super) fn run(
 fn token_of(environment: &[(OsString, OsString)]) -> Result<Option<String>, Failure> {
     let named = environment.iter().find(|(name, value)| name == TOKEN_VARIABLE && !value.is_empty());
     let Some((_, token)) = named else { return Ok(None) };
-    // The value is not repeated: it is a secret.
+    // The error does not quote the value, which is a secret.
     let told =
         || Failure::new(Exit::Usage, format!("{TOKEN_VARIABLE}: no token; one is a single word of ASCII"));
     let token = token.to_str().ok_or_else(told)?;
@@ -74,7 +74,7 @@ fn token_of(environment: &[(OsString, OsString)]) -> Result<Option<String>, Fail
     fits.then(|| Some(token.to_owned())).ok_or_else(told)
 }
 
-/// Where a front is.
+/// Returns the address of a front.
 fn front(url: Option<&str>, loaded: &Loaded, nodes: &[Loaded]) -> Result<ask::Origin, Failure> {
     if let Some(url) = url {
         return ask::Origin::parse(url);
@@ -90,7 +90,7 @@ fn front(url: Option<&str>, loaded: &Loaded, nodes: &[Loaded]) -> Result<ask::Or
     healthcheck::address(front).map(ask::Origin::from)
 }
 
-/// What is known without asking a node.
+/// Builds the status from the file and the database, without asking a node.
 async fn of_database(config: &Config) -> Result<ClusterStatus, Failure> {
     let of_file = config.cluster.nodes.iter().map(|node| NodeStatus {
         name: node.name.clone(),

@@ -1,4 +1,4 @@
-//! The status of a cluster, for people to read.
+//! Renders the status of a cluster as text.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,14 +8,15 @@ use crate::actors::status::{
     ClusterStatus, EndStatus, LeaseStatus, NodeStatus, SessionStatus, TopicLogStatus,
 };
 
-/// A certificate that ends within this time is told.
+/// A certificate that expires within this time is reported.
 const SOON: Duration = Duration::from_secs(30 * 86_400);
-/// Nodes look at the keys every few seconds: one that was not replaced for so long will not be by itself.
+/// Nodes check the keys every few seconds. A key that is overdue for this long will not be replaced without
+/// help.
 const KEY_LATE: Duration = Duration::from_secs(3_600);
-/// What stands where nothing is known.
+/// Shown where a value is unknown.
 const UNKNOWN: &str = "-";
 
-/// The tables, one after the other. Writing to a string does not fail.
+/// Renders the tables, one after the other. Writing to a string cannot fail.
 pub(super) fn render(status: &ClusterStatus) -> String {
     let mut text = String::new();
     let name = status.cluster.as_deref().map_or("a node alone".to_owned(), |name| format!("cluster {name}"));
@@ -55,7 +56,7 @@ pub(super) fn render(status: &ClusterStatus) -> String {
     text
 }
 
-/// What is said of a certificate that ends soon, and of a key that was not replaced in time.
+/// Returns the line about a certificate that expires soon or has expired, or about an overdue key.
 fn ending(node: &str, end: &EndStatus) -> Option<String> {
     let away = Duration::from_millis(end.in_ms.unsigned_abs());
     let certificate = match end.what.as_str() {
@@ -90,7 +91,7 @@ fn topic_log(log: &TopicLogStatus) -> String {
     format!("topic {topic}: log {no} for {age} ({reason}){replay}\n")
 }
 
-/// A row for each node in sight, and for each that only leases tell of.
+/// One row for each reachable node, and for each node that only appears as the owner of a lease.
 fn nodes(status: &ClusterStatus) -> Vec<Vec<String>> {
     let head = ["NODE", "ROLES", "STATE", "UP", "LEASES", "IN FLIGHT", "SESSIONS"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -142,7 +143,8 @@ fn sessions(sessions: &[SessionStatus]) -> String {
     if shown.is_empty() { "none".to_owned() } else { shown.join(", ") }
 }
 
-/// A row for each kind and holder, with ranges of shards of one epoch: `0-3@2` are four shards at epoch 2.
+/// One row for each kind and owner, with ranges of shards of the same epoch: `0-3@2` is four shards at epoch
+/// 2.
 fn shards(leases: &[LeaseStatus]) -> Vec<Vec<String>> {
     let mut rows = vec![["KIND", "HELD BY", "SHARDS@EPOCH"].map(str::to_owned).to_vec()];
     let mut holders: BTreeMap<(&str, &str), Vec<(u16, i64)>> = BTreeMap::new();
@@ -172,12 +174,12 @@ fn ranges(mut shards: Vec<(u16, i64)>) -> String {
     shown.collect::<Vec<_>>().join(" ")
 }
 
-/// `node-name` of `node-name#boot-id`.
+/// Returns `node-name` of `node-name#boot-id`.
 fn node_of(owner: &str) -> &str {
     owner.split_once('#').map_or(owner, |(name, _)| name)
 }
 
-/// A length of time in one unit or two.
+/// Formats a duration in one or two units.
 fn short(time: Duration) -> String {
     let (seconds, ms) = (time.as_secs(), time.as_millis());
     match seconds {
@@ -190,7 +192,7 @@ fn short(time: Duration) -> String {
     }
 }
 
-/// `rows` in columns two blanks apart.
+/// Aligns `rows` in columns that are separated by two blanks.
 fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {

@@ -1,11 +1,11 @@
-//! `hygeia cluster up`: every node of a file as a child process.
+//! `hygeia cluster up`: runs every node of a file as a child process.
 //!
 //! Invariants:
-//! - No child outlives this process: it stops them, and if it is killed, the kernel tells them
+//! - No child outlives this process: it stops its children, and if it is killed, the kernel signals them
 //!   (`PR_SET_PDEATHSIG`, see `serve`).
-//! - A line of a child comes out whole, after the child's name; what a slow reader does not take makes the
-//!   children's own queues full, which drop and count.
-//! - A child that ends by itself is told of, and the others go on.
+//! - A line of a child is printed whole, after the child's name. If the reader of the output is slow, the
+//!   children's own log queues fill up, and drop and count lines.
+//! - If a child ends by itself, that is reported, and the other children continue.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -28,13 +28,13 @@ use crate::cli::settings::SettingArgs;
 use crate::config::{self, Config, Loaded, Role};
 use crate::telemetry::Format;
 
-/// How long the children may take to stop before they are killed. A node is gone within ten seconds.
+/// How long the children may take to stop before they are killed. A node stops within ten seconds.
 const STOP_LIMIT: Duration = Duration::from_secs(12);
 
-/// Longer lines come out in pieces.
+/// Maximum length of a line in bytes. A longer line is printed in pieces.
 const LINE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// The colours of the names, one after the other (ECMA-48, select graphic rendition).
+/// The colours of the names, used in turn (ECMA-48, select graphic rendition).
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 #[derive(Debug, Args)]
@@ -42,10 +42,10 @@ pub(in crate::cli) struct UpArgs {
     /// The file with [[cluster.nodes]] [env: HYGEIA_CONFIG]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Start these nodes alone
+    /// Start only these nodes
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     only: Vec<String>,
-    /// Set any key, on every node; may be given more than once
+    /// Set any key, on every node; may be given several times
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
 }
@@ -63,7 +63,7 @@ pub(super) fn run(args: UpArgs, mut environment: Vec<(OsString, OsString)>) -> R
     })
 }
 
-/// The nodes to start.
+/// Selects the nodes to start.
 fn chosen(nodes: Vec<Loaded>, only: &[String]) -> Result<Vec<Loaded>, Failure> {
     let names: Vec<String> = nodes.iter().map(|node| node.config.node.name.clone()).collect();
     if names.is_empty() {
@@ -78,7 +78,7 @@ fn chosen(nodes: Vec<Loaded>, only: &[String]) -> Result<Vec<Loaded>, Failure> {
     Ok(nodes.into_iter().filter(wanted).collect())
 }
 
-/// On one machine nodes must not share an address or a directory.
+/// Checks that no two nodes share an address or a directory, because they run on one machine.
 fn check_apart(nodes: &[Loaded]) -> Result<(), Failure> {
     let mut taken: Vec<(String, &'static str, &str)> = Vec::new();
     let mut told = Vec::new();
@@ -116,7 +116,8 @@ struct Started {
     child: Child,
 }
 
-/// Starts the node. On the main thread: the kernel tells a child when the *thread* that started it ends.
+/// Starts a node. Must run on the main thread, because the kernel signals a child when the *thread* that
+/// started it ends.
 fn start(args: &UpArgs, config: &Config) -> Result<(Started, Prefix), Failure> {
     let name = config.node.name.clone();
     let mut command = Command::new(std::env::current_exe()?);
@@ -128,13 +129,15 @@ fn start(args: &UpArgs, config: &Config) -> Result<(Started, Prefix), Failure> {
     for set in &args.set {
         command.args(["--set", set]);
     }
-    // A child sees a pipe and would write JSON; if people read here, they read text.
+    // The child's output is a pipe, for which it would choose JSON. On a terminal, people read it, so ask for
+    // text.
     let terminal = std::io::stdout().is_terminal();
     if terminal && config.telemetry.format == Format::Auto {
         command.env("HYGEIA__TELEMETRY__FORMAT", "text");
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group of its own: Ctrl-C is for this process, which stops its children in order.
+    // The child gets its own process group. Ctrl-C reaches only this process, which stops its children in
+    // order.
     command.process_group(0).kill_on_drop(true);
     let child = command
         .spawn()
@@ -142,12 +145,12 @@ fn start(args: &UpArgs, config: &Config) -> Result<(Started, Prefix), Failure> {
     Ok((Started { name: name.clone(), child }, Prefix { name, coloured: terminal && is_coloured() }))
 }
 
-/// See no-color.org.
+/// Whether names are coloured: see no-color.org.
 fn is_coloured() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// What stands before a child's lines.
+/// The text before each line of a child.
 struct Prefix {
     name: String,
     coloured: bool,
@@ -163,7 +166,7 @@ impl Prefix {
     }
 }
 
-/// Passes lines on until the children have ended, which it has them do when it is told to stop.
+/// Forwards lines until the children have ended. A signal makes it stop the children.
 async fn watch(children: Vec<(Started, Prefix)>) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -180,7 +183,7 @@ async fn watch(children: Vec<(Started, Prefix)>) -> Result<(), Failure> {
             passing.push(pass_on(stream, prefix.clone())?);
         }
         pids.push(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-        // A child is waited for, and so its number is free again, only here.
+        // A child is waited for only here. Until then, the kernel does not reuse its process id.
         running.push(async move { (number, name, child.wait().await) });
     }
     let mut failed = Vec::new();
@@ -212,7 +215,7 @@ async fn watch(children: Vec<(Started, Prefix)>) -> Result<(), Failure> {
         }
     }
     for thread in passing {
-        // A thread that panicked has said so.
+        // The panic of a thread has been printed already.
         let _ = thread.join();
     }
     if failed.is_empty() {
@@ -221,7 +224,7 @@ async fn watch(children: Vec<(Started, Prefix)>) -> Result<(), Failure> {
     Err(Failure::new(Exit::Failed, format!("ended other than by being told to: {}", failed.join(", "))))
 }
 
-/// The name of the next signal.
+/// Waits for a signal and returns its name.
 async fn next(
     interrupt: &mut tokio::signal::unix::Signal,
     terminate: &mut tokio::signal::unix::Signal,
@@ -241,10 +244,10 @@ async fn until(deadline: Option<Instant>) {
     }
 }
 
-/// To those that still run.
+/// Sends a signal to the children that still run.
 fn send(pids: &[Option<Pid>], signal: Signal) {
     for pid in pids.iter().flatten() {
-        // One that has just ended needs no signal.
+        // A child that has just ended needs no signal.
         let _ = kill_process(*pid, signal);
     }
 }
@@ -259,7 +262,7 @@ fn ending(status: ExitStatus) -> String {
 }
 
 fn tell(what: &str) {
-    // Nothing is left to do if even that cannot be printed.
+    // If even this cannot be printed, nothing is left to do.
     let _ = writeln!(std::io::stderr(), "hygeia: {what}");
 }
 
@@ -269,13 +272,13 @@ fn pass_on(stream: OwnedFd, prefix: String) -> std::io::Result<std::thread::Join
         let mut lines = BufReader::new(File::from(stream));
         let mut buffer = Vec::new();
         while let Ok(true) = next_line(&mut lines, &prefix, &mut buffer) {
-            // Nobody reads any more: the child must not notice, so its lines are still taken.
+            // If the output is closed, keep reading, so that the child is not blocked.
             let _ = std::io::stdout().lock().write_all(&buffer);
         }
     })
 }
 
-/// Puts the next line with its prefix into `buffer`; false at the end.
+/// Reads the next line into `buffer`, after the prefix. Returns false at the end.
 fn next_line(lines: &mut impl BufRead, prefix: &str, buffer: &mut Vec<u8>) -> std::io::Result<bool> {
     use std::io::Read;
     buffer.clear();

@@ -1,4 +1,4 @@
-//! What is made for a cluster, and what is refused.
+//! The files that are created for a cluster, and the refusals.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! One line of a log as a hop of a trace.
+//! Parses a line of a log as a hop of a trace.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::context::TraceContext;
 
-/// A trace's id (W3C Trace Context: 16 bytes, not all zero).
+/// The id of a trace (W3C Trace Context: 16 bytes, not all zero).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TraceId(u128);
 
@@ -35,32 +35,32 @@ impl fmt::Display for TraceId {
     }
 }
 
-/// The target of actors' lines.
+/// The log target of actors' messages.
 const MESSAGE: &str = "hygeia::message";
 
 /// One hop: an actor that handled a message, or an edge that answered.
 #[derive(Clone, Debug)]
 pub(super) struct Hop {
-    /// Where it was.
+    /// The node that logged the hop.
     pub(super) node: String,
-    /// Who did what.
+    /// The actor and its message, or the method and route of an edge.
     pub(super) what: String,
-    /// What came of it.
+    /// The outcome, or the status of the answer.
     pub(super) outcome: String,
-    /// An edge: what caused it, if anything did, is a client's.
+    /// Whether the hop is an edge. The parent of an edge is a span of the client.
     pub(super) is_edge: bool,
-    /// Its id, and that of the hop that caused it; 0 for none.
+    /// The span id of the hop, and that of the hop that caused it; 0 for none.
     pub(super) span: u64,
     pub(super) parent: u64,
-    /// When it ended, in microseconds of Unix time by its node's clock.
+    /// When the hop ended, in microseconds of Unix time, by its node's clock.
     pub(super) ended_us: i64,
-    /// Waiting before it; unknown at an edge.
+    /// Time in the mailbox in microseconds; unknown at an edge.
     pub(super) queue_us: Option<i64>,
-    /// Doing it.
+    /// Time to handle the message or request, in microseconds.
     pub(super) handle_us: i64,
 }
 
-/// The keys of a line that are looked at: see `docs/LOGGING.md`.
+/// The keys of a line that the command reads: see `docs/LOGGING.md`.
 #[derive(Deserialize)]
 struct Line {
     ts: String,
@@ -84,7 +84,7 @@ struct Line {
 }
 
 impl Hop {
-    /// The hop that a line tells of; `None` if it tells of none, or of another trace's.
+    /// Parses a line. Returns `None` if the line is not a hop, or belongs to another trace.
     pub(super) fn parse(trace: TraceId, line: &[u8]) -> Option<Hop> {
         let (from, to) = (line.iter().position(|b| *b == b'{')?, line.iter().rposition(|b| *b == b'}')?);
         let line: Line = serde_json::from_slice(line.get(from..=to)?).ok()?;
@@ -111,7 +111,7 @@ impl Hop {
         })
     }
 
-    /// When it was begun, in microseconds of Unix time by its node's clock.
+    /// When the hop began, in microseconds of Unix time, by its node's clock.
     pub(super) fn begun_us(&self) -> i64 {
         self.ended_us.saturating_sub(self.handle_us)
     }

@@ -1,15 +1,16 @@
-//! The hops of a trace as a tree: each below the one that caused it, in the order in which they began.
-//! Times are of the clocks of the nodes; between nodes they are as good as these agree.
+//! Draws the hops of a trace as a tree: each hop below the one that caused it, in the order in which they
+//! began. Times come from the nodes' clocks, so times of different nodes are comparable only as far as those
+//! clocks agree.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Write};
 
 use super::line::{Hop, TraceId};
 
-/// The deepest nesting that is indented; what is deeper is drawn at this depth.
+/// Maximum depth of indentation. Deeper hops are drawn at this depth.
 const DEPTH_MAX: usize = 64;
 
-/// Draws `hops`, `left_out` of the trace's not being among them.
+/// Draws `hops`; `left_out` further hops of the trace are only counted.
 pub(super) fn draw(trace: TraceId, hops: &[Hop], left_out: usize, out: &mut dyn Write) -> io::Result<()> {
     let rows = rows(hops);
     let nodes: BTreeSet<&str> = hops.iter().map(|hop| hop.node.as_str()).collect();
@@ -50,7 +51,7 @@ struct Row<'a> {
     orphan: bool,
 }
 
-/// The hops in the order of drawing. Every hop comes once, whatever the logs claim of causes.
+/// Orders the hops for drawing. Every hop appears once, whatever the logs claim about causes.
 fn rows(hops: &[Hop]) -> Vec<Row<'_>> {
     let spans: HashSet<u64> = hops.iter().map(|hop| hop.span).collect();
     let mut order: Vec<usize> = (0..hops.len()).collect();
@@ -69,7 +70,7 @@ fn rows(hops: &[Hop]) -> Vec<Row<'_>> {
     for root in roots {
         place(hops, &mut children, root, &mut rows);
     }
-    // A circle of causes has no root: logs of a broken program, still shown.
+    // A cycle of causes has no root. Only a faulty program logs one; its hops are still shown.
     for at in order {
         if children.values().any(|waiting| waiting.contains(&at)) {
             children.values_mut().for_each(|waiting| waiting.retain(|other| *other != at));
@@ -79,7 +80,7 @@ fn rows(hops: &[Hop]) -> Vec<Row<'_>> {
     rows
 }
 
-/// Places `root` and all that it caused, without recursion: logs may nest as deep as they like.
+/// Places `root` and all hops that it caused, without recursion, because logs may nest to any depth.
 fn place<'a>(hops: &'a [Hop], children: &mut HashMap<u64, Vec<usize>>, root: usize, rows: &mut Vec<Row<'a>>) {
     let mut stack = vec![(root, String::new(), String::new(), 0)];
     while let Some((at, lead, below, depth)) = stack.pop() {

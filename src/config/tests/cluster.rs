@@ -1,8 +1,8 @@
-//! The section `cluster`: the chosen node's own settings, and every refusal.
+//! The section `cluster`: the settings of the chosen node, and every refusal.
 
 use super::*;
 
-/// Three nodes that hold every role; what `more` says stands before them.
+/// A file with three nodes that together have every role, preceded by the text `more`.
 fn nodes(more: &str) -> String {
     format!(
         "[store]\nurl = \"postgres://hygeia@127.0.0.1/hygeia\"\n[kafka]\nbrokers = \"127.0.0.1:9092\"\n{more}\n\
@@ -14,7 +14,7 @@ fn nodes(more: &str) -> String {
     )
 }
 
-/// A file with three nodes and the secrets they need.
+/// Inputs with that file and the secrets that its nodes need.
 fn given_nodes(more: &str) -> Given {
     given().file(&nodes(more)).env("HYGEIA__CLUSTER__SECRET", SECRET).env("HYGEIA__AUDIT__SECRET", SECRET)
 }
@@ -195,7 +195,7 @@ fn which_node_to_run_must_be_said_and_be_there() {
     );
 }
 
-/// A node that joins, with what it needs.
+/// Inputs of a node that joins, with everything it needs.
 fn joining(join: &str) -> Given {
     given()
         .env("HYGEIA__CLUSTER__SECRET", SECRET)
@@ -253,7 +253,7 @@ fn what_one_process_has_to_itself_is_refused_for_many() {
     );
     let refusal = with("kafka.brokers", "embedded");
     assert!(refusal.contains("the embedded broker is for one process alone"), "{refusal}");
-    // A node with every role that lets others come is one of many, too.
+    // A node that has every role but lets others join is also in a cluster.
     let refusal = given()
         .set("cluster.listen", "127.0.0.1:7100")
         .env("HYGEIA__CLUSTER__SECRET", SECRET)
@@ -279,7 +279,7 @@ fn the_clusters_secret_must_be_there_and_long_enough() {
     file().env("HYGEIA__CLUSTER__SECRET", format!("{bytes}f")).load().check().unwrap();
     let refusal = file().set("cluster.secret", SECRET).refusal();
     assert!(refusal.contains("every process can read a command line"), "{refusal}");
-    // The front checks tokens, and so does billing.
+    // Front and billing check tokens.
     for (name, needed) in [("front", true), ("rest", true), ("patient-1", false)] {
         let given = given().file(&nodes("")).env("HYGEIA__CLUSTER__SECRET", SECRET).node(name);
         let given = given.env("HYGEIA__AUDIT__SECRET", SECRET).env("HYGEIA__AUTH__TOKEN_ALGORITHM", "HS256");

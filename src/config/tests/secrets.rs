@@ -1,4 +1,4 @@
-//! What a secret may be, wherever it comes from.
+//! The rules for secrets, whatever their source.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Values that would be lost in silence, and what is said of those that do not fit.
+//! Values that would be lost silently, and the messages about values that do not fit.
 
 use super::*;
 
@@ -56,7 +56,7 @@ fn a_number_that_no_type_holds_is_told_the_range_of_its_setting() {
     );
     let two = given().set("auth.hashing_niceness", "300").set("telemetry.line_max_bytes", "many").refusal();
     assert_eq!(two.lines().count(), 2, "{two}");
-    // Every number has a range of its own: none is told what its type holds.
+    // Every number has its own range, so no message gives the range of its type.
     let told_of_type: Vec<String> = effective::keys()
         .into_iter()
         .filter(|key| {

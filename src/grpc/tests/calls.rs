@@ -1,4 +1,4 @@
-//! What a call is answered, and what is told of it.
+//! Tests of the responses to calls, and of what is logged about them.
 
 use super::*;
 
@@ -76,7 +76,7 @@ async fn what_is_not_valid_is_named() {
     }
 }
 
-/// The request with a name that need not be UTF-8.
+/// The request message with a name that need not be UTF-8.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Raw {
     #[prost(string, tag = "1")]
@@ -196,7 +196,7 @@ async fn reflection_is_not_served_unasked() {
     assert_eq!(refused.code(), Code::Unimplemented);
 }
 
-/// What a subscriber wrote.
+/// The output of a subscriber.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -211,7 +211,7 @@ impl io::Write for Lines {
     }
 }
 
-/// On one thread, so that the subscriber sees the server's lines and no other test's.
+/// Runs on one thread, so that the subscriber sees the lines of this server and of no other test.
 #[tokio::test]
 async fn each_call_is_one_line_that_tells_no_secret() {
     let lines = Lines::default();

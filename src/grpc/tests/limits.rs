@@ -1,4 +1,4 @@
-//! Time, numbers and ends.
+//! Tests of deadlines, limits and shutdown.
 
 use tonic_types::StatusExt;
 
@@ -18,13 +18,13 @@ async fn every_call_is_answered_in_time_and_says_what_is_known() {
         let status = client.create_billing_account(request).await.expect_err("too late");
         let took = SystemClock.mono().since(began);
         assert_eq!((status.code(), error_code(&status)), (Code::DeadlineExceeded, name));
-        // The slack is for the machine: other tests run beside this one.
+        // The slack allows for a busy machine: other tests run at the same time.
         assert!(took < Duration::from_millis(at_most_ms + 10_000), "{name} after {took:?}");
         assert!(took >= Duration::from_millis(at_most_ms * 8 / 10), "{name} after {took:?}");
     }
 }
 
-/// The client's library gives up by itself, too, so either of the two may have been first.
+/// The client library also enforces the deadline, so either side may have been first.
 #[tokio::test]
 async fn a_caller_may_ask_for_less_time() {
     let running = start(Settings { timeout_ms: 3_600_000, ..settings() }).await;

@@ -1,4 +1,4 @@
-//! What gRPC over HTTP/2 says of requests that are no calls, of codings, of metadata, and of peers without manners.
+//! Tests of gRPC over HTTP/2: requests that are not calls, codings, metadata, and ill-behaved peers.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use tonic::codec::CompressionEncoding;
 
 use super::*;
 
-/// A message in its frame, with this flag before it.
+/// Returns a length-prefixed message with the compression flag `flag`.
 fn framed(flag: u8, message: &[u8]) -> Bytes {
     let length = u32::try_from(message.len()).expect("short").to_be_bytes();
     [&[flag], &length[..], message].concat().into()
@@ -26,7 +26,7 @@ fn gzip(plain: &[u8]) -> Vec<u8> {
     encoder.finish().expect("in memory")
 }
 
-/// Sends a request over HTTP/2, and gives the status with what stands in head and trailers.
+/// Sends a request over HTTP/2, and returns the status with the fields of header and trailers.
 async fn send(
     running: &Running,
     method: Method,
@@ -100,7 +100,7 @@ async fn a_compressed_message_is_read_or_it_is_told_which_would_be() {
     assert!(bomb.len() < running_message_max(), "short on the wire");
     for (coding, body, expected) in [
         (Some("gzip"), framed(1, &gzip(&message())), "0"),
-        // Compressed is what its flag says.
+        // Only a message whose flag says so is compressed.
         (Some("gzip"), framed(0, &message()), "0"),
         (Some("identity"), framed(0, &message()), "0"),
         (Some("deflate"), framed(1, &message()), "12"),
@@ -109,7 +109,7 @@ async fn a_compressed_message_is_read_or_it_is_told_which_would_be() {
         (None, framed(1, &gzip(&message())), "13"),
         (Some("identity"), framed(1, &gzip(&message())), "13"),
         (None, framed(2, &message()), "13"),
-        // Unpacked, it is larger than a message may be.
+        // Decompressed, the message is larger than allowed.
         (Some("gzip"), framed(1, &bomb), "8"),
     ] {
         let coded = coding.map(|coding| ("grpc-encoding", coding));
@@ -151,11 +151,11 @@ async fn a_flood_of_pings_is_told_to_go_away_and_cut_off() {
         let (mut reads, mut writes) = TcpStream::connect(running.address).await.unwrap().into_split();
         writes.write_all(OPENING).await.unwrap();
         let flood = AbortOnDropHandle::new(tokio::spawn(async move {
-            // It ends when the other side has closed.
+            // Ends when the other side has closed the connection.
             while writes.write_all(&frame.repeat(10)).await.is_ok() {}
         }));
         let mut told = Vec::new();
-        // That more came than was read may end the connection with a reset.
+        // Unread data may end the connection with a reset.
         _ = timeout(PATIENCE, reads.read_to_end(&mut told)).await.expect("cut off");
         let (mut rest, mut last) = (&told[..], (0, &[][..]));
         while let [a, b, c, kind, _, _, _, _, _, after @ ..] = rest {
@@ -167,7 +167,7 @@ async fn a_flood_of_pings_is_told_to_go_away_and_cut_off() {
         assert_eq!((last.0, last.1.get(7)), (goaway, Some(&too_many)), "{last:?}");
         drop(flood);
     }
-    // Others are served all the while, and one that measures the line may go on.
+    // Other clients are served meanwhile, and a client that measures its connection may continue.
     let mut client = running.client().await;
     client.create_billing_account(asking(NAME)).await.expect("served");
 }

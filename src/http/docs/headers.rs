@@ -1,13 +1,13 @@
-//! The headers of answers, described once and pointed to from every answer that has them.
+//! The response headers, described once and referenced from every response that has them.
 
 use utoipa::openapi::header::{Header, HeaderBuilder};
 use utoipa::openapi::schema::{Components, ObjectBuilder, Type};
 use utoipa::openapi::{Ref, RefOr, Response};
 
-/// Name, what it says, and an example.
+/// Name, description, and example.
 type Described = (&'static str, &'static str, &'static str);
 
-/// Of every answer.
+/// Headers of every response.
 const OF_ALL: [Described; 7] = [
     (
         "traceparent",
@@ -27,7 +27,7 @@ const OF_ALL: [Described; 7] = [
     ("Cross-Origin-Resource-Policy", "For pages of the same origin.", "same-origin"),
 ];
 
-/// Of answers to a known caller, where there is a limit.
+/// Headers of responses to an authenticated caller, if a rate limit is set.
 const OF_NAMED: [Described; 2] = [
     (
         "RateLimit-Policy",
@@ -42,7 +42,7 @@ const OF_NAMED: [Described; 2] = [
     ),
 ];
 
-/// Of some answers; who has them says so.
+/// Headers of some responses, which reference them individually.
 const OF_SOME: [Described; 2] = [
     ("Retry-After", "When to try again, in seconds.", "1"),
     (
@@ -59,19 +59,19 @@ fn described((_, description, example): Described) -> Header {
     header
 }
 
-/// Describes all headers in `components`.
+/// Adds the descriptions of all headers to `components`.
 pub(super) fn define(components: &mut Components) {
     for header in OF_ALL.into_iter().chain(OF_NAMED).chain(OF_SOME) {
         components.headers.insert(header.0.to_owned(), RefOr::T(described(header)));
     }
 }
 
-/// Points to the description of `name`.
+/// Returns a reference to the description of `name`.
 pub(super) fn reference(name: &str) -> Ref {
     Ref::new(format!("#/components/headers/{name}"))
 }
 
-/// Adds to `response` what every answer has; `named`: to a known caller.
+/// Adds to `response` the headers of every response; `named` also adds those for an authenticated caller.
 pub(super) fn add(response: &mut Response, named: bool) {
     let of_named = OF_NAMED.into_iter().filter(|_| named);
     for (name, ..) in OF_ALL.into_iter().chain(of_named) {

@@ -1,4 +1,4 @@
-//! `/`: where to go from here. A page for browsers, JSON for programs.
+//! `/`: links to the entry points, as a page for browsers and as JSON for programs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::super::pipeline::OpenCall;
 use super::super::problem::Failure;
 use super::super::{AppState, reply};
 
-/// What there is to see: its name, its path, and what it is.
+/// The entry points: name, path, and description.
 const LINKS: [(&str, &str, &str); 5] = [
     ("swagger", "/swagger-ui/", "The interface, to read and to try out (Swagger UI)"),
     ("openapi", "/openapi.json", "Its description for programs (OpenAPI 3.1)"),
@@ -22,7 +22,7 @@ const LINKS: [(&str, &str, &str); 5] = [
     ("metrics", "/metrics", "What it counts and measures (Prometheus)"),
 ];
 
-/// Where to go from here.
+/// Links to the entry points of the node.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Index, example = json!({
     "name": "Hygeia", "version": "0.1.0", "links": {"openapi": "/openapi.json", "swagger": "/swagger-ui/"}
@@ -37,7 +37,7 @@ pub(in crate::http) struct IndexBody {
     links: BTreeMap<&'static str, &'static str>,
 }
 
-/// Leads to what there is to see: a page to a browser, JSON to others.
+/// Returns links to the entry points: an HTML page for browsers, JSON for other clients.
 #[utoipa::path(get, path = "/", operation_id = "index", tag = "documentation",
     responses((status = 200, description = "The paths.", content(
         (IndexBody = "application/json"), (String = "text/html")))))]
@@ -53,7 +53,7 @@ pub(in crate::http) async fn index(_: Arc<AppState>, call: OpenCall) -> Result<R
     Ok(response)
 }
 
-/// Browsers name the type; programs that take anything say `*/*`, or nothing.
+/// Browsers name the type in `Accept`; other programs send `*/*` or nothing.
 fn is_browser(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
     accepted.flat_map(|value| value.split(',')).any(|item| {

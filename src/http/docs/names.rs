@@ -1,5 +1,5 @@
-//! The names that the interface has for a few values, described as enums, so that generated clients know them. Each is
-//! made of the list that the program itself reads and writes them by.
+//! Enum schemas for the interface's fixed value sets, so that generated clients know the values. Each is
+//! built from the list that the program itself uses for parsing and printing.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use crate::error::ErrorCode;
 
 use super::super::search::SORTS;
 
-/// Describes the type `$name`: one of the texts of `$values`.
+/// Defines the schema type `$name`: one of the texts of `$values`.
 macro_rules! named {
     ($name:ident, $says:literal, $values:expr) => {
         #[doc = $says]

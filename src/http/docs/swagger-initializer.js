@@ -1,11 +1,12 @@
-// Sets up the page at /swagger-ui/. The token that a login or a refresh answers with, or that is typed in, is the
-// caller's from then on, in whichever document; it is kept in this page's memory and nowhere else.
+// Sets up the page at /swagger-ui/. The token from the response to a login or refresh, or the one typed in by
+// the user, is sent with all later requests, in every document. The token is kept only in the memory of this
+// page.
 window.onload = () => {
   const GIVES_TOKENS = ["/auth/login", "/auth/refresh"];
   const ENDS_SESSIONS = ["/auth/logout", "/auth/logout-all"];
   let token = null;
 
-  // Null where the document at hand has no such scheme, or is not there yet.
+  // Does nothing if the current document has no such scheme, or is not loaded yet.
   const show = () => token && window.ui.preauthorizeApiKey("bearer", token);
 
   window.ui = SwaggerUIBundle({
@@ -17,12 +18,12 @@ window.onload = () => {
     ],
     deepLinking: true,
     layout: "StandaloneLayout",
-    // Else the page would tell an outside service where our description is.
+    // Otherwise the page would send the address of our description to an external service.
     validatorUrl: "none",
     presets: [SwaggerUIBundle.presets.apis, SwaggerUIStandalonePreset],
     plugins: [
       SwaggerUIBundle.plugins.DownloadUrl,
-      // What "Authorize" is given holds in the next document too, and what it is told to forget does not come back.
+      // Keeps the token given to "Authorize" for the next document, and forgets it on logout.
       () => ({
         statePlugins: {
           auth: {
@@ -50,7 +51,7 @@ window.onload = () => {
       }
       return response;
     },
-    // A change of the document forgets who the caller was.
+    // Swagger UI forgets the authorization when the document changes.
     onComplete: show,
   });
 };

@@ -1,6 +1,6 @@
-//! The page to read the descriptions with, and to try them out: Swagger UI's own files, but for the one that sets it up.
-//! That one is ours (`swagger-initializer.js`), since the library's knows nothing of tokens. All are compressed when the
-//! program is built (`build.rs`).
+//! Swagger UI, the page for reading the descriptions and trying them out. Its files are the library's own,
+//! except `swagger-initializer.js`: the library's version does not handle tokens. All files are compressed at
+//! build time (`build.rs`).
 
 use std::sync::Arc;
 
@@ -16,13 +16,13 @@ use super::super::pipeline::{OpenCall, tail};
 use super::super::problem::Failure;
 use super::super::{AppState, reply, security};
 
-/// A name, a media type, and the file as it is, in brotli and in gzip.
+/// Name, media type, and content: uncompressed, brotli, and gzip.
 type File = (&'static str, &'static str, &'static [u8], &'static [u8], &'static [u8]);
 
 static FILES: [File; 8] = include!(concat!(env!("OUT_DIR"), "/swagger_ui.rs"));
 
-/// Leads to the page that shows the interface.
-// The page's own links are relative to the path with the slash.
+/// Redirects to the Swagger UI page.
+// The links of the page are relative to the path with the slash.
 #[utoipa::path(get, path = "/swagger-ui", operation_id = "swaggerRedirect", tag = "documentation",
     responses((status = 308, description = "To the path with the slash.",
         headers(("Location", description = "`/swagger-ui/`")))))]
@@ -32,14 +32,14 @@ pub(in crate::http) async fn redirect(_: Arc<AppState>, _: OpenCall) -> Result<R
     Ok(response)
 }
 
-/// A page to read the descriptions with, and to try them out.
+/// Returns the Swagger UI page, for reading the descriptions and trying them out.
 #[utoipa::path(get, path = "/swagger-ui/", operation_id = "swagger", tag = "documentation",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html")))]
 pub(in crate::http) async fn page(app: Arc<AppState>, call: OpenCall) -> Result<Response, Failure> {
     file(app, call).await
 }
 
-/// The files of the page.
+/// Returns a file of the Swagger UI page.
 #[utoipa::path(get, path = "/swagger-ui/{file}", operation_id = "swaggerFile", tag = "documentation",
     params(("file" = String, Path, description = "Its name.", example = "swagger-ui.css")),
     responses((status = 200, description = "The file.", content(
@@ -54,11 +54,11 @@ pub(in crate::http) async fn file(_: Arc<AppState>, call: OpenCall) -> Result<Re
     Ok(response)
 }
 
-/// The file of that name; without one, the page.
+/// Returns the file `name`, or the page if the name is empty.
 fn named(name: &str) -> Option<Document> {
     let name = if name.is_empty() { "index.html" } else { name };
     let (_, media_type, plain, brotli, gzip) = FILES.iter().find(|(known, ..)| *known == name)?;
-    // What does not get smaller is a picture.
+    // Files that do not shrink, such as pictures, are sent uncompressed.
     let smaller = |packed: &'static [u8]| (packed.len() < plain.len()).then(|| Bytes::from_static(packed));
     Some(Document {
         media_type,
@@ -80,7 +80,7 @@ mod tests {
         String::from_utf8(document.plain.to_vec()).expect("UTF-8")
     }
 
-    /// The policy of the page lets nothing else run.
+    /// The content security policy of the page allows no other scripts.
     #[test]
     fn the_page_runs_its_own_files_alone() {
         let page = text("index.html");

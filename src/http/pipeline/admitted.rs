@@ -1,9 +1,9 @@
-//! The place of a request among those that are worked on.
+//! The slot of a request among the requests in flight.
 
 use metrics::Gauge;
 use tokio::sync::OwnedSemaphorePermit;
 
-/// The place of one request, which it leaves also if it is dropped unfinished.
+/// The slot of one request. Dropping it frees the slot, so an unfinished request frees it too.
 pub(super) struct Admitted {
     _permit: OwnedSemaphorePermit,
     in_flight: Gauge,

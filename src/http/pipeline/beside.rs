@@ -1,4 +1,4 @@
-//! What is answered beside the endpoints: requests that none of them takes, and OPTIONS.
+//! Responses outside the endpoints: refusals of unknown routes and methods, and OPTIONS.
 
 use axum::extract::Request;
 use axum::response::Response;
@@ -14,23 +14,23 @@ use crate::http::{body, message, reply};
 /// The methods of a route.
 #[derive(Clone)]
 pub(super) struct Methods {
-    /// As `Allow` has them.
+    /// The `Allow` value.
     pub(super) allow: HeaderValue,
-    /// The media type of a patch, where PATCH is one of them (RFC 5789, section 3.1).
+    /// Media type of a patch, if PATCH is one of the methods (RFC 5789, section 3.1).
     pub(super) patches: Option<&'static str>,
 }
 
-/// How what no endpoint takes is refused.
+/// Response to a request that no endpoint accepts.
 pub(super) struct Refusal {
     pub(super) code: ErrorCode,
     pub(super) detail: &'static str,
-    /// The methods there are.
+    /// The allowed methods, if the route exists.
     pub(super) allow: Option<HeaderValue>,
     pub(super) meter: Meter,
 }
 
 impl<S: Send + Sync + 'static> Edge<S> {
-    /// Refuses what no endpoint takes.
+    /// Refuses a request that no endpoint accepts.
     pub(super) async fn refuse(&self, refusal: &Refusal, request: Request) -> Response {
         let exchange = self.frame.begin(request.headers(), self.clock.mono());
         let (parts, incoming) = request.into_parts();
@@ -46,7 +46,7 @@ impl<S: Send + Sync + 'static> Edge<S> {
         response
     }
 
-    /// Answers OPTIONS (RFC 9110, section 9.3.7), with the `methods` of what was asked about.
+    /// Answers OPTIONS (RFC 9110, section 9.3.7) with the `methods` of the requested route.
     pub(super) async fn options(&self, methods: &Methods, meter: &Meter, request: Request) -> Response {
         let exchange = self.frame.begin(request.headers(), self.clock.mono());
         let (parts, incoming) = request.into_parts();

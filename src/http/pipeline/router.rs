@@ -1,4 +1,4 @@
-//! The router out of the table of endpoints, with what is said where there is none.
+//! Builds the router from the table of endpoints, with the responses for unknown routes and methods.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use super::{Edge, Endpoint, Methods, Refusal, Verb};
 use crate::error::ErrorCode;
 use crate::http::observe::Meter;
 
-/// The router of `endpoints`, with 404 and 405 for everything else.
+/// Returns the router of `endpoints`, with 404 and 405 for everything else.
 pub(in crate::http) fn router<S: Send + Sync + 'static>(
     edge: &Arc<Edge<S>>,
     endpoints: &'static [Endpoint<S>],
@@ -22,7 +22,7 @@ pub(in crate::http) fn router<S: Send + Sync + 'static>(
     router_of_part(edge, endpoints, "There is no such route")
 }
 
-/// As `router`; `unmatched` says what to do about a route that is not there.
+/// Like `router`; `unmatched` is the detail of the 404 for an unknown route.
 pub(in crate::http) fn router_of_part<S: Send + Sync + 'static>(
     edge: &Arc<Edge<S>>,
     endpoints: &'static [Endpoint<S>],
@@ -62,7 +62,7 @@ pub(in crate::http) fn router_of_part<S: Send + Sync + 'static>(
     router.fallback(of_no_route(edge, of_server, unmatched)).with_state(())
 }
 
-/// What a request of no route is answered with. `OPTIONS *` is about the server as a whole.
+/// Returns the handler for requests without a route. `OPTIONS *` asks about the server as a whole.
 fn of_no_route<S: Send + Sync + 'static>(
     edge: &Arc<Edge<S>>,
     of_server: HeaderValue,
@@ -81,7 +81,7 @@ fn of_no_route<S: Send + Sync + 'static>(
     }
 }
 
-/// The methods of a route with these verbs, as `Allow` has them.
+/// Returns the `Allow` value of a route with these verbs.
 fn allow(verbs: impl Iterator<Item = Verb>) -> HeaderValue {
     let mut methods: Vec<&'static str> = verbs.map(Verb::as_str).chain([Method::OPTIONS.as_str()]).collect();
     methods.sort_unstable();

@@ -1,11 +1,11 @@
-//! Connections: their limits, and how they end.
+//! Tests of connection limits, and of how connections end.
 
 use super::*;
 
 const OPEN: &str = "GET /open HTTP/1.1\r\nhost: x\r\n\r\n";
 const OPEN_AND_CLOSE: &str = "GET /open HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
 
-/// Reads one head (these answers have no body).
+/// Reads one response head; these responses have no body.
 async fn read_head(connection: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -60,7 +60,7 @@ async fn beyond_the_cap_connections_wait() {
     bench.until("the first is held", |s| s.held.load(Ordering::SeqCst) == 1).await;
     let mut second = TcpStream::connect(bench.address).await.expect("the kernel takes it");
     second.write_all(b"GET /hold HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.expect("sent");
-    // However long we would wait, the second is not served while the first is there.
+    // However long the wait, the second is not served while the first is open.
     let early = tokio::time::timeout(Duration::from_millis(100), second.read_u8()).await;
     assert!(early.is_err());
     assert_eq!(bench.switches.held.load(Ordering::SeqCst), 1);
@@ -72,13 +72,13 @@ async fn beyond_the_cap_connections_wait() {
 #[tokio::test]
 async fn the_kernels_queue_is_as_long_as_it_is_told() {
     let listener = Listener::bind(Settings { queued_connections_max: 4, ..settings() }).await.expect("bound");
-    // Nobody takes them. Linux lets one more in than it was told.
+    // No task accepts these connections. Linux lets in one more than the configured length.
     let mut queued = Vec::new();
     for _ in 0..=4 {
         let connected = tokio::time::timeout(PATIENCE, TcpStream::connect(listener.local_addr())).await;
         queued.push(connected.expect("there is room").expect("connected"));
     }
-    // A first packet that was not heard is sent again after a second.
+    // The kernel repeats an unanswered SYN after a second, so the attempt does not finish earlier.
     let beyond =
         tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(listener.local_addr())).await;
     assert!(beyond.is_err(), "there is no room: {beyond:?}");
@@ -136,7 +136,7 @@ async fn who_asks_over_an_idle_connection_while_the_node_stops_is_answered() {
 async fn who_has_connected_before_the_end_is_answered() {
     let bench = Bench::start(settings()).await;
     let connect = || {
-        // Without a chance for the server to run in between.
+        // Blocking calls, so that the server cannot run in between.
         let mut stream = std::net::TcpStream::connect(bench.address).expect("the kernel takes it");
         std::io::Write::write_all(&mut stream, OPEN.as_bytes()).expect("sent");
         stream.set_nonblocking(true).expect("set");

@@ -1,4 +1,4 @@
-//! What stands around every answer: ids, headers for browsers, OPTIONS, quotas, other origins, compression.
+//! Tests of the headers of every response: ids, security headers, OPTIONS, quotas, CORS, compression.
 
 use std::io::Read;
 
@@ -109,7 +109,7 @@ async fn a_subject_may_ask_so_often_and_is_told() {
     assert!(text(refused.headers(), "ratelimit").is_some_and(|told| told.starts_with("\"subject\";r=0;t=")));
     let problem: serde_json::Value = refused.json().await.expect("JSON");
     assert_eq!(problem["code"], "RATE_LIMITED");
-    // Who is not known has no quota, and takes none of anybody else's.
+    // An unauthenticated caller has no quota, and uses nobody else's.
     for path in ["/open", "/exempt"] {
         let open = sent(ask(path)).await;
         assert_eq!(
@@ -158,7 +158,7 @@ async fn pages_of_other_origins_ask_only_if_they_are_named() {
             "{stranger}"
         );
     }
-    // Answers, failures too, may be read by the page; who asks without an origin is told nothing of it.
+    // The page may read responses, including failures. A request without an origin gets no CORS permission.
     for (path, status) in [("/open", 200), ("/named/1", 401), ("/nothing", 404)] {
         let answer = sent(client.get(bench.url(path)).header("origin", PAGE)).await;
         assert_eq!(answer.status().as_u16(), status);
@@ -208,7 +208,7 @@ async fn long_answers_are_compressed_for_who_takes_it() {
         let answer = get("/long", coding).await;
         assert_eq!(text(answer.headers(), "content-encoding"), chosen, "{coding}");
     }
-    // HEAD is GET without the body, here too.
+    // HEAD returns the headers of GET without the body, here too.
     let head = ask(Method::HEAD, "/long", "gzip").await;
     assert_eq!(text(head.headers(), "content-encoding"), Some("gzip"));
     assert_eq!(text(head.headers(), "content-length"), Some(&*gzip.len().to_string()));

@@ -1,18 +1,18 @@
-//! Peers that mean harm: slow by the hundred, with heads that do not end, and with messages that two readers would
-//! take for different ones.
+//! Tests with hostile peers: hundreds of slow connections, heads that never end, and messages that two
+//! parsers would understand differently.
 
 use super::*;
 
 const ASK: &str = "GET /open HTTP/1.1\r\nhost: x\r\n\r\n";
 
-/// A connection that has sent a part of something, and says no more.
+/// Opens a connection that sends `part` of a request, and nothing more.
 async fn slow(bench: &Bench, part: &str) -> TcpStream {
     let mut connection = TcpStream::connect(bench.address).await.expect("connected");
     connection.write_all(part.as_bytes()).await.expect("sent");
     connection
 }
 
-/// One answer without a body.
+/// Reads one response without a body.
 async fn answer(connection: &mut TcpStream) -> String {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -22,7 +22,7 @@ async fn answer(connection: &mut TcpStream) -> String {
     String::from_utf8(head).expect("ASCII")
 }
 
-/// Long before anything of this, the head's time limit would be up.
+/// The head time limit is far longer than the test, so that it closes no connection.
 fn crowded(connections_max: usize) -> Settings {
     Settings { connections_max, waiting_grace_ms: 200, header_timeout_ms: 600_000, ..settings() }
 }
@@ -33,7 +33,7 @@ async fn slow_connections_make_room_for_those_that_ask() {
     let bench = Bench::start(crowded(PLACES)).await;
     let mut steady = slow(&bench, ASK).await;
     answer(&mut steady).await;
-    // One in use, which must never be ended.
+    // A connection in use, which must never be closed.
     let stop = CancellationToken::new();
     let until = stop.clone();
     let steady = tokio::spawn(async move {
@@ -53,13 +53,13 @@ async fn slow_connections_make_room_for_those_that_ask() {
         for _ in 0..PLACES {
             others.push(slow(&bench, part).await);
         }
-        // A new one is taken all the same, when those before it have had their grace.
+        // A new connection is accepted nevertheless, once the earlier ones have had their grace period.
         let mut fresh = slow(&bench, ASK).await;
         assert!(answer(&mut fresh).await.starts_with("HTTP/1.1 200 "));
     }
     stop.cancel();
     assert!(steady.await.expect("it was never ended") > 0);
-    // Those that are still there have places; all the rest were ended.
+    // The remaining connections hold slots; all others were closed.
     let mut ended = 0;
     for mut connection in others {
         let rest =
@@ -76,7 +76,7 @@ async fn nobody_is_ended_while_being_answered_or_within_the_grace() {
     let mut read = slow(&bench, "GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     bench.until("one is held", |s| s.held.load(Ordering::SeqCst) == 1).await;
     read.read_u8().await.expect("its answer has begun");
-    // Both places are in use, and stay so for several graces.
+    // Both slots stay in use for several grace periods.
     let mut third = slow(&bench, ASK).await;
     assert!(tokio::time::timeout(Duration::from_millis(600), third.read_u8()).await.is_err());
     bench.switches.gate.add_permits(1);
@@ -108,7 +108,7 @@ async fn heads_over_the_limit_are_refused_however_they_come() {
         format!("GET /open HTTP/1.1\r\nhost: x\r\n{long}: x\r\n\r\n"),
         format!("{long} /open HTTP/1.1\r\nhost: x\r\n\r\n"),
         format!("GET /open HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(1000)),
-        // It does not even end.
+        // This head does not even end.
         format!("GET /open HTTP/1.1\r\nhost: x\r\nx: {long}{long}"),
     ] {
         let answer = bench.raw(&head).await;
@@ -118,7 +118,8 @@ async fn heads_over_the_limit_are_refused_however_they_come() {
     }
 }
 
-/// Requests that one reader may take for one, and another for two. The second, `/hold`, must never be seen.
+/// Messages that one parser may read as one request and another as two. The second, `/hold`, must never be
+/// processed.
 #[tokio::test]
 async fn no_message_is_taken_for_two() {
     let bench = Bench::start(Settings { header_timeout_ms: 200, ..settings() }).await;
@@ -129,10 +130,11 @@ async fn no_message_is_taken_for_two() {
     };
     let chunked = format!("0\r\n\r\n{hidden}");
     for message in [
-        // Both lengths, in either order: the request that follows for one of the readers is not taken up.
+        // Both length fields, in either order: the bytes that are a second request for one parser are not
+        // processed.
         post(&format!("content-length: {}\r\ntransfer-encoding: chunked", chunked.len()), &chunked),
         post(&format!("transfer-encoding: chunked\r\ncontent-length: {}", chunked.len()), &chunked),
-        // Several lengths, and what is no length.
+        // Several lengths, and invalid lengths.
         post(&format!("content-length: 0\r\ncontent-length: {length}"), hidden),
         post(&format!("content-length: {length}\r\ncontent-length: 0"), hidden),
         post("content-length: 0, 33", hidden),
@@ -142,7 +144,7 @@ async fn no_message_is_taken_for_two() {
         post("content-length: 00 0", hidden),
         post("content-length: 99999999999999999999999999", hidden),
         post("content-length : 0", hidden),
-        // Codings of which chunked is not the last, hidden ones, and those of older versions.
+        // Codings with chunked not last, hidden codings, and codings in an older protocol version.
         post("transfer-encoding: xchunked", &chunked),
         post("transfer-encoding: chunked, identity", &chunked),
         post("transfer-encoding: identity", &chunked),
@@ -151,12 +153,12 @@ async fn no_message_is_taken_for_two() {
         post("x: y\rtransfer-encoding: chunked", &chunked),
         post("transfer-encoding: chunked\r\ntransfer-encoding: cow", &chunked),
         post("transfer-encoding: chunked", &chunked).replace("HTTP/1.1", "HTTP/1.0"),
-        // Sizes of chunks that are none.
+        // Invalid chunk sizes.
         post("transfer-encoding: chunked", &format!("0x0\r\n\r\n{hidden}")),
         post("transfer-encoding: chunked", &format!("-0\r\n\r\n{hidden}")),
         post("transfer-encoding: chunked", &format!("FFFFFFFFFFFFFFFFFF\r\n\r\n{hidden}")),
         post("transfer-encoding: chunked", &format!("1\r\nab\r\n0\r\n\r\n{hidden}")),
-        // Fields that fold, and names with a space or a NUL.
+        // Folded fields, and field names with a space or a NUL.
         post("x: 1\r\n content-length: 0", hidden),
         post("content-length\0: 0", hidden),
         format!("GET /open HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{hidden}"),

@@ -1,8 +1,10 @@
-//! Messages that hyper lets pass and that RFC 9110 and 9112 tell servers to refuse, and what answers must not say.
+//! Tests of messages that hyper accepts but RFC 9110 and 9112 require servers to refuse, and of what
+//! responses must not say.
 
 use super::*;
 
-/// A request of `line` with these `fields`, and what comes back until the connection ends.
+/// Sends a request with the request line `line` and these `fields`, and returns everything until the
+/// connection ends.
 async fn told(bench: &Bench, line: &str, fields: &str) -> String {
     bench.raw(&format!("{line}\r\n{fields}connection: close\r\n\r\n")).await
 }
@@ -79,7 +81,7 @@ async fn an_answer_before_the_end_of_the_body_ends_the_connection() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path} {fields}: {answer}");
         assert!(answer.contains("connection: close\r\n"), "{path} {fields}: {answer}");
     }
-    // A refusal whose body has come whole ends nothing.
+    // A refusal does not close the connection if the body has arrived whole.
     let mut connection = TcpStream::connect(bench.address).await.expect("connected");
     for _ in 0..2 {
         let refused = "POST /named/1 HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}";

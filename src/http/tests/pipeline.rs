@@ -1,4 +1,4 @@
-//! What a request is answered with.
+//! Tests of the responses of the pipeline.
 
 use metrics_exporter_prometheus::PrometheusBuilder;
 use reqwest::{Client, Method, StatusCode};
@@ -90,7 +90,7 @@ async fn bodies_have_a_limit_and_a_type() {
     problem(post("x".repeat(1025).into(), "application/json").await, 413, "PAYLOAD_TOO_LARGE").await;
     problem(post("x".repeat(1025).into(), "text/plain").await, 413, "PAYLOAD_TOO_LARGE").await;
     problem(post("{}".into(), "text/plain").await, 415, "UNSUPPORTED_MEDIA_TYPE").await;
-    // The caller still sends when it is refused, and must be able to read why.
+    // The client is still sending when it is refused, and must be able to read the response.
     for _ in 0..20 {
         problem(post("x".repeat(500_000).into(), "application/json").await, 413, "PAYLOAD_TOO_LARGE").await;
     }
@@ -103,7 +103,7 @@ async fn bodies_have_a_limit_and_a_type() {
         format!("{head}transfer-encoding: chunked\r\n\r\n3e8\r\n{chunk}\r\n3e8\r\n{chunk}\r\n0\r\n\r\n");
     let answer = bench.raw(&chunked).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    // Whoever asks before sending is told at once.
+    // A client that asks before it sends is refused at once.
     let asking = format!("{head}content-length: 2000\r\nexpect: 100-continue\r\n\r\n");
     let answer = bench.raw(&asking).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -152,7 +152,7 @@ async fn slow_senders_take_no_place_from_others() {
         let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{token}content-type: application/json\r\n");
         let rest = "content-length: 9\r\nexpect: 100-continue\r\n\r\n";
         sender.write_all((head + rest).as_bytes()).await.expect("sent");
-        // The server asks for the body: it has taken up the request, and waits.
+        // The server asks for the body, so it has accepted the request and waits.
         let mut asked = [0; 12];
         tokio::time::timeout(PATIENCE, sender.read_exact(&mut asked)).await.expect("asked").expect("open");
         assert_eq!(&asked, b"HTTP/1.1 100");
@@ -228,7 +228,7 @@ async fn each_request_leaves_one_line_without_what_was_sent() {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt().json().with_writer(lines.clone()).finish();
     let bench = Bench::start(settings()).await;
-    // The runtime of this test has this one thread: its subscriber sees the server.
+    // The runtime of this test has one thread, so the subscriber sees the server.
     let _listening = listen(subscriber);
     let client = Client::new();
     let named = client.post(bench.url("/named/canary-path?canary=query")).bearer_auth(&bench.token);

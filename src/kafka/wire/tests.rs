@@ -1,4 +1,4 @@
-//! The form on the wire is pinned by bytes: a fixture is never changed, only added to.
+//! Fixtures pin the bytes of the wire format. Fixtures are only added, never changed.
 
 use std::path::PathBuf;
 

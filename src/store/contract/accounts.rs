@@ -147,7 +147,7 @@ pub(super) async fn an_administrator_is_judged_again_and_one_is_always_left(stor
     assert_eq!(store.add_user(&user("e@example.com"), &ChangedBy::SetUp).await, Ok(UserAdded::Taken));
 }
 
-/// Each ADMIN disables the next one, all at once.
+/// Each ADMIN disables the next one, all concurrently.
 pub(super) async fn administrators_who_disable_each_other_at_once_leave_one(store: Arc<dyn Store>) {
     for round in 0..20 {
         let emails: Vec<String> = (0..4).map(|n| format!("{round}-{n}@example.com")).collect();
@@ -169,7 +169,7 @@ pub(super) async fn administrators_who_disable_each_other_at_once_leave_one(stor
             left.extend((!user.disabled).then_some(user.email));
         }
         assert!(!left.is_empty(), "round {round}");
-        // The next round begins without them.
+        // The next round starts without them.
         for email in &left {
             let disable = UserChange { disabled: Some(true), ..UserChange::default() };
             store.change_user(email, &disable, &ChangedBy::Operator, Timestamp(5)).await.expect("disabled");
@@ -194,7 +194,7 @@ pub(super) async fn of_set_ups_at_once_one_adds_the_first_user(store: Arc<dyn St
 pub(super) async fn a_store_answers_a_ping(store: Arc<dyn Store>) {
     let before = SystemClock.now();
     let told = store.ping().await.expect("an answer");
-    // A server of one's own choosing may have another clock.
+    // A server that the user chose may have another clock.
     let off_us = (told.0 - before.0).abs();
     assert!(off_us < 60_000_000 || std::env::var_os("HYGEIA_TEST_POSTGRES").is_some(), "{off_us}");
     store.close().await;

@@ -1,4 +1,4 @@
-//! The access audit: batches come back as they were, in order, and are found by their terms.
+//! The access audit: batches are read back unchanged and in order, and are found by their terms.
 
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(super) async fn batches_come_back_in_order(store: Arc<dyn Store>) {
     assert_eq!(places(&heads), [(3, 4, [4; 32]), (2, 4, [4; 32])]);
     let rest = store.audit_heads(Some(heads[1].chain), 2).await.expect("an answer");
     assert_eq!(places(&rest), [(1, 4, [4; 32])]);
-    // What no writer makes is refused.
+    // Chains and positions that no writer creates are refused.
     let real = batch(4, 0, &[1]);
     for odd in [
         AuditBatch { chain: Uuid::max(), ..real.clone() },
@@ -85,7 +85,7 @@ pub(super) async fn batches_are_found_by_terms_and_time(store: Arc<dyn Store>) {
     assert_eq!(search(&[1], 0, AuditPosition { seq: 2, ..until }, 100).await, [2, 1, 0]);
 }
 
-/// In whatever order they came, and wherever a page ends.
+/// Batches of one moment are listed in order, whatever the order of insertion and the page size.
 pub(super) async fn batches_of_one_moment_come_in_their_order(store: Arc<dyn Store>) {
     for (chain, at) in [(3, 5), (1, 5), (9, 4), (4, 5), (2, 5), (1, 6), (5, 5)] {
         let seq = if at == 6 { 1 } else { 0 };
@@ -111,10 +111,11 @@ pub(super) async fn batches_of_one_moment_come_in_their_order(store: Arc<dyn Sto
 
 const YOUNGEST: AuditPosition = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
 
-/// Of many rows one is found, by calls that each look at a bounded number of rows; and all of a common term in order.
+/// One row among many is found by calls that each scan a bounded number of rows. All rows of a common term
+/// are found in order.
 pub(super) async fn a_rare_term_is_found_by_bounded_steps(store: Arc<dyn Store>) {
     const ROWS: i64 = 2_600;
-    // Three months, so that a search goes from one to the next.
+    // Three months, so that a search crosses from one to the next.
     let at = |seq: i64| Timestamp(1_700_000_000_000_000 + seq * 3_000_000_000);
     for seq in 0..ROWS {
         let terms: &[i32] = if seq == 7 { &[1, 99] } else { &[1] };
@@ -153,7 +154,7 @@ fn anchor(chain: u128, seq: i64) -> AuditAnchor {
     }
 }
 
-/// Three chains: two with rows before and after the moment that this answers with, one with rows before it alone.
+/// Adds three chains and returns a time: two chains have rows before and after it, one only before it.
 async fn two_months(store: &Arc<dyn Store>) -> Timestamp {
     let now = store.ping().await.expect("a clock");
     let month_ahead = Timestamp(now.0 + 32 * 86_400_000_000);
@@ -190,22 +191,22 @@ pub(super) async fn what_was_archived_is_taken_away_behind_its_anchors(store: Ar
     assert_eq!(store.audit_anchors(after, 2).await.expect("an answer"), anchors[2..]);
     let search = AuditSearch { terms: vec![1], from: Timestamp(0), until: YOUNGEST, limit_rows: 100 };
     assert_eq!(store.search_audit(&search).await.expect("an answer").batches.len(), 4);
-    // An older anchor does not take the place of a newer one.
+    // An older anchor does not replace a newer one.
     store.remove_audit(end, &[anchor(1, 1)]).await.expect("nothing to do");
     assert_eq!(store.audit_anchors(None, 1).await.expect("an answer"), anchors[..1]);
-    // Rows are added as before, also such as belong to a month that is gone.
+    // Rows can still be added, also for a month that was removed.
     for at in [end.0 - 1, end.0 + 9] {
         let row = AuditBatch { at: Timestamp(at), ..batch(3, at - end.0 + 6, &[1]) };
         store.append_audit(&row).await.expect("added");
     }
     assert_eq!(store.search_audit(&search).await.expect("an answer").batches.len(), 6);
-    // And are archived in their turn.
+    // These rows can be archived in turn.
     let all = [anchor(1, 2), anchor(2, 2), anchor(3, 5)];
     store.remove_audit(end, &all).await.expect("taken away");
     assert_eq!(rows_left(&store).await, [(1, 3), (1, 4), (2, 3), (2, 4), (3, 15)]);
 }
 
-/// Where everything before a moment goes at once, nothing goes if a row would be lost.
+/// Where everything before a time is removed at once, nothing is removed if an unarchived row would be lost.
 pub(super) async fn a_row_behind_no_anchor_is_not_taken_away(store: Arc<dyn Store>) {
     let end = two_months(&store).await;
     let before = rows_left(&store).await;
@@ -239,7 +240,7 @@ pub(super) async fn what_is_committed_is_audited_with_it(store: Arc<dyn Store>) 
     let there = async |chain: u128| {
         !store.audit_batches(Uuid::from_u128(chain), 0, 1).await.expect("an answer").is_empty()
     };
-    // One registration, and several: two statements in PostgreSQL.
+    // A single registration and several: PostgreSQL has a statement for each.
     let alone = [region.register(1, "one@example.com")];
     let several = [region.register(2, "two@example.com"), region.register(3, "three@example.com")];
     for (chain, rows) in [(1, &alone[..]), (2, &several[..])] {
@@ -248,12 +249,12 @@ pub(super) async fn what_is_committed_is_audited_with_it(store: Arc<dyn Store>) 
         assert!(outcomes.iter().all(|outcome| *outcome == AppendOutcome::Committed));
         assert!(there(chain).await);
     }
-    // All refused: that it was tried stays.
+    // All rows are refused; the audit batch stays.
     let refused = [region.register(4, "one@example.com")];
     let outcomes = store.commit_patients_audited(&refused, Some(&batch(3, 0, &[9]))).await.expect("outcomes");
     assert_eq!(outcomes, [AppendOutcome::EmailTaken]);
     assert!(there(3).await);
-    // The place is taken: nothing is committed without its audit.
+    // The audit's position is taken: no row is committed without its audit.
     let unaudited = [region.register(5, "five@example.com"), region.register(6, "six@example.com")];
     for rows in [&unaudited[..], &unaudited[..1]] {
         let outcomes = store.commit_patients_audited(rows, Some(&batch(3, 0, &[9]))).await;

@@ -1,4 +1,4 @@
-//! Rows that a newer program has written, or that are damaged.
+//! Rows of a newer version of the program, and damaged rows.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::domain::event::OutboxEvent;
 use crate::domain::time::Timestamp;
 use crate::store::{OutboxRead, OutboxRows, ParkRow, Queue, Store, UnreadableRow};
 
-/// A session of the database beside the store.
+/// A database session beside the store.
 enum Beside {
     Sqlite(SqliteConnection),
     Postgres(PgConnection),
@@ -49,7 +49,7 @@ async fn read(store: &Arc<dyn Store>, known: &[i64], limit_rows: u32) -> OutboxR
     store.read_unpublished(read).await.expect("rows")
 }
 
-/// These rows, parked for longer than the test takes.
+/// Parks `rows` for longer than the test takes.
 fn parked(rows: &[UnreadableRow]) -> Vec<ParkRow> {
     let park = |row: &UnreadableRow| ParkRow {
         seq: row.seq,
@@ -72,7 +72,7 @@ async fn an_unreadable_event_holds_back_its_patient_alone(store: Arc<dyn Store>,
     region.registered(2, "two@example.com").await;
     region.done(region.delete(&one)).await;
     region.registered(3, "three@example.com").await;
-    // The second event of the first patient and the registration of the second.
+    // Damages the second event of the first patient, and the registration of the second.
     beside.run("UPDATE patient_events SET kind = 99 WHERE version = 2").await;
     let damage = "UPDATE patient_events SET body = '{\"name\": \"canary\"' WHERE version = 1 AND seq =
                   (SELECT max(seq) FROM patient_events WHERE version = 1 AND seq <
@@ -83,7 +83,7 @@ async fn an_unreadable_event_holds_back_its_patient_alone(store: Arc<dyn Store>,
     assert_eq!(names(&read.events), [(1, 1), (3, 1)], "version 3 of patient 1 waits for version 2");
     assert_eq!(unreadable(&read.unreadable), [(1, 2), (2, 1)]);
     assert!(!read.full);
-    // What cannot be read does not hide what can.
+    // Unreadable rows do not hide readable ones.
     let first = read.events[0].seq;
     let narrow = self::read(&store, &[first], 2).await;
     assert!(narrow.events.is_empty() && narrow.full);
@@ -99,7 +99,7 @@ async fn an_unreadable_event_holds_back_its_patient_alone(store: Arc<dyn Store>,
     let owed = store.unbilled(Timestamp(NOW), 2).await.expect("rows");
     assert_eq!((names(&owed.events), owed.unreadable.len()), (vec![(1, 1), (3, 1)], 0));
 
-    // Once its time has come and it can be read it comes in its place.
+    // Once it is due and readable, the row is returned in its place.
     beside.run("UPDATE patient_events SET kind = 2 WHERE kind = 99").await;
     beside.run("UPDATE outbox_parked SET retry_at = 5 WHERE seq < 3").await;
     let read = self::read(&store, &[], 10).await;

@@ -54,7 +54,7 @@ pub(super) async fn a_taker_learns_who_holds_what_it_did_not_get(store: Arc<dyn 
     let owners: Vec<_> = taken.others.iter().map(|other| (other.shard, &*other.owner, other.ttl)).collect();
     assert_eq!(owners, [(0, "a#1", minute), (2, "b#1", hour)]);
     assert_eq!(others(&store, "c#1").await, taken.others, "a look tells the same");
-    // One's own is taken anew, not told of.
+    // A taker's own lease is taken again, not listed among the others.
     let again = take(&store, &[1], "c#1", LONG).await;
     assert_eq!(again[0].epoch.0, taken.leases[0].epoch.0 + 1);
 }
@@ -65,7 +65,7 @@ async fn others(store: &Arc<dyn Store>, owner: &str) -> Vec<OthersLease> {
     others
 }
 
-/// Shard 1 as somebody takes it who has seen it lapse after `mark`.
+/// Takes shard 1 as a node that saw the lease lapse after `mark`.
 async fn take_after(store: &Arc<dyn Store>, owner: &str, mark: LeaseMark) -> Taken {
     let wanted = [Wanted { shard: 1, lapsed: Some(mark) }];
     store.take(Kind::Patient, &wanted, owner, LONG).await.expect("an answer")
@@ -76,7 +76,7 @@ pub(super) async fn a_lease_that_was_not_released_is_taken_after_its_last_renewa
 ) {
     let held = take(&store, &[1], "a#1", Duration::from_micros(1)).await;
     sleep_until_expired(&store).await;
-    // That it should have run out by the database's clock says nothing: that clock may have stepped.
+    // Expiry by the database's clock does not matter, because that clock may have stepped.
     let seen = others(&store, "b#1").await[0].mark;
     assert_eq!(seen.epoch, held[0].epoch);
     assert!(take(&store, &[1], "b#1", LONG).await.is_empty());
@@ -102,7 +102,7 @@ pub(super) async fn a_lease_that_was_not_released_is_taken_after_its_last_renewa
 pub(super) async fn no_renewal_looks_like_another(store: Arc<dyn Store>) {
     let mut held = take(&store, &[1], "a#1", LONG).await;
     let mut marks = vec![others(&store, "b#1").await[0].mark];
-    // As if the clock stepped to and fro between renewals.
+    // The expiry moves back and forth, as if the clock stepped between renewals.
     for ttl in [LONG, Duration::from_micros(1), Duration::from_micros(1), LONG * 2, LONG, LONG / 2] {
         store.renew(Kind::Patient, &held, "a#1", ttl).await.expect("an answer");
         marks.push(others(&store, "b#1").await[0].mark);
@@ -134,7 +134,7 @@ pub(super) async fn a_new_epoch_is_had_once_and_by_its_holder_alone(store: Arc<d
     let region = Region { held: next.clone(), ..region };
     assert_eq!(region.commit(&region.register(1, "one@example.com")).await, Committed);
 
-    // Somebody else has had one of them meanwhile; whoever has it now, it is not raised.
+    // Another owner has held one of the leases meanwhile. It is not raised, whoever holds it now.
     store
         .release(Kind::Patient, &next[usize::from(shard)..=usize::from(shard)], region.owner)
         .await
@@ -150,10 +150,10 @@ pub(super) async fn a_new_epoch_is_had_once_and_by_its_holder_alone(store: Arc<d
 
 pub(super) async fn a_released_lease_is_free(store: Arc<dyn Store>) {
     let first = take(&store, &ALL, "a#1", LONG).await;
-    // Another's lease is not released by this.
+    // A release by another owner has no effect.
     store.release(Kind::Patient, &first, "b#1").await.expect("an answer");
     assert!(take(&store, &ALL, "b#1", LONG).await.is_empty());
-    // Nor one of another epoch.
+    // A release under another epoch has no effect.
     let stale = [TakenLease { shard: 0, epoch: Epoch(first[0].epoch.0 - 1) }];
     store.release(Kind::Patient, &stale, "a#1").await.expect("an answer");
     assert!(take(&store, &[0], "b#1", LONG).await.is_empty());
@@ -170,13 +170,13 @@ pub(super) async fn a_released_lease_is_free(store: Arc<dyn Store>) {
 pub(super) async fn renewal_keeps_the_epoch(store: Arc<dyn Store>) {
     let held = take(&store, &ALL, "a#1", Duration::from_millis(1)).await;
     sleep_until_expired(&store).await;
-    // Run out, but nobody has had it: it goes on.
+    // The lease has expired, but no other owner has taken it, so it is renewed.
     let mut renewed = store.renew(Kind::Patient, &held, "a#1", LONG).await.expect("an answer");
     renewed.sort_unstable();
     assert_eq!(renewed, ALL);
     let rows = store.leases(Kind::Patient).await.expect("rows");
     assert!(rows.iter().zip(&held).all(|(row, held)| row.epoch == held.epoch && !row.expired));
-    // Of what is held under another epoch or by another owner nothing is renewed.
+    // A lease under another epoch or of another owner is not renewed.
     let mixed = [held[0], TakenLease { shard: 1, epoch: Epoch(held[1].epoch.0 + 1) }];
     assert_eq!(store.renew(Kind::Patient, &mixed, "a#1", LONG).await.expect("an answer"), [0]);
     assert!(store.renew(Kind::Patient, &held, "a#2", LONG).await.expect("an answer").is_empty());
@@ -204,7 +204,7 @@ pub(super) async fn a_commit_under_an_old_epoch_is_fenced(store: Arc<dyn Store>)
     let old = Region::start(&store).await;
     let row = old.register(1, "one@example.com");
     store.release(Kind::Patient, &old.held, old.owner).await.expect("an answer");
-    // A released lease that nobody has taken still commits: the epoch is what counts.
+    // A released lease that nobody has taken still commits, because only the epoch counts.
     assert_eq!(old.commit(&old.register(2, "two@example.com")).await, Committed);
     let held = take(&store, &ALL, "b#1", LONG).await;
     let new = Region { store: Arc::clone(&store), owner: "b#1", held };

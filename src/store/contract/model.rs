@@ -1,4 +1,4 @@
-//! Random histories, beside a model in memory that is plain enough to be believed.
+//! Random histories, compared with a simple model in memory.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,10 +9,10 @@ use crate::domain::patient::{Patient, PatientEvent, PatientState};
 use crate::store::AppendOutcome::{self, Committed, Conflict, EmailTaken, Fenced};
 use crate::store::{PatientAppend, Store};
 
-/// What the store should hold.
+/// The expected content of the store.
 #[derive(Default)]
 struct Model {
-    /// The newest event of each patient, living or not.
+    /// The newest event of each patient, deleted or not.
     newest: HashMap<u128, PatientEvent>,
     emails: BTreeMap<String, u128>,
     commands: Vec<(u128, CommandId)>,
@@ -20,7 +20,7 @@ struct Model {
 }
 
 impl Model {
-    /// What must become of `row`; the model is not changed.
+    /// Returns the expected outcome of `row`; does not change the model.
     fn judge(
         &self,
         row: &PatientAppend,
@@ -64,7 +64,7 @@ impl Model {
     }
 }
 
-/// A row that makes sense, or does not, as chance has it.
+/// Returns a random row, valid or not.
 fn random_row(rng: &mut fastrand::Rng, region: &Region, model: &Model, n: u128) -> PatientAppend {
     let email = format!("{}@example.com", ["a", "b", "c", "A", "B", "d"][rng.usize(..6)]);
     let known = model.newest.get(&n).map(|event| Patient::clone(event.patient()));
@@ -121,7 +121,7 @@ pub(super) async fn random_histories_match_the_model(store: Arc<dyn Store>) {
         for (row, _) in batch.iter_mut().zip(&fenced).filter(|(_, fenced)| **fenced) {
             row.epoch = Epoch(row.epoch.0 + 1);
         }
-        // Claims are judged in the order of addresses, then ids.
+        // Claims are decided in the order of addresses, then ids.
         let mut order: Vec<usize> = (0..batch.len()).collect();
         order.sort_by_key(|n| {
             let recorded = &batch[*n].recorded;

@@ -17,7 +17,7 @@ async fn waiting(store: &Arc<dyn Store>) -> Vec<OutboxEvent> {
     events
 }
 
-/// The log of the cluster `broker`, in use from now on.
+/// Makes the log of the cluster `broker` the log in use.
 pub(super) async fn in_use(store: &Arc<dyn Store>, broker: &str) -> TopicLog {
     let known = store.topic_log().await.expect("an answer");
     match known {
@@ -36,13 +36,13 @@ pub(super) async fn in_use(store: &Arc<dyn Store>, broker: &str) -> TopicLog {
     }
 }
 
-/// A read besides `known`.
+/// Reads unpublished events other than `known`.
 async fn read(store: &Arc<dyn Store>, known: &[i64], limit_rows: u32) -> OutboxRows {
     let read = OutboxRead { known, now: Timestamp(START), replay_of: None, limit_rows };
     store.read_unpublished(read).await.expect("rows")
 }
 
-/// Who and which version.
+/// Patient number and version of each event.
 fn names(events: &[OutboxEvent]) -> Vec<(u128, i64)> {
     events.iter().map(|e| (e.recorded.patient_id().0.as_u128(), e.recorded.version())).collect()
 }
@@ -53,7 +53,7 @@ async fn mark(store: &Arc<dyn Store>, events: &[OutboxEvent], broker: &str) {
     assert!(store.mark_published(&seqs, log.no, &[]).await.expect("marked"));
 }
 
-/// Puts back all that other brokers have forgotten, two rows a call; how many.
+/// Puts back everything that other brokers lost, two rows per call. Returns the number of rows.
 async fn put_back(store: &Arc<dyn Store>, broker: &str) -> u64 {
     let broker = &in_use(store, broker).await.name;
     let (mut rows, mut after) = (0, None);
@@ -71,7 +71,7 @@ async fn put_back(store: &Arc<dyn Store>, broker: &str) -> u64 {
     }
 }
 
-/// Analytics sees the events.
+/// Applies the events to analytics.
 async fn observe(store: &Arc<dyn Store>, events: &[OutboxEvent]) {
     let source =
         ProjectionSource { group: "g".to_owned(), broker: "b".to_owned(), topic: "patient".to_owned() };
@@ -138,7 +138,7 @@ pub(super) async fn what_a_broker_forgot_is_told_again(store: Arc<dyn Store>) {
     region.registered(3, "three@example.com").await;
     let second = waiting(&store).await;
     mark(&store, &second[1..], "b2").await;
-    // b1 is gone with three events; b2 has one; one waits.
+    // b1 is lost with three events; b2 has one; one event waits.
     assert_eq!(put_back(&store, "b2").await, 3);
     let again = waiting(&store).await;
     assert_eq!(names(&again), [(1, 1), (2, 1), (1, 2), (1, 3)]);
@@ -166,7 +166,7 @@ pub(super) async fn what_is_applied_is_not_told_again(store: Arc<dyn Store>) {
     mark(&store, &events, "b2").await;
     observe(&store, &events).await;
     assert_eq!(put_back(&store, "b3").await, 0);
-    // Analytics may even be faster than the mark.
+    // Analytics may apply an event before it is marked as published.
     region.registered(3, "three@example.com").await;
     let events = waiting(&store).await;
     observe(&store, &events).await;

@@ -1,4 +1,4 @@
-//! Patients: what is committed, what is refused, what is read back.
+//! Patients: what is committed, what is refused, and what is read back.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ pub(super) async fn a_command_is_carried_out_once(store: Arc<dyn Store>) {
     assert_eq!(region.commit(&row).await, Committed);
     assert_eq!(region.commit(&row).await, Conflict);
 
-    // The same command on the next version, as a caller would who reloaded the state but not the command.
+    // The same command for the next version, as from a caller that reloaded the state but not the command.
     let mut again = region.update(row.recorded.event.patient(), "two@example.com");
     again.recorded.command_id = row.recorded.command_id;
     assert_eq!(region.commit(&again).await, Conflict);
@@ -132,7 +132,7 @@ pub(super) async fn a_change_of_case_keeps_the_address(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
     let one = region.registered(1, "one@example.com").await;
     let mut row = region.update(&one, "ONE@example.com");
-    // As a caller might put it who compares what was written and not the keys.
+    // As from a caller that compares the addresses as written instead of their keys.
     row.released_email_key = Some("one@example.com".to_owned());
     let one = region.done(row).await;
     assert_eq!(&*one.details.email, "ONE@example.com");
@@ -155,14 +155,14 @@ pub(super) async fn one_address_twice_in_a_batch(store: Arc<dyn Store>) {
 }
 
 pub(super) async fn the_own_address_is_a_conflict(store: Arc<dyn Store>) {
-    // A registration whose outcome was unknown came through: the shard that tries again knows nothing
-    // of it, not even the id.
+    // A registration of unknown outcome was committed. The shard that tries again does not know of it, not
+    // even of the id.
     let region = Region::start(&store).await;
     region.registered(1, "one@example.com").await;
     assert_eq!(region.commit(&region.register(1, "one@example.com")).await, Conflict);
 }
 
-/// A store may have another way for a registration alone than for one of a batch: they decide the same.
+/// A store may commit a single registration by another statement than a batch. Both must decide the same.
 pub(super) async fn a_registration_alone_and_in_company_decide_the_same(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
     for (alone, base) in [(true, 1_000), (false, 2_000)] {
@@ -224,7 +224,7 @@ pub(super) async fn a_restricted_patient_is_kept_so_and_left_out_of_lists(store:
         found
     };
     assert_eq!(listed().await, [id(2)]);
-    // The mark goes as it came.
+    // The restriction can be removed again.
     let mut open = region.update(&one, "one@example.com");
     if let PatientEvent::Updated(patient) = &mut open.recorded.event {
         Arc::make_mut(patient).restricted = false;
@@ -235,7 +235,7 @@ pub(super) async fn a_restricted_patient_is_kept_so_and_left_out_of_lists(store:
 
 pub(super) async fn what_a_request_said_is_kept_with_its_event(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
-    // Alone, in company, and of a change.
+    // For a single row, in a batch, and for a change.
     let said = |n: u128| Some(Fingerprint(Uuid::from_u128(n)));
     let mut rows = [1, 2, 3].map(|n| region.register(n, &format!("p{n}@example.com")));
     rows[0].recorded.fingerprint = said(1);

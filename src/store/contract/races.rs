@@ -1,4 +1,4 @@
-//! Commits that run at the same time.
+//! Concurrent commits.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ pub(super) async fn one_address_under_parallel_commits(store: Arc<dyn Store>) {
 
 pub(super) async fn crossing_addresses_do_not_deadlock(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
-    // Each batch claims the same addresses, in another order; and each pair wants the other's.
+    // Each batch claims the same addresses in another order, and each pair wants the other's address.
     for round in 0..5u128 {
         let base = round * 1000;
         let one = region.registered(base + 901, &format!("{round}-one@example.com")).await;

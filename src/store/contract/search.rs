@@ -1,4 +1,4 @@
-//! Lists: what they find, in what order, and that their pages fit together.
+//! Lists: the patients found, their order, and that pages fit together.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const ORDERS: [(Sort, bool); 8] = [
     (Sort::Registered, true),
 ];
 
-/// Whom the tests look for: `n`, name, e-mail address; days and times repeat.
+/// The patients of these tests: number, name, e-mail address. Days and times repeat.
 const PEOPLE: [(u128, &str, &str); 12] = [
     (7, "Ada Lovelace", "ada@example.com"),
     (2, "ada byron", "byron@example.com"),
@@ -44,7 +44,7 @@ fn day(n: u128, first: Date) -> Date {
     first + Duration::days(i64::try_from(n % 4).expect("small"))
 }
 
-/// Registers them all.
+/// Registers all of `PEOPLE`.
 async fn people(region: &Region) -> Vec<Patient> {
     let mut all = Vec::new();
     for (n, name, email) in PEOPLE {
@@ -61,7 +61,7 @@ async fn people(region: &Region) -> Vec<Patient> {
     all
 }
 
-/// Everybody on the pages of a list, `limit_rows` at a time; no page is larger.
+/// Returns all patients of a list, read `limit_rows` at a time. No page may be larger.
 async fn walk(store: &Arc<dyn Store>, search: &PatientSearch, limit_rows: u32) -> Vec<PatientId> {
     let mut search = PatientSearch { limit_rows, ..search.clone() };
     let mut seen = Vec::new();
@@ -213,7 +213,7 @@ pub(super) async fn whose_name_begins_with_it_is_found_by_that_alone(store: Arc<
     }
 }
 
-/// Those found by name are found again by address: a page looks through only so many of them.
+/// Patients found by name are found again by address. A page scans only a bounded number of them.
 pub(super) async fn a_page_is_bounded_whatever_is_found_twice(store: Arc<dyn Store>) {
     let region = Region::start(&store).await;
     for n in 1..=40 {
@@ -246,7 +246,7 @@ pub(super) async fn pages_fit_together_whoever_comes_and_goes(store: Arc<dyn Sto
             seen.extend(page.iter().map(|patient| patient.id));
             let Some(last) = page.last() else { break };
             search.after = Some(search.place_of(last));
-            // One comes at the place where the page ended, one goes who was on it.
+            // One patient is added at the place where the page ended, and one of the page is deleted.
             for copied in [last, &page[0]] {
                 n += 1;
                 let mut row = region.register(n, &format!("new-{n}@example.com"));

@@ -13,7 +13,7 @@ use crate::store::{
     Store, USED_TOKENS_KEPT, UserChange, UserRow,
 };
 
-/// Seconds after the beginning.
+/// The time this many seconds after `START`.
 fn at(seconds: i64) -> Timestamp {
     Timestamp(START + seconds * 1_000_000)
 }
@@ -55,7 +55,7 @@ fn session(id: u128, subject: &str, begins: i64, token: u32) -> NewSession {
 
 const HASH: &str = "$2b$04$x";
 
-/// A user of the generation of `session`.
+/// Adds a user with the generation of `session`.
 async fn user(store: &Arc<dyn Store>, email: &str) {
     let user = UserRow {
         email: email.to_owned(),
@@ -68,7 +68,7 @@ async fn user(store: &Arc<dyn Store>, email: &str) {
     store.add_user(&user, &ChangedBy::Operator).await.expect("an answer");
 }
 
-/// Begins a session of a user who is made if need be.
+/// Starts a session, and adds its user if needed.
 async fn start(store: &Arc<dyn Store>, session: &NewSession) -> Vec<SessionId> {
     user(store, &session.subject).await;
     start_among(store, session, 100).await.expect("as judged")
@@ -83,7 +83,7 @@ async fn start_among(
     store.start_session(session, HASH, sessions_max, revocation).await.expect("an answer")
 }
 
-/// However long ago the token was given.
+/// Rotates a token, however long ago it was issued.
 async fn rotate(store: &Arc<dyn Store>, used: u32, next: u32, now: i64) -> Rotation {
     rotate_given_after(store, used, next, (-1_000, now)).await
 }
@@ -187,7 +187,7 @@ pub(super) async fn a_session_ends_in_its_time(store: Arc<dyn Store>) {
     start(&store, &session(2, "a@example.com", 0, 3)).await;
     assert_eq!(store.delete_sessions(at(1_101), 1).await.expect("an answer"), 1);
     assert_eq!(store.delete_sessions(at(1_101), 10).await.expect("an answer"), 1);
-    // Its tokens went with it: their hashes are free.
+    // The session's tokens are deleted with it, so their hashes can be used again.
     start(&store, &session(3, "a@example.com", 0, 1)).await;
 }
 
@@ -273,7 +273,7 @@ pub(super) async fn a_session_goes_on_only_in_the_generation_of_its_user(store: 
     for (n, change) in ["password", "disabled", "enabled again", "logged out"].into_iter().enumerate() {
         let n = u32::try_from(n).expect("small");
         let email = format!("{n}@example.com");
-        // By a clock that is ahead of that of the change.
+        // By a clock that is ahead of the one of the change.
         start(&store, &session(n.into(), &email, 500, 10 * n)).await;
         assert!(matches!(rotate(&store, 10 * n, 10 * n + 1, 501).await, Rotation::Done { .. }));
         match change {
@@ -291,7 +291,8 @@ pub(super) async fn a_session_goes_on_only_in_the_generation_of_its_user(store: 
     }
 }
 
-/// Logins and refreshes race with a change of the password: whatever comes of each, nothing of before goes on.
+/// Logins and refreshes race with a change of the password. Whatever their results, no earlier session
+/// continues.
 pub(super) async fn no_session_outlives_a_change_of_the_password(store: Arc<dyn Store>) {
     for round in 0..20_u32 {
         let email = format!("{round}@example.com");
@@ -348,7 +349,7 @@ pub(super) async fn attempts_at_once_are_all_counted(store: Arc<dyn Store>) {
     let tries = (0..16_u32).map(|n| {
         let store = Arc::clone(&store);
         tokio::spawn(async move {
-            // In either order.
+            // The keys come in either order.
             let (a, b) = (hash(1), hash(2));
             let keys = if n % 2 == 0 { [&a, &b] } else { [&b, &a] };
             store.count_attempts(keys, at(0), at(60)).await.expect("counted")

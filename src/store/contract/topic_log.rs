@@ -1,4 +1,4 @@
-//! The topic's log, the replay that fills a new one, and rows that are parked.
+//! The log of the topic, the replay that fills a new log, and parked rows.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ async fn begin(store: &Arc<dyn Store>, after: i64, replay: Replay) -> TopicLog {
     store.begin_log(&next).await.expect("a log")
 }
 
-/// Who and which version, and whether it is published again.
+/// Patient number and version of each event, and whether it is a replay.
 fn names(events: &[OutboxEvent]) -> Vec<(u128, i64, bool)> {
     events.iter().map(|e| (e.recorded.patient_id().0.as_u128(), e.recorded.version(), e.replay)).collect()
 }
@@ -108,7 +108,7 @@ pub(super) async fn a_replay_goes_on_where_it_was_and_new_events_do_not_wait_for
         states.push(region.done(region.update(&state, &format!("q{n}@example.com"))).await);
     }
     assert!(mark(&store, &read(&store, None).await, 1).await);
-    // One event was not published when the log was lost, of a patient late in the order.
+    // One event of a patient late in the order was not published when the log was lost.
     states[3] = region.done(region.update(&states[3], "r4@example.com")).await;
     begin(&store, 1, ALWAYS).await;
     assert!(read(&store, Some(2)).await.is_empty(), "what came before it is not put back");
@@ -119,13 +119,13 @@ pub(super) async fn a_replay_goes_on_where_it_was_and_new_events_do_not_wait_for
     let first = read(&store, Some(2)).await;
     assert_eq!(names(&first), [(4, 1, true), (4, 2, true), (4, 3, false)]);
     assert!(mark(&store, &first, 2).await);
-    // The next event of a patient whose turn has come waits for nothing.
+    // A further event of a patient who is already replayed does not wait.
     region.done(region.update(&states[3], "s4@example.com")).await;
     assert_eq!(names(&read(&store, Some(2)).await), [(4, 4, false)]);
 
     let step = store.replay_next(2, 3).await.expect("a step");
     assert_eq!(step, Replayed { rows: 3, done: false });
-    // The place lies between the events of the second patient, whose first is therefore not given out yet.
+    // The position lies between the events of the second patient, so the first of them is not returned yet.
     assert_eq!(names(&read(&store, Some(2)).await), [(1, 1, true), (1, 2, true), (4, 4, false)]);
     region.done(region.update(&states[1], "r2@example.com")).await;
     assert_eq!(store.replay_waiting(2, &[], Timestamp(START), 10).await.expect("an answer"), 1);
@@ -148,7 +148,7 @@ pub(super) async fn a_replay_goes_on_where_it_was_and_new_events_do_not_wait_for
     assert_eq!((log.replay_done, log.replayed_rows), (true, 8));
     assert_eq!(names(&read(&store, Some(2)).await), [(3, 1, true), (3, 2, true)]);
     assert_eq!(store.replay_next(2, 3).await.expect("a step"), Replayed { rows: 0, done: true });
-    // A log that is lost in the middle of its replay: the next one begins anew.
+    // A log is lost in the middle of its replay; the replay of the next log starts over.
     begin(&store, 2, ALWAYS).await;
     assert_eq!(store.replay_next(2, 9).await.expect("a step").rows, 0, "that log is not in use");
     assert_eq!(store.replay_next(3, 99).await.expect("a step"), Replayed { rows: 9, done: true });
@@ -195,7 +195,7 @@ pub(super) async fn a_parked_row_holds_back_its_patient_until_its_time(store: Ar
     let owed = store.unbilled(Timestamp(START + 1), 9).await.expect("rows").events;
     assert_eq!(owed.iter().map(|e| e.parks).collect::<Vec<_>>(), [1, 0]);
     store.mark_billed(&[first.seq]).await.expect("marked");
-    // Its time has come, and it fails once more.
+    // The row is due again, and fails once more.
     park(Queue::Kafka, 2, START).await;
     let again = read(&store, None).await;
     assert_eq!(again.iter().map(|e| e.parks).collect::<Vec<_>>(), [2, 0, 0]);

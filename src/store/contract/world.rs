@@ -1,4 +1,4 @@
-//! What the tests put into a store: patients whose data says nothing, commands with ids of their own.
+//! Test data: patients with meaningless data, and commands with new ids.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,19 +15,19 @@ use crate::domain::search::PatientSearch;
 use crate::domain::time::Timestamp;
 use crate::store::{AppendOutcome, PatientAppend, Result, Store, TakenLease};
 
-/// Shards in these tests.
+/// Number of shards in these tests.
 pub(in crate::store) const SHARDS: u16 = 4;
 /// Longer than any test runs.
 pub(in crate::store) const LONG: Duration = Duration::from_secs(600);
-/// When time begins.
+/// The time at which the tests start.
 pub(in crate::store) const START: i64 = 1_700_000_000_000_000;
 
-/// The `n`th patient's id.
+/// The id of the `n`th patient.
 pub(in crate::store) fn id(n: u128) -> PatientId {
     PatientId(Uuid::from_u128(n))
 }
 
-/// A command id never used before.
+/// Returns a new command id.
 pub(in crate::store) fn new_command() -> CommandId {
     CommandId(Uuid::new_v4())
 }
@@ -54,7 +54,7 @@ impl Region {
         self.held[usize::from(shard)].epoch
     }
 
-    /// The row of `event`, under this region's epoch.
+    /// Builds the row of `event`, under this region's epoch.
     pub(in crate::store) fn append(&self, event: PatientEvent, released: Option<&str>) -> PatientAppend {
         let shard = event.patient().id.shard(SHARDS);
         PatientAppend {
@@ -75,12 +75,12 @@ impl Region {
         }
     }
 
-    /// The registration of the `n`th patient.
+    /// Builds the registration of the `n`th patient.
     pub(in crate::store) fn register(&self, n: u128, email: &str) -> PatientAppend {
         self.append(PatientEvent::Registered(Arc::new(patient(n, email))), None)
     }
 
-    /// The next change of `before`, to another address.
+    /// Builds the next change of `before`, to another address.
     pub(in crate::store) fn update(&self, before: &Patient, email: &str) -> PatientAppend {
         let mut after = before.clone();
         after.version += 1;
@@ -89,7 +89,7 @@ impl Region {
         self.append(PatientEvent::Updated(Arc::new(after)), changed.then_some(&*before.details.email))
     }
 
-    /// The deletion of `before`.
+    /// Builds the deletion of `before`.
     pub(in crate::store) fn delete(&self, before: &Patient) -> PatientAppend {
         let mut after = before.clone();
         after.version += 1;
@@ -103,14 +103,14 @@ impl Region {
         outcomes[0]
     }
 
-    /// Registers the `n`th patient, which must go well.
+    /// Registers the `n`th patient, which must succeed.
     pub(in crate::store) async fn registered(&self, n: u128, email: &str) -> Patient {
         let row = self.register(n, email);
         assert_eq!(self.commit(&row).await, AppendOutcome::Committed);
         Patient::clone(row.recorded.event.patient())
     }
 
-    /// Commits `row`, which must go well; the patient after it.
+    /// Commits `row`, which must succeed. Returns the patient afterwards.
     pub(in crate::store) async fn done(&self, row: PatientAppend) -> Patient {
         assert_eq!(self.commit(&row).await, AppendOutcome::Committed);
         Patient::clone(row.recorded.event.patient())
@@ -121,12 +121,12 @@ impl Region {
     }
 }
 
-/// Living patients, the oldest record first.
+/// Returns patients that are not deleted, oldest record first.
 pub(in crate::store) async fn list(store: &Arc<dyn Store>, limit_rows: u32) -> Result<Vec<Patient>> {
     store.search(&PatientSearch::all(None, limit_rows)).await.map(|page| page.patients)
 }
 
-/// The `n`th patient at registration.
+/// The `n`th patient as registered.
 pub(in crate::store) fn patient(n: u128, email: &str) -> Patient {
     let days = i64::try_from(n % 1000).expect("small");
     Patient {

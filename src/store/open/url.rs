@@ -1,13 +1,13 @@
-//! The URL of a PostgreSQL database.
+//! Parses the URL of a PostgreSQL database.
 //!
-//! Invariant: what a URL says is done or refused, never left out: a word that nobody reads may have been the one that
-//! asks for TLS.
+//! Invariant: every parameter of a URL is either applied or refused. A parameter that is silently ignored
+//! might be the one that asks for TLS.
 
 use std::str::FromStr;
 
 use sqlx::postgres::PgConnectOptions;
 
-/// The parameters that are read, each under the names that it has.
+/// The accepted parameters, each with its spellings.
 const PARAMETERS: [&[&str]; 10] = [
     &["sslmode", "ssl-mode"],
     &["sslrootcert", "ssl-root-cert", "ssl-ca"],
@@ -21,13 +21,13 @@ const PARAMETERS: [&[&str]; 10] = [
     &["password"],
 ];
 
-/// The values of `sslmode`.
+/// The accepted values of `sslmode`.
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// What `url` says.
+/// Parses `url`.
 ///
 /// # Errors
-/// Why it cannot be followed, without a value in it.
+/// Returns the reason, which quotes no value of the URL.
 pub(super) fn postgres(url: &str) -> Result<PgConnectOptions, String> {
     if url.contains('#') {
         return Err("this one has a `#`, which ends a URL: in a password it is written %23".to_owned());
@@ -35,7 +35,7 @@ pub(super) fn postgres(url: &str) -> Result<PgConnectOptions, String> {
     check_parameters(url)?;
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| "this one is not a URL of PostgreSQL, or a value in it is not allowed".to_owned())?;
-    // In a URL an address of IPv6 stands in brackets (RFC 3986, section 3.2.2), which are no part of it.
+    // RFC 3986, section 3.2.2: an IPv6 address stands in brackets, which are not part of the address.
     let host = options.get_host();
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).map(str::to_owned) {
         Some(host) => Ok(options.host(&host)),
@@ -46,7 +46,7 @@ pub(super) fn postgres(url: &str) -> Result<PgConnectOptions, String> {
 fn check_parameters(url: &str) -> Result<(), String> {
     let mut seen = [false; PARAMETERS.len()];
     let query = url.split_once('?').map_or("", |(_, query)| query);
-    // What stands there may be the rest of a password, so it is not told.
+    // The text may be the rest of a password, so the error does not quote it.
     if query.contains('@') {
         return Err(
             "this one has a `?` before an `@`: in a password it is written %3F, and an `@` %40".to_owned()
@@ -54,7 +54,7 @@ fn check_parameters(url: &str) -> Result<(), String> {
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        // Settings of the session have names of the server's own.
+        // `options` carries session settings with names of the server's own.
         if name == "options" || (name.starts_with("options[") && name.ends_with(']')) {
             continue;
         }

@@ -12,8 +12,8 @@ use crate::domain::ids::PatientId;
 use crate::store::codec::AccountRow;
 use crate::store::{AccountAppend, AccountStore, AppendOutcome, AuditBatch, Result};
 
-/// As the commit of patients: fenced, and in one order. The account's own id tells whether a row of
-/// the batch is the one that was inserted.
+/// As the commit of patients: fenced, and in a fixed order. The account's own id tells whether the row of the
+/// batch is the row that was inserted.
 const COMMIT: &str = concat!(
     "
 WITH input AS MATERIALIZED (

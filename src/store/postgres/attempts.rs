@@ -15,7 +15,7 @@ impl AttemptStore for PostgresStore {
         now: Timestamp,
         window_ends: Timestamp,
     ) -> Result<[Attempts; 2]> {
-        // In one order, so that two logins at once do not wait for each other.
+        // Sorted, so that two concurrent logins do not deadlock.
         let query = sqlx::query(
             "INSERT INTO login_attempts AS a (key, attempts, window_ends)
              SELECT key, 1, $3 FROM unnest($1::bytea[]) AS k(key) ORDER BY key

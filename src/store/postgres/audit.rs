@@ -1,4 +1,4 @@
-//! The access audit. It is partitioned by the month of `at`: `migrations/postgres/0008_audit_months.sql`.
+//! The access audit, partitioned by the month of `at`: `migrations/postgres/0008_audit_months.sql`.
 
 mod months;
 pub(super) mod search;
@@ -28,13 +28,13 @@ fn batch(row: &PgRow) -> Result<AuditBatch> {
     })
 }
 
-/// A seal of another length fits nothing, as none does.
+/// Converts a seal. A value of another length becomes zeros, which never verify.
 fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
-/// The heads of the chains from $1 on, by `$compares`. It goes from chain to chain by the key, whatever each of them is
-/// long.
+/// Selects the heads of the chains from `$1` on, compared by `$compares`. The query jumps from chain to chain
+/// over the primary key, so its cost does not depend on the length of the chains.
 macro_rules! heads {
     ($compares:literal) => {
         concat!(
@@ -72,7 +72,7 @@ impl AuditStore for PostgresStore {
     }
 
     async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditHead>> {
-        // From the last chain that there may be, or the one before `before`.
+        // Starts at the largest possible chain id, or below `before`.
         let query = match before {
             None => sqlx::query(HEADS).bind(Uuid::max()),
             Some(before) => sqlx::query(HEADS_BEFORE).bind(before),

@@ -1,9 +1,9 @@
-//! The commit of a batch: one statement for all its rows, and what is done when the server undoes it.
+//! The commit of a batch: one statement for all rows, and the reaction when the server rolls it back.
 //!
 //! Invariants:
-//! - Each try is one statement that commits by itself, so an answer of the server's that it failed
-//!   means that none of its rows is durable.
-//! - An unknown outcome is never tried again.
+//! - Each attempt is one statement that commits by itself. If the server reports a failure, none of the rows
+//!   of that statement is durable.
+//! - A commit of unknown outcome is never repeated.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use super::lanes::Lanes;
 use super::{PgQuery, PostgresStore, column};
 use crate::store::{AppendOutcome, AuditBatch, AuditStore, Error, Result};
 
-/// How often a statement that met a collision is tried again before it is split.
+/// How often a statement that collided with another transaction is repeated before it is split.
 const COLLISION_RETRIES_MAX: u32 = 2;
 
-/// The part of a commit that locks the lease rows of a kind, in the order of shards, against a taker, and
-/// finds their epochs. What joins with it by shard and epoch is fenced.
+/// The part of a commit that locks the lease rows of a kind against a taker, in the order of shards, and
+/// returns their epochs. Joining with it by shard and epoch fences a row.
 #[cfg(not(feature = "unfenced_commit"))]
 macro_rules! fence {
     ($kind:literal) => {
@@ -32,7 +32,7 @@ macro_rules! fence {
     };
 }
 
-/// For the counter-proof: lets every row pass, whatever its epoch.
+/// For the test that proves the fence necessary: lets every row pass, whatever its epoch.
 #[cfg(feature = "unfenced_commit")]
 macro_rules! fence {
     ($kind:literal) => {
@@ -42,14 +42,13 @@ macro_rules! fence {
 
 pub(super) use fence;
 
-/// A row of a batch, of either kind.
+/// A row of a batch: a patient's event or an account.
 pub(super) trait CommitRow: Sync {
-    /// The statement that commits `rows`. It answers with one small integer a row, in their order: see
-    /// `outcome_of`.
-    /// With `audit`, which goes in the same transaction.
+    /// The statement that commits `rows`, and `audit` in the same transaction. It returns one small integer
+    /// per row, in the order of `rows`; see `outcome_of`.
     fn commit_query(rows: &[&Self], audit: Option<&AuditBatch>) -> Result<PgQuery<'static>>;
 
-    /// The connections for it.
+    /// The connections for this kind of row.
     fn lanes(store: &PostgresStore) -> &Lanes;
 }
 
@@ -63,17 +62,17 @@ fn outcome_of(code: i16) -> Result<AppendOutcome> {
     }
 }
 
-/// A part of the batch that is still to be committed.
+/// A part of the batch that is not committed yet.
 struct Part {
     rows: Range<usize>,
     tries: u32,
 }
 
 impl PostgresStore {
-    /// Commits `batch`, in parts if it must be: when other transactions keep colliding with it, or when
-    /// one row meets an event that an unknown outcome has left behind.
+    /// Commits `batch`. Splits it into parts if other transactions keep colliding with it, or if a row meets
+    /// an event that an earlier commit of unknown outcome has left behind.
     ///
-    /// `audit` goes with the first part that comes through.
+    /// `audit` is stored with the first part that succeeds.
     pub(super) async fn commit_rows<R: CommitRow>(
         &self,
         batch: &[&R],
@@ -112,13 +111,15 @@ impl PostgresStore {
             }
         }
         if let Some(audit) = owed {
-            // Every row was refused by a key, and took its audit along: that it was tried stays all the same.
+            // Every row failed on a duplicate key, which rolled the audit back too. The attempt must be
+            // recorded all the same.
             self.append_audit(audit).await?;
         }
         Ok(outcomes)
     }
 
-    /// One statement. The outer error is a bug, the inner one the server's answer or its absence.
+    /// Runs one statement. The outer error is a malformed answer; the inner one is the failure that the
+    /// server reported, or a missing answer.
     async fn try_commit<R: CommitRow>(
         &self,
         rows: &[&R],
@@ -137,7 +138,8 @@ impl PostgresStore {
     }
 }
 
-/// The error for the whole batch: once a part of it is durable, "nothing happened" would be a lie.
+/// Returns the error for the whole batch. Once a part of the batch is durable, the error must not say that
+/// nothing happened.
 fn give_up(failure: Failure, audited: bool, outcomes: &[AppendOutcome]) -> Error {
     let error = failure.into_error(Intent::Write);
     match error {

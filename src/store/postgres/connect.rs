@@ -1,9 +1,9 @@
-//! How a session with the server is made. Every connection of the store comes from a `Connector`.
+//! Creates sessions with the server. Every connection of the store comes from a `Connector`.
 //!
 //! Invariants:
-//! - A commit is on the server's disk before it is answered: a session's `synchronous_commit` is `on` or
-//!   `remote_apply`, whatever the server, the database, the role or the URL say.
-//! - Nothing waits without a bound, and no statement is in the log.
+//! - The server has written a commit to disk before it acknowledges it: `synchronous_commit` of a session is
+//!   `on` or `remote_apply`, whatever the server, the database, the role or the URL say.
+//! - Every wait is bounded, and no statement is logged.
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
@@ -12,29 +12,29 @@ use super::{TRUSTED_IDLE, column};
 use crate::store::open::{Settings, ms};
 use crate::store::{Error, Result};
 
-/// Run once in each new session. The weaker values (`off`, `local`, `remote_write`) become `on`; `remote_apply`,
-/// which waits for more than `on` does, stays. The value is set even where it is `on` already, because a session
-/// that sets none follows a later change of the server's configuration.
+/// Runs once in each new session. The weaker values (`off`, `local`, `remote_write`) become `on`; the
+/// stronger `remote_apply` stays. The value is set even where it is `on` already, because a session that sets
+/// none follows a later change of the server's configuration.
 const MAKE_DURABLE: &str = "SELECT set_config('synchronous_commit',
     CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, false)";
 
-/// What `check_server` looks at.
+/// The settings that `check_server` examines.
 pub(super) const SERVER_SETTINGS: &str =
     "SELECT current_setting('fsync') = 'on', current_setting('full_page_writes') = 'on'";
 
-/// The options of a session, and what is done before its first use. Cloning is cheap.
+/// The options of a session, and its initialization. Cloning is cheap.
 #[derive(Clone)]
 pub(super) struct Connector {
     options: PgConnectOptions,
 }
 
 impl Connector {
-    /// For sessions that serve requests.
+    /// Creates the connector of sessions that serve requests.
     pub(super) fn new(options: &PgConnectOptions, settings: &Settings) -> Self {
         Self::limited(options, settings.statement_timeout_ms, settings.lock_timeout_ms)
     }
 
-    /// For the session that migrates.
+    /// Creates the connector of the session that migrates.
     pub(super) fn for_migration(options: &PgConnectOptions, settings: &Settings) -> Self {
         Self::limited(options, settings.migrate_timeout_ms, settings.migrate_timeout_ms)
     }
@@ -50,31 +50,31 @@ impl Connector {
             ("tcp_keepalives_count", 3),
         ];
         let planning = [
-            // Planning the commit anew each time would cost more than running it. A plan that is kept must not
-            // come from the statistics of a table that was small once: every statement goes by an index.
+            // Planning a commit anew each time would cost more than running it. A cached plan must not depend
+            // on the statistics of a table that was small once, so every statement uses an index.
             ("plan_cache_mode", "force_generic_plan"),
             ("enable_seqscan", "off"),
             ("jit", "off"),
-            // Statements read a few rows each. Starting a worker takes longer than all of them do.
+            // Each statement reads a few rows. Starting a parallel worker takes longer than that.
             ("max_parallel_workers_per_gather", "0"),
         ];
         let options = options.clone().application_name("hygeia").options(limits).options(planning);
         Connector { options: options.disable_statement_logging() }
     }
 
-    /// The same with these settings of the server's besides.
+    /// Returns a connector with additional server settings.
     pub(super) fn with<const N: usize>(&self, settings: [(&str, &str); N]) -> Self {
         Connector { options: self.options.clone().options(settings) }
     }
 
-    /// A new session.
+    /// Opens a session.
     pub(super) async fn connect(&self) -> std::result::Result<PgConnection, sqlx::Error> {
         let mut connection = self.options.connect().await?;
         make_durable(&mut connection).await?;
         Ok(connection)
     }
 
-    /// At most `connections_max` sessions, each made when it is needed.
+    /// Creates a pool of at most `connections_max` sessions, opened on demand.
     pub(super) fn pool(&self, settings: &Settings, connections_max: u32) -> PgPool {
         PgPoolOptions::new()
             .max_connections(connections_max)
@@ -97,10 +97,10 @@ async fn make_durable(connection: &mut PgConnection) -> std::result::Result<(), 
     sqlx::raw_sql(MAKE_DURABLE).execute(connection).await.map(drop)
 }
 
-/// Whether the server keeps what it has committed, by its answer to `SERVER_SETTINGS`.
+/// Checks from the answer to `SERVER_SETTINGS` that the server's commits are durable.
 ///
 /// # Errors
-/// `Broken`: it runs with `fsync = off`, and the settings do not allow that.
+/// `Broken`: the server runs with `fsync = off`, and the settings do not allow that.
 pub(super) fn check_server(rows: &[PgRow], settings: &Settings) -> Result<()> {
     let row = rows.first().ok_or_else(|| Error::Broken("a row is missing in an answer".to_owned()))?;
     if !column::<bool>(row, 0)? {

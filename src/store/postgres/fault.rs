@@ -1,43 +1,45 @@
-//! Why a call to PostgreSQL failed, and what that means: did it not happen, or is that unknown?
+//! Classifies failures of calls to PostgreSQL: the call had no effect, or its outcome is unknown.
 //!
-//! Invariant: no text of the server's that may quote a value of a row goes into an error.
+//! Invariant: an error contains no text of the server that may quote a value of a row.
 
 use sqlx::migrate::MigrateError;
 
 use crate::store::Error;
 
-/// What the call was to do.
+/// What a call does to the database.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Intent {
-    /// Nothing that lasts: any failure is harmless.
+    /// It changes nothing durable, so any failure is harmless.
     Read,
-    /// Something that lasts once it is done.
+    /// It changes something durable.
     Write,
 }
 
-/// Why there is no result.
+/// Why a call has no result.
 pub(super) enum Failure {
-    /// No connection: nothing was sent.
+    /// There was no connection; nothing was sent.
     NotSent(sqlx::Error),
-    /// The server said so, or the connection ended.
+    /// The server reported an error, or the connection ended.
     Failed(sqlx::Error),
-    /// No answer in time.
+    /// No answer came in time.
     Late,
 }
 
-/// What a SQLSTATE says of the statement.
+/// What a SQLSTATE means for the statement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meaning {
-    /// It was undone; trying again may help.
+    /// The statement was rolled back; a retry may succeed.
     Aborted,
-    /// It was undone, and would be again: a bug of ours, or a server that somebody has to set up.
+    /// The statement was rolled back, and a retry would fail again: a bug of ours, or a server that needs to
+    /// be set up.
     Refused,
-    /// The session ended around it, or the server does not know either: what became of it is not known.
+    /// The session ended during the statement, or the server itself does not know the outcome.
     Unsure,
 }
 
-/// Every class of SQLSTATE (PostgreSQL manual, appendix A; ISO/IEC 9075-2, 24.1, for those that only the standard has).
-/// A class that is not here is of a later server, and taken for `Aborted`: it said that the statement failed.
+/// Every class of SQLSTATE (PostgreSQL manual, appendix A; ISO/IEC 9075-2, 24.1, for classes of the standard
+/// only). A class that is missing here comes from a later server and counts as `Aborted`, because the server
+/// reported a failure.
 const CLASSES: [(&str, Meaning); 46] = [
     ("00", Meaning::Aborted), // success
     ("01", Meaning::Aborted), // warning
@@ -46,7 +48,7 @@ const CLASSES: [(&str, Meaning); 46] = [
     ("07", Meaning::Refused), // dynamic SQL
     ("08", Meaning::Unsure),  // connection
     ("09", Meaning::Refused), // triggered action
-    ("0A", Meaning::Aborted), // feature not supported: said of a cached plan that a migration made invalid
+    ("0A", Meaning::Aborted), // feature not supported: also a cached plan that a migration made invalid
     ("0B", Meaning::Refused), // transaction initiation
     ("0F", Meaning::Refused), // locator
     ("0L", Meaning::Refused), // grantor
@@ -58,7 +60,7 @@ const CLASSES: [(&str, Meaning); 46] = [
     ("22", Meaning::Refused), // data
     ("23", Meaning::Refused), // a constraint
     ("24", Meaning::Refused), // cursor state
-    ("25", Meaning::Aborted), // transaction state: a server that is read-only, a transaction that was idle too long
+    ("25", Meaning::Aborted), // transaction state: a read-only server, a transaction that was idle too long
     ("26", Meaning::Aborted), // statement name: a pooler that has lost a prepared statement
     ("27", Meaning::Refused), // triggered data change
     ("28", Meaning::Refused), // authorization: the role's password was changed, or it may not log in
@@ -84,10 +86,10 @@ const CLASSES: [(&str, Meaning); 46] = [
     ("HV", Meaning::Refused), // foreign data
     ("HZ", Meaning::Refused), // remote database access
     ("P0", Meaning::Refused), // PL/pgSQL: an exception that was raised
-    ("XX", Meaning::Aborted), // internal: damaged data too, which may be mended
+    ("XX", Meaning::Aborted), // internal: also damaged data, which may be repaired
 ];
 
-/// States that mean something else than their class.
+/// States that differ in meaning from their class.
 const STATES: [(&str, Meaning); 7] = [
     ("25P03", Meaning::Unsure), // ended: idle in a transaction
     ("25P04", Meaning::Unsure), // ended: the transaction took too long
@@ -105,12 +107,12 @@ fn meaning(state: &str) -> Meaning {
     find(&STATES, state).or_else(|| find(&CLASSES, class)).unwrap_or(Meaning::Aborted)
 }
 
-/// Classes after which a session is given up although the server waits for its next statement: a new one may be with
-/// another server, and plans anew.
+/// Classes after which a session is closed although the server would accept its next statement. A new session
+/// may reach another server, and plans anew.
 const SESSION_SPOILT: [&str; 5] = ["0A", "25", "26", "58", "XX"];
 
 impl Failure {
-    /// The SQLSTATE that the server gave.
+    /// Returns the SQLSTATE that the server reported.
     pub(super) fn sql_state(&self) -> Option<String> {
         match self {
             Failure::NotSent(sqlx::Error::Database(e)) | Failure::Failed(sqlx::Error::Database(e)) => {
@@ -120,7 +122,7 @@ impl Failure {
         }
     }
 
-    /// Whether trying again is without hope.
+    /// Returns whether a retry cannot succeed.
     pub(super) fn is_refusal(&self) -> bool {
         match self.sql_state() {
             Some(state) => meaning(&state) == Meaning::Refused,
@@ -131,18 +133,19 @@ impl Failure {
         }
     }
 
-    /// Whether the server has undone the statement, and may do it another time: two transactions in each
-    /// other's way.
+    /// Returns whether the server rolled the statement back because two transactions collided. A retry may
+    /// succeed.
     pub(super) fn is_collision(&self) -> bool {
         matches!(self.sql_state().as_deref(), Some("40P01" | "40001" | "55P03"))
     }
 
-    /// Whether a row stood in the way that must not be there.
+    /// Returns whether a duplicate key made the statement fail.
     pub(super) fn is_duplicate(&self) -> bool {
         self.sql_state().as_deref() == Some("23505")
     }
 
-    /// Whether the session can go on after it: the server refused the statement and waits for the next.
+    /// Returns whether the session can be used again: the server refused the statement and waits for the next
+    /// one.
     pub(super) fn leaves_session_clean(&self) -> bool {
         self.sql_state().is_some_and(|state| {
             let spoilt = SESSION_SPOILT.iter().any(|class| state.starts_with(class));
@@ -150,7 +153,7 @@ impl Failure {
         })
     }
 
-    /// The error for the caller.
+    /// Converts the failure to the error for the caller.
     pub(super) fn into_error(self, intent: Intent) -> Error {
         let text = self.describe();
         let unknown = match &self {
@@ -180,8 +183,8 @@ fn describe(error: &sqlx::Error) -> String {
     match error {
         sqlx::Error::Database(error) => {
             let state = error.code().unwrap_or_default();
-            // The messages of these classes speak of the server, of names in the schema, of users and
-            // databases; those of others may quote a value.
+            // Messages of these classes name the server, objects of the schema, users and databases. Messages
+            // of other classes may quote a value.
             let harmless = matches!(
                 state.get(..2).unwrap_or_default(),
                 "08" | "25" | "28" | "3D" | "40" | "42" | "53" | "55" | "57" | "58"
@@ -202,7 +205,7 @@ fn describe(error: &sqlx::Error) -> String {
     }
 }
 
-/// A row that cannot be read: a bug, or another schema than ours.
+/// The error for a row that cannot be decoded: a bug, or a schema other than ours.
 pub(super) fn of_decoding(error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::ColumnDecode { index, .. } => Error::Broken(format!("column {index} cannot be read")),
@@ -210,7 +213,7 @@ pub(super) fn of_decoding(error: &sqlx::Error) -> Error {
     }
 }
 
-/// A migration that did not go through. It leaves nothing half done: each is a transaction.
+/// The error for a failed migration. Each migration is a transaction, so a failed one leaves nothing behind.
 pub(super) fn of_migration(error: MigrateError) -> Error {
     match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
@@ -239,7 +242,7 @@ mod tests {
         assert!(!cut().leaves_session_clean() && !Failure::Late.leaves_session_clean());
     }
 
-    /// An error as a server tells it.
+    /// An error as the server reports it.
     #[derive(Debug)]
     struct Told(String);
 
@@ -276,8 +279,9 @@ mod tests {
         sqlx::Error::Database(Box::new(Told(state.to_owned())))
     }
 
-    /// The classes of the manual's appendix A (versions 9.0 to 18) and of the standard: (said before anything was
-    /// sent, said of what lasts, said of what does not; `U`navailable, `B`roken, unkno`?`n).
+    /// The classes of the manual's appendix A (versions 9.0 to 18) and of the standard. The letters are the
+    /// errors of a failure before anything was sent, of a write, and of a read (`U`navailable, `B`roken,
+    /// unknown `?`).
     #[test]
     fn every_class_says_whether_it_happened_and_whether_to_try_again() {
         let table = [

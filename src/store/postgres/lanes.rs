@@ -1,9 +1,10 @@
-//! Connections for commits, the last one used first: a backend whose plans and buffers are warm answers
-//! in half the time of one that had a rest, and a pool hands its connections out in turn.
+//! A connection pool for commits that hands out the connection used last. A backend with warm plans and
+//! buffers answers in half the time of one that was idle, and a usual pool hands its connections out in turn.
 //!
 //! Invariants:
-//! - There are never more than `lanes_max`; who finds none free waits, in order, at most `wait`.
-//! - A connection whose last call did not come to a clean end is closed, never used again.
+//! - There are never more than `lanes_max` connections. A caller that finds none free waits in a queue, at
+//!   most `wait`.
+//! - A connection whose last call did not end cleanly is closed and never used again.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use super::connect::Connector;
 use super::fault::Failure;
 use super::{PgQuery, TRUSTED_IDLE, within};
 
-/// See above.
+/// The pool. A lane is one connection of it.
 pub(super) struct Lanes {
     connector: Connector,
     wait: Duration,
@@ -31,13 +32,13 @@ struct Lane {
 }
 
 impl Lanes {
-    /// At most `lanes_max` connections, each made when it is needed. A caller waits for one that is free, and
-    /// for one that is made, at most `wait`.
+    /// Creates a pool of at most `lanes_max` connections, opened on demand. A caller waits at most `wait` for
+    /// a free connection, including the time to open one.
     pub(super) fn new(connector: Connector, lanes_max: usize, wait: Duration) -> Self {
         Lanes { connector, wait, permits: Semaphore::new(lanes_max), free: Mutex::default() }
     }
 
-    /// Runs one statement, which may take `limit`.
+    /// Runs one statement, which may take at most `limit`.
     pub(super) async fn rows(&self, limit: Duration, query: PgQuery<'_>) -> Result<Vec<PgRow>, Failure> {
         let checkout = async {
             let permit = self.permits.acquire().await.map_err(|_| sqlx::Error::PoolClosed)?;
@@ -58,7 +59,7 @@ impl Lanes {
         result
     }
 
-    /// The lane used last, tried if it has had a rest; or a new one.
+    /// Returns the lane used last, pinged if it has been idle, or a new lane.
     async fn lane(&self) -> Result<Lane, sqlx::Error> {
         while let Some(mut lane) = self.take() {
             if lane.used_at.elapsed() <= TRUSTED_IDLE || lane.connection.ping().await.is_ok() {
@@ -78,11 +79,11 @@ impl Lanes {
         drop(permit);
     }
 
-    /// Closes what is free; what is in use is closed at its end. No statement begins any more.
+    /// Closes the free connections; those in use close after their call. No further statement starts.
     pub(super) async fn close(&self) {
         self.permits.close();
         while let Some(lane) = self.take() {
-            // It ends either way.
+            // The connection ends either way.
             let _ = lane.connection.close().await;
         }
     }

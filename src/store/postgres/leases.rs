@@ -1,5 +1,5 @@
-//! Leases. `expires_at` is by the server's clock and for people; nothing is decided by it, but for `-infinity`,
-//! which says that a lease was released. What a taker compares is whether it has changed.
+//! Leases. `expires_at` follows the server's clock and is for people; nothing is decided by its value, except
+//! that `-infinity` means released. A taker only compares whether the value has changed.
 
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ fn shard_at(row: &PgRow, at: usize) -> Result<ShardNo> {
     shard_of_column(column(row, at)?)
 }
 
-/// When a lease should run out, for people; and the mark of its renewal, for machines: so it grows with each
-/// renewal, even if the clock has stepped back.
+/// The new `expires_at`. For people, it is when the lease should expire. For nodes, it is the mark of the
+/// renewal, so it grows with each renewal even if the clock stepped back.
 macro_rules! renewed {
     ($ttl_us:literal) => {
         concat!(
@@ -41,17 +41,17 @@ macro_rules! renewed {
     };
 }
 
-/// Microseconds since 1970 of a column that is finite.
+/// Converts a finite timestamp column to microseconds since 1970.
 macro_rules! mark_of {
     ($column:literal) => {
         concat!("(extract(epoch FROM ", $column, ") * 1000000)::int8")
     };
 }
 
-/// What another owner holds is left out before any row is locked: the taking of a lease that fails must
-/// not hold up the commits of its holder. What is locked is looked at again, against a holder that has renewed it
-/// meanwhile. The new epoch is a change of a key column, so it waits for commits that hold `FOR KEY SHARE`. Rows are
-/// locked in the order of shards.
+/// Takes leases. Leases of other owners are excluded before any row is locked, because an attempt that fails
+/// must not delay the holder's commits. A locked row is checked again, because its holder may have renewed it
+/// meanwhile. The new epoch changes a key column, so the update waits for commits that hold `FOR KEY SHARE`.
+/// Rows are locked in the order of shards.
 const TAKE: &str = concat!(
     "
 WITH asked AS MATERIALIZED (
@@ -83,8 +83,8 @@ SELECT shard, epoch, owner, ",
     ", ttl_us FROM others"
 );
 
-/// Locks the rows that no commit holds, without a wait, and raises them to the epoch after the one that is held. A
-/// row that stands there already, under the same owner, was raised by an earlier try whose answer was lost.
+/// Locks the rows that no commit holds, without waiting, and sets them to the epoch after the held one. A row
+/// that has that epoch already, under the same owner, was raised by an earlier attempt whose answer was lost.
 const REFENCE: &str = concat!(
     "
 WITH held AS MATERIALIZED (
@@ -108,7 +108,7 @@ UNION ALL
 SELECT shard, NULL FROM held WHERE mine AND NOT EXISTS (SELECT FROM free f WHERE f.shard = held.shard)"
 );
 
-/// Renewing changes no key column, so it does not wait for commits.
+/// Renews leases. A renewal changes no key column, so it does not wait for commits.
 const RENEW: &str = concat!(
     "
 WITH mine AS MATERIALIZED (
@@ -140,7 +140,7 @@ const OTHERS: &str = concat!(
     ", ttl_us FROM leases WHERE kind = $1 AND owner <> $2 AND isfinite(expires_at)"
 );
 
-/// One of the statements above about leases that are held.
+/// Builds a query from one of the statements above about held leases.
 fn of_held<'q>(sql: &'static str, kind: Kind, held: &[TakenLease], owner: &'q str) -> PgQuery<'q> {
     sqlx::query(sql)
         .bind(kind.as_str())
@@ -149,7 +149,7 @@ fn of_held<'q>(sql: &'static str, kind: Kind, held: &[TakenLease], owner: &'q st
         .bind(owner)
 }
 
-/// A row of shard, epoch, owner, mark and time to live.
+/// Decodes a row of shard, epoch, owner, mark and time to live.
 fn others_lease(row: &PgRow) -> Result<OthersLease> {
     Ok(OthersLease {
         shard: shard_at(row, 0)?,
@@ -184,8 +184,9 @@ impl LeaseStore for PostgresStore {
                 .bind(epochs)
                 .bind(renewals)
         };
-        // Two owners who take a row that was never there may both insert its first epoch; the arbiter of the
-        // conflict is the other index. The loser was aborted, and finds the row at its next try.
+        // Two owners that take a row that never existed may both insert its first epoch, and the conflict may
+        // be found by the other index, which is not the arbiter. The loser was aborted and finds the row when
+        // it tries again.
         let rows = match self.rows_over(&self.leases, take()).await {
             Err(failure) if failure.sql_state().as_deref() == Some("23505") => {
                 self.write_lease(take()).await?

@@ -1,5 +1,5 @@
-//! The outbox: which events wait for Kafka, which a broker has taken, which registrations wait for an
-//! account, and which of both are parked. Narrow tables beside the events, which are never changed.
+//! The outbox: events that wait for Kafka, events that a broker has taken, registrations that wait for an
+//! account, and the parked ones of both. All are narrow tables beside the events, which never change.
 //!
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
 
@@ -24,7 +24,8 @@ fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
 }
 
-/// A row of columns `seq`, `shard`, `patient_id`, `version`, `parks` and so on: whose it is, and what it says.
+/// Decodes a row of the columns `seq`, `shard`, `patient_id`, `version`, `parks` and so on into its place and
+/// its event.
 fn place_and_event(row: &PgRow) -> Result<(UnreadableRow, Result<OutboxEvent>)> {
     let patient_id = PatientId(column(row, 2)?);
     let parks = count(i64::from(column::<i32>(row, 4)?));
@@ -58,8 +59,9 @@ impl OutboxStore for PostgresStore {
     }
 
     async fn mark_published(&self, seqs: &[i64], log_no: i64, anchors: &[LogAnchor]) -> Result<bool> {
-        // The lock on the log's row lets no other log take its place before this has ended. A replayed event that
-        // analytics has counted is not kept: nobody would need to publish it again for its sake.
+        // The lock on the log's row prevents a replacement of the log before this statement has ended. A
+        // replayed event that analytics has counted gets no row in `outbox_sent`, because it need not be
+        // published again.
         let query = sqlx::query(
             "WITH log AS MATERIALIZED (SELECT name FROM kafka_log WHERE no = $2 FOR SHARE),
              taken AS (
@@ -116,8 +118,8 @@ impl OutboxStore for PostgresStore {
     }
 
     async fn republish_forgotten(&self, broker: &str, after: Option<i64>, rows_max: u32) -> Result<PutBack> {
-        // Whether an event is applied is asked for row by row, so that the plan never reads all of a
-        // large table; and the rows are bounded by their numbers for the same reason.
+        // Whether an event is applied is checked row by row, so that the plan never reads a large table as a
+        // whole. The rows are limited by their numbers for the same reason.
         let query = sqlx::query(
             "WITH seen AS MATERIALIZED (
                  SELECT seq FROM outbox_sent WHERE seq > $1 ORDER BY seq LIMIT $2
@@ -200,11 +202,12 @@ impl OutboxStore for PostgresStore {
     }
 }
 
-/// After how many deletions a queue is vacuumed. A read begins at the queue's head, which is where the deleted
-/// rows are: it passes all that are left since the last vacuum. The server's own comes once a minute.
+/// Number of deletions after which a queue is vacuumed. A read starts at the head of the queue, where the
+/// deleted rows are, and passes all that are left since the last vacuum. The server's autovacuum runs only
+/// once a minute.
 const VACUUM_AFTER_ROWS: u64 = 10_000;
 
-/// How many rows were deleted from each queue by this process since it vacuumed it.
+/// Number of rows that this process deleted from each queue since it last vacuumed it.
 #[derive(Default)]
 pub(super) struct Queues {
     outbox: AtomicU64,
@@ -212,8 +215,8 @@ pub(super) struct Queues {
 }
 
 impl PostgresStore {
-    /// Vacuums a queue when enough was deleted from it. That it fails or is skipped does not matter: the server
-    /// does it in its own time, and reads are slower until then.
+    /// Vacuums a queue when enough rows were deleted from it. A failed or skipped vacuum does not matter:
+    /// reads are slower until autovacuum runs.
     async fn tidy(&self, deleted: &AtomicU64, vacuum: &'static str, rows: u64) {
         if deleted.fetch_add(rows, Ordering::Relaxed) + rows < VACUUM_AFTER_ROWS {
             return;
@@ -225,8 +228,8 @@ impl PostgresStore {
         checkout.settle(&result);
     }
 
-    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them, a chunk in
-    /// a transaction. What a call misses a later one finds, so a failure does not matter.
+    /// Deletes sent events that analytics has applied. Scans the next `rows_max` rows, one chunk per
+    /// transaction. A later call finds what this one misses, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
         let mut left = rows_max;
         while left > 0 {
@@ -239,7 +242,7 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Whether there are more rows to look at.
+    /// Scans one chunk. Returns whether more rows are left.
     async fn trim_chunk(&self, rows_max: u32) -> Result<bool> {
         let query = sqlx::query(
             "WITH seen AS MATERIALIZED (

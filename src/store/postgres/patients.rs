@@ -19,16 +19,16 @@ use crate::store::{
     AppendOutcome, AuditBatch, LoadedPatient, PatientAppend, PatientStore, Result, searching,
 };
 
-/// The commit of a batch. What its parts rely on:
+/// The commit of a batch. Its parts rely on these facts:
 ///
-/// - `fence` locks the lease rows, in the order of shards, against a taker until the statement has
-///   committed. A taker that was first makes it wait and then see the new epoch.
-/// - `gated` is what the database has not moved on from: the version follows, the command is new.
-/// - `claimed` runs to its end before anything is released or written (`owners` needs all of it), and
-///   in the order of addresses: so no two commits can wait for each other.
-/// - Events are inserted plainly: `gated` has seen that there is room, so a duplicate key means that a
-///   commit of unknown outcome has come through meanwhile. Then all is undone, and `commit_rows` goes
-///   row by row.
+/// - `fence` locks the lease rows, in the order of shards, against a taker until the statement has committed.
+///   If a taker comes first, the statement waits and then sees the new epoch.
+/// - `gated` holds the rows whose decision is still valid: the version follows, and the command is new.
+/// - `claimed` finishes before anything is released or written (`owners` needs all of it), and claims in the
+///   order of addresses. So two commits cannot deadlock.
+/// - Events are inserted without `ON CONFLICT`. `gated` has checked that they are new, so a duplicate key
+///   means that a commit of unknown outcome has succeeded meanwhile. The statement is rolled back, and
+///   `commit_rows` continues row by row.
 const COMMIT: &str = concat!(
     "
 WITH input AS MATERIALIZED (
@@ -92,7 +92,7 @@ FROM input i LEFT JOIN fence f USING (shard, epoch) LEFT JOIN gated g USING (ord
 ORDER BY i.ord"
 );
 
-/// The batch, column by column. A tombstone has no record.
+/// The batch, column by column. A deleted patient's row keeps no data of the record.
 #[derive(Default)]
 struct Columns<'a> {
     shard: Vec<i32>,
@@ -138,7 +138,7 @@ impl<'a> Columns<'a> {
         self.claim.push(claim);
         self.release.push(release);
         let lives = recorded.event_type() != EventType::Deleted;
-        // Without `..`: a new field does not compile until it has a column, or none.
+        // No `..` here: a new field must not compile until its column is decided.
         let Patient { id: _, version: _, created_at, restricted, details } = &**patient;
         let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
         self.created_at.push(lives.then_some(created_at.0));
@@ -197,7 +197,7 @@ impl CommitRow for PatientAppend {
     }
 }
 
-/// Binds the row of the audit, or none.
+/// Binds the columns of the audit batch, or nulls.
 pub(super) fn audited<'q>(query: PgQuery<'q>, audit: Option<&AuditBatch>) -> PgQuery<'q> {
     query
         .bind(audit.map(|batch| batch.chain))
@@ -209,8 +209,8 @@ pub(super) fn audited<'q>(query: PgQuery<'q>, audit: Option<&AuditBatch>) -> PgQ
 }
 
 impl PostgresStore {
-    /// Looks again at rows that were refused for their address: if it is the patient's own, a commit
-    /// of unknown outcome has registered it, and the state has to be loaded again.
+    /// Checks rows that were refused for their e-mail address again. If the address belongs to the patient
+    /// itself, a commit of unknown outcome has registered it, and the caller must load the state again.
     async fn tell_own_claims(&self, batch: &[&PatientAppend], outcomes: &mut [AppendOutcome]) {
         let refused: Vec<usize> =
             (0..batch.len()).filter(|n| outcomes[*n] == AppendOutcome::EmailTaken).collect();
@@ -225,7 +225,8 @@ impl PostgresStore {
         )
         .bind(refused.iter().map(key).collect::<Vec<_>>())
         .bind(refused.iter().map(id).collect::<Vec<_>>());
-        // Over a connection for commits: all of the batch waits for the answer, and must not wait for lists.
+        // Uses a connection for commits: the whole batch waits for the answer, which must not wait behind
+        // lists.
         let own = self.patient_commits.rows(self.answer_timeout, query).await;
         let own = own.map_err(|failure| failure.into_error(Intent::Read));
         match own.and_then(|rows| rows.iter().map(|row| column(row, 0)).collect()) {
@@ -234,13 +235,13 @@ impl PostgresStore {
                     outcomes[refused[n]] = AppendOutcome::Conflict;
                 }
             }
-            // To load again is right in either case.
+            // Loading the state again is correct in either case.
             Err(_) => refused.into_iter().for_each(|n| outcomes[n] = AppendOutcome::Conflict),
         }
     }
 }
 
-/// A patient's row whatever became of it. `touched`: a transaction may be changing it.
+/// The state of a patient's row, deleted or not. `touched`: a transaction may be changing it.
 #[derive(FromRow)]
 struct StateRow {
     version: i64,
@@ -250,7 +251,7 @@ struct StateRow {
 
 const STATE: &str = "SELECT version, deleted, xmax <> 0 AS touched, id, created_at, name, email, address,
     date_of_birth, registered_date, restricted FROM patients WHERE id = $1";
-// The lock waits for whoever changes the row, and then reads what that left.
+// `FOR SHARE` waits for the transaction that changes the row, and then reads the result.
 const STATE_LOCKED: &str = "SELECT version, deleted, false AS touched, id, created_at, name, email, address,
     date_of_birth, registered_date, restricted FROM patients WHERE id = $1 FOR SHARE";
 
@@ -283,7 +284,7 @@ impl PatientStore for PostgresStore {
     }
 
     async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient> {
-        // The event first: the state is never older than it then.
+        // Read the event first, so that the state is never older than the event.
         let mut applied = None;
         if let Some(command) = command {
             let query = sqlx::query(

@@ -1,9 +1,10 @@
-//! The commit of a batch that is one registration: what a system with little to do commits most of the time,
-//! and somebody waits for each. Its plan has a third of the nodes of the general one, and so a third of what
-//! a small statement costs: setting up its plan.
+//! The commit of a batch that is a single registration. A system under light load mostly commits such
+//! batches, and a client waits for each. The plan has a third of the nodes of the general one; setting up its
+//! plan is what a small statement mostly costs.
 //!
-//! It relies on what `patients::COMMIT` relies on, and decides the same. That the patient is new is not
-//! looked up first: the keys of `patients` and `patient_events` refuse one who is not, and all is undone.
+//! The statement relies on the same facts as `patients::COMMIT` and decides the same. It does not look up
+//! whether the patient is new: the keys of `patients` and `patient_events` refuse an existing one, which
+//! rolls the statement back.
 
 use super::PgQuery;
 use super::patients::audited;
@@ -38,14 +39,15 @@ WITH fence AS MATERIALIZED (
 SELECT (CASE WHEN EXISTS (SELECT FROM claimed) THEN 0 WHEN NOT EXISTS (SELECT FROM fence) THEN 2
              WHEN EXISTS (SELECT FROM patients WHERE id = $3) THEN 3 ELSE 1 END)::int2";
 
-/// The statement for `row`, which must be a registration. It answers as `CommitRow::commit_query` says.
+/// The statement for `row`, which must be a registration. It returns what `CommitRow::commit_query`
+/// describes.
 ///
 /// # Errors
-/// The record cannot be written as text.
+/// `Broken`: the record cannot be encoded as JSON.
 pub(super) fn commit_query(row: &PatientAppend, audit: Option<&AuditBatch>) -> Result<PgQuery<'static>> {
     let recorded = &row.recorded;
     let patient = recorded.event.patient();
-    // Without `..`: a new field does not compile until it has a column, or none.
+    // No `..` here: a new field must not compile until its column is decided.
     let Patient { id, version: _, created_at, restricted: _, details } = &**patient;
     let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     let query = sqlx::query(REGISTER)

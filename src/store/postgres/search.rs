@@ -1,4 +1,4 @@
-//! Lists: scans of one index each, and the keys of rows that have none yet.
+//! Lists: scans of one index each, and the filling in of missing keys.
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -13,7 +13,7 @@ use crate::store::codec::PatientRow;
 use crate::store::searching::{Dialect, KEYED_AT_ONCE, Scan, Scans, warn_of_taken};
 use crate::store::{Error, Result};
 
-/// The statement of `scan`.
+/// Builds the query of `scan`.
 pub(super) fn query_of(scan: Scan) -> PgQuery<'static> {
     macro_rules! bound {
         ($query:expr, $span:expr) => {{
@@ -39,16 +39,17 @@ impl Scans for PostgresStore {
     }
 }
 
-/// Whether the last of it was done does not matter: it is done again.
+/// Converts a failure while keys are filled in. An unknown outcome does not matter, because the step is
+/// repeated.
 fn failed(error: sqlx::Error) -> Error {
     Failure::Failed(error).into_error(Intent::Read)
 }
 
-/// Gives the rows their keys that were written before there were any, a few at a time. It may be broken off and
-/// called again.
+/// Fills in the name keys of rows that were written before keys existed, a few at a time. The call may be
+/// interrupted and repeated.
 ///
 /// # Errors
-/// `Unavailable`: not done yet.
+/// `Unavailable`: not finished; call it again.
 pub(super) async fn fill_keys(connection: &mut PgConnection) -> Result<()> {
     loop {
         let rows: Vec<PgRow> = sqlx::query(
@@ -65,7 +66,7 @@ pub(super) async fn fill_keys(connection: &mut PgConnection) -> Result<()> {
         let names = names.collect::<Result<Vec<(Uuid, String)>>>()?;
         let (ids, names): (Vec<Uuid>, Vec<String>) = names.into_iter().unzip();
         let keys: Vec<String> = names.iter().map(|name| search_key(name)).collect();
-        // A row that has changed meanwhile is left for the next round.
+        // A row whose name has changed meanwhile is left for the next round.
         sqlx::query(
             "UPDATE patients p SET name_key = t.key
              FROM unnest($1::uuid[], $2::text[], $3::text[]) AS t(id, name, key)
@@ -80,20 +81,21 @@ pub(super) async fn fill_keys(connection: &mut PgConnection) -> Result<()> {
     }
 }
 
-/// Those of `keys` that have another form, with it.
+/// Returns the new and the old form of those `keys` whose form changes.
 fn moved(keys: Vec<String>) -> (Vec<String>, Vec<String>) {
     keys.into_iter().map(|old| (email_key(&old), old)).filter(|(new, old)| new != old).unzip()
 }
 
-/// Brings the e-mail addresses of patients and users that were taken before there was the form in ASCII into it. Where
-/// another patient has the address already, the claim is given up: one address, one claim. A user's name stays then.
+/// Converts the e-mail keys of patients and users that were stored before the ASCII form was introduced.
+/// Where another patient already has the converted key, the claim is given up: one address, one claim. A user
+/// in that case keeps the old form.
 ///
 /// # Errors
-/// `Unavailable`: not done yet.
+/// `Unavailable`: not finished; call it again.
 pub(super) async fn move_emails(connection: &mut PgConnection) -> Result<()> {
     const PATIENTS: &str = "SELECT email_key FROM patient_emails
         WHERE octet_length(email_key) <> char_length(email_key) AND email_key > $1 ORDER BY email_key LIMIT $2";
-    // A row that has gone meanwhile is moved nowhere.
+    // A row that was deleted meanwhile is not inserted again.
     const MOVE: &str = "WITH gone AS (
             DELETE FROM patient_emails e USING unnest($1::text[], $2::text[]) AS t(new, old)
             WHERE e.email_key = t.old RETURNING t.new, e.patient_id

@@ -1,7 +1,8 @@
-//! Sessions: each change is one statement, so that a refresh token is used once whatever happens at the same time.
+//! Sessions. Each change is one statement, so that a refresh token is used once whatever happens
+//! concurrently.
 //!
-//! Every statement that depends on the user locks the user's row before rows of sessions. So a change of the user comes
-//! before a session begins or goes on, or after it, and no two statements wait for each other.
+//! Every statement that depends on the user locks the user's row before rows of sessions. So a change of the
+//! user is ordered before or after the start or the refresh of a session, and no two statements deadlock.
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
@@ -15,8 +16,9 @@ use crate::store::{
     Hash, NewSession, Result, Revocation, RevokedSession, Rotation, SessionStore, USED_TOKENS_KEPT,
 };
 
-/// The rows are locked before they are looked at: who comes second sees that the token is used. A token was given
-/// when the one before it was used, and the first with its session.
+/// Rotates a refresh token. The rows are locked before they are read, so that the second of two calls sees
+/// that the token is used. A token's issue time is the use of the token before it; for the first token it is
+/// the start of the session.
 const ROTATE: &str = "
 WITH owner AS MATERIALIZED (
     SELECT email, role, disabled, sessions_not_before FROM users
@@ -46,7 +48,7 @@ WITH owner AS MATERIALIZED (
 )
 SELECT session_id, subject, role, user_generation, ends_at, live, used, stale FROM shown";
 
-/// The part that looks for what is too much does not see the row that is added.
+/// Starts a session. `surplus` does not see the added row, because parts of one statement share a snapshot.
 const START: &str = "
 WITH judged AS MATERIALIZED (
     SELECT FROM users WHERE email = $2 AND password_hash = $11 AND sessions_not_before = $10 AND NOT disabled

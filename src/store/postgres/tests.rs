@@ -1,5 +1,5 @@
-//! What only PostgreSQL can be asked: sessions that wait for each other, a server that is away,
-//! hangs, or has another schema.
+//! Tests for PostgreSQL only: sessions that wait for each other, and a server that is unreachable, hangs, or
+//! has another schema.
 
 mod audit;
 mod durable;
@@ -19,10 +19,10 @@ use crate::store::contract::server::{Database, Postgres};
 use crate::store::contract::world::Region;
 use crate::store::{Settings, Store, Use, migrate, open};
 
-/// Long enough for anything that is to happen, on a busy machine.
+/// A limit for everything that is expected to happen, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A store, and a session beside it that stands for another node.
+/// A store, and a session beside it that acts as another node.
 struct Stage {
     _database: Database,
     store: Arc<dyn Store>,
@@ -46,7 +46,7 @@ impl Stage {
         Stage { _database: database, store, region, other, watch }
     }
 
-    /// Runs statements in the other session.
+    /// Runs statements in the session of the other node.
     async fn other(&mut self, sql: &str) {
         self.other.execute(AssertSqlSafe(sql.to_owned())).await.expect("a statement");
     }
@@ -68,7 +68,7 @@ impl Stage {
         query.fetch_one(&mut self.watch).await.expect("a count").get(0)
     }
 
-    /// One number out of the database.
+    /// Reads one number from the database.
     async fn number(&mut self, sql: &'static str) -> i64 {
         sqlx::query(sql).fetch_one(&mut self.watch).await.expect("a number").get(0)
     }

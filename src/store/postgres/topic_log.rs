@@ -1,4 +1,4 @@
-//! The topic's log, and the replay that fills a new one.
+//! The log of the topic, and the replay that fills a new log.
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
@@ -121,7 +121,7 @@ impl TopicLogStore for PostgresStore {
     }
 
     async fn replay_next(&self, no: i64, rows_max: u32) -> Result<Replayed> {
-        // The place is compared by sub-selects, so that the index is walked from there and no further than the limit.
+        // The position is compared by sub-selects, so that the index scan starts there and ends at the limit.
         let query = sqlx::query(
             "WITH log AS MATERIALIZED (
                  SELECT replay_patient, replay_version, replay_since FROM kafka_log

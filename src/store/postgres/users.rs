@@ -7,7 +7,8 @@ use crate::domain::time::Timestamp;
 use crate::store::codec::{UserColumns, changer};
 use crate::store::{ChangedBy, Error, Result, UserAdded, UserChange, UserChanged, UserRow, UserStore};
 
-/// `$7` and `$8` are the user who adds and the role that was judged; both are null for an operator.
+/// Adds a user. `$7` and `$8` are the user who adds and the checked role; both are null for an operator and
+/// for the set-up.
 const ADD: &str = "
 WITH permitted AS MATERIALIZED (
     SELECT FROM users WHERE email = $7 AND role = $8 AND NOT disabled FOR SHARE
@@ -18,8 +19,8 @@ WITH permitted AS MATERIALIZED (
 )
 SELECT EXISTS (SELECT FROM added), $7::text IS NULL OR EXISTS (SELECT FROM permitted)";
 
-/// All rows that the verdict depends on are locked, in one order, before it: of two ADMINs who disable each other one
-/// comes second, and is no longer permitted.
+/// Changes a user. All rows that the verdict depends on are locked first, in a fixed order. If two ADMINs
+/// disable each other, the second one is no longer permitted.
 const CHANGE: &str = "
 WITH locked AS MATERIALIZED (
     SELECT email, role, disabled FROM users
@@ -57,7 +58,8 @@ fn adding<'q>(user: &'q UserRow, by: &'q ChangedBy) -> PgQuery<'q> {
 }
 
 impl PostgresStore {
-    /// Adds the first user. The table is locked: two statements, because what the first waits for is not seen by it.
+    /// Adds the first user under a lock on the table. It takes two statements, because a statement does not
+    /// see what was committed while it waited for its lock.
     async fn add_first_user(&self, user: &UserRow) -> Result<UserAdded> {
         let begin = "BEGIN; LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE";
         let mut transaction = self.begin(begin, self.answer_timeout).await?;

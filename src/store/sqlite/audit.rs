@@ -24,8 +24,8 @@ pub(super) async fn append(connection: &mut SqliteConnection, batch: &AuditBatch
     change(connection, insertion(batch)).await.map(drop)
 }
 
-/// The row gets the next id of the microsecond of `at`: `migrations/sqlite/0014_audit_terms.sql`. SQLite puts its terms
-/// into the index.
+/// Inserts the row with the next id of the microsecond of `at`: `migrations/sqlite/0014_audit_terms.sql`. A
+/// trigger adds its terms to the index.
 fn insertion(batch: &AuditBatch) -> SqliteQuery<'static> {
     sqlx::query(
         "INSERT INTO audit_batches (id, chain, seq, at, mac, terms, body) VALUES (
@@ -57,22 +57,22 @@ fn batch(row: &SqliteRow) -> Result<AuditBatch> {
     })
 }
 
-/// A seal of another length fits nothing, as none does.
+/// Converts a seal. A value of another length becomes zeros, which never verify.
 fn mac(bytes: &[u8]) -> [u8; 32] {
     bytes.try_into().unwrap_or_default()
 }
 
-/// The ids of a microsecond.
+/// Number of ids per microsecond.
 const IDS: i64 = 1024;
 
-/// The ids of the rows that were sealed at `from` or later, and at `until` or earlier.
+/// Returns the lowest and the highest id of rows sealed between `from` and `until`, both inclusive.
 fn ids_between(from: Timestamp, until: Timestamp) -> (i64, i64) {
     (from.0.saturating_mul(IDS), until.0.saturating_mul(IDS).saturating_add(IDS - 1))
 }
 
-/// The rows of a search with ids from `low` to `high`, the highest first, each beside its id. With terms, the index of
-/// terms is the outer loop: it has the ids of a term in order, so the search ends when there are enough. Of several
-/// terms it goes through the ids of each, a few bytes a row, for want of a way to jump.
+/// Selects the rows of a search with ids from `low` to `high`, highest first, each with its id. With terms,
+/// the index of terms is the outer loop: it stores the ids of a term in order, so the search stops at the
+/// limit. With several terms it reads the ids of each, a few bytes per row, because the index cannot skip.
 pub(super) fn search_query(search: &AuditSearch, low: i64, high: i64) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new("SELECT b.chain, b.seq, b.at, b.mac, b.terms, b.body, b.id FROM ");
     let id = if search.terms.is_empty() {
@@ -93,7 +93,7 @@ pub(super) fn search_query(search: &AuditSearch, low: i64, high: i64) -> QueryBu
     query
 }
 
-/// A term as the index has it, in quotation marks, as it is looked for.
+/// Quotes a term for a search, in the form in which the index stores it.
 fn word(term: i32) -> String {
     format!("\"{:08x}\"", u32::from_be_bytes(term.to_le_bytes()))
 }
@@ -105,7 +105,8 @@ impl AuditStore for SqliteStore {
     }
 
     async fn audit_heads(&self, before: Option<Uuid>, limit_rows: u32) -> Result<Vec<AuditHead>> {
-        // From chain to chain by the key, whatever each of them is long.
+        // The query jumps from chain to chain over the key, so its cost does not depend on the length of the
+        // chains.
         let query = sqlx::query(
             "WITH RECURSIVE heads (chain) AS (
                  SELECT max(chain) FROM audit_batches WHERE $1 IS NULL OR chain < $1
@@ -139,8 +140,8 @@ impl AuditStore for SqliteStore {
         let mut rows = self.read(search_query(search, low, high).build()).await?;
         let full = rows.len() >= search.limit_rows as usize;
         if full && let Some(last) = rows.last() {
-            // Rows of one microsecond have their ids in the order in which they came: all of them are needed to go on
-            // in the order of lists.
+            // Rows of one microsecond have ids in the order of insertion. Continuing in the order of lists
+            // requires all of them.
             let last: i64 = column(last, 6)?;
             if last % IDS != 0 {
                 let (low, _) = ids_between(Timestamp(last >> 10), search.until.at);
@@ -167,7 +168,7 @@ impl AuditStore for SqliteStore {
     }
 }
 
-/// Leaves `anchor` and takes away the rows at and before it, within a transaction.
+/// Stores `anchor` and deletes the rows at and before it, within a transaction.
 async fn remove_behind(connection: &mut SqliteConnection, anchor: &AuditAnchor) -> Result<()> {
     let AuditAnchor { head, seal } = anchor;
     let leave = sqlx::query(
@@ -181,7 +182,8 @@ async fn remove_behind(connection: &mut SqliteConnection, anchor: &AuditAnchor) 
     change(connection, remove.bind(head.chain).bind(head.seq)).await.map(drop)
 }
 
-/// Rows that one transaction takes away: the server must not wait for its turn to write.
+/// Maximum number of rows that one transaction removes, because the server must not wait long for its turn to
+/// write.
 const REMOVAL_ROWS_MAX: u32 = 256;
 
 #[async_trait]

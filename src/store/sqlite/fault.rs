@@ -1,10 +1,10 @@
-//! What an error of SQLite means. Its messages name tables and columns, never values.
+//! Classifies SQLite errors. SQLite's messages name tables and columns, never values.
 
 use sqlx::migrate::MigrateError;
 
 use crate::store::Error;
 
-// Primary result codes (sqlite.org/rescode.html); the extended ones have them in the low byte.
+// Primary result codes (sqlite.org/rescode.html). An extended code has its primary code in the low byte.
 const ERROR: i32 = 1;
 const BUSY: i32 = 5;
 const LOCKED: i32 = 6;
@@ -19,7 +19,7 @@ fn primary_code(error: &sqlx::Error) -> Option<i32> {
     Some(code.parse::<i32>().ok()? & 0xff)
 }
 
-/// Whether another connection had the file locked.
+/// Returns whether another connection had locked the file.
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     matches!(primary_code(error), Some(BUSY | LOCKED))
 }
@@ -33,7 +33,7 @@ fn describe(error: &sqlx::Error) -> String {
     }
 }
 
-/// The error of anything but a commit: what it was part of is rolled back.
+/// Converts an error outside of a commit: the transaction is rolled back.
 pub(super) fn of(error: &sqlx::Error) -> Error {
     match primary_code(error) {
         Some(NOTADB) => Error::Broken("the file is not a database".to_owned()),
@@ -43,9 +43,9 @@ pub(super) fn of(error: &sqlx::Error) -> Error {
     }
 }
 
-/// The error of a commit. Only of a file that another process has locked and of a full disk does
-/// SQLite say that nothing was written; a failed write or sync may have left the commit in the log,
-/// to be found at the next start.
+/// Converts an error of a commit. SQLite guarantees that nothing was written only if another process locked
+/// the file or the disk is full. A failed write or sync may have left the commit in the log, where the next
+/// start finds it.
 pub(super) fn of_commit(error: &sqlx::Error) -> Error {
     match primary_code(error) {
         Some(BUSY | LOCKED | FULL) => Error::Unavailable(describe(error)),
@@ -53,7 +53,8 @@ pub(super) fn of_commit(error: &sqlx::Error) -> Error {
     }
 }
 
-/// The error of a statement that is a transaction by itself: of its work, or of its commit.
+/// Converts an error of a statement that is a transaction by itself; it may come from the statement or from
+/// its commit.
 pub(super) fn of_lone_statement(error: &sqlx::Error) -> Error {
     match primary_code(error) {
         Some(ERROR | CONSTRAINT | MISMATCH) => of(error),
@@ -61,7 +62,7 @@ pub(super) fn of_lone_statement(error: &sqlx::Error) -> Error {
     }
 }
 
-/// A row that cannot be read: a bug, or another schema than ours.
+/// The error for a row that cannot be decoded: a bug, or a schema other than ours.
 pub(super) fn of_decoding(error: &sqlx::Error) -> Error {
     match error {
         sqlx::Error::ColumnDecode { index, .. } => Error::Broken(format!("column {index} cannot be read")),
@@ -69,7 +70,7 @@ pub(super) fn of_decoding(error: &sqlx::Error) -> Error {
     }
 }
 
-/// A migration that did not go through. It leaves nothing half done: each is a transaction.
+/// The error for a failed migration. Each migration is a transaction, so a failed one leaves nothing behind.
 pub(super) fn of_migration(error: MigrateError) -> Error {
     match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => of(&error),

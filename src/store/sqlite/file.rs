@@ -1,4 +1,4 @@
-//! The database's file: made for its owner alone, and served by one process at a time.
+//! The database file: accessible to its owner only, and used by one server process at a time.
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -11,20 +11,21 @@ use tokio::time::{Instant, sleep};
 
 use crate::store::{Error, Result};
 
-/// The pause between two tries to get at a file that another process has.
+/// The pause between two attempts to use a file that another process has locked.
 pub(super) const PAUSE: Duration = Duration::from_millis(20);
 
-/// Makes the file if it is not there. It holds patient data: it is for its owner alone, and the files that SQLite makes
-/// beside it take its mode.
+/// Creates the file if it is missing. The file holds patient data, so only its owner may access it; the files
+/// that SQLite creates beside it inherit its mode.
 ///
 /// # Errors
-/// `Unavailable`: it can be neither made nor looked at; `Broken`: it has a second name (a hard link). SQLite names its
-/// log after the database, so whoever came by the other name would miss what is in the log.
+/// `Unavailable`: the file can be neither created nor examined. `Broken`: the file has a second name (a hard
+/// link). SQLite names its log after the database, so a process that opened the other name would miss the
+/// content of the log.
 pub(super) fn make(path: &Path) -> Result<()> {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(unusable)?;
     }
-    // A file that is there is not opened: see `Lock`.
+    // An existing file is not opened here: see `Lock`.
     match File::options().write(true).create_new(true).mode(0o600).open(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(unusable(error)),
         _ => {}
@@ -42,17 +43,18 @@ fn unusable(error: std::io::Error) -> Error {
     Error::Unavailable(format!("the file cannot be opened: {error}"))
 }
 
-/// The lock of the file itself, whatever name it was reached by. It goes with this, or with the process.
+/// The lock of the file itself, by whatever name it was opened. Dropping this value, or the end of the
+/// process, releases the lock.
 ///
-/// The file is never closed: closing one handle of a file takes the locks of all others of the process, and SQLite's
-/// connections have theirs (sqlite.org/howtocorrupt.html, 2.2). SQLite's locks are of another kind, and not in its way.
+/// The file is never closed. Closing one handle of a file releases the POSIX locks that SQLite's connections
+/// of this process hold (sqlite.org/howtocorrupt.html, 2.2). `flock` locks are independent of those.
 pub(super) struct Lock(ManuallyDrop<File>);
 
 impl Lock {
-    /// Takes the lock, waiting for it at most `patience`.
+    /// Takes the lock; waits for it at most `patience`.
     ///
     /// # Errors
-    /// `Unavailable`: another process has it, or the file cannot be opened.
+    /// `Unavailable`: another process holds the lock, or the file cannot be opened.
     pub(super) async fn take(path: &Path, patience: Duration) -> Result<Self> {
         let file = File::options().read(true).write(true).open(path).map_err(unusable)?;
         let lock = Lock(ManuallyDrop::new(file));
@@ -72,7 +74,8 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Of a file that is open and locked, unlocking cannot fail; of one that was never locked, it does nothing.
+        // Unlocking cannot fail for a file that is open and locked; it has no effect on one that was never
+        // locked.
         flock(&*self.0, FlockOperation::Unlock).ok();
     }
 }

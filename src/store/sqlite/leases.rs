@@ -1,5 +1,5 @@
-//! Leases. One process holds them all. `expires_at` is by its clock of civil time and for people; nothing is decided
-//! by it, but for 0, which says that a lease was released. What a taker compares is whether it has changed.
+//! Leases. One process holds all of them. `expires_at` follows its wall clock and is for people; nothing is
+//! decided by its value, except that 0 means released. A taker only compares whether the value has changed.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn after(ttl: Duration) -> i64 {
     now().saturating_add(micros(ttl))
 }
 
-/// Takes one lease, or tells who holds it.
+/// Takes one lease, or reports its owner.
 async fn take(
     connection: &mut SqliteConnection,
     kind: Kind,
@@ -64,7 +64,7 @@ async fn take(
     Ok(())
 }
 
-/// A row of shard, owner, epoch, expiry and time to live.
+/// Decodes a row of shard, owner, epoch, expiry and time to live.
 fn others_lease(row: &SqliteRow) -> Result<OthersLease> {
     Ok(OthersLease {
         shard: shard_of_column(column(row, 0)?)?,
@@ -74,8 +74,8 @@ fn others_lease(row: &SqliteRow) -> Result<OthersLease> {
     })
 }
 
-/// Prolongs a lease that is held under its own epoch or under `next`, and under `next` from now on; answers whether
-/// it was.
+/// Renews a lease held under its own epoch or under `next`, and sets its epoch to `next`. Returns whether
+/// such a lease was found.
 async fn prolong(
     connection: &mut SqliteConnection,
     kind: Kind,

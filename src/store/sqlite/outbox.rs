@@ -1,4 +1,4 @@
-//! The outbox: which events wait for Kafka, which a broker has taken, which registrations wait for an
+//! The outbox: events that wait for Kafka, events that a broker has taken, and registrations that wait for an
 //! account.
 //!
 //! Invariant: an event is in `outbox` or in `outbox_sent` until analytics has applied it.
@@ -22,12 +22,13 @@ fn count(value: i64) -> u64 {
     u64::try_from(value).unwrap_or_default()
 }
 
-/// The numbers as a JSON array: SQLite has no array parameters, but reads this as a table.
+/// Encodes the numbers as a JSON array. SQLite has no array parameters, but reads JSON as a table.
 pub(super) fn json(seqs: &[i64]) -> Result<String> {
     serde_json::to_string(seqs).map_err(|_| Error::Broken("numbers cannot be written as JSON".to_owned()))
 }
 
-/// A row of columns `seq`, `shard`, `patient_id`, `version`, `parks` and so on: whose it is, and what it says.
+/// Decodes a row of the columns `seq`, `shard`, `patient_id`, `version`, `parks` and so on into its place and
+/// its event.
 fn place_and_event(row: &SqliteRow) -> Result<(UnreadableRow, Result<OutboxEvent>)> {
     let patient_id = PatientId(column(row, 2)?);
     let parks = u32::try_from(column::<i64>(row, 4)?).unwrap_or_default();
@@ -192,8 +193,8 @@ impl OutboxStore for SqliteStore {
     }
 }
 
-/// Takes the rows `seqs` (JSON) out of the outbox, as sent to the log `name`. A replayed event that analytics has
-/// counted is not kept: nobody would need to publish it again for its sake.
+/// Moves the rows `seqs` (JSON) from the outbox to `outbox_sent`, as taken by the log `name`. A replayed
+/// event that analytics has counted gets no row in `outbox_sent`, because it need not be published again.
 async fn take(connection: &mut SqliteConnection, seqs: &str, name: String) -> Result<()> {
     let copy = sqlx::query(
         "INSERT INTO outbox_sent (seq, patient_id, version, broker)
@@ -211,7 +212,7 @@ async fn take(connection: &mut SqliteConnection, seqs: &str, name: String) -> Re
     change(connection, take.bind(seqs.to_owned())).await.map(drop)
 }
 
-/// Notes what the log holds, unless something further behind is known.
+/// Records the anchor, unless a later offset is recorded already.
 async fn note(connection: &mut SqliteConnection, log_no: i64, anchor: LogAnchor) -> Result<()> {
     let Some(event_id) = anchor.event_id else { return Ok(()) };
     let query = sqlx::query(
@@ -225,8 +226,8 @@ async fn note(connection: &mut SqliteConnection, log_no: i64, anchor: LogAnchor)
 }
 
 impl SqliteStore {
-    /// Forgets sent events that analytics has applied, looking at the next `rows_max` of them, a chunk in
-    /// a transaction. What a call misses a later one finds, so a failure does not matter.
+    /// Deletes sent events that analytics has applied. Scans the next `rows_max` rows, one chunk per
+    /// transaction. A later call finds what this one misses, so a failure does not matter.
     pub(super) async fn trim_sent(&self, rows_max: u32) -> Result<()> {
         let mut left = rows_max;
         while left > 0 {
@@ -239,7 +240,7 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// Whether there are more rows to look at.
+    /// Scans one chunk. Returns whether more rows are left.
     async fn trim_chunk(&self, rows_max: u32) -> Result<bool> {
         let from = self.trimming.from();
         let (n, last) =
@@ -248,8 +249,8 @@ impl SqliteStore {
     }
 }
 
-/// Of the first `rows_max` sent events after the number `from`, forgets those that analytics has applied.
-/// Answers with how many there were, and the number of the last.
+/// Deletes those of the first `rows_max` sent events behind the number `from` that analytics has applied.
+/// Returns the number of events scanned, and the number (`seq`) of the last.
 async fn forget_applied(
     connection: &mut SqliteConnection,
     from: i64,

@@ -19,7 +19,7 @@ use crate::store::{
     AppendOutcome, AuditBatch, LoadedPatient, PatientAppend, PatientStore, Result, searching,
 };
 
-/// The epochs of the shards that a batch speaks of.
+/// Reads the epochs of the given shards.
 pub(super) async fn epochs(
     connection: &mut SqliteConnection,
     kind: Kind,
@@ -39,7 +39,7 @@ pub(super) async fn epochs(
     Ok(epochs)
 }
 
-/// Whether the database has not moved on from what `row` was decided on.
+/// Returns whether the decision of `row` is still valid: the version follows, and the command is new.
 async fn follows(connection: &mut SqliteConnection, row: &PatientAppend) -> Result<bool> {
     let id = row.recorded.patient_id();
     let query = sqlx::query(
@@ -52,7 +52,7 @@ async fn follows(connection: &mut SqliteConnection, row: &PatientAppend) -> Resu
     found.first().map(|row| column(row, 0)).transpose().map(Option::unwrap_or_default)
 }
 
-/// Takes an address for a patient.
+/// Claims an e-mail address for a patient.
 async fn claim(connection: &mut SqliteConnection, key: &str, id: PatientId) -> Result<AppendOutcome> {
     let insert = sqlx::query(
         "INSERT INTO patient_emails (email_key, patient_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
@@ -62,14 +62,14 @@ async fn claim(connection: &mut SqliteConnection, key: &str, id: PatientId) -> R
     }
     let owner = sqlx::query("SELECT patient_id FROM patient_emails WHERE email_key = $1").bind(key);
     let owner: Option<Uuid> = rows(connection, owner).await?.first().map(|row| column(row, 0)).transpose()?;
-    // The patient's own address: the caller does not know the state.
+    // The patient owns the address already, so the caller's state is out of date.
     Ok(if owner == Some(id.0) { AppendOutcome::Conflict } else { AppendOutcome::EmailTaken })
 }
 
 async fn write_state(connection: &mut SqliteConnection, row: &PatientAppend) -> Result<()> {
     let patient = row.recorded.event.patient();
     let lives = row.recorded.event_type() != EventType::Deleted;
-    // Without `..`: a new field does not compile until it has a column, or none.
+    // No `..` here: a new field must not compile until its column is decided.
     let Patient { id, version, created_at, restricted, details } = &**patient;
     let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     let query = sqlx::query(
@@ -128,8 +128,9 @@ async fn write_event(connection: &mut SqliteConnection, row: &PatientAppend) -> 
     Ok(())
 }
 
-/// In two rounds, as PostgreSQL does it in one statement: first what each row may do, in the order of
-/// addresses, then what it does. So an address that the batch frees is not free within the batch.
+/// Commits in two rounds, with the same result as PostgreSQL's single statement. The first round decides
+/// every row, in the order of addresses; the second one writes. So an address that the batch frees is not
+/// free within the batch.
 async fn commit(connection: &mut SqliteConnection, batch: &[PatientAppend]) -> Result<Vec<AppendOutcome>> {
     let epochs = epochs(connection, Kind::Patient, batch.iter().map(|row| row.shard)).await?;
     let moves: Vec<_> = batch.iter().map(email_moves).collect();
@@ -161,7 +162,7 @@ async fn commit(connection: &mut SqliteConnection, batch: &[PatientAppend]) -> R
     Ok(outcomes)
 }
 
-/// A patient's row whatever became of it.
+/// The state of a patient's row, deleted or not.
 #[derive(FromRow)]
 struct StateRow {
     version: i64,
@@ -190,7 +191,7 @@ impl PatientStore for SqliteStore {
 
     async fn load_patient(&self, id: PatientId, command: Option<CommandId>) -> Result<LoadedPatient> {
         self.writer.settle_abandoned().await?;
-        // The event first: the state is never older than it then.
+        // Read the event first, so that the state is never older than the event.
         let mut applied = None;
         if let Some(command) = command {
             let query = sqlx::query(

@@ -1,4 +1,4 @@
-//! Lists: scans of one index each, and the keys of rows that have none yet.
+//! Lists: scans of one index each, and the filling in of missing keys.
 
 use async_trait::async_trait;
 use sqlx::sqlite::SqliteConnection;
@@ -12,7 +12,7 @@ use crate::store::Result;
 use crate::store::codec::PatientRow;
 use crate::store::searching::{Dialect, KEYED_AT_ONCE, Scan, Scans, warn_of_taken};
 
-/// The statement of `scan`.
+/// Builds the query of `scan`.
 pub(super) fn query_of(scan: Scan) -> SqliteQuery<'static> {
     macro_rules! bound {
         ($query:expr, $span:expr) => {{
@@ -38,11 +38,11 @@ impl Scans for SqliteStore {
     }
 }
 
-/// Gives the rows their keys that were written before there were any, a few at a time. It may be broken off and
-/// called again.
+/// Fills in the name keys of rows that were written before keys existed, a few at a time. The call may be
+/// interrupted and repeated.
 ///
 /// # Errors
-/// `Unavailable`: not done yet.
+/// `Unavailable`: not finished; call it again.
 pub(super) async fn fill_keys(connection: &mut SqliteConnection) -> Result<()> {
     loop {
         let query = sqlx::query(
@@ -60,11 +60,12 @@ pub(super) async fn fill_keys(connection: &mut SqliteConnection) -> Result<()> {
     }
 }
 
-/// Brings the e-mail addresses of patients and users that were taken before there was the form in ASCII into it. Where
-/// another patient has the address already, the claim is given up: one address, one claim. A user's name stays then.
+/// Converts the e-mail keys of patients and users that were stored before the ASCII form was introduced.
+/// Where another patient already has the converted key, the claim is given up: one address, one claim. A user
+/// in that case keeps the old form.
 ///
 /// # Errors
-/// `Unavailable`: not done yet.
+/// `Unavailable`: not finished; call it again.
 pub(super) async fn move_emails(connection: &mut SqliteConnection) -> Result<()> {
     const PATIENTS: (&str, [&str; 2]) = (
         "SELECT email_key FROM patient_emails
@@ -87,7 +88,7 @@ pub(super) async fn move_emails(connection: &mut SqliteConnection) -> Result<()>
             let keys = found.iter().map(|row| column(row, 0)).collect::<Result<Vec<String>>>()?;
             let Some(last) = keys.last() else { break };
             after.clone_from(last);
-            // All or none of it: a claim must not be lost in between.
+            // One transaction, so that no claim is lost between the insertion and the deletion.
             change(connection, sqlx::query("BEGIN IMMEDIATE")).await?;
             for old in keys {
                 let new = email_key(&old);

@@ -16,7 +16,8 @@ use crate::store::{
 const REVOKE: &str =
     "UPDATE sessions SET revoked_at = $2, keep_until = $3 WHERE id = $1 AND revoked_at IS NULL";
 
-/// A token was given when the one before it was used, and the first with its session.
+/// Selects a refresh token with its session. A token's issue time is the use of the token before it; for the
+/// first token it is the start of the session.
 const FIND: &str = "
 SELECT t.session_id, s.subject, u.role, u.sessions_not_before AS user_generation, s.ends_at,
     s.revoked_at IS NULL AND s.ends_at > $2 AND NOT u.disabled
@@ -35,7 +36,7 @@ fn revoke(id: Uuid, revocation: Revocation) -> SqliteQuery<'static> {
 }
 
 impl SqliteStore {
-    /// Runs one statement as a transaction; answers how many rows it changed.
+    /// Runs one statement as a transaction. Returns the number of rows changed.
     pub(super) async fn change_many(&self, query: SqliteQuery<'static>) -> Result<u64> {
         self.writer.write(move |connection| Box::pin(change(connection, query))).await
     }

@@ -1,5 +1,5 @@
-//! What only SQLite can be asked: one server a file, callers who give up, a disk that is full, files
-//! that are no databases.
+//! Tests for SQLite only: one server per file, callers that give up, a full disk, files that are not
+//! databases.
 
 mod audit;
 mod plans;
@@ -40,7 +40,7 @@ async fn serve(settings: &Settings) -> Arc<SqliteStore> {
     Arc::new(SqliteStore::open(path_of(settings), settings, Use::Serve).await.expect("a store"))
 }
 
-/// Another process that has the file open for writing.
+/// A connection of another process to the file.
 async fn other_process(settings: &Settings) -> SqliteConnection {
     SqliteConnectOptions::new().filename(path_of(settings)).connect().await.expect("a connection")
 }
@@ -85,7 +85,7 @@ async fn a_file_that_another_process_is_making_is_waited_for() {
     let mut other = options.connect().await.expect("a connection");
     other.execute("BEGIN EXCLUSIVE").await.expect("the lock");
     let mut opening = std::pin::pin!(open(&settings, Use::Tool));
-    // Three times as long as SQLite itself waits.
+    // Three times SQLite's own limit for a lock.
     let early = timeout(Duration::from_millis(3 * settings.lock_timeout_ms), &mut opening).await;
     assert!(early.is_err(), "it waits");
     other.execute("ROLLBACK").await.expect("the lock");
@@ -101,7 +101,7 @@ async fn one_server_at_a_time_by_whatever_name_it_comes() {
     let by_link = Settings { url: format!("sqlite:{}", link.display()), ..settings.clone() };
     let Err(Error::Unavailable(said)) = open(&by_link, Use::Serve).await.map(drop) else { panic!("two") };
     assert!(said.contains("another server"), "{said}");
-    // As a tool: what it sees is what the server has.
+    // Opened as a tool, which sees the same data as the server.
     assert!(open(&by_link, Use::Tool).await.expect("a tool").is_empty().await.expect("an answer"));
     std::fs::hard_link(path_of(&settings), directory.path().join("second.db")).expect("a link");
     let second = format!("sqlite:{}", directory.path().join("second.db").display());
@@ -138,7 +138,7 @@ async fn a_restart_finds_all_and_waits_for_no_lease() {
     region.registered(1, "one@example.com").await;
     let epoch = region.epoch(0);
     drop((region, store));
-    // Dropped, not closed: the connections close by themselves, the lock goes with the file.
+    // Dropped, not closed: the connections close by themselves, and the lock is released with the file.
     let deadline = Instant::now() + PATIENCE;
     let store = loop {
         match open(&settings, Use::Serve).await {
@@ -183,7 +183,7 @@ async fn a_damaged_file_is_said_with_its_path() {
     drop((region, store));
     let path = path_of(&settings);
     let mut bytes = std::fs::read(&path).expect("a file");
-    // The header and the schema stay, all rows go.
+    // Keeps the header and the schema, and destroys all rows.
     bytes[4096 * 40..].fill(0xa5);
     std::fs::write(&path, bytes).expect("a file");
     let outcome = async {
@@ -211,7 +211,7 @@ async fn a_caller_who_gives_up_leaves_no_transaction_open() {
         async move { store.load_patient(id(1), None).await }
     });
     other.execute("ROLLBACK").await.expect("the lock");
-    // The load waits for what was given up, and sees it.
+    // The load waits for the abandoned transaction, and sees its result.
     let loaded = timeout(PATIENCE, load).await.expect("in time").expect("no panic").expect("a state");
     assert!(matches!(loaded.state, PatientState::Active(_)), "{loaded:?}");
     assert_eq!(region.commit(&region.register(2, "two@example.com")).await, Committed);
@@ -284,7 +284,7 @@ async fn what_fails_half_way_is_undone() {
     assert!(matches!(failed, Err(Error::Broken(_))), "{failed:?}");
     let panicked = store.writer.write(|c| Box::pin(break_off(c, "panic"))).await;
     assert!(matches!(panicked, Err(Error::Unknown(_))), "{panicked:?}");
-    // The row would be there twice if one of them were.
+    // If one of them had been committed, the row would exist twice.
     assert_eq!(store.writer.write(|c| Box::pin(break_off(c, "succeed"))).await, Ok(1));
 }
 
@@ -324,7 +324,7 @@ async fn a_deep_outbox_is_not_counted_to_its_end() {
     store.close().await;
 }
 
-/// What the connection that writes does at a commit: its level of `synchronous`, and its journal.
+/// Reads the connection's level of `synchronous` and its journal mode, which decide what it does at a commit.
 async fn durability(store: &SqliteStore) -> (i64, String) {
     let asked = store.writer.write(|connection| {
         Box::pin(async move {
@@ -349,7 +349,7 @@ async fn every_connection_that_writes_waits_for_the_disk() {
     let (_directory, settings) = place();
     let store = serve(&settings).await;
     assert_eq!(durability(&store).await, (FULL, "wal".to_owned()));
-    // A transaction that panics loses its connection; the next one connects anew.
+    // A transaction that panics loses its connection; the next one opens a new one.
     let panics = store.writer.write(|connection| Box::pin(panicking(connection))).await;
     assert!(matches!(panics, Err(Error::Unknown(_))), "{panics:?}");
     assert_eq!(durability(&store).await, (FULL, "wal".to_owned()), "the connection made anew");

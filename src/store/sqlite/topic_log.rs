@@ -1,4 +1,4 @@
-//! The topic's log, and the replay that fills a new one.
+//! The log of the topic, and the replay that fills a new log.
 
 use async_trait::async_trait;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -28,14 +28,14 @@ fn log(row: &SqliteRow) -> Result<TopicLog> {
     })
 }
 
-/// Where a replay stands.
+/// The position of a replay.
 struct Place {
     patient: Uuid,
     version: i64,
     since: i64,
 }
 
-/// The place of the replay of the log `no`, unless it is done or the log is not in use.
+/// Reads the position of the replay of the log `no`; `None` if the replay is done or the log is not in use.
 async fn place(connection: &mut SqliteConnection, no: i64) -> Result<Option<Place>> {
     let query = sqlx::query(
         "SELECT replay_patient, replay_version, replay_since FROM kafka_log WHERE no = $1 AND NOT replay_done",
@@ -146,7 +146,7 @@ async fn begin(connection: &mut SqliteConnection, next: &NextLog) -> Result<()> 
     change(connection, query).await.map(drop)
 }
 
-/// The patients among the first rows of the outbox whose turn has not come.
+/// Returns the patients among the first rows of the outbox whom the replay has not reached.
 async fn due(
     connection: &mut SqliteConnection,
     no: i64,
@@ -166,7 +166,7 @@ async fn due(
     rows(connection, query).await?.iter().map(|row| column(row, 0)).collect()
 }
 
-/// Puts back the events of one patient behind `place`, and notes that.
+/// Puts back the events of one patient beyond `place`, and records the patient as replayed.
 async fn put_back(connection: &mut SqliteConnection, no: i64, place: &Place, patient: Uuid) -> Result<()> {
     let back = sqlx::query(
         "INSERT INTO outbox (seq, patient_id, version, replay)
@@ -181,7 +181,7 @@ async fn put_back(connection: &mut SqliteConnection, no: i64, place: &Place, pat
     change(connection, counted.bind(i64::try_from(count).unwrap_or(i64::MAX))).await.map(drop)
 }
 
-/// Puts back what is due of the events behind `place`, and moves it.
+/// Scans the next events beyond `place`, puts back those that are due, and moves the position.
 async fn step(connection: &mut SqliteConnection, no: i64, place: &Place, rows_max: u32) -> Result<Replayed> {
     let last = sqlx::query(
         "SELECT count(*) OVER (), patient_id, version FROM (

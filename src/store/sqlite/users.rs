@@ -8,10 +8,11 @@ use crate::domain::time::Timestamp;
 use crate::store::codec::{UserColumns, changer};
 use crate::store::{ChangedBy, Result, UserAdded, UserChange, UserChanged, UserRow, UserStore};
 
-/// Whether the user `$1` is enabled and has the role `$2`.
+/// Selects a row if the user `$1` is enabled and has the role `$2`.
 const PERMITTED: &str = "SELECT 1 FROM users WHERE email = $1 AND role = $2 AND NOT disabled";
 
-/// Whether `by` may change users now. The one writer is in its transaction.
+/// Returns whether `by` may change users. The answer holds for the whole transaction, because there is only
+/// one writer.
 async fn is_permitted(connection: &mut SqliteConnection, by: &ChangedBy) -> Result<bool> {
     let (Some(changer), Some(role)) = changer(by) else { return Ok(true) };
     let asked = sqlx::query(PERMITTED).bind(changer.to_owned()).bind(role.to_owned());

@@ -1,10 +1,11 @@
-//! The one connection that writes.
+//! The single connection that writes.
 //!
 //! Invariants:
-//! - Transactions run one after another, in the order of their calls, each in a task of its own: a
-//!   caller who gives up does not leave one half done. What it does not wait for any more is counted as
-//!   `abandoned` until it has ended, so that a load can wait for it.
-//! - The connection is in the slot only between transactions. One that did not end cleanly is closed.
+//! - Transactions run one after another, in the order of their calls. Each runs in its own task, so that a
+//!   caller that gives up does not leave one half done. A transaction whose caller has given up counts as
+//!   `abandoned` until it ends, so that a load can wait for it.
+//! - The connection is in the slot only between transactions. A connection whose transaction did not end
+//!   cleanly is closed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use super::{SqliteQuery, connect, fault};
 use crate::store::{Error, Result};
 
-/// Gives out the connection, one transaction at a time.
+/// Lends the connection to one transaction at a time.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     answer_timeout: Duration,
@@ -36,7 +37,7 @@ struct Shared {
 
 enum Slot {
     Idle(SqliteConnection),
-    /// The next transaction connects anew.
+    /// The connection was closed; the next transaction connects again.
     Lost,
     Closed,
 }
@@ -59,11 +60,11 @@ impl Writer {
         Writer { shared: Arc::new(shared), answer_timeout }
     }
 
-    /// Runs `work` in a transaction and commits it, unless `work` fails: then it is rolled back.
+    /// Runs `work` in a transaction. Commits it if `work` succeeds, and rolls it back if `work` fails.
     ///
     /// # Errors
-    /// That of `work`; `Unavailable` if its turn does not come in time; `Unknown` if the commit says so,
-    /// or the answer does not come in time: the transaction goes on then.
+    /// The error of `work`. `Unavailable`: the turn of the transaction did not come in time. `Unknown`: the
+    /// commit failed, or no answer came in time, in which case the transaction continues.
     pub(super) async fn write<T: Send + 'static>(
         &self,
         work: impl for<'c> FnOnce(&'c mut SqliteConnection) -> BoxFuture<'c, Result<T>> + Send + 'static,
@@ -71,8 +72,8 @@ impl Writer {
         self.in_turn(move |shared, slot| Box::pin(shared.transact(slot, work))).await
     }
 
-    /// Runs a statement that is a transaction by itself, and answers with the number of rows changed. It goes to
-    /// the connection's thread and back once; beginning and committing would be a way each.
+    /// Runs a statement that is a transaction by itself. Returns the number of rows changed. The call makes
+    /// one round trip to the connection's thread; `BEGIN` and `COMMIT` would cost one more each.
     ///
     /// # Errors
     /// As `write`.
@@ -104,10 +105,10 @@ impl Writer {
         result.map_err(|error| error.at(&self.shared.path.display().to_string()))
     }
 
-    /// Waits, if there is a transaction whose caller has given up, for the end of all that are under way.
+    /// Waits for all transactions in flight, if one of them has been abandoned by its caller.
     ///
     /// # Errors
-    /// `Unavailable`: they do not end in time.
+    /// `Unavailable`: the transactions do not end in time.
     pub(super) async fn settle_abandoned(&self) -> Result<()> {
         if self.shared.abandoned.load(Ordering::Acquire) == 0 {
             return Ok(());
@@ -118,13 +119,13 @@ impl Writer {
         }
     }
 
-    /// Whether no transaction is under way.
+    /// Returns whether no transaction is in flight.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         self.shared.slot.try_lock().is_ok()
     }
 
-    /// Closes the connection after the transactions that wait for it.
+    /// Closes the connection after the transactions that are queued for it.
     pub(super) async fn close(&self) {
         let mut slot = self.shared.slot.lock().await;
         if let Slot::Idle(connection) = std::mem::replace(&mut *slot, Slot::Closed) {
@@ -134,7 +135,7 @@ impl Writer {
 }
 
 impl Shared {
-    /// Takes the connection out of the slot, which is lost until it is put back.
+    /// Takes the connection out of the slot and leaves `Lost` there until it is put back.
     async fn connection(&self, slot: &mut Slot) -> Result<SqliteConnection> {
         match std::mem::replace(slot, Slot::Lost) {
             Slot::Idle(connection) => Ok(connection),
@@ -170,7 +171,7 @@ impl Shared {
             *slot = Slot::Idle(connection);
             return Err(fault::of(&error));
         }
-        // If `work` panics the connection is dropped here, and SQLite rolls back as it closes.
+        // If `work` panics, the connection is dropped here, and SQLite rolls back when it closes.
         let result = work(&mut connection).await;
         let ended = match &result {
             Ok(_) => run(&mut connection, "COMMIT").await,
@@ -197,7 +198,8 @@ const RUNNING: u8 = 0;
 const ENDED: u8 = 1;
 const ABANDONED: u8 = 2;
 
-/// One call: whichever of caller and transaction comes to its end first leaves a note for the other.
+/// The state shared by the caller and the transaction of one call. The side that ends first records it for
+/// the other.
 struct Flight {
     shared: Arc<Shared>,
     state: AtomicU8,

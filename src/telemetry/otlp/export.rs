@@ -1,4 +1,4 @@
-//! The one who sends spans to the collector: in batches, one call at a time.
+//! The exporter: sends spans to the collector in batches, one call at a time.
 
 use std::time::Duration;
 
@@ -16,29 +16,29 @@ use tonic::{Code, Status};
 use super::span::text;
 use super::{SERVICE, Settings};
 
-/// The target of what is said of the collector.
+/// The target of log lines about the collector.
 const TARGET: &str = "hygeia::telemetry";
-/// The pause after a first failure; it doubles with each further one.
+/// The pause after the first failure. It doubles with each further failure.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 
-/// Where spans go, and whose they are.
+/// The endpoint of the collector, and the name of this node.
 pub(super) struct Link {
     pub(super) endpoint: String,
     pub(super) node: String,
 }
 
-/// How spans are gathered and sent.
+/// The limits for collecting and sending spans.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timing {
-    /// Spans of one call.
+    /// The most spans in one call.
     batch_max: usize,
-    /// How long spans gather.
+    /// How long spans are collected.
     gather: Duration,
-    /// How long one call may take.
+    /// The time limit of one call.
     call_max: Duration,
-    /// How long the last ones may take at the end.
+    /// The time limit for the last spans at shutdown.
     flush_max: Duration,
 }
 
@@ -63,13 +63,13 @@ pub struct Exporter {
     failures: u32,
 }
 
-/// What became of a batch.
+/// The result of sending a batch.
 enum Sent {
-    /// The collector has it.
+    /// The collector accepted the batch.
     Taken,
-    /// It may have it after another try.
+    /// The call failed; a retry may succeed.
     Later(String),
-    /// It will never take it.
+    /// The collector rejected the batch for good.
     Refused(String),
 }
 
@@ -80,8 +80,8 @@ impl Exporter {
         Exporter { link, spans, timing, exported, dropped, failures: 0 }
     }
 
-    /// Sends spans until `stop`, and then what is left, for at most `flush_max_ms`, or a quarter of it if the
-    /// collector does not answer. What is left after that is counted as dropped.
+    /// Sends spans until `stop` completes. Then sends the remaining spans for at most `flush_max_ms`, or a
+    /// quarter of that if the collector is not answering. Spans that are still left are counted as dropped.
     pub async fn run(mut self, stop: impl Future<Output = ()> + Send) {
         let Some(mut client) = self.client() else { return };
         let mut batch = Vec::with_capacity(self.timing.batch_max);
@@ -90,7 +90,8 @@ impl Exporter {
             () = stop => {}
         }
         self.spans.close();
-        // One that did not answer before will hardly do so now, and others wait for the end of the process.
+        // A collector that has not answered so far will hardly answer now, and the shutdown of the process
+        // waits for this.
         let limit = if self.failures == 0 { self.timing.flush_max } else { self.timing.flush_max / 4 };
         let flush = timeout(limit, self.send_rest(&mut client, &mut batch));
         if flush.await.is_err() {
@@ -104,11 +105,11 @@ impl Exporter {
         match Endpoint::from_shared(self.link.endpoint.clone()) {
             Ok(endpoint) => {
                 let limits = endpoint.connect_timeout(self.timing.call_max).timeout(self.timing.call_max);
-                // Connects at the first call, and again whenever the connection is gone.
+                // Connects at the first call, and again when the connection is lost.
                 Some(TraceServiceClient::new(limits.connect_lazy()))
             }
             Err(error) => {
-                // The settings were checked, so this does not happen.
+                // Does not happen, because the settings were checked.
                 tracing::error!(target: TARGET, %error, "spans are not exported");
                 None
             }
@@ -132,7 +133,8 @@ impl Exporter {
         }
     }
 
-    /// Fills `batch` with what gathers within a while; false when nothing can come any more.
+    /// Fills `batch` with the spans that arrive within the collection time. Returns false when no more spans
+    /// can come.
     async fn next(&mut self, batch: &mut Vec<Span>) -> bool {
         let most = self.timing.batch_max;
         if batch.is_empty() && self.spans.recv_many(batch, most).await == 0 {
@@ -149,7 +151,7 @@ impl Exporter {
         true
     }
 
-    /// Sends `batch` until it is taken or refused; empties it.
+    /// Sends `batch` until it is accepted or rejected, then clears it.
     async fn send(&mut self, client: &mut TraceServiceClient<Channel>, batch: &mut Vec<Span>) {
         loop {
             match self.try_once(client, batch).await {
@@ -166,7 +168,7 @@ impl Exporter {
                 Sent::Later(reason) => {
                     let doubled = RETRY_MIN.saturating_mul(1 << self.failures.min(16)).min(RETRY_MAX);
                     self.does_not_answer(&reason);
-                    // Between half and the whole, so that all nodes do not come back at once.
+                    // A random pause between half and the whole, so that the nodes do not retry in step.
                     sleep(doubled.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
                 }
             }
@@ -176,7 +178,7 @@ impl Exporter {
     async fn try_once(&self, client: &mut TraceServiceClient<Channel>, batch: &[Span]) -> Sent {
         let call = client.export(self.request(batch.to_vec()));
         match timeout(self.timing.call_max, call).await {
-            // What it took only in part it has told us to drop (OTLP, "Partial Success").
+            // After a partial success the rejected spans must not be sent again (OTLP, "Partial Success").
             Ok(Ok(_)) => Sent::Taken,
             Ok(Err(status)) if is_passing(&status) => Sent::Later(told(&status)),
             Ok(Err(status)) => Sent::Refused(told(&status)),
@@ -214,7 +216,7 @@ impl Exporter {
     }
 }
 
-/// Whether another try may do better (OTLP, "Failures").
+/// Returns whether a retry may succeed (OTLP, "Failures").
 fn is_passing(status: &Status) -> bool {
     matches!(
         status.code(),

@@ -1,4 +1,4 @@
-//! From an event to a span of the protocol. The fields are those of the log lines (`docs/LOGGING.md`).
+//! Converts events to OTLP spans. The fields are those of the log lines (`docs/LOGGING.md`).
 
 use std::fmt::{self, Write};
 use std::time::Duration;
@@ -13,17 +13,17 @@ use tracing::field::{Field, Visit};
 
 use crate::domain::time::Timestamp;
 
-/// An actor handled a message.
+/// The target of handled actor messages.
 pub(super) const MESSAGE: &str = "hygeia::message";
-/// A request was answered.
+/// The target of answered HTTP requests.
 pub(super) const HTTP: &str = "hygeia::http";
-/// A call was answered.
+/// The target of answered gRPC calls.
 pub(super) const GRPC: &str = "hygeia::grpc";
 
-/// The flag of a trace that is recorded (W3C Trace Context, section 3.2.2.5.1).
+/// The trace flag `sampled` (W3C Trace Context, section 3.2.2.5.1).
 const SAMPLED: u32 = 1;
 
-/// Outcomes of messages that are nobody's success: what they concern was not done, or is not known to be.
+/// The message outcomes that make a span an error: the work was not done, or is not known to be done.
 const FAILURES: [&str; 10] = [
     "unavailable",
     "unknown",
@@ -37,8 +37,8 @@ const FAILURES: [&str; 10] = [
     "dead_letter",
 ];
 
-/// The span of an event that ends at `at`; `None` if the event is no hop of a trace, or only somebody who looks
-/// whether the node lives.
+/// Returns the span of an event that ended at `at`. Returns `None` if the event belongs to no trace, or is a
+/// health check, a scrape or a call to a built-in gRPC service.
 pub(super) fn of_event(event: &Event<'_>, at: Timestamp) -> Option<Span> {
     let mut fields = Fields::default();
     event.record(&mut fields);
@@ -58,7 +58,7 @@ pub(super) fn of_event(event: &Event<'_>, at: Timestamp) -> Option<Span> {
 
 fn of_message(fields: Fields) -> Option<(Span, Duration)> {
     let actor = fields.text("actor");
-    // Shards are told apart by an attribute: names are what spans are grouped by.
+    // The shard number is only in an attribute, because tools group spans by name.
     let role = actor.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
     let (message, outcome) = (fields.text("message"), fields.text("outcome"));
     let kind = match (role, outcome) {
@@ -127,8 +127,8 @@ fn attribute(key: &str, value: Value) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }
 
-/// The fields of an event that a span is made of. Any other is left out, so that what is not known here
-/// does not leave the process.
+/// The fields of an event that go into a span. All other fields are dropped, so that no unknown data leaves
+/// the process.
 #[derive(Default)]
 struct Fields {
     trace: u128,
@@ -140,7 +140,7 @@ struct Fields {
     texts: Vec<(&'static str, String)>,
 }
 
-/// The fields that are texts.
+/// The names of the text fields.
 const TEXTS: [&str; 7] = ["message", "actor", "entity", "outcome", "method", "route", "code"];
 
 impl Fields {
@@ -152,7 +152,7 @@ impl Fields {
         self.get(name).unwrap_or_default()
     }
 
-    /// The span without times and attributes; `None` without a trace.
+    /// Returns the span without times and attributes; `None` if the event has no trace.
     fn span(&self, name: String, kind: SpanKind) -> Option<Span> {
         if self.trace == 0 || self.span == 0 {
             return None;
@@ -200,7 +200,7 @@ impl Visit for Fields {
     }
 }
 
-/// Reads an id as it is written, without a text in between. Zero if it is none.
+/// Parses a formatted hexadecimal id without an intermediate string. Zero if the text is not an id.
 struct Hex(u128);
 
 impl Hex {

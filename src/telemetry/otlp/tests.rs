@@ -1,4 +1,4 @@
-//! Spans from events, and a collector that is there, away, slow or full of refusals.
+//! Spans from events, and collectors that are available, unavailable, slow or rejecting.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use crate::context::{Hop, TraceContext};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What a collector was sent, and how it answers.
+/// A collector: the spans it accepted, and how it answers.
 #[derive(Clone, Default)]
 struct Collector {
     taken: Arc<Mutex<Vec<Span>>>,
@@ -134,10 +134,10 @@ async fn a_hop_is_a_span_with_the_ids_of_its_line() {
         tracing::info!(target: "hygeia::health", part = "store", "ready");
     });
     let spans = collector.has(3).await;
-    // Without a layer that could bring more it may have ended by itself.
+    // The layer can send no more spans, so the exporter may already have ended by itself.
     let _ = stop.send(());
     running.await.unwrap();
-    // What a busy collector answered too late is sent once more.
+    // Spans whose call was answered too late are sent again.
     let ids: HashSet<_> = collector.taken.lock().unwrap().iter().map(|span| span.span_id.clone()).collect();
     assert_eq!(ids.len(), 3, "scrapes and other lines are none");
     let [shard, journal, request] = spans.as_slice() else { panic!("{spans:?}") };
@@ -171,7 +171,7 @@ async fn a_collector_that_is_away_costs_spans_beyond_the_bound_and_nothing_else(
     with_default(registry, || (0..20).for_each(|_| message(&trace, "journal", "committed")));
     assert!(begun.elapsed() < Duration::from_secs(1), "somebody waited for the collector");
     assert_eq!(value(&metrics, "hygeia_otlp_spans_dropped_total"), 12, "all beyond the queue's eight");
-    // It comes up while the exporter tries, which then sends what had waited.
+    // The collector starts while the exporter retries. The exporter then sends the waiting spans.
     let collector = Collector::default();
     let (stop, stopped) = oneshot::channel::<()>();
     let late = async {
@@ -194,7 +194,7 @@ async fn what_a_collector_will_never_take_is_dropped_and_counted() {
     let (layer, exporter) = SpanLayer::new(&settings(8), &endpoint, "node-1");
     let trace = TraceContext::root();
     with_default(tracing_subscriber::registry().with(layer), || message(&trace, "journal", "committed"));
-    // The queue's other end is gone with the layer, so it ends by itself.
+    // Dropping the layer closed the queue, so the exporter ends by itself.
     tokio::time::timeout(PATIENCE, exporter.run(std::future::pending())).await.expect("it ended");
     assert_eq!(value(&metrics, "hygeia_otlp_spans_dropped_total"), 1);
 }

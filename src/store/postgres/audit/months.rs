@@ -1,4 +1,4 @@
-//! The months of the audit: making those to come, and dropping those that were archived.
+//! The months (partitions) of the audit: creates those to come, and drops archived ones.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::domain::time::Timestamp;
 use crate::store::audit::{AuditAnchor, AuditArchiveStore, AuditHead, EventAt};
 use crate::store::{Error, Result};
 
-/// For how many months after this one there is room.
+/// Number of months after this one for which partitions are created.
 const MONTHS_AHEAD: i32 = 3;
 
-/// Sorts what waits in the pending lists of the index of terms into it. One session at a time does, since a second
-/// one would only wait for it. The number is "terms" in ASCII.
+/// Moves the pending lists of the index of terms into the index. One session at a time does so, since a
+/// second one would only wait for it. The number is "terms" in ASCII.
 const TIDY: &str = "
 WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(499918204275) AS mine)
 SELECT gin_clean_pending_list(i.indexrelid)
@@ -27,26 +27,27 @@ FROM alone JOIN pg_inherits p ON alone.mine AND p.inhparent = 'audit_batches'::r
 JOIN pg_index i ON i.indrelid = p.inhrelid
 JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam AND a.amname = 'gin'";
 
-/// The parts that end at $1 or earlier, and those ends. The rest has none.
+/// The partitions that end at `$1` or earlier, with those ends. The default partition has no end.
 const PARTS: &str = "
 SELECT format('%I.%I', n.nspname, c.relname), upper FROM pg_inherits p
 JOIN pg_class c ON c.oid = p.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (SELECT substring(pg_get_expr(c.relpartbound, c.oid) FROM 'TO \\(''(-?\\d+)''\\)')::bigint) e (upper)
 WHERE p.inhparent = 'audit_batches'::regclass AND upper <= $1 ORDER BY upper";
 
-/// Begins the transaction that takes rows away. Its first locks are on months that are over, and on tables that only
-/// such transactions change.
+/// Begins the transaction that removes rows. Its first locks are on months that are over, and on tables that
+/// only such transactions change.
 const BEGIN_REMOVAL: &str = "BEGIN; SET LOCAL lock_timeout = 5000; SET LOCAL statement_timeout = 60000;
     LOCK TABLE audit_anchors IN SHARE ROW EXCLUSIVE MODE";
 /// How long a removal may take.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(120);
-/// The lock that dropping a month needs: all commits wait while it is waited for. So that is not long.
+/// Takes the lock that dropping a partition needs. All commits queue behind the request for it, so its
+/// timeout is short.
 const LOCK_ALL: &str = "SET LOCAL lock_timeout = 250; LOCK TABLE audit_batches IN ACCESS EXCLUSIVE MODE";
-/// How often a removal is tried that did not get its locks.
+/// How often a removal that did not get its locks is attempted.
 const REMOVAL_TRIES_MAX: u32 = 5;
-/// The pause between two tries.
+/// The pause between two attempts.
 const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
-/// Anchors written by one statement.
+/// Number of anchors that one statement writes.
 const ANCHORS_AT_ONCE: usize = 5_000;
 
 const LEAVE_ANCHORS: &str = "
@@ -54,11 +55,11 @@ INSERT INTO audit_anchors (chain, seq, mac, seal) SELECT * FROM unnest($1::uuid[
 ON CONFLICT (chain) DO UPDATE SET seq = excluded.seq, mac = excluded.mac, seal = excluded.seal
 WHERE audit_anchors.seq < excluded.seq";
 
-/// The rows of months without a part that are behind an anchor.
+/// Deletes the rows of the default partition that an anchor covers.
 const EMPTY_REST: &str = "
 DELETE FROM audit_batches_rest b USING audit_anchors a WHERE b.at < $1 AND a.chain = b.chain AND b.seq <= a.seq";
 
-/// See `AuditStore::tend_audit`. Neither of the two waits for the other to succeed.
+/// Implements `AuditStore::tend_audit`. The index is tidied even if the months could not be created.
 pub(super) async fn tend(store: &PostgresStore) -> Result<Option<u32>> {
     let made = store.follow_up(sqlx::query("SELECT audit_make_months($1)").bind(MONTHS_AHEAD)).await;
     store.follow_up(sqlx::query(TIDY)).await?;
@@ -66,10 +67,10 @@ pub(super) async fn tend(store: &PostgresStore) -> Result<Option<u32>> {
     Ok(ahead.map(|months| u32::try_from(months).unwrap_or_default()))
 }
 
-/// Makes the months to come.
+/// Creates the partitions for the months to come.
 ///
 /// # Errors
-/// `Unavailable`: not done; it may be called again.
+/// `Unavailable`: not done; the call may be repeated.
 pub(in super::super) async fn make_months(connection: &mut PgConnection) -> Result<()> {
     let query = sqlx::query("SELECT audit_make_months($1)").bind(MONTHS_AHEAD);
     let made = query.execute(connection).await;
@@ -142,7 +143,7 @@ impl PostgresStore {
         let parts = transaction.rows(sqlx::query(PARTS).bind(end.0)).await?;
         let parts = parts.iter().map(|part| column(part, 0)).collect::<Result<Vec<String>>>()?;
         for part in &parts {
-            // Nobody writes into it any more; searches go on.
+            // Nobody writes into a month that is over; searches continue under this lock.
             transaction.run(format!("LOCK TABLE {part} IN SHARE MODE")).await?;
             transaction.refuse_unanchored(part, "true").await?;
         }
@@ -161,9 +162,11 @@ impl Transaction {
         self.rows(sqlx::query(AssertSqlSafe(sql)).persistent(false)).await
     }
 
-    /// Fails if the newest row of any chain in `part`, of those that fit `condition`, is behind no anchor.
+    /// Fails if no anchor covers the newest row of some chain in `part`, among the rows that satisfy
+    /// `condition`.
     async fn refuse_unanchored(&mut self, part: &str, condition: &str) -> Result<()> {
-        // From chain to chain by the key, whatever each of them is long.
+        // The query jumps from chain to chain over the key, so its cost does not depend on the length of the
+        // chains.
         let sql = format!(
             "WITH RECURSIVE heads AS (
                  (SELECT chain, seq FROM {part} WHERE {condition} ORDER BY chain DESC, seq DESC LIMIT 1)

@@ -1,11 +1,16 @@
-//! The search of the audit: a walk in the order of time, and the index of terms, a month at a time.
+//! The search of the audit: a walk over the batches, newest first, combined with the index of terms, one
+//! month at a time.
 //!
-//! A common term is found by a walk, which is one index scan in order and stops at the limit. A rare one is found by the
-//! index of terms (GIN), which has few rows of it; it has them in no order, so they are sorted. Which of the two serves
-//! depends on the term, and on when it was used: what somebody did every day last year is common in the month and not
-//! among its newest rows. So a call walks a few rows, asks the index for the rest of the month up to `RARE_ROWS_MAX`,
-//! and if there are more walks on, `WALK_ROWS_MAX` rows. The index gathers all rows of a term before it gives out one, so
-//! it is not asked for a term that the statistics know as common (`audit_is_common`). An index that has the rows of each term in order would serve alone, but costs a commit five times as much.
+//! A walk is one index scan that stops at its limit. It is fast for a common term. The index of terms (GIN)
+//! is fast for a rare term; it returns rows in no order, so they must be sorted. Which method is faster
+//! depends on the term and on its distribution: a term used daily last year is common in its month but absent
+//! from the newest rows.
+//!
+//! So a call walks `GLANCE_ROWS_MAX` rows, and then asks the index for the rest of the month, up to
+//! `RARE_ROWS_MAX` rows. If there are more, it continues the walk for `WALK_ROWS_MAX` rows. The index
+//! collects all rows of a term before it returns the first, so it is not asked for a term that the statistics
+//! show as common (`audit_is_common`). An index with ordered rows for each term would suffice alone, but it
+//! would make a commit five times as expensive.
 
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
@@ -16,21 +21,21 @@ use crate::domain::time::Timestamp;
 use crate::store::Result;
 use crate::store::audit::{AuditBatch, AuditFound, AuditPosition, AuditSearch};
 
-/// The rows that a call walks first: enough for a page of a term that is in every eighth of them.
+/// Number of rows that a call walks first: enough for a page of a term that occurs in every eighth row.
 const GLANCE_ROWS_MAX: u32 = 128;
-/// The most rows of a month that are taken from the index of terms and sorted.
+/// Maximum number of rows of a month that are taken from the index of terms and sorted.
 const RARE_ROWS_MAX: u32 = 1_000;
-/// The most rows that a call walks for a term that is not rare.
+/// Maximum number of rows that a call walks for a term that is not rare.
 const WALK_ROWS_MAX: u32 = 4_000;
 
-/// What is read of a batch.
+/// The columns of a batch.
 macro_rules! batches {
     () => {
         "chain, seq, at, mac, terms, body"
     };
 }
 
-/// The rows of a search, whatever their terms. `at <= $2` is what months are left out by.
+/// The rows in the range of a search, whatever their terms. `at <= $2` lets the planner skip months.
 macro_rules! span {
     ($columns:expr) => {
         concat!(
@@ -47,8 +52,9 @@ macro_rules! newest_first {
     };
 }
 
-/// The batches at the places `hits`, the newest first, beside each what `$about` says; or that alone, if there are none.
-/// Only what is given out is read whole. The limit keeps them from being looked up in any other way than one by one.
+/// Selects the batches at the positions `hits`, newest first, each with the columns of `$about`; one row with
+/// `$about` alone if there are no hits. Only returned batches are read in full. The inner `LIMIT 1` forces a
+/// look-up one by one.
 macro_rules! batches_beside {
     ($about:expr) => {
         concat!(
@@ -62,10 +68,11 @@ macro_rules! batches_beside {
     };
 }
 
-/// The newest of all rows: $5 of them.
+/// The newest `$5` rows of the range.
 const NEWEST: &str = concat!(span!(batches!()), newest_first!(), " LIMIT $5");
 
-/// Of the newest $5 rows, those that have all terms: $7 of them. Beside them how many were walked, and the last of those.
+/// Of the newest `$5` rows, those that have all terms, at most `$7`. Each comes with the number of rows
+/// walked and the position of the last one.
 pub(in super::super) const WALK: &str = concat!(
     "WITH walked AS MATERIALIZED (",
     span!("at, chain, seq, terms @> $6::int4[] AS fits"),
@@ -79,8 +86,8 @@ pub(in super::super) const WALK: &str = concat!(
     )
 );
 
-/// The rows that have all terms, by the index of terms: $7 of them, if there are fewer than $6. Beside them how many
-/// there are, up to $6.
+/// The rows that have all terms, by the index of terms: at most `$7`, and none if `$6` or more match. Each
+/// comes with the number of matches, counted up to `$6`.
 pub(in super::super) const BY_TERMS: &str = concat!(
     "WITH found AS MATERIALIZED (",
     span!("at, chain, seq"),
@@ -90,13 +97,13 @@ pub(in super::super) const BY_TERMS: &str = concat!(
     batches_beside!("SELECT count(*) FROM found")
 );
 
-/// The first moment of the month of $1, or $2 if that is later; whether there is a row between $2 and it; and whether the
-/// terms $3 are common from that moment to $1.
+/// The start of the month of `$1`, or `$2` if that is later; whether a row exists between `$2` and that
+/// start; and whether the terms `$3` are common from that start to `$1`.
 const MONTH: &str = "
 SELECT m.low, EXISTS (SELECT FROM audit_batches WHERE at >= $2 AND at < m.low), audit_is_common(m.low, $1, $3)
 FROM (SELECT greatest(audit_month($1, 0), $2) AS low) m";
 
-/// Where the columns are that stand beside a batch.
+/// Index of the first column of `$about`.
 const BESIDE: usize = 6;
 
 fn bounded(sql: &'static str, from: Timestamp, until: AuditPosition) -> PgQuery<'static> {
@@ -109,7 +116,7 @@ fn found(batches: Vec<AuditBatch>, limit_rows: u32) -> AuditFound {
     AuditFound { batches, looked_to }
 }
 
-/// The batches of rows that may have something beside them alone.
+/// Decodes the batches of `rows`, leaving out a row that has only the columns of `$about`.
 fn batches_of(rows: &[PgRow]) -> Result<Vec<AuditBatch>> {
     let mut batches = Vec::with_capacity(rows.len());
     for row in rows {
@@ -120,7 +127,7 @@ fn batches_of(rows: &[PgRow]) -> Result<Vec<AuditBatch>> {
     Ok(batches)
 }
 
-/// Looks for what `search` says: see above.
+/// Runs `search`; the module documentation describes the method.
 pub(super) async fn search(store: &PostgresStore, search: &AuditSearch) -> Result<AuditFound> {
     if search.terms.is_empty() {
         let query = bounded(NEWEST, search.from, search.until).bind(limit(search.limit_rows));
@@ -145,14 +152,14 @@ fn is_full(found: &AuditFound, search: &AuditSearch) -> bool {
     found.batches.len() >= search.limit_rows as usize
 }
 
-/// What is left of `search` behind `end`.
+/// The part of `search` that lies beyond the position `end`.
 fn rest_of(search: &AuditSearch, found: &AuditFound, end: AuditPosition) -> AuditSearch {
     let found_rows = u32::try_from(found.batches.len()).unwrap_or(search.limit_rows);
     let until = AuditPosition { seq: end.seq - 1, ..end };
     AuditSearch { until, limit_rows: search.limit_rows - found_rows, ..search.clone() }
 }
 
-/// Walks `rows_max` rows at most.
+/// Walks at most `rows_max` rows.
 async fn walk(store: &PostgresStore, search: &AuditSearch, rows_max: u32) -> Result<AuditFound> {
     let query = bounded(WALK, search.from, search.until).bind(limit(rows_max));
     let rows = store.read(query.bind(&search.terms).bind(limit(search.limit_rows))).await?;
@@ -167,7 +174,7 @@ async fn walk(store: &PostgresStore, search: &AuditSearch, rows_max: u32) -> Res
     Ok(AuditFound { looked_to: more.then_some(end), ..walked })
 }
 
-/// What the month of `end` has of `search`; `None` if that is too much to be sorted.
+/// Searches the month of `end` by the index of terms. Returns `None` if the matches are too many to sort.
 async fn by_terms(
     store: &PostgresStore,
     search: &AuditSearch,
@@ -181,7 +188,8 @@ async fn by_terms(
     }
     let (low, older) = (Timestamp(column(month, 0)?), column::<bool>(month, 1)?);
     let query = bounded(BY_TERMS, low, search.until).bind(&search.terms).bind(limit(RARE_ROWS_MAX));
-    // These connections plan for the values at hand: how many rows a term has decides which index is cheaper.
+    // The connections of the followers plan for the actual values: the frequency of a term decides which
+    // index is cheaper.
     let rows = store.follow(query.bind(limit(search.limit_rows))).await?;
     let Some(first) = rows.first() else { return Ok(None) };
     if column::<i64>(first, BESIDE)? >= limit(RARE_ROWS_MAX) {

@@ -1,4 +1,4 @@
-//! The months of the audit: how they come and go beside commits, and by which index a search goes.
+//! The months of the audit: how they are created and dropped beside commits, and which index a search uses.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::store::{
     open,
 };
 
-/// The migration that makes the months.
+/// The migration that introduces the months.
 const MONTHS_MIGRATION: i64 = 8;
 
 fn batch(n: u128, at: Timestamp) -> AuditBatch {
@@ -41,13 +41,13 @@ const MONTHS: &str = "
 SELECT count(*) FROM pg_inherits WHERE inhparent = 'audit_batches'::regclass
 AND inhrelid::regclass::text LIKE 'audit_batches_20%'";
 
-/// The first moment of the month after next.
+/// Returns the start of the month after next.
 async fn month_after_next(stage: &mut Stage) -> Timestamp {
     let sql = "SELECT audit_month((extract(epoch FROM now()) * 1000000)::bigint, 2)";
     Timestamp(stage.number(sql).await)
 }
 
-/// The places of all rows with `term`, `limit_rows` a call at most.
+/// Returns the positions of all rows with `term`, read at most `limit_rows` per call.
 async fn all_of(store: &Arc<dyn Store>, term: i32, limit_rows: u32) -> Vec<(i64, Uuid, i64)> {
     let mut until = AuditPosition { at: Timestamp(i64::MAX), chain: Uuid::max(), seq: i64::MAX };
     let mut found = Vec::new();
@@ -81,7 +81,7 @@ async fn rows_from_before_the_months_are_all_there() {
         let found = store.audit_batches(Uuid::from_u128(chain), 0, 1000).await.expect("rows");
         assert_eq!(found.iter().map(|row| row.seq).collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
     }
-    // What writes by the old name goes on, and keeps its keys.
+    // Writers that use the old table name still work, and its keys are still enforced.
     store.append_audit(&batch(3, store.ping().await.expect("a clock"))).await.expect_err("it is taken");
     let now = store.ping().await.expect("a clock");
     store.append_audit(&AuditBatch { seq: 100, ..batch(3, now) }).await.expect("added");
@@ -136,7 +136,7 @@ async fn a_month_without_a_table_keeps_its_rows_all_the_same() {
     stage.store.close().await;
 }
 
-/// A session that looks at the audit for long, such as a backup, holds up the removal, and not the commits.
+/// A session that reads the audit for long, such as a backup, delays the removal but not the commits.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removal_that_cannot_get_its_lock_gives_up() {
     let mut stage = Stage::set(|_| ()).await;
@@ -147,7 +147,7 @@ async fn a_removal_that_cannot_get_its_lock_gives_up() {
     let anchor = AuditAnchor { head: AuditHead { chain: row.chain, seq: 0, mac: row.mac }, seal: [1; 32] };
     let store = Arc::clone(&stage.store);
     let removal = tokio::spawn(async move { store.remove_audit(end, &[anchor]).await });
-    // Not before `end`: the removal would find rows that its caller has not archived.
+    // The rows are sealed at `end`, because the removal would refuse unarchived rows before it.
     let mut added = 0;
     while !removal.is_finished() {
         added += 1;
@@ -175,13 +175,13 @@ ANALYZE;";
 #[tokio::test]
 async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
     let database = Postgres::shared_fast().create_database().await;
-    // Filling the tables may take its time on a busy machine.
+    // Filling the tables may take long on a busy machine.
     let settings = Settings { statement_timeout_ms: 120_000, ..on_test_server(database.url()) };
     migrate(&settings).await.expect("a schema");
     let connector = Connector::new(&settings.url.parse().expect("a URL"), &settings);
     let mut connection = connector.connect().await.expect("a session");
     connection.execute(FILL).await.expect("filled");
-    // Rows that wait for their place in the index of terms are read one by one.
+    // Rows in the pending list of the index of terms would be read one by one.
     let store = open(&settings, Use::Serve).await.expect("a store");
     store.tend_audit().await.expect("sorted in");
     store.close().await;
@@ -197,7 +197,7 @@ async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
     let (_, walked) = walk.split_once("CTE walked").expect("the walk");
     let (walked, _) = walked.split_once("InitPlan").expect("what follows it");
     assert!(walked.contains("_at on ") && !walked.contains("Sort  ("), "{walk}");
-    // For these the index of terms would gather too many rows.
+    // For common terms the index would collect too many rows.
     for (terms, common) in [
         ("1", true),
         ("1, 2", true),
@@ -209,7 +209,7 @@ async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
         let told: bool = connection.fetch_one(AssertSqlSafe(asked)).await.expect("an answer").get(0);
         assert_eq!(told, common, "{terms}");
     }
-    // A rare term in one month, as the connections of those who follow plan it: for the values at hand.
+    // A rare term in one month, planned for the actual values, as on the connections of the followers.
     let connector = connector.with([("plan_cache_mode", "force_custom_plan")]);
     let mut connection = connector.connect().await.expect("a session");
     let month = "audit_month((extract(epoch FROM now()) * 1000000)::bigint, 1)";
@@ -225,8 +225,8 @@ async fn a_common_term_goes_by_time_and_a_rare_one_by_the_index_of_terms() {
     assert!(!found.contains("audit_batches_before"), "one month alone:\n{rare}");
 }
 
-/// Terms that are everywhere, nowhere among the newest rows, seldom, once, and not at all: of each every row is found, the
-/// newest first, whatever the way that a call takes.
+/// Terms that occur everywhere, not among the newest rows, seldom, once, and never. Every row of each is
+/// found, newest first, whichever method a call uses.
 #[tokio::test]
 async fn a_search_finds_every_row_of_a_term_however_common_it_is() {
     const ABSENT_AMONG_THE_NEWEST: &str = "

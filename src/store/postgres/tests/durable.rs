@@ -1,4 +1,4 @@
-//! That a commit is on the server's disk before it is answered, whoever has set what.
+//! A commit is on the server's disk before it is acknowledged, whoever configures what.
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
 
@@ -19,7 +19,7 @@ async fn of_lanes(lanes: &Lanes) -> String {
     rows.ok().expect("a session")[0].get(0)
 }
 
-/// What `synchronous_commit` is in a session of each part of the store.
+/// Returns the value of `synchronous_commit` in a session of each part of the store.
 async fn in_every_session(settings: &Settings) -> Vec<String> {
     let options = settings.url.parse().expect("a URL");
     let store = PostgresStore::open(&options, settings, Use::Serve).await.expect("a store");
@@ -34,7 +34,7 @@ async fn in_every_session(settings: &Settings) -> Vec<String> {
     found
 }
 
-/// Makes `value` the default of every new session with the database.
+/// Makes `value` the default of every new session of the database.
 async fn set_default(database: &Database, value: &str) {
     let mut session = PgConnection::connect(database.url()).await.expect("a session");
     let name: String =

@@ -1,4 +1,4 @@
-//! A new epoch under load: directory, region, shard and journal over the database, with commits that overlap.
+//! A new epoch under load: directory, region, shard and journal over the database, with overlapping commits.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -29,14 +29,14 @@ use crate::store::{
     Use, migrate, open,
 };
 
-/// Writers at the same time.
+/// Number of concurrent writers.
 const WRITERS: usize = 24;
 /// How long a commit holds its lease row.
 const COMMIT_SECONDS: &str = "0.1";
-/// What a new epoch may take under load: the commits under way, what is in the journal's queue, and a busy machine.
+/// The limit for a new epoch under load: the commits in flight, the journal's queue, and a busy machine.
 const BOUND: Duration = Duration::from_secs(10);
 
-/// Loses the answer to a commit when it is told to.
+/// A store that loses the answer to a commit while `lose` is set.
 struct Losing {
     inner: Arc<dyn Store>,
     lose: AtomicBool,
@@ -73,7 +73,7 @@ impl PatientStore for Losing {
     }
 }
 
-/// A node with one shard of patients.
+/// Starts a node with one shard of patients.
 async fn node(store: &Arc<dyn Store>, patients: Arc<Losing>) -> (Tree, PatientHandle) {
     let parts = Parts {
         store_writers: store.writers(),
@@ -95,7 +95,7 @@ async fn node(store: &Arc<dyn Store>, patients: Arc<Losing>) -> (Tree, PatientHa
     (Tree::start(&parts, children).await.expect("starts"), chain.handle(&parts))
 }
 
-/// Registers patients until it is told to stop; answers with how many.
+/// Registers patients until `stop` is set, and counts the registrations in `done`.
 async fn register(patients: PatientHandle, writer: usize, stop: Arc<AtomicBool>, done: Arc<AtomicUsize>) {
     let mut n = 0;
     while !stop.load(Ordering::SeqCst) {

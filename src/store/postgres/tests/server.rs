@@ -1,4 +1,4 @@
-//! A server that is away, hangs or ends, and databases that are not as they should be.
+//! A server that is unreachable, hangs or stops, and databases with a wrong schema.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
     migrate(&Settings { connect_timeout_ms: 10_000, ..settings.clone() }).await.expect("a schema");
     let store = open(&settings, Use::Serve).await.expect("a store");
     let region = Region::start(&store).await;
-    // Two connections, so that one is at rest when the server stops to answer.
+    // Two connections, so that one is idle when the server stops answering.
     let pings = tokio::join!(store.ping(), store.ping());
     assert!(matches!(pings, (Ok(_), Ok(_))), "{pings:?}");
     region.registered(1, "one@example.com").await;
@@ -44,7 +44,7 @@ async fn a_server_that_hangs_or_ends_is_noticed_and_found_again() {
     assert!(began.elapsed() < Duration::from_secs(10), "nothing waits for ever");
     server.resume();
     recover(&store).await;
-    // What was sent is settled by the taking of the lease: it is there, or it will never be.
+    // Taking the lease settles the outcome of the commit: its rows are there, or never will be.
     let taken = store.acquire(Kind::Patient, &[0, 1, 2, 3], region.owner, LONG).await.expect("leases");
     assert_eq!(taken.len(), 4);
     let before = list(&store, 9).await.expect("a page").len();
@@ -75,7 +75,7 @@ async fn recover(store: &std::sync::Arc<dyn crate::store::Store>) {
     }
 }
 
-/// What a server does at its start.
+/// Opens and prepares the store as a server does at start.
 async fn serve(settings: &Settings) -> Result<(), Error> {
     let store = open(settings, Use::Serve).await?;
     let outcome = store.prepare().await;
@@ -87,7 +87,7 @@ async fn serve(settings: &Settings) -> Result<(), Error> {
 async fn a_server_that_is_away_is_said_in_time_and_without_the_password() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    // One that takes connections and says nothing, then one that takes none.
+    // First a port that accepts connections and never answers, then one that accepts none.
     let mut listener = Some(listener);
     for _ in 0..2 {
         let settings = hasty(&format!("postgres://ada:hunter2@127.0.0.1:{port}/clinic"));
@@ -125,13 +125,13 @@ async fn a_schema_must_fit() {
     store.close().await;
 
     let mut session = PgConnection::connect(database.url()).await.expect("a session");
-    // A newer program has been here: migrations only add, so this one can go on.
+    // A newer version has migrated the database. Its schema still serves this one.
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (9999, 'newer', true, '\\x00', 0)";
     session.execute(newer).await.expect("a row");
     serve(&settings).await.expect("it fits still");
     migrate(&settings).await.expect("nothing to do");
-    // Another program altogether.
+    // Migrations of another program.
     session.execute("UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 1").await.expect("a row");
     let Err(Error::Broken(_)) = serve(&settings).await else { panic!("must fail") };
     assert!(matches!(migrate(&settings).await, Err(Error::Broken(_))));

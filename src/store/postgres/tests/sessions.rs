@@ -18,7 +18,7 @@ use crate::store::AppendOutcome::{Committed, Conflict, EmailTaken, Fenced};
 use crate::store::contract::world::{LONG, id, list, new_command};
 use crate::store::{Error, NextLog, OUTBOX_DEPTH_ROWS_MAX, PartitionOffset, ProjectionSource, Replay};
 
-/// A commit of this shard, stopped between its lock of the lease and its end.
+/// A commit of this shard that has locked the lease and not ended.
 const COMMIT_IN_FLIGHT: &str = "BEGIN; SELECT FROM leases WHERE kind = 'patient' AND shard = 0 FOR KEY SHARE";
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn a_renewal_does_not_wait_for_commits() {
     let held = stage.region.held.clone();
     let renewed = stage.store.renew(Kind::Patient, &held, stage.region.owner, LONG).await;
     assert_eq!(renewed.expect("an answer").len(), held.len());
-    // Nor the other way round: commits go on under a renewal that has not ended.
+    // Conversely, commits do not wait for a renewal in flight.
     stage.other("ROLLBACK; BEGIN; UPDATE leases SET expires_at = clock_timestamp()").await;
     stage.region.registered(1, "one@example.com").await;
 }
@@ -72,7 +72,7 @@ async fn new_epochs_wait_for_no_commit_and_are_had_when_it_has_ended() {
     stage.other(COMMIT_IN_FLIGHT).await;
     let (held, owner) = (stage.region.held.clone(), stage.region.owner);
     for _ in 0..2 {
-        // All but the one, again and again.
+        // Every call raises all leases but this one.
         let refenced = stage.store.refence(Kind::Patient, &held, owner, LONG).await.expect("an answer");
         let mut raised: Vec<_> = refenced.leases.iter().map(|lease| lease.shard).collect();
         raised.sort_unstable();
@@ -161,13 +161,13 @@ async fn a_locked_row_does_not_keep_its_neighbours() {
     let batch: Vec<_> = (2..=5).map(|n| stage.region.register(n, &format!("p{n}@example.com"))).collect();
     let batch = [batch, vec![stage.region.update(&one, "one@example.com")]].concat();
     stage.other("BEGIN; UPDATE patients SET version = version").await;
-    // Four are committed, so the answer for the batch cannot be that nothing happened.
+    // Four rows are committed, so the error for the batch must not say that nothing happened.
     let outcomes = stage.store.commit_patients(&batch).await;
     assert!(matches!(outcomes, Err(Error::Unknown(_))), "{outcomes:?}");
     assert!(matches!(stage.region.state(id(2)).await, PatientState::Active(_)));
 }
 
-/// A registration that the shard does not know of, in flight.
+/// A registration in flight that the shard does not know of.
 fn zombie(n: u32, email: &str) -> String {
     format!(
         "BEGIN;
@@ -217,7 +217,7 @@ async fn a_load_waits_for_a_change_in_flight() {
     let loaded = timeout(PATIENCE, load).await.expect("in time").expect("no panic").expect("a state");
     let PatientState::Active(patient) = loaded.state else { panic!("the patient lives") };
     assert_eq!(patient.version, 2);
-    // One that was undone leaves its trace in the row, which only costs another look.
+    // A rolled-back change leaves its trace in the row, which only costs another read.
     stage.other("BEGIN; UPDATE patients SET version = 3; ROLLBACK").await;
     let PatientState::Active(patient) = stage.region.state(id(1)).await else { panic!("the patient lives") };
     assert_eq!(patient.version, 2);
@@ -240,7 +240,7 @@ async fn a_call_that_is_dropped_leaves_its_connection_to_nobody() {
         assert!(commit.await.expect_err("aborted").is_cancelled());
     }
     stage.other("ROLLBACK").await;
-    // Answers belong to their questions: the outcomes of the dropped calls are not taken for it.
+    // Answers match their queries: the outcomes of the dropped calls are not taken for this answer.
     assert_eq!(stage.store.leases(Kind::Patient).await.expect("rows").len(), 4);
     assert_eq!(stage.region.commit(&stage.region.register(9, "p9@example.com")).await, Committed);
 }
@@ -266,7 +266,7 @@ async fn what_analytics_has_applied_is_forgotten_by_the_outbox() {
     stage.store.mark_published(&seqs, log.no, &[]).await.expect("marked");
     assert_eq!(stage.number("SELECT count(*) FROM outbox_sent").await, 5000);
     let source = ProjectionSource { group: "g".into(), broker: "b1".into(), topic: "t".into() };
-    // Applied from the newest on, so that the trimming has to come round.
+    // Applied newest first, so that trimming has to start over.
     let mut events: Vec<_> = events.iter().map(|e| &e.recorded).collect();
     events.reverse();
     for chunk in events.chunks(500) {
@@ -284,8 +284,8 @@ async fn what_analytics_has_applied_is_forgotten_by_the_outbox() {
         stage.store.apply(&source, &offsets, &observations).await.expect("applied");
     }
     let left = stage.number("SELECT count(*) FROM outbox_sent").await;
-    // After 2000 it looked at the 4000 oldest, of which 1000 were applied; after 4000 it looked at the
-    // other 1000. What was applied in between is for the next round, or for the next start.
+    // After 2000 events, trimming scanned the 4000 oldest rows, of which 1000 were applied. After 4000, it
+    // scanned the other 1000. The rest is left for a later round, or for the next start.
     assert_eq!(left, 3000);
     let put_back = stage.store.republish_forgotten("b2", None, 5_000).await.expect("an answer");
     assert_eq!(put_back.rows, 0);
@@ -323,7 +323,8 @@ async fn a_deep_outbox_is_not_counted_to_its_end() {
 #[tokio::test]
 async fn a_commit_that_hangs_holds_up_no_other_of_its_shard() {
     let mut stage = Stage::set(|_| ()).await;
-    // Another session is about to take the address, so the commit that wants it waits for that session's end.
+    // Another session is about to claim the address, so the commit that wants it waits for that session to
+    // end.
     stage.other("BEGIN; INSERT INTO patient_emails VALUES ('one@example.com', gen_random_uuid())").await;
     let (store, row) = (Arc::clone(&stage.store), stage.region.register(1, "one@example.com"));
     let hung = tokio::spawn(async move { store.commit_patients(&[row]).await });
@@ -339,8 +340,8 @@ async fn a_commit_that_hangs_holds_up_no_other_of_its_shard() {
     assert_eq!(done, Ok(vec![Committed]));
 }
 
-/// Every connection for loads and lists is taken by a slow select: a change is committed and audited all the same,
-/// by a chain that has pinned nothing yet.
+/// Slow queries occupy every connection for loads and lists. A change is committed and audited all the same,
+/// by a chain that has not pinned the others yet.
 #[tokio::test]
 async fn a_commit_needs_no_connection_of_those_for_loads_and_lists() {
     let mut stage = Stage::set(|settings| {
@@ -364,7 +365,7 @@ async fn a_commit_needs_no_connection_of_those_for_loads_and_lists() {
     let key = Key::of(b"a secret of the tests, of 32 bytes");
     let store = Arc::clone(&stage.store);
     let chains = Chains::new(key, "a#1".into(), store as _, Arc::new(SystemClock), LONG, Growth::default());
-    // Of the second the address is taken: whose it is, is asked within the commit.
+    // The second row's address is taken; the query for its owner runs within the commit.
     let rows = [stage.region.register(2, "two@example.com"), stage.region.register(3, "one@example.com")];
     let chain = chains.take();
     let batch = chains.seal(&chain, rows.iter().filter_map(Patients::access).collect());
@@ -378,7 +379,7 @@ async fn a_commit_needs_no_connection_of_those_for_loads_and_lists() {
     );
     stage.other("ROLLBACK").await;
     for select in selects {
-        // Those that found no connection have said so.
+        // Those that found no connection have failed.
         drop(select.await.expect("no panic"));
     }
 }

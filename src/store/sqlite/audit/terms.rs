@@ -1,5 +1,5 @@
-//! Whether the index of terms has what the rows have. SQLite keeps it by triggers, and its tables can be written to like
-//! any other: what it does not have, no search finds.
+//! Compares the index of terms with the rows. Triggers maintain the index, but its tables can be written to
+//! like any other, and a search does not find a row that the index lacks.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -9,8 +9,8 @@ use sqlx::sqlite::SqliteRow;
 use super::super::{SqliteStore, column, fault};
 use crate::store::{Error, Result};
 
-/// A sum over pairs of term and id that does not depend on their order. Nobody can make another set of the same sum: the
-/// key of the hash is made anew each time.
+/// A sum over pairs of term and id that does not depend on their order. The hash key is random in each run,
+/// so nobody can construct another set with the same sum.
 struct Sum {
     keyed: RandomState,
     sum: u64,
@@ -22,7 +22,7 @@ impl Sum {
     }
 }
 
-/// Compares all rows with the whole index, as both are at one moment: it takes as long as the audit is large.
+/// Compares all rows with the whole index, in one snapshot. The duration grows with the size of the audit.
 pub(super) async fn fit(store: &SqliteStore) -> Result<bool> {
     let failed = |error: sqlx::Error| fault::of(&error).at(&store.path.display().to_string());
     let mut moment = store.readers.begin().await.map_err(failed)?;

@@ -19,7 +19,7 @@ async fn places(store: &SqliteStore, terms: &[i32]) -> Vec<(i64, u128, i64)> {
     found.batches.iter().map(|batch| (batch.at.0, batch.chain.as_u128(), batch.seq)).collect()
 }
 
-/// A row that nobody else shares a term with, and terms that nobody has, are found among many in one call.
+/// A row with a term of its own is found among many in one call, and so is the absence of a term.
 #[tokio::test]
 async fn a_rare_term_of_the_audit_is_found_in_one_call() {
     let (_directory, settings) = place();
@@ -39,7 +39,7 @@ async fn a_rare_term_of_the_audit_is_found_in_one_call() {
     store.close().await;
 }
 
-/// The schema before the index, with two rows of one moment, one that came late, and one without terms.
+/// Creates the schema before the index, with two rows of one moment, one late row, and one without terms.
 async fn older(settings: &Settings) {
     std::fs::create_dir_all(path_of(settings).parent().expect("a directory")).expect("made");
     std::fs::write(path_of(settings), "").expect("made");
@@ -65,7 +65,7 @@ async fn rows_from_before_the_index_are_found_by_it() {
     assert_eq!(places(&store, &[i32::MIN, 7]).await, [(5, 1, 0)]);
     assert_eq!(places(&store, &[]).await, [(9, 1, 2), (5, 2, 0), (5, 1, 0), (4, 1, 1)]);
     assert!(store.audit_terms_fit().await.expect("an answer"));
-    // New rows of a moment that has some.
+    // New rows for a moment that has rows already.
     for chain in [4, 3] {
         let row = AuditBatch {
             chain: Uuid::from_u128(chain),
@@ -82,7 +82,7 @@ async fn rows_from_before_the_index_are_found_by_it() {
     store.close().await;
 }
 
-/// Whatever is in the index and not in the rows, or the other way round.
+/// Detects any difference between the index and the rows, in either direction.
 #[tokio::test]
 async fn an_index_that_does_not_fit_the_rows_is_told() {
     let take = "INSERT INTO audit_terms (audit_terms, rowid, terms) SELECT 'delete', id, '07000000' FROM audit_batches
@@ -108,7 +108,7 @@ async fn an_index_that_does_not_fit_the_rows_is_told() {
     }
 }
 
-/// A row that is removed leaves nothing in the index.
+/// A removed row leaves nothing in the index.
 #[tokio::test]
 async fn what_is_removed_leaves_the_index_too() {
     let (_directory, settings) = place();

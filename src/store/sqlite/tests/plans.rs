@@ -1,5 +1,5 @@
-//! That every list is read by an index, in its order. The planner has no statistics here, because nobody runs `ANALYZE`: a
-//! plan is the same for ten rows and for ten million.
+//! Every list is read by an index, in the order of the index. The planner has no statistics, because nobody
+//! runs `ANALYZE`. So a plan is the same for ten rows and for ten million.
 
 use sqlx::{AssertSqlSafe, Executor, Row};
 
@@ -23,7 +23,7 @@ async fn every_list_goes_by_an_index_in_its_order() {
         let rows = explained.fetch_all(&mut session).await.expect("a plan");
         let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
         let plan = plan.join("\n");
-        // Of a table without row ids the primary key is the table.
+        // In a table without row ids, the primary key is the table.
         let index = match index {
             "patient_emails_pkey" => "SEARCH e USING PRIMARY KEY (".to_owned(),
             index => format!("SEARCH patients USING INDEX {index} ("),
@@ -49,7 +49,7 @@ async fn a_search_of_the_audit_goes_by_time_and_sorts_nothing() {
         let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
         let row = match plan.as_slice() {
             [walk] if search.terms.is_empty() => walk == &format!("SEARCH b {by_id} (rowid>? AND rowid<?)"),
-            // `M1`: what matches; `><`: between two ids.
+            // `M1`: the match; `><`: between two ids.
             [index, row] if !search.terms.is_empty() => {
                 index.starts_with("SCAN audit_terms VIRTUAL TABLE INDEX ")
                     && index.ends_with("M1><")
@@ -114,7 +114,7 @@ async fn addresses_from_before_get_their_form() {
     store.close().await;
     drop((region, store));
     let mut session = other_process(&settings).await;
-    // As they were written before: three of two addresses, and one that no rule takes.
+    // Rows as older versions wrote them: three rows with two addresses, and one address that no rule accepts.
     for before in [
         "UPDATE patient_emails SET email_key = 'noa@b\u{fc}cher.example' WHERE email_key LIKE 'noa@%'",
         "INSERT INTO patient_emails VALUES ('ada@b\u{fc}cher.example', x'00000000000000000000000000000009'),
