@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `ErrorInfo` | always | `reason`: the name of the `ErrorCode`, as in HTTP problems; `domain`: `hygeia` |
 //! | `BadRequest` | some fields are invalid | each field with its message |
-//! | `RetryInfo` | the call can be repeated | the time to wait, as the code defines it |
+//! | `RetryInfo` | the call can be repeated | the time to wait |
 
 use std::collections::HashMap;
 
@@ -53,7 +53,7 @@ fn details(error: &Error) -> ErrorDetails {
     for (field, problem) in &error.fields {
         details.add_bad_request_violation(*field, *problem);
     }
-    if let Some(wait) = error.code.retry_after() {
+    if let Some(wait) = error.retry_after() {
         details.set_retry_info(Some(wait));
     }
     details
@@ -113,6 +113,8 @@ pub(super) fn failure(headers: &HeaderMap) -> Option<Result<&'static str, Error>
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::domain::validate::FieldErrors;
 
@@ -141,6 +143,12 @@ mod tests {
             );
             assert!(details.bad_request().is_none());
         }
+        // An error's own wait replaces that of its code, in the details and in the metadata.
+        let wait = Duration::from_millis(2_700);
+        let status = of_error(&Error::too_many_requests("Too many", wait));
+        let retry = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
+        assert_eq!(retry, Some(wait));
+        assert_eq!(status.metadata().get(PUSHBACK).unwrap(), "2700");
         let fields = FieldErrors::from([("email", "Email should be valid"), ("name", "Name is required")]);
         let details = of_error(&Error::invalid_fields(fields)).get_error_details();
         let told: Vec<_> = details.bad_request().expect("fields").field_violations.iter().collect();

@@ -78,9 +78,14 @@ impl std::fmt::Debug for Settings {
 impl Settings {
     /// Returns the keys with invalid values, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
-        let positive = [
-            ("connections_max", u64::from(self.connections_max)),
-            ("read_connections_max", u64::from(self.read_connections_max)),
+        // Two journals and everything else need a connection each.
+        let connections = [
+            ("connections_max", 3, self.connections_max),
+            ("read_connections_max", 1, self.read_connections_max),
+        ];
+        let broken = connections.into_iter().filter(|(_, least, value)| !(*least..=10_000).contains(value));
+        let mut problems: Vec<_> = broken.map(|(key, least, _)| (key, format!("{least} to 10000"))).collect();
+        let limits = [
             ("connect_timeout_ms", self.connect_timeout_ms),
             ("acquire_timeout_ms", self.acquire_timeout_ms),
             ("statement_timeout_ms", self.statement_timeout_ms),
@@ -88,8 +93,8 @@ impl Settings {
             ("migrate_timeout_ms", self.migrate_timeout_ms),
         ];
         // PostgreSQL stores time limits as 31-bit milliseconds, and 0 means no limit.
-        let broken = positive.into_iter().filter(|(_, value)| !(1..=2_000_000_000).contains(value));
-        let mut problems: Vec<_> = broken.map(|(key, _)| (key, "1 to 2000000000".to_owned())).collect();
+        let broken = limits.into_iter().filter(|(_, value)| !(1..=2_000_000_000).contains(value));
+        problems.extend(broken.map(|(key, _)| (key, "1 to 2000000000".to_owned())));
         if let Err(allowed) = self.location() {
             problems.push(("url", allowed));
         }

@@ -52,7 +52,7 @@ fn a_number_that_no_type_holds_is_told_the_range_of_its_setting() {
     );
     assert_eq!(
         given().file("[store]\nconnections_max = 99999999999\n").refusal(),
-        "store.connections_max = 99999999999, from node.toml:2: allowed: 1 to 2000000000"
+        "store.connections_max = 99999999999, from node.toml:2: allowed: 3 to 10000"
     );
     let two = given().set("auth.hashing_niceness", "300").set("telemetry.line_max_bytes", "many").refusal();
     assert_eq!(two.lines().count(), 2, "{two}");

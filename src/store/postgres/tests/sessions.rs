@@ -89,7 +89,7 @@ async fn new_epochs_wait_for_no_commit_and_are_had_when_it_has_ended() {
 #[tokio::test]
 async fn a_flood_of_loads_does_not_keep_leases_waiting() {
     let mut stage = Stage::set(|settings| {
-        settings.connections_max = 1;
+        settings.connections_max = 3;
         settings.acquire_timeout_ms = 5_000;
     })
     .await;
@@ -112,7 +112,7 @@ async fn a_flood_of_loads_does_not_keep_leases_waiting() {
 
 #[tokio::test]
 async fn both_journals_leave_connections_for_loads() {
-    for (connections_max, writers) in [(1, 1), (4, 1), (12, 3)] {
+    for (connections_max, writers) in [(3, 1), (4, 1), (12, 3)] {
         let stage = Stage::set(|settings| settings.connections_max = connections_max).await;
         assert_eq!(stage.store.writers(), writers);
     }
@@ -226,7 +226,7 @@ async fn a_load_waits_for_a_change_in_flight() {
 #[tokio::test]
 async fn a_call_that_is_dropped_leaves_its_connection_to_nobody() {
     let mut stage = Stage::set(|settings| {
-        settings.connections_max = 1;
+        settings.connections_max = 3;
         settings.acquire_timeout_ms = 20_000;
     })
     .await;
