@@ -1,8 +1,8 @@
-//! The actors, and the handles through which the edges speak to them.
+//! The actors, and the handles through which the edges talk to them.
 //!
-//! The way of a request: a handle (`patients`, `billing`) asks by its `directory`, which sends the
-//! question to the `region` that serves its shard; the `shard` decides and has the `journal` commit. If that
-//! region is on another node, `link` carries question and answer over the sessions of `peers`.
+//! A request takes this path: a handle (`patients`, `billing`) sends it to its `directory`. The directory
+//! routes it to the `region` that serves the shard. The `shard` decides, and the `journal` commits. If the
+//! region is on another node, `link` carries the request and the reply over the sessions of `peers`.
 
 pub mod address;
 pub mod analytics;

@@ -1,5 +1,5 @@
-//! What actors do that takes time: tasks that report back, how long they wait for the database, how long
-//! after a failure, and how often they look.
+//! Tools for work that actors do outside `handle`: tasks that report back, a time limit for the database, the
+//! pause after a failure, and the poll rate.
 
 use std::future::Future;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use tokio::task::JoinSet;
 use crate::domain::time::MonoTime;
 use crate::store;
 
-/// The tasks of one actor. They end with it.
+/// The tasks of one actor. They are aborted when the actor ends.
 #[derive(Default)]
 pub(super) struct Tasks(JoinSet<()>);
 
 impl Tasks {
-    /// Runs `work`; `actor` is sent its result, or `lost` if the task ends without one, by a panic.
+    /// Runs `work` in a task. The `actor` receives its result, or `lost` if the task panics.
     pub(super) fn run<M: Message>(
         &mut self,
         actor: &ActorRef<M>,
@@ -27,7 +27,7 @@ impl Tasks {
         self.0.spawn(async move {
             let result = work.await;
             promise.lost = None;
-            // An actor that is gone needs no report.
+            // The actor may have ended; then the result is not needed.
             let _ = promise.actor.cast(result);
         });
     }
@@ -46,7 +46,7 @@ impl<M: Message> Drop for Promise<M> {
     }
 }
 
-/// Waits for the database at most so long. What comes too late may happen still.
+/// Waits for the database for at most `limit`. A statement that takes longer may still take effect.
 pub(super) async fn within<T>(
     limit: Duration,
     call: impl Future<Output = store::Result<T>>,
@@ -57,18 +57,18 @@ pub(super) async fn within<T>(
     }
 }
 
-/// How long to wait after failures: doubling from `min` to `max`, each time shortened at random by up to
-/// a half so that those who failed together do not try again together.
+/// The pause after failures. It doubles from `min` to `max`. Each pause is shortened at random by up to a
+/// half, so that parts that failed together do not retry together.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
-    /// After the first failure.
+    /// The pause after the first failure.
     pub(super) min: Duration,
-    /// At most.
+    /// The longest pause.
     pub(super) max: Duration,
 }
 
 impl Backoff {
-    /// The pause after this many failures in a row, the first being 1.
+    /// Returns the pause after this many consecutive failures, counted from 1.
     pub(super) fn pause(&self, failures: u32) -> Duration {
         let doublings = failures.saturating_sub(1).min(20);
         let full = self.min.saturating_mul(1 << doublings).min(self.max);
@@ -76,9 +76,10 @@ impl Backoff {
     }
 }
 
-/// How often a queue is looked at when there is always something new in it. The first look after a rest is
-/// at once; further ones wait until `gap` has passed since the last, and find more for the same price: each
-/// look ends in a transaction, and those share the database with whoever fills the queue.
+/// Limits how often a queue is polled while new rows keep arriving. After an idle period the first poll runs
+/// at once. Further polls wait until `gap` has passed since the last one. Each poll ends in a transaction,
+/// which competes with the writers of the queue for the database, and a later poll finds more rows for the
+/// same cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pace {
     gap: Duration,
@@ -86,24 +87,24 @@ pub(super) struct Pace {
     waiting: bool,
 }
 
-/// Whether to look.
+/// Whether to poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
-    /// Now.
+    /// Poll now.
     Now,
-    /// Not before this has passed: set a timer, and call `Pace::waited` when it rings.
+    /// Poll after this time: set a timer, and call `Pace::waited` when it fires.
     In(Duration),
-    /// A timer is set already.
+    /// A timer is already set.
     Later,
 }
 
 impl Pace {
-    /// A look at most every `gap`.
+    /// Allows one poll per `gap`.
     pub(super) fn new(gap: Duration) -> Self {
         Pace { gap, last: None, waiting: false }
     }
 
-    /// Whether to look; `Look::Now` counts as a look at `now`.
+    /// Returns whether to poll. `Look::Now` counts as a poll at `now`.
     pub(super) fn look(&mut self, now: MonoTime) -> Look {
         if self.waiting {
             return Look::Later;
@@ -117,12 +118,12 @@ impl Pace {
         Look::In(left)
     }
 
-    /// The timer has rung.
+    /// Records that the timer has fired.
     pub(super) fn waited(&mut self) {
         self.waiting = false;
     }
 
-    /// The last look did not find all there was: the next need not wait.
+    /// Records that the last poll left rows in the queue, so the next poll need not wait.
     pub(super) fn hurry(&mut self) {
         self.last = None;
     }

@@ -1,13 +1,15 @@
-//! The directory: knows which node serves which shard, and sends each question there: to the region of
-//! this node, or over the link to another one. One per kind and node; child of the node's supervisor.
-//! `Asker` is the side of it that callers hold.
+//! The directory: knows which node serves which shard, and routes each request there, either to the region of
+//! this node or over the link to another node. One per kind and node; child of the node's supervisor. Callers
+//! use it through an `Asker`.
 //!
 //! Invariants:
-//! - A question is answered by its deadline, whatever happens on the way.
-//! - A write whose outcome is not known is asked again under the same command id, as `maybe_done`: it
-//!   acts once. Only when the time is up is the caller told that the outcome is unknown.
-//! - Where a shard should be is computed from the live nodes, alike everywhere; where it is, only the one
-//!   asked knows. What it says is remembered, one hint per shard, until it proves wrong or that node leaves.
+//! - A request is answered by its deadline, whatever fails on the way.
+//! - A write of unknown outcome is repeated under the same command id, marked `maybe_done`, so it acts once.
+//!   The caller gets `OutcomeUnknown` when the deadline has passed, or when a lost attempt may still arrive
+//!   and a later attempt has not settled the outcome.
+//! - Every node computes the same placement of a shard from the live nodes. The actual owner may differ, and
+//!   only the node asked knows it. The directory remembers the owner it names, one hint per shard, until the
+//!   hint proves wrong or that node leaves.
 
 mod asker;
 mod counted;
@@ -34,39 +36,39 @@ use crate::domain::cluster::NodeRole;
 use crate::domain::ids::shard_of;
 use crate::domain::time::Clock;
 
-/// What a directory is told.
+/// The messages of a directory.
 pub enum DirectoryMessage<E: Entity> {
-    /// By an asker: goes on to the region that serves the shard; the shard answers.
+    /// From an asker: forwarded to the region that serves the shard; the shard answers.
     Ask(Box<Ask<E>>),
-    /// By an asker: goes on to any region of the kind, which answers.
+    /// From an asker: forwarded to any region of the kind, which answers.
     Query(Box<QueryAsk<E>>),
-    /// By an asker: whoever was asked for `id` does not serve it.
+    /// From an asker: the node that was asked for `id` does not serve it.
     Moved {
-        /// What was asked for.
+        /// The entity that was asked for.
         id: Uuid,
-        /// Who serves it, as far as they know: `node-name#boot-id`.
+        /// The owner of its shard, if the node named one: `node-name#boot-id`.
         owner: Option<Arc<str>>,
     },
-    /// By the link: a question for `id` was passed on, and answered by `owner`.
+    /// From the link: a request for `id` was passed on, and `owner` answered it.
     Found {
-        /// What was asked for.
+        /// The entity that was asked for.
         id: Uuid,
-        /// Who serves it: `node-name#boot-id`.
+        /// The node that serves the entity: `node-name#boot-id`.
         owner: Arc<str>,
     },
 }
 
 impl<E: Entity> ractor::Message for DirectoryMessage<E> {}
 
-/// What a directory needs.
+/// The arguments of a directory.
 pub struct DirectoryArgs<E: Entity> {
-    /// The region on this node, if it runs one.
+    /// The region of this node, if the node runs one.
     pub region: Option<Address<RegionMessage<E>>>,
-    /// The way to other nodes, if there may be any.
+    /// The links to other nodes; `None` outside a cluster.
     pub courier: Option<Arc<dyn Courier<E>>>,
     /// The live nodes.
     pub members: Members,
-    /// The number of shards of the cluster.
+    /// The number of shards per kind.
     pub shards: u16,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
@@ -93,7 +95,7 @@ impl<E: Entity> Default for Directory<E> {
     }
 }
 
-/// The state of one incarnation.
+/// The state of one incarnation of the directory.
 pub struct DirectoryState<E: Entity> {
     args: DirectoryArgs<E>,
     routes: Routes,
@@ -141,14 +143,14 @@ impl<E: Entity> Actor for Directory<E> {
         _event: SupervisionEvent,
         _state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
-        // A directory has no children; the default would stop it at any event.
+        // A directory has no children. The default would stop the actor at any event.
         Ok(())
     }
 }
 
 impl<E: Entity> DirectoryState<E> {
     fn look_around(&mut self) {
-        // A node without a cluster has nobody who could tell of a change: an error.
+        // Outside a cluster the sender of views is gone, and `has_changed` returns an error.
         if self.args.members.has_changed().unwrap_or(false) {
             let view = Arc::clone(&self.args.members.borrow_and_update());
             self.routes.changed(view);
@@ -208,8 +210,8 @@ impl<E: Entity> DirectoryState<E> {
     }
 }
 
-/// Hands a question to the region, or answers it if nobody is there: nothing was done then, which its loss
-/// would leave open. What became of it, for the log.
+/// Sends a request to the region. If no region is running, answers `NotServing` at once: without that, the
+/// lost request would leave the outcome unknown. Returns the outcome for the log.
 pub(super) fn forward<E: Entity>(
     region: &Address<RegionMessage<E>>,
     message: RegionMessage<E>,
@@ -222,7 +224,7 @@ pub(super) fn forward<E: Entity>(
     }
 }
 
-/// The region is gone and will be started again: nothing was done, so the asker is told to ask again.
+/// Answers that no region is running. Nothing was done, so the asker retries.
 fn refuse<E: Entity>(message: RegionMessage<E>) -> &'static str {
     match message {
         RegionMessage::Ask(ask) => fail_ask(*ask, Failure::NotServing(None)),

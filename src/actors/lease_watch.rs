@@ -1,12 +1,13 @@
-//! Since when the leases of others stand as they stand, by this node's own boot-time clock.
+//! Tracks how long the leases of other owners have gone without renewal, by this node's own boot-time clock.
 //!
-//! Invariant: a lease is said to have lapsed only if the database has held one and the same renewal of it for its
-//! whole time to live. Its holder believes in it for less than that, and from before it asked for that renewal. So two
-//! clocks that only measure have a say, the holder's and the taker's, and a step of the database's clock changes
-//! nothing. Whether the holder has renewed it since the last look is for the database to compare, when it is taken.
+//! Invariant: a lease counts as lapsed only if this node has seen no newer renewal of it for its whole time
+//! to live. The holder relies on its lease for less than that, counted from before it sent the renewal. So
+//! only two clocks matter, the holder's and the taker's, and both only measure durations. A step of the
+//! database's clock changes nothing. The database checks at the taking whether the holder has renewed the
+//! lease since the last read.
 //!
-//! Who has not watched a lease yet has to wait for its whole time to live. So those who may have to take one look at
-//! what others hold all along, and not only when its holder is gone.
+//! A node that has not yet watched a lease must wait for its whole time to live. Nodes that may have to take
+//! a lease therefore read the leases of others all the time, not only after a holder has failed.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,7 +16,7 @@ use crate::domain::ids::ShardNo;
 use crate::domain::time::MonoTime;
 use crate::store::{LeaseMark, OthersLease};
 
-/// See above. At most one entry a shard.
+/// The leases of others, at most one entry per shard.
 pub(super) struct LeaseWatch {
     ttl_unsaid: Duration,
     seen: HashMap<ShardNo, Seen>,
@@ -23,19 +24,19 @@ pub(super) struct LeaseWatch {
 
 struct Seen {
     mark: LeaseMark,
-    /// Up to when the holder may believe in it.
+    /// The latest time at which the holder may rely on the lease.
     until: MonoTime,
 }
 
 impl LeaseWatch {
-    /// Nothing was seen yet. Leases whose holders do not say for how long they believe in them, as those of an
-    /// older version, are taken to hold for `ttl_unsaid`.
+    /// Creates a watch that has seen no lease. `ttl_unsaid` is the time to live of leases whose rows name
+    /// none, which an older version wrote.
     pub(super) fn new(ttl_unsaid: Duration) -> Self {
         LeaseWatch { ttl_unsaid, seen: HashMap::new() }
     }
 
-    /// Takes note of what others hold. `answered_at` is when the answer had come: a lease may have been renewed at
-    /// any moment until then.
+    /// Records the leases of other owners. `answered_at` is the time at which the answer arrived, because a
+    /// lease may have been renewed at any moment until then.
     pub(super) fn note(&mut self, others: &[OthersLease], answered_at: MonoTime) {
         for other in others {
             let known = self.seen.get(&other.shard).is_some_and(|seen| seen.mark == other.mark);
@@ -47,12 +48,13 @@ impl LeaseWatch {
         }
     }
 
-    /// The last renewal of the shard's lease, if its holder does not believe in it any more.
+    /// Returns the mark of the last renewal of the shard's lease, if its holder no longer relies on the
+    /// lease.
     pub(super) fn lapsed(&self, shard: ShardNo, now: MonoTime) -> Option<LeaseMark> {
         self.seen.get(&shard).filter(|seen| now >= seen.until).map(|seen| seen.mark)
     }
 
-    /// How long it takes until the shard's lease has lapsed, unless it is renewed.
+    /// Returns the time until the shard's lease lapses, unless it is renewed.
     pub(super) fn left(&self, shard: ShardNo, now: MonoTime) -> Option<Duration> {
         self.seen.get(&shard).map(|seen| seen.until.since(now))
     }
@@ -83,7 +85,7 @@ mod tests {
         assert_eq!(watch.left(7, at(3_999)), Some(Duration::from_millis(1)));
         assert_eq!(watch.lapsed(7, at(4_000)), Some(LeaseMark { epoch: Epoch(1), renewal: 10 }));
 
-        // A renewal, and another taking, begin it anew; even with marks that are smaller.
+        // A renewal or a new taking restarts the time to live, even if its mark is smaller.
         for (nth, (epoch, renewal)) in [(1, 11), (2, 11), (2, 5)].into_iter().enumerate() {
             let begun = 10_000 * (nth as u64 + 1);
             watch.note(&lease(epoch, renewal, TTL), at(begun));

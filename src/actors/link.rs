@@ -1,4 +1,4 @@
-//! The link between nodes: requests, replies and hints over frames that `Peers` carries.
+//! The link between nodes: requests, replies and hints in frames that `Peers` carries.
 //!
 //! ```text
 //! Directory ─► Links ─► Link (one per live peer) ─► wire ┄┄► gate (FrameSink) ─► Region, Analytics, status
@@ -6,14 +6,16 @@
 //! ```
 //!
 //! Invariants:
-//! - Every request that comes in is answered: with its answer, with why there is none, or as dropped.
-//! - Every request that goes out ends once: by the answer, or as dropped when the session ends. Whoever
-//!   waits watches the deadline; it travels as what is left of it, since clocks differ.
-//! - A request is passed on by at most one node.
-//! - What a frame asks is begun only while the session that brought it lasts, as far as this side knows. The peer may
-//!   have ended it sooner: to whoever asked, what was lost with a session may still be done (`directory::asker`).
-//! - What waits is bounded on both sides, in count and bytes. No request costs a task.
-//! - What a frame holds is patient data: it is never logged.
+//! - Every incoming request is answered: with its answer, with a failure, or as dropped.
+//! - Every outgoing request ends once: by its answer, or as dropped when the session ends. The caller watches
+//!   the deadline. A request carries the remaining time, because clocks differ.
+//! - At most one node passes a request on.
+//! - A request is started only while the session that carried it lasts, as far as this side knows. The peer
+//!   may have ended the session earlier. For the caller, a request that was lost with a session may still be
+//!   carried out (`directory::asker`).
+//! - Unanswered requests are bounded on both sides, in count; the sender also bounds their bytes. No request
+//!   costs a task.
+//! - Frames contain patient data and are never logged.
 
 mod gate;
 mod peer;
@@ -54,25 +56,25 @@ use crate::domain::time::Clock;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::request::Body;
 
-/// The largest value of `frame_items_max`, and so the most items that a frame from a peer may have.
+/// The largest allowed value of `frame_items_max`, and therefore the most items that a peer's frame may have.
 const FRAME_ITEMS_MAX: usize = 65_536;
 
-/// The bounds of a link to one peer.
+/// The limits of a link to one peer.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Requests that a peer has not answered; beyond it callers get 503. Less than the requests that HTTP works
-    /// on at once, so that one node that does not answer leaves room for the others.
+    /// Requests that a peer has not answered; further requests get 503. Set it lower than the number of
+    /// concurrent HTTP requests, so that one node that does not answer leaves room for the others.
     pub unanswered_max: usize,
-    /// The same in bytes, with what their answers may come to.
+    /// The bytes of these requests and of their expected answers.
     pub unanswered_bytes_max: usize,
-    /// Requests of a peer that are being answered; beyond it they are refused.
+    /// Requests of a peer that are being answered; further ones are refused.
     pub owed_max: usize,
     /// Requests, replies and hints in one frame.
     pub frame_items_max: usize,
-    /// Bytes gathered in one frame; a larger item goes alone.
+    /// Bytes gathered in one frame; a larger item is sent in a frame of its own.
     pub frame_bytes_max: usize,
-    /// Bytes of one request or reply. Must be less than what peers take as one frame.
+    /// Bytes of one request or reply. Must be less than the size of a frame that peers accept.
     pub item_bytes_max: usize,
     /// The pause between two nudges to the same peer, in milliseconds.
     pub nudge_pause_ms: u64,
@@ -93,7 +95,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         const GIB: usize = 1 << 30;
         let checks = [
@@ -126,27 +128,29 @@ impl Settings {
     }
 }
 
-/// Carries questions about entities of one kind to other nodes.
+/// Carries requests for entities of one kind to other nodes.
 pub trait Courier<E: Entity>: Send + Sync {
-    /// Sends `ask` to the live node `owner`; if `wanted` is given, for it to pass on to that one. It is
-    /// always answered, or its loss is told.
+    /// Sends `ask` to the live node `owner`. If `wanted` is given, that node passes the request on to
+    /// `wanted`. The reply handle of `ask` is always answered or dropped.
     fn ask(&self, owner: &str, wanted: Option<Arc<str>>, ask: Box<Ask<E>>);
 
     /// Sends `query` to the live node `owner`.
     fn query(&self, owner: &str, query: Box<QueryAsk<E>>);
 }
 
-/// Asks a node for its status, on behalf of a hop and for at most so long: what it wrote (JSON), if it answered.
+/// Asks a node for its status, within a trace and a time limit. Returns the JSON text, or `None` if the node
+/// did not answer.
 pub type AskStatus =
     Arc<dyn Fn(Member, TraceContext, Duration) -> BoxFuture<'static, Option<Vec<u8>>> + Send + Sync>;
 
-/// Where frames go before there are links: `Peers` is made first, since the links need its view, and needs
-/// to know at once where frames go. What comes before `open` is lost; no session begins so early.
+/// Receives frames before the links exist. `Peers` is created before the links, which need its view, but
+/// needs the destination of its frames at once. A frame that arrives before `open` is lost; no session starts
+/// so early.
 #[derive(Clone, Default)]
 pub struct Inbox(Arc<OnceLock<FrameSink>>);
 
 impl Inbox {
-    /// What `Peers` gives every frame to.
+    /// Returns the sink for the frames of `Peers`.
     pub fn sink(&self) -> FrameSink {
         let opened = Arc::clone(&self.0);
         Arc::new(move |owner: &Arc<str>, wire: &Wire, frame: &[u8]| {
@@ -156,13 +160,13 @@ impl Inbox {
         })
     }
 
-    /// From now on frames go to `links`, for good.
+    /// Directs all further frames to `links`. Only the first call has an effect.
     pub fn open(&self, links: &Links) {
         let _ = self.0.set(links.sink());
     }
 }
 
-/// The links to all live peers. Cloning is cheap and names the same links.
+/// The links to all live peers. Cloning is cheap; all clones share the same links.
 #[derive(Clone)]
 pub struct Links(Arc<Inner>);
 
@@ -179,8 +183,8 @@ struct Inner {
 }
 
 impl Links {
-    /// Links to the peers of `members`, kept in step with it, that answer from what is `served` here. To be
-    /// called inside a runtime, which runs what the links do by themselves.
+    /// Creates the links to the peers of `members` and keeps them up to date. Requests of other nodes are
+    /// answered from `served`. Must be called within a tokio runtime, which runs the tasks of the links.
     pub fn start(members: Members, clock: Arc<dyn Clock>, settings: &Settings, served: Served) -> Self {
         let inner = Arc::new(Inner {
             members: members.clone(),
@@ -197,13 +201,14 @@ impl Links {
         Links(inner)
     }
 
-    /// What `Peers` gives every frame to.
+    /// Returns the sink for the frames of `Peers`.
     pub fn sink(&self) -> FrameSink {
         let inner = Arc::clone(&self.0);
         Arc::new(move |owner: &Arc<str>, wire: &Wire, frame: &[u8]| inner.receive(owner, wire, frame))
     }
 
-    /// To be called after each commit: tells the nodes that publish or bill that the outbox has new rows.
+    /// Returns a function to call after each commit. It tells the nodes that publish or bill that the outbox
+    /// has new rows.
     pub fn nudge(&self) -> Nudge {
         let inner = Arc::clone(&self.0);
         Arc::new(move || {
@@ -219,7 +224,7 @@ impl Links {
         })
     }
 
-    /// To be called when leases were given up, with the node that should take them.
+    /// Returns a function to call after leases were given up, with the node that should take them.
     pub fn released(&self) -> ReleasedHook {
         let inner = Arc::clone(&self.0);
         Arc::new(move |kind: Kind, shards: &[ShardNo], member: &Member| {
@@ -231,7 +236,7 @@ impl Links {
         })
     }
 
-    /// To be called when sessions were revoked: tells the nodes that check tokens.
+    /// Tells the nodes that check tokens that these sessions were revoked.
     pub fn revoked(&self, sessions: &[SessionId]) {
         let links = self.0.links.load();
         let view: Arc<View> = Arc::clone(&self.0.members.borrow());
@@ -245,18 +250,18 @@ impl Links {
         }
     }
 
-    /// What the node `owner` says of itself, as JSON.
+    /// Returns the status of the node `owner`, as JSON.
     ///
     /// # Errors
-    /// `None`: no answer by the deadline of `ctx`; else why there is none.
+    /// `None` if there was no answer by the deadline of `ctx`; otherwise the failure.
     pub async fn status(&self, ctx: &RequestContext, owner: &str) -> Result<Vec<u8>, Option<Failure>> {
         self.plain(ctx, owner, Body::Status(pb::Status {}), 65_536).await
     }
 
-    /// The summary from the analytics node `owner`.
+    /// Returns the summary from the analytics node `owner`.
     ///
     /// # Errors
-    /// `None`: no answer by the deadline of `ctx`; else why there is none.
+    /// `None` if there was no answer by the deadline of `ctx`; otherwise the failure.
     pub async fn summary(&self, ctx: &RequestContext, owner: &str) -> Result<SummaryView, Option<Failure>> {
         self.plain(ctx, owner, Body::AnalyticsSummary(pb::AnalyticsSummary {}), 4_096).await
     }
@@ -280,7 +285,8 @@ impl Links {
         }
     }
 
-    /// The same for whoever does not speak in contexts: what `member` answers within that time.
+    /// Returns `status` as a function for callers without a `RequestContext`, which asks a member within a
+    /// time limit.
     pub fn ask_status(&self) -> AskStatus {
         let links = self.clone();
         Arc::new(move |member: Member, trace: TraceContext, limit: Duration| {
@@ -291,12 +297,12 @@ impl Links {
         })
     }
 
-    /// How each link is doing.
+    /// Returns the load of each link.
     pub fn facts(&self) -> Vec<LinkFacts> {
         self.0.links.load().values().map(|link| link.facts()).collect()
     }
 
-    /// The nodes that these links lead to.
+    /// Returns the nodes of the cluster.
     pub fn members(&self) -> &Members {
         &self.0.members
     }
@@ -316,7 +322,7 @@ impl<E: Portable> Courier<E> for Links {
 }
 
 impl Inner {
-    /// Sends `ask` over `link`, unless its time is up.
+    /// Sends `ask` over `link`, unless its deadline has passed.
     fn send<E: Portable>(&self, link: &Arc<Link>, passage: Passage, mut ask: Ask<E>) {
         let budget = ask.deadline.since(self.clock.mono());
         if budget.is_zero() {
@@ -344,7 +350,8 @@ impl Inner {
         }
     }
 
-    /// The link to a live peer. The newest view may be newer than the links.
+    /// Returns the link to a live peer. The view may be newer than the links, so a missing link is looked up
+    /// twice.
     fn link(&self, owner: &str) -> Option<Arc<Link>> {
         if let Some(link) = self.links.load().get(owner) {
             return Some(Arc::clone(link));
@@ -353,7 +360,8 @@ impl Inner {
         self.links.load().get(owner).cloned()
     }
 
-    /// The link of the session that `wire` belongs to. A peer that is not in the view yet is answered all the same.
+    /// Returns the link of the session of `wire`. A peer that is not yet in the view gets a temporary link,
+    /// so that it is answered.
     fn link_of(&self, owner: &Arc<str>, wire: &Wire) -> Arc<Link> {
         let known = || self.links.load().get(owner).filter(|link| link.wire.is(wire)).cloned();
         known()
@@ -369,8 +377,9 @@ impl Inner {
         Link::new(Arc::clone(owner), wire.clone(), self.limits, ids, clock, self.runtime.clone())
     }
 
-    /// A frame could not be read, so what it answered will not be answered, and what it asked cannot be: both
-    /// sides' books are wrong. The link begins anew, and who waits learns that the outcome is not known.
+    /// Replaces a link after an unreadable frame. The replies in that frame are lost, and its requests cannot
+    /// be answered, so the counts of both sides are wrong. Callers that wait for a reply get an unknown
+    /// outcome.
     fn begin_anew(&self, link: &Arc<Link>) {
         let fresh = self.new_link(&link.owner, &link.wire);
         fresh.garbled();
@@ -386,7 +395,7 @@ impl Inner {
         link.close();
     }
 
-    /// One link per live peer and session; what was asked of others is told to be lost.
+    /// Keeps one link per live peer and session. Requests over other links end as dropped.
     fn keep_in_step(&self) {
         let gone: Vec<Arc<Link>> = {
             let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);

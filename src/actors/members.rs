@@ -1,5 +1,5 @@
-//! The nodes of the cluster as seen from here: who they are, what they run, how a frame reaches them.
-//! `Peers` publishes a new view whenever something changes; everybody else only reads.
+//! The nodes of the cluster as this node sees them: their names, their roles, and the wire to each. `Peers`
+//! publishes a new view whenever something changes; all other parts only read it.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::cluster::{NodeRole, placed_on};
 use crate::domain::ids::{Kind, ShardNo};
 
-/// The way to one incarnation of a peer, over one session. Cloning is cheap and names the same session.
+/// The way to one incarnation of a peer, over one session. Cloning is cheap; all clones belong to the same
+/// session.
 #[derive(Clone)]
 pub struct Wire(Arc<Line>);
 
@@ -20,112 +21,115 @@ struct Line {
 }
 
 impl Wire {
-    /// The wire of a session that lasts until `ended` is cancelled. `take` says whether it took the frame.
+    /// Creates the wire of a session that lasts until `ended` is cancelled. `take` returns whether it
+    /// accepted the frame.
     pub fn new(ended: CancellationToken, take: impl Fn(Vec<u8>) -> bool + Send + Sync + 'static) -> Self {
         Wire(Arc::new(Line { take: Box::new(take), ended }))
     }
 
-    /// Hands a frame to the session. False if the session has ended; a frame that was taken may still be lost. What is
-    /// on its way is unbounded here: the sender bounds it.
+    /// Hands a frame to the session. Returns false if the session has ended. A frame that was accepted may
+    /// still be lost. The wire does not bound the frames in transit; the sender must.
     pub fn send(&self, frame: Vec<u8>) -> bool {
         !self.has_ended() && (self.0.take)(frame)
     }
 
-    /// Whether the session has ended on this side. The peer may not know it yet.
+    /// Returns whether the session has ended on this side. The peer may not know yet.
     pub fn has_ended(&self) -> bool {
         self.0.ended.is_cancelled()
     }
 
-    /// Whether both belong to the same session.
+    /// Returns whether both wires belong to the same session.
     pub fn is(&self, other: &Wire) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The wire of a session that never ends and takes every frame.
+    /// A wire of a session that never ends and accepts every frame.
     #[cfg(test)]
     pub(crate) fn nowhere() -> Self {
         Wire::new(CancellationToken::new(), |_| true)
     }
 }
 
-/// Called with each frame that a peer sent: its owner name (`node-name#boot-id`), the wire back to it, and the frame.
-/// Of one session one after another, of several at the same time.
+/// Called with each frame from a peer: the peer's owner name (`node-name#boot-id`), the wire back to it, and
+/// the frame. Frames of one session are delivered one after another, frames of different sessions
+/// concurrently.
 pub type FrameSink = Arc<dyn Fn(&Arc<str>, &Wire, &[u8]) + Send + Sync>;
 
-/// Called when leases were given up, with the shards and the node that should take them: it spares that node
-/// the wait for its own next try. Only a hint, which may get lost.
+/// Called after leases were given up, with the shards and the node that should take them next. The hint saves
+/// that node the wait for its next attempt. It may be lost.
 pub type ReleasedHook = Arc<dyn Fn(Kind, &[ShardNo], &Member) + Send + Sync>;
 
-/// Called when a region begins to be unable to hold leases, or to be asked for what it holds (false), and when
-/// that is over (true); also when it starts. It is when the database has not answered it for so long that its
-/// leases have run out, and when it sees no node that could ask. While false the node should be seen as
-/// draining, so that its shards are placed on nodes that can do better.
+/// Called with false when a region cannot hold leases or cannot be reached, and with true when that is over
+/// and at the start. A region cannot hold leases when the database has not answered it until its leases
+/// expired. A region cannot be reached when it sees no node that could send it requests. While the value is
+/// false, the node should appear as draining, so that its shards are placed on nodes that can serve them.
 pub type AbleHook = Arc<dyn Fn(Kind, bool) + Send + Sync>;
 
 /// One node.
 #[derive(Clone)]
 pub struct Member {
-    /// Its name, the same over restarts.
+    /// The node's name, stable across restarts.
     pub name: Arc<str>,
-    /// `node-name#boot-id`: this incarnation, as lease rows know it.
+    /// `node-name#boot-id`: names this incarnation in lease rows.
     pub owner: Arc<str>,
-    /// What it runs.
+    /// The node's roles.
     pub roles: BTreeSet<NodeRole>,
-    /// Nothing is placed on it: it is about to leave, or cannot do its work now.
+    /// Whether no shard is placed on the node, because it is about to leave or cannot do its work now.
     pub draining: bool,
-    /// The way to it; `None` for the node itself.
+    /// The wire to the node; `None` for this node itself.
     pub wire: Option<Wire>,
 }
 
-/// The live nodes at one moment, this one included. A node is live here from the moment both see each
-/// other until its session ends.
+/// The live nodes at one moment, including this one. A node is live from the moment both nodes see each other
+/// until their session ends.
 #[derive(Clone)]
 pub struct View {
     me: Arc<str>,
-    /// In the order of names.
+    /// Sorted by name.
     members: Vec<Member>,
 }
 
 impl View {
-    /// A view of `members`, one of which is called `me`.
+    /// Creates a view of `members`. `me` is the name of this node.
     pub fn new(me: Arc<str>, mut members: Vec<Member>) -> Self {
         members.sort_by(|a, b| a.name.cmp(&b.name));
         View { me, members }
     }
 
-    /// A node without a cluster.
+    /// The view of a node without a cluster.
     pub fn alone(name: Arc<str>, owner: Arc<str>, roles: BTreeSet<NodeRole>) -> Self {
         let me = Member { name: Arc::clone(&name), owner, roles, draining: false, wire: None };
         View { me: name, members: vec![me] }
     }
 
-    /// The name of this node.
+    /// Returns the name of this node.
     pub fn me(&self) -> &Arc<str> {
         &self.me
     }
 
-    /// All live nodes, in the order of names.
+    /// Returns all live nodes, sorted by name.
     pub fn members(&self) -> &[Member] {
         &self.members
     }
 
-    /// The live node of that name.
+    /// Returns the live node with that name.
     pub fn get(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| *member.name == *name)
     }
 
-    /// The live nodes of a role, draining ones included.
+    /// Returns the live nodes with a role, including draining ones.
     pub fn with_role(&self, role: NodeRole) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(move |member| member.roles.contains(&role))
     }
 
-    /// The same without this node: who is there once it has left.
+    /// Returns the view without this node: the nodes that remain after it has left.
     pub fn without_me(&self) -> View {
         let others = self.members.iter().filter(|member| member.name != self.me);
         View { me: Arc::clone(&self.me), members: others.cloned().collect() }
     }
 
-    /// Which live node should hold a shard: draining ones only if there are no others.
+    /// Returns the live node that should hold a shard. A draining node is chosen only if no other node has
+    /// the role.
     pub fn placed(&self, kind: Kind, shard: ShardNo) -> Option<&Member> {
         let role = NodeRole::serving(kind);
         let staying = self.with_role(role).filter(|member| !member.draining).map(|member| &*member.name);
@@ -135,7 +139,7 @@ impl View {
     }
 }
 
-/// Where the newest view is found. Cloning is cheap.
+/// A receiver of the newest view. Cloning is cheap.
 pub type Members = watch::Receiver<Arc<View>>;
 
 /// The view of a node without a cluster, which never changes.

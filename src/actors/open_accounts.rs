@@ -1,5 +1,5 @@
-//! What it takes to open an account, as those see it who only do that: the gRPC edge and the relay. The relay opens
-//! accounts by `BillingHandle`, for patients that it has read; what other systems ask for is looked at first.
+//! The part of `BillingHandle` that opens accounts, for the gRPC edge and the relay. The relay opens accounts
+//! for patients that it has read itself. For requests of other systems, the patient is looked up first.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::domain::patient::PatientState;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::PatientStore;
 
-/// Opens accounts, at most one per patient however often it is asked.
+/// Opens accounts, at most one per patient, however often the request is repeated.
 #[async_trait]
 pub trait OpenAccounts: Send + Sync {
     /// See `BillingHandle::open`.
@@ -42,11 +42,11 @@ impl OpenAccounts for BillingHandle {
     }
 }
 
-/// Opens accounts of patients that there are, and of no others.
+/// Opens accounts only for patients that exist.
 pub struct OfKnownPatients {
-    /// Opens them.
+    /// Opens the accounts.
     pub accounts: BillingHandle,
-    /// Knows the patients: one whose registration was acknowledged is there.
+    /// Looks the patients up. A patient whose registration was acknowledged is found.
     pub patients: Arc<dyn PatientStore>,
 }
 

@@ -1,8 +1,9 @@
-//! The links of a node to all others: who is there, and how to send to it. Knows nothing of patients.
+//! The links of a node to all others: which nodes are reachable, and how to send to them. This part knows
+//! nothing of patients.
 //!
 //! ```text
 //! accept ─┐                                      ┌─ Gate ◄── pings of all sessions
-//!         ├─ TLS ─ greeting ─► PeersActor ───────┼─ Desk     what sessions ask of a node server
+//!         ├─ TLS ─ greeting ─► PeersActor ───────┼─ Desk     stands in for ractor's node server
 //! dial ───┘  (net)             (manager)         └─ NodeSession, one for each other node
 //!                                  │                  │
 //!                                  │             its stream ◄─► frames, past ractor (shortcut)
@@ -10,14 +11,14 @@
 //! ```
 //!
 //! Invariants:
-//! - Nobody reaches ractor without having shown that it holds the cluster's secret, and, with TLS, a
-//!   certificate for its name.
-//! - There is one session for each two nodes, and one incarnation of each name (`admit`).
-//! - A node is in the `View` only while each of the two can send to the other, so an answer finds its way.
-//! - A node that answers no ping for `silence_max` is out of the `View` with all that was on its way; one
-//!   whose connection breaks, at once.
+//! - A peer reaches ractor only after it has proved that it holds the cluster's secret and, with TLS, has
+//!   presented a certificate for its name.
+//! - There is one session between two nodes, and one incarnation of each name (`admit`).
+//! - A node is in the `View` only while both nodes can send to each other, so that an answer can return.
+//! - A node that answers no ping for `silence_max` is removed from the `View`, and all messages in transit to
+//!   it are lost. A node whose connection breaks is removed at once.
 //! - Remote actors of ractor are never stopped, only sessions.
-//! - What a node can have this one keep is bounded, whatever it says (`control`).
+//! - What another node can make this one keep in memory is bounded, whatever it sends (`control`).
 
 mod admit;
 mod control;
@@ -60,58 +61,59 @@ use crate::proto::cluster::PeerState;
 pub use self::settings::{Secret, Settings, Tls};
 pub use self::status::{Fatal, SessionInfo, SessionState};
 
-/// Where the lines of this room come from.
+/// The log target of this module.
 const TARGET: &str = "hygeia::peers";
-/// How long the actor may take to answer the handle.
+/// The time limit for an answer of the actor to the handle.
 const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// A node of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeAddress {
-    /// Its name.
+    /// The name of the node.
     pub name: Arc<str>,
-    /// Where it is reached, as `host:port`.
+    /// The address of the node, as `host:port`.
     pub address: String,
 }
 
-/// What is needed.
+/// The arguments of `Peers::bind`.
 pub struct Args {
-    /// This node's name, the same over restarts.
+    /// This node's name, stable across restarts.
     pub name: Arc<str>,
-    /// `name#boot-id`; of two boots, the id of the later one is greater.
+    /// `name#boot-id`. The boot id of a later start is greater.
     pub owner: Arc<str>,
-    /// What it runs.
+    /// The roles of this node.
     pub roles: BTreeSet<NodeRole>,
-    /// The nodes of the configuration; this one may be among them.
+    /// The nodes of the configuration, which may include this one.
     pub nodes: Vec<NodeAddress>,
-    /// Addresses of nodes to join by.
+    /// Addresses of nodes through which to join the cluster.
     pub join: Vec<String>,
-    /// The bounds.
+    /// The settings.
     pub settings: Settings,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
-    /// Gets all frames.
+    /// Receives all frames.
     pub frame_sink: FrameSink,
 }
 
-/// Why there are no links.
+/// Why `Peers` could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A setting is missing or cannot be used.
+    /// A setting is missing or invalid.
     #[error("{0}")]
     Settings(String),
-    /// The address cannot be listened on.
+    /// The node cannot listen on the address.
     #[error("cluster.listen {address}: {source}")]
     Listen {
-        /// Which.
+        /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
 }
 
-/// Where others reach this node: as it is told, else as the list says, else where it listens.
+/// Returns the address under which others reach this node: the configured address, else the address in the
+/// list of nodes, else the listening address.
 fn advertised(
     settings: &Settings,
     nodes: &[NodeAddress],
@@ -137,10 +139,10 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// Takes the address. Other nodes are accepted and dialled once `child` is started.
+    /// Binds the listening address. Other nodes are accepted and dialled after `child` has started.
     ///
     /// # Errors
-    /// See `Error`.
+    /// Returns an `Error` if a setting is missing or invalid, or the address cannot be bound.
     pub async fn bind(args: Args) -> Result<Self, Error> {
         let Args { name, owner, roles, nodes, join, settings, clock, frame_sink } = args;
         if let Some((key, reason)) = settings.problems().into_iter().next() {
@@ -192,49 +194,50 @@ impl Peers {
         Ok(Peers { args, address: Address::default(), members, fatal: failed, listening })
     }
 
-    /// What the node's supervisor starts.
+    /// Returns the child specification for the node's supervisor.
     pub fn child(&self) -> ChildSpec {
         ChildSpec::new("peers", || PeersActor, self.args.clone(), self.address.clone())
     }
 
-    /// The live nodes, as of now and as they change.
+    /// Returns a receiver of the live nodes, which is updated on every change.
     pub fn members(&self) -> Members {
         self.members.clone()
     }
 
-    /// The address that is listened on.
+    /// Returns the address on which this node listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.listening
     }
 
-    /// Tells all others, soon, whether this node is to be spared: while it is, nothing is placed on it. It is
-    /// when it is about to leave, and as long as it cannot do its work.
+    /// Announces to all other nodes whether this node is draining. While it is, no shard is placed on it. A
+    /// node drains before it leaves, and while it cannot do its work.
     pub fn set_draining(&self, draining: bool) {
         self.args.announced.set_draining(draining);
         self.address.cast(PeersMessage::Draining);
     }
 
-    /// Until when certificates hold: the node's own (`node`), and the first of its authorities (`authority`).
+    /// Returns when certificates expire: the node's own (`node`), and the first of its authorities
+    /// (`authority`).
     pub fn certificate_ends(&self) -> Vec<(&'static str, Timestamp)> {
         self.args.net.tls.as_ref().map(|tls| tls.ends.clone()).unwrap_or_default()
     }
 
-    /// The ways to all other nodes that are known. Empty if the actor does not answer.
+    /// Returns the state of the links to all known nodes. Empty if the actor does not answer.
     pub async fn sessions(&self) -> Vec<SessionInfo> {
         ask(&self.address, PeersMessage::Sessions, ANSWER_LIMIT).await.unwrap_or_default()
     }
 
-    /// Resolves when the node cannot go on, which must end its process.
+    /// Resolves when the node must not continue and its process must end.
     pub async fn failed(&self) -> Fatal {
         let mut fatal = self.fatal.clone();
         match fatal.wait_for(Option::is_some).await.map(|fatal| *fatal) {
             Ok(Some(fatal)) => fatal,
-            // Nobody is left to say so.
+            // The sender is gone, so no failure can be reported.
             _ => std::future::pending().await,
         }
     }
 
-    /// Ends all sessions, and takes and makes no more.
+    /// Ends all sessions, and accepts and opens no more.
     pub async fn stop(&self) {
         let _ = ask(&self.address, PeersMessage::Stop, ANSWER_LIMIT).await;
     }

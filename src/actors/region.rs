@@ -1,24 +1,26 @@
-//! A region: everything of one kind that this node serves. Child of the node's supervisor, parent of
-//! its shards.
+//! A region: all shards of one kind that this node serves. Child of the node's supervisor, parent of its
+//! shards.
 //!
 //! | child | restart | limit |
 //! |---|---|---|
 //! | one `Shard` per lease held | always, under a new epoch | `RestartPolicy` per shard; past it the region fails |
 //!
-//! Which shards these are follows from the nodes in sight (`View::placed`): `leases` takes what belongs here
-//! and gives up what belongs elsewhere, `keeping` keeps what is held.
+//! The reachable nodes determine which shards belong here (`View::placed`). `leases` takes the leases of
+//! shards that belong here and gives up those of shards that belong elsewhere. `keeping` renews the leases
+//! held.
 //!
 //! Invariants:
-//! - A shard runs only under a lease of its own incarnation: whatever an earlier incarnation sent to
-//!   the journal is fenced by the newer epoch before the newer one reads anything.
-//! - An incarnation lives as long as its tenure is continuous: it goes from an epoch to the next one, or ends.
-//! - A lease is believed from the moment *before* it was asked for, less a margin. Another owner's lease is taken only
-//!   if it was released, or once its last renewal was *seen* a whole time to live ago.
-//! - Where a shard belongs is a wish and never a proof: only a lease lets a shard run, and views that
-//!   differ between nodes cost time, not correctness.
-//! - A lease is released only when its shard has ended, so when nothing is in flight under it.
-//! - Requests for shards that are not served are answered at once; asking again is the directory's part.
-//! - The region never awaits in `handle`: leases and queries are spoken to the store in tasks.
+//! - Each incarnation of a shard runs under an epoch of its own. The newer epoch fences whatever an earlier
+//!   incarnation sent to the journal, before the newer incarnation reads anything.
+//! - An incarnation lives only while its tenure is continuous: it moves from one epoch to the next one, or it
+//!   ends.
+//! - The node relies on a lease from *before* the statement that took it, less a margin. The lease of another
+//!   owner is taken only if it was released, or if its last renewal was *seen* a full time to live ago.
+//! - Placement says where a shard should run; only a lease permits it to run. Views that differ between nodes
+//!   cost time, not correctness.
+//! - A lease is released only after its shard has ended, when nothing is in flight under it.
+//! - A request for a shard that is not served here is answered at once. The directory retries.
+//! - `handle` never waits for the store: statements about leases and queries run in tasks.
 
 mod keeping;
 mod leases;
@@ -62,41 +64,41 @@ pub struct RegionState<E: Entity> {
     name: String,
     meters: Meters,
     members: Members,
-    /// The newest of `members` that was acted upon.
+    /// The newest view of `members` that the region has acted on.
     view: Arc<View>,
     sight: Sight,
     slots: Slots<E>,
     tasks: Tasks,
-    /// Tells of new views; ends with this incarnation.
+    /// Reports new views; ends with this incarnation.
     _watcher: AbortOnDropHandle<()>,
-    /// What others hold, as far as it was seen.
+    /// The leases of other owners, as last seen.
     watch: LeaseWatch,
-    /// What others hold is being looked at.
+    /// Whether the leases of others are being read.
     watching: bool,
-    /// A renewal is under way: the next tick does not start another.
+    /// Whether a renewal is in progress. The next tick does not start another.
     renewing: bool,
-    /// A renewal that failed was repeated since the last tick.
+    /// Whether a failed renewal was repeated since the last tick.
     repeated: bool,
-    /// New epochs are being asked for; shards that need one meanwhile wait for the next question.
+    /// Whether new epochs are being asked for. Shards that need one meanwhile wait for the next statement.
     refencing: bool,
-    /// All that is wanted is being taken; what becomes free meanwhile is taken after it.
+    /// Whether a sweep is in progress. Leases that become free meanwhile are taken by the next sweep.
     sweeping: bool,
     /// Something became free during the sweep.
     sweep_again: bool,
-    /// The next try to take what others hold.
+    /// The timer of the next attempt to take leases that others hold.
     next_try: Option<AbortOnDropHandle<()>>,
-    /// What the database was last asked in vain, unless it has answered since.
+    /// The statements that the database has not answered since its last answer.
     failing: Option<Failing>,
-    /// It has not been so for as long as a lease holds.
+    /// `false` after the database has not answered for as long as a lease lasts.
     able: bool,
-    /// What was last said of whether leases can be held here.
+    /// The last value reported to `args.able`.
     told_able: Option<bool>,
-    /// Leases are being released; further ones gather.
+    /// Whether leases are being released. Further ones gather meanwhile.
     releasing: bool,
-    /// Everything that belongs here was served at least once.
+    /// Whether everything that belongs here has been served at least once.
     was_complete: bool,
     queries: Arc<tokio::sync::Semaphore>,
-    /// Who waits for the end of the drain, if there is one.
+    /// The callers that wait for the end of the drain, if the region is draining.
     draining: Option<Vec<RpcReplyPort<()>>>,
 }
 
@@ -159,7 +161,7 @@ impl<E: Entity> Actor for Region<E> {
         state: &mut Self::State,
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // These two change nothing here.
+            // These two do not change the state, so there is nothing to give up after them.
             RegionMessage::Ask(ask) => {
                 state.ask(ask);
                 return Ok(());
@@ -223,7 +225,7 @@ impl<E: Entity> Actor for Region<E> {
     }
 }
 
-/// Tells the region of each new view, of the newest only if they come faster than it looks.
+/// Notifies the region of new views. Views that arrive faster than the region reads them collapse into one.
 fn watch<E: Entity>(mut members: Members, region: ActorRef<RegionMessage<E>>) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         while members.changed().await.is_ok() {
@@ -307,7 +309,7 @@ impl<E: Entity> RegionState<E> {
         }
     }
 
-    /// What the node is told: ready once everything that belongs here is served.
+    /// Reports the region's health to the node: ready once everything that belongs here is served.
     fn report(&mut self) {
         let tally = self.slots.tally(self.args.clock.mono());
         self.meters.served.set(f64::from(tally.serving));

@@ -1,14 +1,14 @@
-//! Where an answer goes: to somebody on this node, or over a link to the node that asked.
+//! The destination of an answer: a caller on this node, or the node that sent the request over a link.
 
 use tokio::sync::oneshot;
 
 use super::entity::Failure;
 
-/// Takes the answer that another node waits for; `None` if there will be none.
+/// Receives the answer for another node, or `None` if there will be no answer.
 type Away<T> = Box<dyn FnOnce(Option<Result<T, Failure>>) + Send + Sync>;
 
-/// Where one answer goes. Dropped unanswered, because an actor on the way died, it tells whoever waits
-/// that there will be no answer: whether anything was done is not known then.
+/// The destination of one answer. If a `ReplyTo` is dropped unused, because an actor on the way died, the
+/// caller is notified that there will be no answer. The outcome of the request is unknown then.
 pub struct ReplyTo<T>(Option<Way<T>>);
 
 enum Way<T> {
@@ -17,18 +17,20 @@ enum Way<T> {
 }
 
 impl<T> ReplyTo<T> {
-    /// A place on this node, and where the answer is awaited: the channel closes if there will be none.
+    /// Creates a destination on this node and the receiver of the answer. The channel closes if there will be
+    /// no answer.
     pub fn here() -> (Self, oneshot::Receiver<Result<T, Failure>>) {
         let (sender, receiver) = oneshot::channel();
         (ReplyTo(Some(Way::Here(sender))), receiver)
     }
 
-    /// A place on another node: `end` is called exactly once, with `None` if there will be no answer.
+    /// Creates a destination on another node: `end` is called exactly once, with `None` if there will be no
+    /// answer.
     pub fn away(end: impl FnOnce(Option<Result<T, Failure>>) + Send + Sync + 'static) -> Self {
         ReplyTo(Some(Way::Away(Box::new(end))))
     }
 
-    /// Answers. Whoever asked may have given up; nobody is left to tell then.
+    /// Sends the answer. The result is discarded if the caller has given up.
     pub fn send(mut self, result: Result<T, Failure>) {
         match self.0.take() {
             Some(Way::Here(sender)) => drop(sender.send(result)),

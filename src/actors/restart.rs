@@ -1,22 +1,23 @@
-//! How often a supervisor restarts a child: intensity and period as in Erlang/OTP's supervisors
-//! (OTP Design Principles, "Supervisor Behaviour"), with a growing pause between tries.
+//! The limit on restarts of a child: intensity and period as in Erlang/OTP supervisors (OTP Design
+//! Principles, "Supervisor Behaviour"), with a growing pause between restarts.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::domain::time::MonoTime;
 
-/// The bounds of restarting.
+/// The limits on restarts.
 #[derive(Clone, Copy, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RestartPolicy {
-    /// Restarts within `period_ms` that are still accepted; one more and the supervisor gives up.
+    /// Restarts accepted within `period_ms`; at one more the supervisor gives up.
     pub restarts_max: usize,
-    /// The window in which restarts are counted.
+    /// The window in which restarts are counted, in milliseconds.
     pub period_ms: u64,
-    /// The pause before the first restart in the window; it doubles with each further one.
+    /// The pause before the first restart in the window, in milliseconds; it doubles with each further
+    /// restart.
     pub pause_ms: u64,
-    /// The longest pause.
+    /// The longest pause, in milliseconds.
     pub pause_max_ms: u64,
 }
 
@@ -26,7 +27,7 @@ impl Default for RestartPolicy {
     }
 }
 
-/// The restarts of one child so far.
+/// The recent restarts of one child.
 #[derive(Clone, Debug)]
 pub struct RestartBudget {
     policy: RestartPolicy,
@@ -34,12 +35,13 @@ pub struct RestartBudget {
 }
 
 impl RestartBudget {
-    /// A child that was never restarted.
+    /// The budget of a child that was never restarted.
     pub fn new(policy: RestartPolicy) -> Self {
         RestartBudget { policy, recent: VecDeque::new() }
     }
 
-    /// The child ended at `now`: how long to pause before its restart, or `None` if it ended too often.
+    /// Records that the child ended at `now`. Returns the pause before its restart, or `None` if it ended too
+    /// often.
     pub fn spend(&mut self, now: MonoTime) -> Option<Duration> {
         let period = Duration::from_millis(self.policy.period_ms);
         while self.recent.front().is_some_and(|at| now.since(*at) >= period) {

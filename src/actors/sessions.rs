@@ -1,11 +1,11 @@
-//! Keeps what a node knows of sessions and keys fresh: reads the revocations and the keys from the database at
-//! intervals, hears of revocations from other nodes, and has dead rows deleted. Supervised by the node's
-//! supervisor; what is known is kept by the `Keeper`, so a restart forgets nothing.
+//! Keeps a node's knowledge of login sessions and token keys fresh. The actor reads the revocations and the
+//! keys from the database at intervals, receives revocations from other nodes, and deletes dead rows. Child
+//! of the node's supervisor. The `Keeper` holds the knowledge, so a restart loses nothing.
 //!
 //! Invariants:
-//! - One reading of each kind is under way at most.
-//! - What a link says only makes a revocation known sooner: the readings find it anyway.
-//! - While callers cannot be known, or tokens cannot be signed, health says why.
+//! - At most one read of each kind is in progress.
+//! - A revocation from a link only speeds up its discovery; the next read of the database finds it anyway.
+//! - While tokens cannot be checked or signed, health shows the reason.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,27 +17,27 @@ use super::background::Tasks;
 use crate::domain::ids::SessionId;
 use crate::health::{Health, Status};
 
-/// The name in logs, and of the part in health.
+/// The name of this part in logs and in health.
 const NAME: &str = "sessions";
 /// How often dead rows are deleted.
 const DELETE_EVERY: Duration = Duration::from_secs(10);
 
-/// Knows sessions and keys. What it cannot do it says in words for an operator.
+/// The knowledge of sessions and keys. Errors are texts for an operator.
 #[async_trait]
 pub trait Keeper: Send + Sync {
-    /// Asks the database which sessions were revoked.
+    /// Reads from the database which sessions were revoked.
     async fn read_revocations(&self) -> Result<(), String>;
-    /// Asks the database which keys there are.
+    /// Reads the keys from the database.
     async fn read_keys(&self) -> Result<(), String>;
-    /// Deletes some of what no longer matters.
+    /// Deletes a part of the rows that no longer matter.
     async fn delete_dead(&self) -> Result<(), String>;
-    /// Why no token can be signed though the keys are known; `None` if tokens can be signed.
+    /// Returns why no token can be signed although the keys are known; `None` if tokens can be signed.
     fn why_unsigned(&self) -> Option<String>;
-    /// Notes what another node has revoked.
+    /// Records sessions that another node has revoked.
     fn revoked_elsewhere(&self, sessions: &[SessionId]);
 }
 
-/// What there is to do.
+/// The kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Work {
     Revocations,
@@ -48,24 +48,24 @@ enum Work {
 /// The actor's messages.
 #[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum SessionsMessage {
-    /// From the link: another node has revoked these. May be lost.
+    /// From the link: another node has revoked these sessions. The message may be lost.
     Revoked(Vec<SessionId>),
     /// From the actor's own timers.
     Due(Due),
-    /// From the actor's own task: why it did not go well.
+    /// From the actor's own task: the result of the work.
     Done(Due, Result<(), String>),
 }
 
-/// One kind of work.
+/// One kind of work, opaque outside this module.
 #[derive(Clone, Copy, Debug)]
 pub struct Due(Work);
 
-/// What the actor works with. A supervisor keeps a clone to start it again.
+/// The arguments of the actor. The supervisor keeps a clone for restarts.
 #[derive(Clone)]
 pub struct SessionsArgs {
-    /// Who knows.
+    /// The knowledge of sessions and keys.
     pub keeper: Arc<dyn Keeper>,
-    /// Where it says how it is.
+    /// Where the actor reports its status.
     pub health: Health,
     /// How often the revocations are read.
     pub revocations_poll: Duration,
@@ -80,9 +80,9 @@ pub struct Sessions;
 pub struct State {
     args: SessionsArgs,
     tasks: Tasks,
-    /// Under way.
+    /// The work in progress.
     busy: Vec<Work>,
-    /// Not read yet, and why: without them no caller is known.
+    /// What has not been read since the start, and why. Until it is read, tokens cannot be checked.
     missing: Vec<(Work, String)>,
 }
 
@@ -161,7 +161,8 @@ impl State {
         self.busy.retain(|busy| *busy != work);
         match outcome {
             Ok(()) => self.missing.retain(|(missing, _)| *missing != work),
-            // A later reading that fails is told where the database is: what is known stays true for a while.
+            // Later failures are not reported here: the database part of health shows them, and the values
+            // already read stay valid for a while.
             Err(reason) => {
                 let missing = self.missing.iter_mut().find(|(missing, _)| *missing == work);
                 missing.into_iter().for_each(|(_, why)| why.clone_from(&reason));
@@ -172,7 +173,7 @@ impl State {
 
     fn report(&self) {
         let status = if self.missing.is_empty() {
-            // Tokens are still checked, so the node serves.
+            // Tokens can still be checked, so the node stays ready.
             self.args.keeper.why_unsigned().map_or(Status::Ready, Status::Explained)
         } else {
             let reasons: Vec<&str> = self.missing.iter().map(|(_, why)| why.as_str()).collect();

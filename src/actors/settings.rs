@@ -1,4 +1,4 @@
-//! The bounds of the actors: the section `[actors]` of the configuration.
+//! The limits of the actors: the section `[actors]` of the configuration.
 
 use std::time::Duration;
 
@@ -9,57 +9,58 @@ use super::region::LeaseTimes;
 use super::restart::RestartPolicy;
 use super::{journal, shard};
 
-/// The bounds of the actors.
+/// The limits of the actors.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Shards per kind, taken once: when the cluster is born. Later the database knows it.
+    /// Shards per kind. Read only when the cluster is created; later the value in the database counts.
     pub shards: u16,
-    /// Entities of one kind that a node keeps in memory; the least recently used go first.
+    /// Entities of one kind that a node keeps in memory; the least recently used are evicted first.
     pub hot_entities_max: usize,
-    /// Entities of one shard with a load or a commit under way; beyond it requests get 503.
+    /// Entities of one shard with a load or a commit in progress; further requests get 503.
     pub active_entities_per_shard_max: usize,
-    /// Requests that may wait for one entity; beyond it they get 503.
+    /// Requests that may wait for one entity; further requests get 503.
     pub entity_queue_max: usize,
-    /// How long one read of an entity may take.
+    /// The time limit for one read of an entity.
     pub load_timeout_ms: u64,
-    /// Lists and searches of one kind at the same time; beyond it they get 503.
+    /// Concurrent lists and searches of one kind; further ones get 503.
     pub queries_max: usize,
-    /// Changes that may wait for a transaction; beyond it they get 503.
+    /// Changes that may wait for a transaction; further ones get 503.
     pub journal_queue_rows_max: usize,
     /// Changes in one transaction.
     pub journal_batch_rows_max: usize,
-    /// Changes that must have gathered before a further transaction starts beside one in flight.
+    /// Changes that must have gathered before another transaction starts beside one in flight.
     pub journal_batch_rows_min: usize,
-    /// How long a change waits at most for others to gather, while a transaction is in flight and a further one may
-    /// start. More than a commit normally takes, so that what gathers goes into one transaction.
+    /// The longest time that a change waits for others to gather, while a transaction is in flight and
+    /// another one may start. It should be longer than a usual commit, so that the gathered changes share one
+    /// transaction.
     pub journal_batch_wait_ms: u64,
-    /// Transactions in flight (SQLite has one writer: there it is 1).
+    /// Transactions in flight. SQLite has one writer, so the value is 1 there.
     pub journal_transactions_max: usize,
-    /// How long a lease holds from its last renewal; it is renewed every third of it, and the leases of others are
-    /// looked at every twelfth.
+    /// How long a lease lasts after its last renewal. Leases are renewed every third of this time, and the
+    /// leases of other nodes are read every twelfth.
     pub lease_ttl_ms: u64,
-    /// What the holder takes off, for clocks that run at different speeds.
+    /// The time that the holder subtracts from `lease_ttl_ms`, because clocks may run at different speeds.
     pub lease_margin_ms: u64,
-    /// The longest pause between two tries to take leases that others hold; nothing is tried while none is
-    /// missing.
+    /// The longest pause between two attempts to take leases that others hold. A node that misses no lease
+    /// makes no attempt.
     pub acquire_poll_ms: u64,
-    /// Shards of one kind that may be on their way to other nodes at the same time.
+    /// Shards of one kind that may be handed over to other nodes at the same time.
     pub handovers_max: usize,
-    /// How long shards are kept with no front in sight. Then they are left to nodes that a front may reach.
+    /// How long a node keeps its shards while it sees no front. It then gives them up to nodes that a front
+    /// may reach.
     pub alone_grace_ms: u64,
-    /// The pause before a question is asked again; it doubles, with jitter.
+    /// The pause before a request is retried; it doubles, with jitter.
     pub ask_pause_ms: u64,
-    /// The longest pause before a question is asked again.
+    /// The longest pause before a request is retried.
     pub ask_pause_max_ms: u64,
-    /// The pause before a question is asked again whose shard is on its way between nodes; it doubles, with
-    /// jitter.
+    /// The pause before a retry while the shard moves between nodes; it doubles, with jitter.
     pub ask_moving_pause_ms: u64,
-    /// The longest such pause.
+    /// The longest pause while the shard moves.
     pub ask_moving_pause_max_ms: u64,
-    /// How long a question is repeated while no node of the role is live; then it gets 503.
+    /// How long a request is retried while no node of the role is live; then it gets 503.
     pub ask_no_node_wait_ms: u64,
-    /// Questions that may pause between tries, as those for a node that is away do; beyond it they get 503.
+    /// Requests that may pause between attempts, for example for an unreachable node; further ones get 503.
     pub ask_waiting_max: usize,
     /// How often an actor is restarted before the node gives up.
     pub restart: RestartPolicy,
@@ -96,7 +97,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         let mut within = |key, value: u64, low: u64, high: u64, allowed: &str| {
@@ -153,7 +154,7 @@ impl Settings {
         problems
     }
 
-    /// The bounds of one of `shards` shards.
+    /// Returns the limits of each of `shards` shards.
     pub(crate) fn shard_limits(&self, shards: u16) -> shard::Limits {
         shard::Limits {
             hot_entities_max: self.hot_entities_max.div_ceil(usize::from(shards)),
@@ -163,7 +164,7 @@ impl Settings {
         }
     }
 
-    /// The bounds of a journal over a store that takes `writers` transactions at a time.
+    /// Returns the limits of a journal over a store that takes `writers` concurrent transactions.
     pub(crate) fn journal_limits(&self, writers: usize) -> journal::Limits {
         journal::Limits {
             queue_rows_max: self.journal_queue_rows_max,
@@ -174,7 +175,7 @@ impl Settings {
         }
     }
 
-    /// How leases are kept.
+    /// Returns the times that govern leases.
     pub(crate) fn lease_times(&self) -> LeaseTimes {
         LeaseTimes {
             ttl: Duration::from_millis(self.lease_ttl_ms),
@@ -184,7 +185,7 @@ impl Settings {
         }
     }
 
-    /// How questions are repeated.
+    /// Returns how requests are retried.
     pub(crate) fn ask_settings(&self) -> AskSettings {
         AskSettings {
             pause: Duration::from_millis(self.ask_pause_ms),
@@ -209,7 +210,7 @@ mod tests {
         assert_eq!(keys, ["shards", "lease_margin_ms"]);
     }
 
-    /// What `LeaseTimes` promises, over all that may be set.
+    /// The invariants of `LeaseTimes` hold for all allowed settings.
     #[test]
     fn the_times_of_leases_fit_each_other_whatever_is_set() {
         for lease_ttl_ms in (300..3_000).chain((3_000..=600_000).step_by(997)).chain([600_000]) {

@@ -1,13 +1,14 @@
-//! The lease of one slice of the outbox: of all nodes that could work on it one does, the others stand by.
-//! Held by the actor that does the work (`kafka_bridge`, `billing_relay`), which asks and is told.
+//! The lease of one slice of the outbox. One of the nodes that could work on the slice is active; the others
+//! stand by. The actor that does the work (`kafka_bridge`, `billing_relay`) holds the lease: it runs the
+//! statements and passes on their answers.
 //!
-//! It spares double work and is no fence: the work is such that two who both think they hold the lease do
-//! no harm.
+//! The lease avoids duplicate work; it is not a fence. The work is idempotent, so two nodes that both believe
+//! they hold the lease do no harm.
 //!
-//! - Who stands by asks once per `tick`, and besides when the lease in the way has lapsed (`LeaseWatch`). Its holder
-//!   renews it before that, so a standby causes one small statement per tick while all is well.
-//! - A question that hangs is given up in time for another one before the lease runs out.
-//! - A lease that is given up is released, and the node whose turn it is learns of it at once.
+//! - A standby polls once per `tick`, and again when the current lease lapses (`LeaseWatch`). The holder
+//!   renews its lease before that, so a standby causes one small statement per tick in normal operation.
+//! - A statement that hangs is abandoned early enough for another attempt before the lease expires.
+//! - A lease that is given up is released, and the next node is told at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,77 +21,77 @@ use crate::domain::ids::{Kind, ShardNo};
 use crate::domain::time::{Clock, MonoTime};
 use crate::store::{self, LeaseStore, OthersLease, TakenLease, Wanted};
 
-/// Who publishes the outbox to Kafka.
+/// The slice whose holder publishes the outbox to Kafka.
 pub const BRIDGE_SLICE: ShardNo = 0;
-/// Who opens the accounts of those registered.
+/// The slice whose holder opens accounts for registered patients.
 pub const RELAY_SLICE: ShardNo = 1;
 
-/// What a slice's lease needs of the node.
+/// What a slice's lease needs from the node.
 #[derive(Clone)]
 pub(super) struct SliceArgs {
-    /// Which slice.
+    /// The slice.
     pub(super) slice: ShardNo,
-    /// Whose nodes work on it.
+    /// The role of the nodes that work on the slice.
     pub(super) role: NodeRole,
-    /// Where the lease is.
+    /// The store of the leases.
     pub(super) leases: Arc<dyn LeaseStore>,
     /// The clocks.
     pub(super) clock: Arc<dyn Clock>,
     /// `node-name#boot-id`
     pub(super) owner: Arc<str>,
-    /// The nodes in sight.
+    /// The reachable nodes.
     pub(super) members: Members,
-    /// Called when the lease was given up for another node.
+    /// Called after the lease was given up for another node.
     pub(super) released: ReleasedHook,
-    /// How long it holds from its taking or its last renewal.
+    /// How long the lease lasts after it was taken or last renewed.
     pub(super) ttl: Duration,
-    /// How often the actor asks.
+    /// How often the actor polls.
     pub(super) tick: Duration,
 }
 
-/// What came of a question to the database.
+/// The result of a statement about the lease.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// It is ours, asked for at this moment.
+    /// This node holds the lease. The time is from before the statement was sent.
     Held(TakenLease, MonoTime),
-    /// Somebody else has it, as the database said just before this moment.
+    /// Another node holds the lease. The time is from after the answer arrived.
     Others(Vec<OthersLease>, MonoTime),
     /// The database did not answer.
     Unknown(store::Error),
 }
 
 impl Answer {
-    /// The answer of a task that died.
+    /// The answer of a task that panicked.
     pub(super) fn lost() -> Self {
         Answer::Unknown(store::Error::Unknown("the question was lost".into()))
     }
 }
 
-/// Whose the lease is.
+/// Who holds the lease.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// Ours.
+    /// This node.
     Ours,
-    /// Another's. If it is worth asking before the next tick: after how long.
+    /// Another node. The duration is the pause before an extra poll, if one is useful before the next tick.
     Others(Option<Duration>),
-    /// Nobody knows: it is believed as long as it was, and asked for again. And why.
+    /// Unknown, for this reason. The node relies on the lease until it expires, and polls again.
     Unknown(String),
 }
 
-/// See above.
+/// The state of the lease on this node.
 pub(super) struct SliceLease {
     args: SliceArgs,
-    /// The lease, and up to when it is believed.
+    /// The lease, and the time until which the node relies on it.
     held: Option<(TakenLease, MonoTime)>,
-    /// What others hold, as far as it was seen.
+    /// The leases of other nodes, as last seen.
     watch: LeaseWatch,
     asking: bool,
-    /// 1 while it is held.
+    /// 1 while the lease is held, else 0.
     meter: metrics::Gauge,
 }
 
 impl SliceLease {
-    /// Nothing is known yet.
+    /// Creates the state of a lease that is not held.
     pub(super) fn new(args: SliceArgs) -> Self {
         let meter = metrics::gauge!("hygeia_outbox_slice_held", "role" => args.role.as_str());
         meter.set(0.0);
@@ -98,23 +99,23 @@ impl SliceLease {
         SliceLease { args, held: None, watch, asking: false, meter }
     }
 
-    /// Whether the lease is ours as far as was heard.
+    /// Returns whether this node holds the lease, according to the last answer.
     pub(super) fn is_held(&self) -> bool {
         self.held.is_some()
     }
 
-    /// Whether it is believed at this moment.
+    /// Returns whether the node may rely on the lease now.
     pub(super) fn is_believed(&self) -> bool {
         self.held.is_some_and(|(_, until)| self.args.clock.mono() < until)
     }
 
-    /// Whether the database is being asked.
+    /// Returns whether a statement is in progress.
     pub(super) fn is_asking(&self) -> bool {
         self.asking
     }
 
-    /// Takes the lease, or prolongs the one held; nothing if that is under way. What comes of it goes to
-    /// `learn`.
+    /// Takes the lease, or renews the one held. Returns `None` if a statement is already in progress. The
+    /// caller passes the result to `learn`.
     pub(super) fn ask(&mut self) -> Option<impl Future<Output = Answer> + Send + 'static> {
         if std::mem::replace(&mut self.asking, true) {
             return None;
@@ -125,12 +126,12 @@ impl SliceLease {
         Some(ask(args, held, wanted))
     }
 
-    /// Takes note of an answer.
+    /// Records an answer.
     pub(super) fn learn(&mut self, answer: Answer) -> Standing {
         self.asking = false;
         match answer {
             Answer::Held(lease, asked_at) => {
-                // A tenth is taken off for clocks that run at different speeds.
+                // Subtract a tenth, because clocks may run at different speeds.
                 self.held = Some((lease, asked_at.plus(self.args.ttl * 9 / 10)));
                 self.meter.set(1.0);
                 Standing::Ours
@@ -140,20 +141,22 @@ impl SliceLease {
                 self.meter.set(0.0);
                 self.watch.note(&others, answered_at);
                 let due = self.watch.left(self.args.slice, self.args.clock.mono());
-                // Once it has lapsed, the next tick is soon enough: another one may have taken it.
+                // A lease that has lapsed needs no extra poll before the next tick, because another node may
+                // have taken it.
                 Standing::Others(due.filter(|due| !due.is_zero() && *due < self.args.tick))
             }
             Answer::Unknown(error) => Standing::Unknown(error.to_string()),
         }
     }
 
-    /// Gives the lease up, if it is held: anybody may take it once this has ended, after `limit` at most.
+    /// Releases the lease, if it is held. Other nodes may take it when the returned future completes, which
+    /// takes at most `limit`.
     pub(super) fn release(&mut self, limit: Duration) -> Option<impl Future<Output = ()> + Send + 'static> {
         let (lease, _) = self.held.take()?;
         self.meter.set(0.0);
         let (args, next) = (self.args.clone(), self.next());
         Some(async move {
-            // A lease that could not be given up runs out.
+            // A lease that could not be released expires.
             let _ = within(limit, args.leases.release(Kind::Outbox, &[lease], &args.owner)).await;
             if let Some(next) = next {
                 (args.released)(Kind::Outbox, &[args.slice], &next);
@@ -161,7 +164,7 @@ impl SliceLease {
         })
     }
 
-    /// Whose turn it is when this node is gone. The others find the lease at their next tick.
+    /// Returns the node that should take the lease next. The other nodes find the lease at their next tick.
     fn next(&self) -> Option<Member> {
         let view = self.args.members.borrow().without_me();
         let staying = view.with_role(self.args.role).filter(|member| !member.draining);
@@ -172,7 +175,8 @@ impl SliceLease {
 
 async fn ask(args: SliceArgs, held: Option<TakenLease>, wanted: Wanted) -> Answer {
     let SliceArgs { leases, owner, ttl, clock, .. } = args;
-    // Taken before the question, so that a slow answer never makes the lease seem longer than it is.
+    // Read the clock before the statement, so that a slow answer never makes the lease appear longer than it
+    // is.
     let asked_at = clock.mono();
     let limit = ttl / 4;
     let answer = match held {

@@ -1,6 +1,5 @@
-//! What a node says of itself, and what is seen of the whole cluster: the facts behind `GET /cluster` and
-//! `hygeia cluster status`. They travel between nodes as JSON, so fields are only ever added, and each may
-//! be missing.
+//! The status of a node and of the whole cluster, for `GET /cluster` and `hygeia cluster status`. Nodes send
+//! it to each other as JSON, so fields are only ever added, and every field may be missing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,44 +21,44 @@ const KINDS: [Kind; 3] = [Kind::Patient, Kind::Billing, Kind::Outbox];
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct NodeStatus {
-    /// Its name, the same over restarts.
+    /// The node's name, stable across restarts.
     pub name: String,
-    /// `node-name#boot-id`, as lease rows know it.
+    /// `node-name#boot-id`: names this incarnation in lease rows.
     pub owner: String,
-    /// What it runs.
+    /// The node's roles.
     pub roles: Vec<NodeRole>,
-    /// Nothing is placed on it: it is about to leave, or cannot do its work now.
+    /// Whether no shard is placed on the node, because it is about to leave or cannot do its work now.
     pub draining: bool,
-    /// Whether it has answered for itself. If not, what follows is not known.
+    /// Whether the node has answered itself. If not, the fields below are unknown.
     pub answers: bool,
-    /// Its version.
+    /// The version of its program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// How long it has run.
+    /// The time since its start, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uptime_ms: Option<u64>,
-    /// The shards that it serves, by kind, as it knows itself.
+    /// The shards that the node serves, by kind, as reported by the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shards: Option<BTreeMap<String, Vec<ShardStatus>>>,
-    /// Its sessions with other nodes.
+    /// The node's sessions with other nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sessions: Option<Vec<SessionStatus>>,
-    /// HTTP requests that it is working on.
+    /// HTTP requests in progress.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u64>,
-    /// What of it ends, or has to be replaced, by a certain time.
+    /// Certificates and keys of the node that expire or are due to be replaced.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ends: Vec<EndStatus>,
 }
 
-/// A certificate that ends, or a key that is due to be replaced.
+/// A certificate that expires, or a key that is due to be replaced.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EndStatus {
-    /// `node`: its certificate; `authority`: the first of those that it trusts; `token-key`: the key that signs tokens,
-    /// which nodes replace by themselves.
+    /// `node`: the node's certificate; `authority`: the first trusted authority to expire; `token-key`: the
+    /// key that signs tokens, which nodes replace automatically.
     pub what: String,
-    /// How long until then; negative if that is over.
+    /// The time until then, in milliseconds; negative if it has passed.
     pub in_ms: i64,
 }
 
@@ -67,12 +66,12 @@ pub struct EndStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ShardStatus {
-    /// Its number.
+    /// The number of the shard.
     pub shard: u16,
-    /// The epoch that it is held under, if it is held.
+    /// The epoch of the lease, if the node holds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<i64>,
-    /// How it is: `serving`, `waiting`, …
+    /// The state of the shard: `serving`, `lapsed`, `waiting` or `giving-up`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
 }
@@ -81,51 +80,50 @@ pub struct ShardStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct SessionStatus {
-    /// The other node; its address, as long as its name is not known.
+    /// The name of the other node, or its address while the name is unknown.
     pub peer: String,
-    /// How far it is: `live`, `half` or `dialling`.
+    /// The state of the session: `live`, `half` or `dialling`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// How long its last heartbeat took to come back.
+    /// The round-trip time of the last heartbeat, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub round_trip_us: Option<u64>,
-    /// Questions on their way to it.
+    /// Requests to the other node that are not yet answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u64>,
 }
 
-/// A lease, as the database has it.
+/// A lease, as stored in the database.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct LeaseStatus {
     /// `patient`, `billing` or `outbox`.
     pub kind: String,
-    /// Its number.
+    /// The number of the shard.
     pub shard: u16,
-    /// Who holds it, or held it last: `node-name#boot-id`.
+    /// The current or last holder: `node-name#boot-id`.
     pub owner: String,
-    /// Its epoch.
+    /// The epoch of the lease.
     pub epoch: i64,
-    /// It has run out or was given up: nobody holds it.
+    /// Whether the lease has expired or was given up, so that no node holds it.
     pub expired: bool,
 }
 
-/// What the world has not been told yet. Rows are counted up to a limit
-/// (`store::OUTBOX_DEPTH_ROWS_MAX`).
+/// The rows that wait in the outbox. Rows are counted up to a limit (`store::OUTBOX_DEPTH_ROWS_MAX`).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct OutboxStatus {
-    /// Events that wait for Kafka.
+    /// Events that are not yet published to Kafka.
     pub unpublished_rows: u64,
-    /// How long the oldest of them has waited.
+    /// The age of the oldest of them, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_ms: Option<u64>,
-    /// Registrations that wait for an account.
+    /// Registrations whose account is not yet opened.
     pub unbilled_rows: u64,
-    /// Events that are parked, each with all that follows it for its patient: they cannot be read, or failed again
-    /// and again.
+    /// Parked events. An event is parked when it cannot be read or fails repeatedly; the later events of its
+    /// patient wait with it.
     pub parked_events: u64,
-    /// Registrations that are parked.
+    /// Parked registrations.
     pub parked_registrations: u64,
 }
 
@@ -133,55 +131,57 @@ pub struct OutboxStatus {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct TopicLogStatus {
-    /// Its number: 1 for the first, and one more for each that took the place of another.
+    /// The number of the log: 1 for the first, and one more for each log that replaced another.
     pub no: i64,
-    /// The topic.
+    /// The name of the topic.
     pub topic: String,
-    /// How long it has been in use.
+    /// How long the log has been in use, in milliseconds.
     pub age_ms: u64,
-    /// Why it took the place of the one before.
+    /// Why the log replaced the previous one.
     pub reason: String,
-    /// Events of earlier logs are being put back into the outbox for it.
+    /// Whether events of earlier logs are being put back into the outbox.
     pub replaying: bool,
-    /// How many were.
+    /// The number of events that were put back.
     pub replayed_rows: u64,
 }
 
-/// The cluster, as seen from one place.
+/// The cluster, as seen from one node or from the database alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ClusterStatus {
-    /// The cluster's name.
+    /// The name of the cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<String>,
-    /// The node that has looked; none if it was only the database.
+    /// The node that reports; missing if only the database was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen_from: Option<String>,
-    /// The nodes in sight, in the order of names.
+    /// The reachable nodes, sorted by name.
     pub nodes: Vec<NodeStatus>,
-    /// Who holds which shard.
+    /// The leases of all shards.
     pub leases: Vec<LeaseStatus>,
-    /// What waits in the outbox.
+    /// The rows that wait in the outbox.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outbox: Option<OutboxStatus>,
-    /// Where it is published to.
+    /// The log of the topic that events are published to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_log: Option<TopicLogStatus>,
-    /// What could not be found out, and why.
+    /// The facts that could not be determined, each with the reason.
     pub unknown: Vec<String>,
 }
 
-/// Says how the node and its cluster are.
+/// Reports the status of the node and of its cluster.
 #[async_trait]
 pub trait StatusProvider: Send + Sync {
-    /// What the node says of itself, without the database. What is not known within `limit` is left out.
+    /// Returns the node's own status, without the database. Facts that are unknown within `limit` are left
+    /// out.
     async fn node(&self, limit: Duration) -> NodeStatus;
-    /// What it sees of the cluster, for the hop `trace`. What is not known within `limit` is told as unknown.
+    /// Returns the cluster as the node sees it, as part of the trace of `trace`. Facts that are unknown
+    /// within `limit` are listed as unknown.
     async fn cluster(&self, trace: &TraceContext, limit: Duration) -> ClusterStatus;
 }
 
 impl ClusterStatus {
-    /// Adds what the database knows, asking it for at most `limit`.
+    /// Adds the facts from the database, and waits for it at most `limit`.
     pub async fn ask_database(&mut self, store: &dyn Store, now: Timestamp, limit: Duration) {
         match tokio::time::timeout(limit, facts(store, now)).await {
             Ok(Ok((leases, outbox, topic_log))) => {
@@ -189,7 +189,7 @@ impl ClusterStatus {
                 self.outbox = Some(outbox);
                 self.topic_log = topic_log;
             }
-            // The reason names hosts and users, and is for the log.
+            // The error names hosts and users, so it goes only to the log.
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the leases could not be read");
                 self.unknown.push("leases and outbox: the database does not answer".to_owned());

@@ -1,5 +1,5 @@
-//! The node's supervisor: starts the node's actors in order and restarts, one for one, what ends
-//! unasked (OTP Design Principles, "Supervisor Behaviour"). Root of the supervision tree.
+//! The node's supervisor: starts the node's actors in order, and restarts each actor that ends unexpectedly
+//! (`one_for_one` in the OTP Design Principles, "Supervisor Behaviour"). Root of the supervision tree.
 //!
 //! | child, in start order | restart | limit |
 //! |---|---|---|
@@ -10,11 +10,11 @@
 //! | `BillingRelay`, `KafkaBridge`, `Analytics` | always | `RestartPolicy` each |
 //! | `Sessions` | always | `RestartPolicy` |
 //!
-//! Which of them a node has, its roles say (`node::children`). The links to other nodes (`link`) are no actors: they
-//! follow the view that `PeersActor` publishes.
+//! The node's roles decide which of these children it starts (`node::children`). The links to other nodes
+//! (`link`) are not actors: they follow the view that `PeersActor` publishes.
 //!
-//! Past its limit a child takes the supervisor with it, and so the node: the process then exits with
-//! an error, for whoever runs it to start it again from nothing.
+//! A child that exceeds its limit ends the supervisor, and with it the node. The process then exits with an
+//! error, so that its service manager can start it afresh.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ use super::address::Address;
 use super::restart::{RestartBudget, RestartPolicy};
 use crate::domain::time::Clock;
 
-/// Starts one incarnation of a child, linked to the supervisor that is given.
+/// Starts one incarnation of a child, linked to the given supervisor.
 type Start = Arc<dyn Fn(ActorCell) -> BoxFuture<'static, Result<ActorCell, SpawnErr>> + Send + Sync>;
 
 /// How a child is started.
@@ -37,7 +37,7 @@ pub struct ChildSpec {
 }
 
 impl ChildSpec {
-    /// A child that is made by `actor` with `args` and can be reached at `address`.
+    /// A child that `actor` creates and `args` configure, reachable at `address`.
     pub fn new<A, F>(name: &'static str, actor: F, args: A::Arguments, address: Address<A::Msg>) -> Self
     where
         A: Actor,
@@ -58,20 +58,20 @@ impl ChildSpec {
     }
 }
 
-/// What the supervisor is told.
+/// The messages of the supervisor.
 #[derive(RactorMessage)]
 pub enum SupervisorMessage {
-    /// By a timer: the pause before the restart of a child is over.
+    /// From a timer: the pause before the restart of this child is over.
     Restart(usize),
-    /// By the node at its stop: children now end because they are told to; none is started again.
+    /// From the node when it stops: children now end on purpose, so none is restarted.
     Stopping,
 }
 
-/// What the supervisor needs.
+/// The arguments of the supervisor.
 pub struct SupervisorArgs {
     /// The children in start order.
     pub children: Vec<ChildSpec>,
-    /// How often each may be restarted.
+    /// How often each child may be restarted.
     pub restart: RestartPolicy,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
@@ -105,7 +105,7 @@ impl Actor for Supervisor {
     ) -> Result<Self::State, ActorProcessingErr> {
         let mut children = Vec::with_capacity(args.children.len());
         for spec in args.children {
-            // There from the start, so that a rate sees the first restart.
+            // Register the counter at the start, so that a rate includes the first restart.
             let _ = metrics::counter!("hygeia_actor_restarts_total", "actor" => spec.name);
             let cell = (spec.start)(myself.get_cell()).await?;
             children.push(Child { spec, id: cell.get_id(), budget: RestartBudget::new(args.restart) });
@@ -172,7 +172,7 @@ impl SupervisorState {
         index: usize,
     ) -> Result<(), ActorProcessingErr> {
         let Some(child) = self.children.get_mut(index).filter(|_| !self.stopping) else { return Ok(()) };
-        // A child's `pre_start` only sets up its memory; what takes time it does in tasks.
+        // A child's `pre_start` only sets up its memory; slow work runs in tasks.
         match (child.spec.start)(myself.get_cell()).await {
             Ok(cell) => {
                 child.id = cell.get_id();
@@ -236,7 +236,7 @@ mod tests {
         (address, supervisor, ended)
     }
 
-    /// Asks until there is an answer; the restart takes a moment.
+    /// Asks until an answer arrives, because the restart takes a moment.
     async fn answer(address: &Address<Poked>) -> &'static str {
         let asking = async {
             loop {

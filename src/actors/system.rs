@@ -1,5 +1,5 @@
-//! The node's actors as one thing: which are started in which order, how they find each other, and
-//! how they are drained in reverse.
+//! The composition of the node's actors: which actors are started in which order, how they find each other,
+//! and how they are drained in reverse order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,45 +24,45 @@ use crate::domain::time::Clock;
 use crate::health::Health;
 use crate::store::{LeaseStore, Store};
 
-/// What all actors of a node share.
+/// The context that all actors of a node share.
 #[derive(Clone)]
 pub struct Parts {
     /// The database.
     pub store: Arc<dyn Store>,
-    /// How many transactions the database takes at the same time.
+    /// How many concurrent transactions the database takes.
     pub store_writers: usize,
     /// The clocks.
     pub clock: Arc<dyn Clock>,
-    /// Where the node says how it is.
+    /// Where the node reports its status.
     pub health: Health,
-    /// `node-name#boot-id`: who holds this node's leases.
+    /// `node-name#boot-id`: the owner of this node's leases.
     pub owner: Arc<str>,
-    /// The nodes in sight.
+    /// The reachable nodes.
     pub members: Members,
-    /// Called when leases were given up for another node.
+    /// Called after leases were given up for another node.
     pub released: ReleasedHook,
-    /// Called when a region can no longer hold leases, and when it can again.
+    /// Called when a region becomes unable to serve its shards, and when it is able again.
     pub able: AbleHook,
-    /// The number of shards of the cluster.
+    /// The number of shards per kind.
     pub shards: u16,
-    /// The way to other nodes, if there may be any.
+    /// The links to other nodes; `None` outside a cluster.
     pub links: Option<Links>,
-    /// The bounds.
+    /// The limits.
     pub settings: Settings,
-    /// The chains of the audit of changes; none where nothing is audited.
+    /// The audit chains for changes; `None` if nothing is audited.
     pub audit: Option<Chains>,
 }
 
 /// Which actors of a chain a node runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Runs {
-    /// It serves shards: journal and region.
+    /// Whether the node serves shards: journal and region.
     pub serving: bool,
-    /// It asks for entities, wherever they are served: directory.
+    /// Whether the node sends requests for entities, wherever they are served: directory.
     pub asking: bool,
 }
 
-/// One kind's chain of actors on this node.
+/// The actors of one kind on this node.
 pub struct Chain<E: Entity> {
     directory: Address<DirectoryMessage<E>>,
     region: Address<RegionMessage<E>>,
@@ -89,7 +89,7 @@ impl<E: Entity> Chain<E>
 where
     Links: Courier<E>,
 {
-    /// The chain's actors in start order, those that the node runs. `nudges` are called after each commit.
+    /// Returns the actors that the node runs, in start order. `nudges` are called after each commit.
     pub fn children(
         &self,
         parts: &Parts,
@@ -142,7 +142,7 @@ where
         }
     }
 
-    /// `region_here`: with the region of this node.
+    /// `region_here`: whether this node runs the region.
     fn directory_args(&self, parts: &Parts, region_here: bool) -> DirectoryArgs<E> {
         DirectoryArgs {
             region: region_here.then(|| self.region.clone()),
@@ -153,12 +153,12 @@ where
         }
     }
 
-    /// Where the directory of this node is, for the links.
+    /// Returns the address of this node's directory, for the links.
     pub fn directory_address(&self) -> &Address<DirectoryMessage<E>> {
         &self.directory
     }
 
-    /// Where the region of this node is, for those who answer other nodes.
+    /// Returns the address of this node's region, for the parts that answer other nodes.
     pub fn region(&self) -> &Address<RegionMessage<E>> {
         &self.region
     }
@@ -167,19 +167,19 @@ where
         Asker::new(self.directory.clone(), Arc::clone(&parts.clock), parts.settings.ask_settings())
     }
 
-    /// How the region is; `None` if it does not answer within `limit`.
+    /// Returns the region's status, or `None` if the region does not answer within `limit`.
     pub async fn status(&self, limit: Duration) -> Option<RegionStatus> {
         ask(&self.region, RegionMessage::Status, limit).await
     }
 
-    /// Another node has released these shards for this one.
+    /// Tells the region that another node has released these shards for this one.
     pub fn released_elsewhere(&self, shards: Vec<ShardNo>) {
-        // Without a region there is nobody who wants them.
+        // A node without a region has no use for the shards.
         let _ = self.region.cast(RegionMessage::ReleasedElsewhere { shards });
     }
 
-    /// Gives up every shard: what is being committed ends, leases are released. Waits until it is done
-    /// or `limit` has passed; false then. A node that serves no shards has nothing to give up.
+    /// Gives up every shard: ends the commits in flight and releases the leases. Returns true when all of it
+    /// is done, and false after `limit`. A node that serves no shards returns true at once.
     pub async fn drain(&self, limit: Duration) -> bool {
         if self.region.actor().is_none() {
             return true;
@@ -203,7 +203,7 @@ impl Chain<Accounts> {
     }
 }
 
-/// Sends a question and waits for its answer, at most `limit`.
+/// Sends a request and waits for its answer for at most `limit`. Returns `None` if there is no answer.
 pub async fn ask<M: Message, T>(
     address: &Address<M>,
     question: impl FnOnce(RpcReplyPort<T>) -> M,
@@ -226,7 +226,7 @@ impl Tree {
     /// Starts `children` in order.
     ///
     /// # Errors
-    /// A child that could not be started, by name of its own error.
+    /// Returns the error of the first child that could not be started.
     pub async fn start(parts: &Parts, children: Vec<ChildSpec>) -> Result<Self, ractor::SpawnErr> {
         let args =
             SupervisorArgs { children, restart: parts.settings.restart, clock: Arc::clone(&parts.clock) };
@@ -234,17 +234,17 @@ impl Tree {
         Ok(Tree { supervisor, ended })
     }
 
-    /// From now on children end because they are told to, and are not started again.
+    /// Announces the stop: from now on children end on purpose and are not restarted.
     pub fn stopping(&self) {
         let _ = self.supervisor.send_message(SupervisorMessage::Stopping);
     }
 
-    /// Resolves when the supervisor has given up: an actor failed too often.
+    /// Resolves when the supervisor has given up because an actor failed too often.
     pub async fn failed(&mut self) {
         let _ = (&mut self.ended).await;
     }
 
-    /// Ends what still runs.
+    /// Stops all actors that still run.
     pub async fn stop(self) {
         self.supervisor.stop(None);
         let _ = self.ended.await;

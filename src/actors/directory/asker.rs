@@ -1,4 +1,4 @@
-//! How a question is asked until it is answered or its time is up.
+//! The retry loop of a request: it is sent until it is answered or its deadline has passed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,32 +21,32 @@ use crate::domain::conditions::Conditions;
 use crate::domain::time::{Clock, MonoTime};
 use crate::error::{Error, ErrorCode, Result};
 
-/// How a question is repeated.
+/// How requests are retried.
 #[derive(Clone, Copy, Debug)]
 pub struct AskSettings {
-    /// The pause before the first repetition; it doubles with each further one, with jitter.
+    /// The pause before the first retry; it doubles with each further one, with jitter.
     pub pause: Duration,
     /// The longest pause.
     pub pause_max: Duration,
-    /// The same while a shard is on its way between nodes, or comes back after a failure.
+    /// The first pause while a shard moves between nodes, or recovers after a failure.
     pub moving_pause: Duration,
-    /// The longest such pause.
+    /// The longest pause in that case.
     pub moving_pause_max: Duration,
-    /// How long to try while no node of the role is live.
+    /// How long to retry while no node of the role is live.
     pub no_node_wait: Duration,
-    /// Questions that may pause between tries; beyond it they fail at once, so that those for a node that is
-    /// away leave room for the others. One whose outcome is not known goes on.
+    /// Requests that may pause between attempts. Further ones fail at once, so that requests for an
+    /// unreachable node leave room for others. A request of unknown outcome is always retried.
     pub waiting_max: usize,
 }
 
-/// Asks one kind of entity. Cloning is cheap.
+/// Sends requests for entities of one kind. Cloning is cheap.
 pub struct Asker<E: Entity> {
     directory: Address<DirectoryMessage<E>>,
     clock: Arc<dyn Clock>,
     settings: AskSettings,
-    /// Questions that pause between tries, or did.
+    /// Requests that have paused between attempts and are not finished.
     waiting: Arc<AtomicUsize>,
-    /// Questions that are not answered yet.
+    /// Requests that are not answered yet.
     unanswered: metrics::Gauge,
 }
 
@@ -62,30 +62,30 @@ impl<E: Entity> Clone for Asker<E> {
     }
 }
 
-/// How one try ended without an answer.
+/// Why an attempt had no answer.
 enum Miss {
-    /// The shard, the region or the store said so.
+    /// The shard, the region or the store reported a failure.
     Failed(Failure),
-    /// An actor on the way died with the question in hand.
+    /// An actor on the way died with the request, or the session that carried it ended.
     Dropped,
-    /// The time is up.
+    /// The deadline has passed.
     TimeUp,
 }
 
 impl<E: Entity> Asker<E> {
-    /// Asks through `directory`.
+    /// Creates an asker that sends through `directory`.
     pub fn new(
         directory: Address<DirectoryMessage<E>>,
         clock: Arc<dyn Clock>,
         settings: AskSettings,
     ) -> Self {
         let unanswered = metrics::gauge!("hygeia_asks_unanswered", "kind" => E::KIND.as_str());
-        // There from the start, so that a rate sees the first one.
+        // Register the counter at the start, so that a rate includes the first retry.
         let _ = metrics::counter!("hygeia_ask_retries_total", "kind" => E::KIND.as_str());
         Asker { directory, clock, settings, waiting: Arc::default(), unanswered }
     }
 
-    /// The state of `id` as of now.
+    /// Returns the current state of `id`.
     ///
     /// # Errors
     /// `NotFound`, `Overloaded`, `Unavailable`, `DeadlineExceeded`.
@@ -93,19 +93,19 @@ impl<E: Entity> Asker<E> {
         self.ask(ctx, id, Op::Read).await
     }
 
-    /// Carries `command` out on `id`, once.
+    /// Carries out `command` on `id`, at most once.
     ///
     /// # Errors
-    /// The refusal of the rules; `Overloaded`, `Unavailable`, `DeadlineExceeded`: nothing was done;
-    /// `OutcomeUnknown`.
+    /// The refusal of the rules. `Overloaded`, `Unavailable`, `DeadlineExceeded`: nothing was done.
+    /// `OutcomeUnknown`: the command may have been carried out.
     pub async fn write(&self, ctx: &RequestContext, id: Uuid, command: E::Command) -> Result<E::Answer> {
         self.write_if(ctx, id, command, Conditions::default()).await
     }
 
-    /// As `write`, under `conditions`.
+    /// Carries out `command` on `id` as `write` does, under `conditions`.
     ///
     /// # Errors
-    /// As `write`; `PreconditionFailed`, `KeyReused`, `KeyExpired`.
+    /// Those of `write`; `PreconditionFailed`, `KeyReused`, `KeyExpired`.
     pub async fn write_if(
         &self,
         ctx: &RequestContext,
@@ -127,8 +127,9 @@ impl<E: Entity> Asker<E> {
     async fn ask(&self, ctx: &RequestContext, id: Uuid, mut op: Op<E>) -> Result<E::Answer> {
         let _counted = Unanswered::count(&self.unanswered);
         let mut patience = Patience::new(self.settings);
-        // An earlier try of a change was lost on its way and may still arrive, at this shard or at another. The event
-        // table knows what was carried out, and not what is still to come: no later try settles that it is not done.
+        // An earlier attempt of a change was lost in transit and may still arrive, at this shard or at
+        // another. The event table shows what was carried out, not what is still in transit. So no later
+        // attempt can prove that the change is not made.
         let mut at_large = false;
         loop {
             let miss = match self.try_once(ctx, id, op.clone()).await {
@@ -140,7 +141,7 @@ impl<E: Entity> Asker<E> {
                 Err(miss) => miss,
             };
             at_large |= matches!((&op, &miss), (Op::Write(_), Miss::Dropped));
-            // What a reader is not told changes nothing; what a writer is not told may have happened.
+            // A lost answer matters only for a write: the change may have been made.
             let lost_track = matches!(miss, Miss::Dropped | Miss::TimeUp | Miss::Failed(Failure::Unknown));
             let unknown = match &mut op {
                 Op::Read => false,
@@ -159,7 +160,7 @@ impl<E: Entity> Asker<E> {
         }
     }
 
-    /// Waits before the next try, if there is to be one.
+    /// Waits before the next attempt. Returns the error for the caller if there should be no further attempt.
     async fn pause(
         &self,
         ctx: &RequestContext,
@@ -225,7 +226,7 @@ impl<E: Entity> Asker<E> {
         }
     }
 
-    /// Answers `query`, made anew for each try, from the database.
+    /// Answers `query` from the database. The query is created anew for each attempt.
     ///
     /// # Errors
     /// `Overloaded`, `Unavailable`, `DeadlineExceeded`.
@@ -256,28 +257,29 @@ impl<E: Entity> Asker<E> {
     }
 }
 
-/// How the tries of one question are spaced.
+/// The pauses between the attempts of one request.
 struct Patience {
     settings: AskSettings,
     tries: u32,
-    /// The owner named last, and how many were followed in a row without a pause.
+    /// The owner that was named last, and the number of owners followed in a row without a pause.
     named: Option<Arc<str>>,
     followed: u32,
-    /// Since when no node of the role is live.
+    /// Since when no node of the role has been live.
     nobody_since: Option<MonoTime>,
-    /// From its first pause on it counts among those that wait.
+    /// Set at the first pause, from which on the request counts as waiting.
     waiting: Option<Waiting>,
 }
 
-/// How often in a row an owner that an answer names is asked at once.
+/// How many named owners in a row are asked without a pause.
 const FOLLOWED_MAX: u32 = 2;
-/// After how many tries a move is taken for a failure, which lasts until a lease runs out: a fraction of a
-/// second. Whoever waits that long asks less often.
+/// The number of attempts after which a moving shard is treated as failed. A failure lasts until a lease
+/// expires, a fraction of a second, so retries become less frequent.
 const MOVING_TRIES_MAX: u32 = 12;
-/// How much longer the longest pause is from then on.
+/// The factor by which the longest pause grows then.
 const FAILED_OVER_PAUSES: u32 = 4;
-/// So many questions that wait ask again that often; where more do, each asks less often, so that together they
-/// ask no more. Else those who wait for a database or an owner keep the node too busy to take it up again.
+/// The number of waiting requests that may retry at the full rate. If more wait, each retries less often, so
+/// that the total rate stays the same. Otherwise requests that wait for a database or an owner would keep the
+/// node too busy to recover.
 const CROWD: usize = 32;
 
 impl Patience {
@@ -285,11 +287,12 @@ impl Patience {
         Patience { settings, tries: 0, named: None, followed: 0, nobody_since: None, waiting: None }
     }
 
-    /// The pause after `miss`, where `crowd` questions wait; `None` if it is no use to try again.
+    /// Returns the pause after `miss`, while `crowd` requests wait, or `None` if a further attempt is
+    /// useless.
     fn after(&mut self, miss: &Miss, now: MonoTime, crowd: usize) -> Option<Duration> {
         match miss {
-            // Somebody else has it: that one is asked at once, unless it is named again, or they send us to
-            // and fro.
+            // Another node holds the shard. Ask it at once, unless it was also named last time, or two nodes
+            // keep naming each other.
             Miss::Failed(Failure::NotServing(Some(owner)))
                 if self.followed < FOLLOWED_MAX && self.named.as_ref() != Some(owner) =>
             {
@@ -306,7 +309,7 @@ impl Patience {
             _ => self.nobody_since = None,
         }
         self.followed = 0;
-        // A shard that moves, or comes back, does so in milliseconds; what is overloaded needs longer.
+        // A shard that moves or restarts is back within milliseconds; an overloaded part needs longer.
         let (first, most) = match miss {
             Miss::Failed(Failure::NotServing(_) | Failure::NoNode(_)) | Miss::Dropped => {
                 let most = self.settings.moving_pause_max;
@@ -319,16 +322,17 @@ impl Patience {
         };
         let whole = first.saturating_mul(1 << self.tries.min(16)).min(most);
         self.tries += 1;
-        // Between half and the whole, so that many askers do not come back at once.
+        // Between half and all of the pause, so that many askers do not retry at the same moment.
         Some(whole.mul_f64(0.5 + fastrand::f64() / 2.0))
     }
 }
 
-/// The error to answer with, or `None` if it is worth asking again. `unknown`: a write that may have been
-/// carried out by this or an earlier try.
+/// Returns the error to answer with, or `None` if a further attempt is useful. `unknown`: this or an earlier
+/// attempt may have carried out the write.
 fn verdict(miss: &Miss, unknown: bool) -> Option<Error> {
     let error = match miss {
-        // Said after the database was asked about earlier tries, none of which can still be carried out: final.
+        // A refusal is final: the database was asked about earlier attempts, and none of them can still be
+        // carried out.
         Miss::Failed(Failure::Refused(refused)) => return Some(refusal(*refused)),
         Miss::Failed(Failure::NotServing(_) | Failure::NoNode(_) | Failure::Unknown) | Miss::Dropped => {
             return None;
@@ -345,13 +349,13 @@ fn verdict(miss: &Miss, unknown: bool) -> Option<Error> {
         }
     };
     if unknown {
-        // This try did nothing, but an earlier one may have; only more time could tell.
+        // This attempt did nothing, but an earlier one may have. Only further attempts can tell.
         return None;
     }
     Some(error)
 }
 
-/// The time is up after tries that were all in vain.
+/// Returns the error for a request that is given up after failed attempts.
 fn gave_up(last: &Miss, unknown: bool) -> Error {
     match last {
         Miss::Failed(Failure::NoNode(role)) if !unknown => no_node(*role),
@@ -362,7 +366,7 @@ fn gave_up(last: &Miss, unknown: bool) -> Error {
     }
 }
 
-/// The error that says which role is missing.
+/// Returns the error that names the missing role.
 pub(in crate::actors) fn no_node(role: NodeRole) -> Error {
     Error::new(ErrorCode::Unavailable, format!("No node with the role {} is live", role.as_str()))
 }
@@ -389,7 +393,7 @@ mod tests {
             no_node_wait: Duration::ZERO,
             waiting_max: 1,
         };
-        // Nobody is there.
+        // No directory is running.
         let asker = Asker::<Patients>::new(Address::default(), Arc::new(SystemClock), settings);
         let read = async || {
             let budget = Duration::from_millis(200);

@@ -1,13 +1,13 @@
-//! Questions that are counted as long as they last, however they end.
+//! Guards that count requests for as long as they last, however they end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A question that is counted among those not answered yet, until it is, or its asker goes away.
+/// Counts a request as unanswered until it is answered or its caller goes away.
 pub(super) struct Unanswered<'a>(&'a metrics::Gauge);
 
 impl<'a> Unanswered<'a> {
-    /// One more.
+    /// Adds one request to the gauge.
     pub(super) fn count(gauge: &'a metrics::Gauge) -> Self {
         gauge.increment(1.0);
         Unanswered(gauge)
@@ -20,7 +20,7 @@ impl Drop for Unanswered<'_> {
     }
 }
 
-/// A question that is counted among those that wait.
+/// Counts a request among those that wait. The holder increments the counter itself.
 pub(super) struct Waiting(pub(super) Arc<AtomicUsize>);
 
 impl Drop for Waiting {

@@ -1,9 +1,9 @@
-//! What a caller is told: that the rules refuse, or that its time is up.
+//! The errors that a caller gets when the rules refuse a request or its deadline has passed.
 
 use crate::actors::entity::Refused;
 use crate::error::{Error, ErrorCode};
 
-/// The error of a refusal. Nothing was done.
+/// Returns the error for a refusal. Nothing was done.
 pub(super) fn refusal(refused: Refused) -> Error {
     match refused {
         Refused::NotFound => Error::new(ErrorCode::NotFound, "There is no record with this id"),
@@ -25,7 +25,7 @@ pub(super) fn refusal(refused: Refused) -> Error {
     }
 }
 
-/// What a caller is told who may not see a restricted record.
+/// Returns the error for a caller that may not see a restricted record.
 pub(in crate::actors) fn restricted() -> Error {
     Error::new(
         ErrorCode::Forbidden,
@@ -34,7 +34,7 @@ pub(in crate::actors) fn restricted() -> Error {
     )
 }
 
-/// A try did nothing, and an earlier one was lost that may yet do something.
+/// Returns the error for an attempt that did nothing while an earlier, lost attempt may still be carried out.
 pub(super) fn still_under_way() -> Error {
     Error::new(
         ErrorCode::OutcomeUnknown,
@@ -42,7 +42,7 @@ pub(super) fn still_under_way() -> Error {
     )
 }
 
-/// The time is up. `unknown`: a try of a change may have done something.
+/// Returns the error for a deadline that has passed. `unknown`: an attempt of a change may have taken effect.
 pub(super) fn time_up(unknown: bool) -> Error {
     if unknown {
         Error::new(

@@ -1,4 +1,4 @@
-//! Where each shard is to be asked for. Plain bookkeeping; the directory acts on it.
+//! The route to each shard. Plain bookkeeping without I/O; the directory acts on it.
 
 use std::sync::Arc;
 
@@ -6,27 +6,27 @@ use crate::actors::members::{Member, View};
 use crate::domain::cluster::NodeRole;
 use crate::domain::ids::{Kind, ShardNo};
 
-/// Where a question goes.
+/// The destination of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// To the region of this node.
+    /// The region of this node.
     Here,
-    /// To the live node with this owner name; if `wanted` is given, for it to pass on to that one, which
-    /// is not in sight from here.
+    /// The live node with the owner name `owner`. If `wanted` is given, that node passes the request on to
+    /// `wanted`, which this node cannot reach.
     There { owner: Arc<str>, wanted: Option<Arc<str>> },
-    /// No live node has the role.
+    /// Nowhere: no live node has the role.
     Nowhere,
 }
 
 /// The routes of one kind, as seen from one node.
 pub(super) struct Routes {
     kind: Kind,
-    /// This node has a region of the kind.
+    /// Whether this node runs a region of the kind.
     region_here: bool,
     view: Arc<View>,
-    /// By shard: where it is placed.
+    /// The placement of each shard, by number.
     placed: Vec<Target>,
-    /// By shard: the owner that somebody named who does not serve it.
+    /// The hint for each shard, by number: the owner that the last node asked has named.
     hints: Vec<Option<Arc<str>>>,
 }
 
@@ -38,7 +38,7 @@ impl Routes {
         routes
     }
 
-    /// Other nodes are live now. What was said of those that have left is forgotten.
+    /// Applies a new view. Hints that name a node that has left are dropped.
     pub(super) fn changed(&mut self, view: Arc<View>) {
         let before = std::mem::replace(&mut self.view, view);
         let has_left =
@@ -79,30 +79,30 @@ impl Routes {
         self.view.members().iter().find(|member| *member.owner == *owner)
     }
 
-    /// Whoever was asked for `shard` does not serve it. If it names whom we had believed already, or
-    /// nobody, the belief is given up.
+    /// Records that the node asked for `shard` does not serve it. The hint becomes the named owner. It is
+    /// cleared if no owner is named, or if the named owner is the current hint.
     pub(super) fn moved(&mut self, shard: ShardNo, owner: Option<Arc<str>>) {
         if let Some(hint) = self.hints.get_mut(usize::from(shard)) {
             *hint = owner.filter(|owner| hint.as_ref() != Some(owner));
         }
     }
 
-    /// `owner` serves `shard`.
+    /// Records that `owner` serves `shard`.
     pub(super) fn found(&mut self, shard: ShardNo, owner: Arc<str>) {
         if let Some(hint) = self.hints.get_mut(usize::from(shard)) {
             *hint = Some(owner);
         }
     }
 
-    /// Where to ask for `shard`.
+    /// Returns where to send a request for `shard`.
     pub(super) fn target(&self, shard: ShardNo) -> Target {
         let placed = || self.placed.get(usize::from(shard)).cloned().unwrap_or(Target::Nowhere);
         let Some(hint) = self.hints.get(usize::from(shard)).and_then(Option::as_ref) else { return placed() };
         match self.member(hint).map(|member| self.at(member)) {
             Some(Target::Nowhere) => placed(),
             Some(target) => target,
-            // Out of our sight. Another node may see it; best one of the role, which may also have taken
-            // the shard itself in the meantime.
+            // This node cannot reach the owner, but another node may. A node with the role is preferred,
+            // because it may have taken the shard in the meantime.
             None => match self.go_between() {
                 Some(node) => {
                     Target::There { owner: Arc::clone(&node.owner), wanted: Some(Arc::clone(hint)) }
@@ -118,7 +118,7 @@ impl Routes {
         pick(self.view.with_role(role).filter(away)).or_else(|| pick(self.view.members().iter().filter(away)))
     }
 
-    /// Where to ask what any region of the kind can answer.
+    /// Returns where to send a request that any region of the kind can answer.
     pub(super) fn any(&self) -> Target {
         if self.region_here {
             return Target::Here;
@@ -130,7 +130,7 @@ impl Routes {
     }
 }
 
-/// One of them, by chance: those who ask again come to another one.
+/// Picks one node at random, so that a retry usually reaches another node.
 fn pick<'a>(members: impl Iterator<Item = &'a Member>) -> Option<&'a Member> {
     let members: Vec<_> = members.collect();
     (!members.is_empty()).then(|| members[fastrand::usize(..members.len())])
@@ -165,7 +165,8 @@ mod tests {
         assert_eq!(routes.target(0), there(&other));
         routes.moved(0, None);
         assert_eq!(routes.target(0), there(&placed));
-        // Who names itself as the one who has it, and does not serve it, is not believed twice.
+        // A node that names an owner a second time, although the owner did not serve the shard, is not
+        // believed again.
         routes.moved(0, Some(Arc::clone(&other)));
         routes.moved(0, Some(Arc::clone(&other)));
         assert_eq!(routes.target(0), there(&placed));

@@ -1,5 +1,5 @@
-//! What becomes of a frame that a peer sent. Runs in the time of the session it came by, one frame after
-//! another: it only hands over.
+//! Dispatch of the frames of a peer. Runs in the session that received the frame, one frame at a time, so it
+//! only hands messages over and never waits.
 
 use std::sync::Arc;
 
@@ -31,41 +31,41 @@ use crate::domain::time::MonoTime;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::reply::Outcome;
 
-/// The name in logs.
+/// The name of this part in logs.
 const NAME: &str = "gate";
 
-/// Says how this node is, as JSON.
+/// Returns the status of this node, as JSON.
 pub type SelfStatus = Arc<dyn Fn() -> BoxFuture<'static, Vec<u8>> + Send + Sync>;
 
-/// Told which shards of a kind are this node's to take.
+/// Called with the shards of a kind that were released for this node.
 pub type ToTake = Arc<dyn Fn(Kind, Vec<ShardNo>) + Send + Sync>;
 
-/// What this node answers to others; `None`: it does not run that.
+/// The parts of this node that answer other nodes; `None` if the node does not run the part.
 #[derive(Clone, Default)]
 pub struct Served {
     /// The region of patients.
     pub patients: Option<Address<RegionMessage<Patients>>>,
     /// The region of billing accounts.
     pub accounts: Option<Address<RegionMessage<Accounts>>>,
-    /// The directory of patients, which is told where one was found.
+    /// The directory of patients, which learns where a patient was found.
     pub patient_directory: Address<DirectoryMessage<Patients>>,
-    /// The directory of billing accounts, likewise.
+    /// The directory of billing accounts, which learns where an account was found.
     pub account_directory: Address<DirectoryMessage<Accounts>>,
     /// Analytics.
     pub analytics: Option<Address<AnalyticsMessage>>,
-    /// How the node is.
+    /// The status of the node.
     pub status: Option<SelfStatus>,
-    /// Told that the outbox has new rows to be billed.
+    /// Called when the outbox has new registrations to bill.
     pub relay_nudged: Option<Nudge>,
-    /// Told that the outbox has new rows to be published.
+    /// Called when the outbox has new events to publish.
     pub bridge_nudged: Option<Nudge>,
-    /// Told of sessions that were revoked.
+    /// The actor that receives revoked sessions.
     pub sessions: Option<Address<SessionsMessage>>,
-    /// Told of leases that were given up for this node to take.
+    /// Called when leases were given up for this node.
     pub released: Option<ToTake>,
 }
 
-/// A request that has come in, but for its question.
+/// A received request without its body.
 struct Arrival {
     link: Arc<Link>,
     id: u64,
@@ -77,7 +77,7 @@ struct Arrival {
     wanted_owner: String,
 }
 
-/// What it takes to pass a request on.
+/// The data to pass a request on.
 struct Again<E: Entity> {
     id: Uuid,
     op: Op<E>,
@@ -102,10 +102,10 @@ fn decode(frame: &[u8]) -> Option<pb::Frame> {
 }
 
 impl Inner {
-    /// A frame has come from `owner`.
+    /// Handles a frame from `owner`.
     pub(super) fn receive(self: &Arc<Self>, owner: &Arc<str>, wire: &Wire, frame: &[u8]) {
         if wire.has_ended() {
-            // Whoever asked was told that the outcome is not known, and has asked again since.
+            // The callers of these requests already got an unknown outcome, and have retried since.
             metrics::counter!("hygeia_link_frames_late_total").increment(1);
             return;
         }
@@ -197,7 +197,7 @@ impl Inner {
         forward(region, RegionMessage::Ask(Box::new(ask)))
     }
 
-    /// The way to `owner`, if it is in sight and neither this node nor the one that asks.
+    /// Returns the link to `owner`, unless `owner` is unreachable, this node, or the node that asks.
     fn next_hop(&self, owner: &str, asker: &Link) -> Option<Arc<Link>> {
         if owner.is_empty() || *asker.owner == *owner {
             return None;
@@ -219,13 +219,13 @@ impl Inner {
         let reply = arrival.reply();
         let Arrival { trace, begun, deadline, caller, .. } = arrival;
         let ctx = RequestContext { trace, deadline, command_id: CommandId(Uuid::nil()), caller };
-        // If it has just ended, the reply is dropped and says so.
+        // If the actor has just ended, the message and its reply are dropped, which tells the caller.
         let ask = SummaryAsk::new(ctx, begun, reply);
         let _ = actor.send_message(AnalyticsMessage::Summary(Box::new(ask)));
         "forwarded"
     }
 
-    /// Asked by an operator, so rarely that a task may be had for it.
+    /// Collects the status in a task. Only operators ask for it, so the cost does not matter.
     fn status(&self, arrival: Arrival) -> &'static str {
         let Some(provider) = &self.served.status else { return arrival.fail(Failure::Unsupported) };
         let (status, reply) = (provider(), arrival.reply());
@@ -261,7 +261,7 @@ impl Inner {
                     told.cast(SessionsMessage::Revoked(sessions));
                 }
             }
-            // Of another version; a hint may be passed over.
+            // A hint of another version. Hints may be ignored.
             None => {}
         }
     }
@@ -286,13 +286,13 @@ impl Arrival {
 }
 
 impl<E: Portable> Again<E> {
-    /// Asks `next`, and answers `request` of `asker` with what it says.
+    /// Sends the request to `next`, and answers `request` of `asker` with the result.
     fn pass_on(self, inner: &Inner, next: Arc<Link>, asker: Arc<Link>, request: u64) {
         metrics::counter!("hygeia_link_passed_on_total").increment(1);
         let Again { id, op, trace, deadline, caller } = self;
         let by = Arc::clone(&next.owner);
         let reply = ReplyTo::away(move |result: Option<Result<E::Answer, Failure>>| {
-            // Only who has it is worth remembering.
+            // Only a node that serves the entity is named to the asker.
             let served = matches!(result, Some(Ok(_) | Err(Failure::Refused(_))));
             asker.answer(request, said(result), served.then_some(&*by));
         });

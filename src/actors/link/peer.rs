@@ -1,12 +1,13 @@
-//! One end of the talk with one incarnation of a peer: what it owes us, what we owe it, and what waits to
-//! be sent.
+//! One end of the exchange with one incarnation of a peer: its unanswered requests, ours, and the items to
+//! send.
 //!
 //! Invariants:
-//! - A request is answered once: by its reply, or, when the session ends, as dropped.
-//! - A request counts against the bounds until then, whether or not anybody still waits for it.
-//! - An item with nothing beside it goes at once, in the caller's own time. Where more is under way, items
-//!   gather until all that is ready to run has run, and go in one frame: no timer is involved.
-//! - Nothing is called, dropped or sent under the lock: an answer may lead to another link, or to this one.
+//! - A request is answered once: by its reply, or as dropped when the session ends.
+//! - A request counts against the limits until then, whether or not its caller still waits.
+//! - A lone item is sent at once, in the caller's task. If more is in progress, items gather until all ready
+//!   tasks have run, and then share one frame. No timer is involved.
+//! - No callback, drop or send happens under the lock, because an answer may lead to another link, or back to
+//!   this one.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +33,7 @@ enum Field {
     Hints = 3,
 }
 
-/// The bounds of a link.
+/// The limits of a link.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) unanswered_max: usize,
@@ -44,7 +45,7 @@ pub(super) struct Limits {
     pub(super) nudge_pause: Duration,
 }
 
-/// What is done with a reply; `None`: there will be none.
+/// Handles a reply; `None` means that there will be none.
 type Deliver = Box<dyn FnOnce(Option<pb::Reply>) + Send + Sync>;
 
 /// An unanswered request.
@@ -53,7 +54,7 @@ struct Unanswered {
     bytes: usize,
 }
 
-/// A frame being filled.
+/// A frame that is being filled.
 #[derive(Default)]
 struct Gathering {
     bytes: Vec<u8>,
@@ -69,7 +70,7 @@ struct State {
     owed: usize,
     gathering: Gathering,
     full: Vec<Vec<u8>>,
-    /// A task is about to send what has gathered.
+    /// Whether a task is about to send the gathered items.
     flushing: bool,
     due_nudge: pb::Nudge,
     nudged_at: Option<MonoTime>,
@@ -77,7 +78,7 @@ struct State {
     garbled: u64,
 }
 
-/// What to do after the lock is given back.
+/// What to do after the lock is released.
 #[must_use]
 enum Next {
     Nothing,
@@ -85,29 +86,29 @@ enum Next {
     Flush,
 }
 
-/// How a link is doing.
+/// The load of a link.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LinkFacts {
     /// The peer: `node-name#boot-id`.
     pub owner: String,
-    /// Requests that it has not answered.
+    /// Requests that the peer has not answered.
     pub unanswered: usize,
-    /// What they count for, in bytes.
+    /// The bytes counted for them.
     pub unanswered_bytes: usize,
-    /// Requests of it that are not answered here.
+    /// Requests of the peer that this node has not answered.
     pub owed: usize,
 }
 
-/// One end of the talk with one incarnation of a peer.
+/// One end of the exchange with one incarnation of a peer.
 pub(super) struct Link {
     pub(super) owner: Arc<str>,
     pub(super) wire: Wire,
     limits: Limits,
-    /// Shared by all links of the node, so that a late reply never fits a later request.
+    /// Shared by all links of the node, so that a late reply never matches a later request.
     ids: Arc<AtomicU64>,
     clock: Arc<dyn Clock>,
     runtime: Handle,
-    /// Frames sent: with the items, how well they gather.
+    /// Frames and items sent. Their ratio shows how well items gather.
     frames: metrics::Counter,
     items: metrics::Counter,
     /// Requests that no peer has answered yet, over all links of the node.
@@ -131,14 +132,14 @@ impl Link {
         Arc::new(Link { owner, wire, limits, ids, clock, runtime, frames, items, unanswered, state })
     }
 
-    /// The state is a set of counts and queues that no panic leaves half changed.
+    /// Locks the state. A poisoned lock is safe to use, because no panic leaves the state half changed.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends `request`, under an id of its own; its answer goes to `reply`. `answer_bytes` is about how large
-    /// that will be: it counts, as the request does, until it is there. If another node than this peer
-    /// has answered, `found` is told which one.
+    /// Sends `request` under a new id. Its answer goes to `reply`. `answer_bytes` is the estimated size of
+    /// the answer; it counts against the limit, like the request, until the reply arrives. If a node other
+    /// than this peer has answered, `found` is called with its owner name.
     pub(super) fn ask<T: Answer>(
         self: &Arc<Self>,
         mut request: pb::Request,
@@ -175,7 +176,7 @@ impl Link {
             }
             match wire::read(outcome) {
                 Some(result) => reply.send(result),
-                // Dropped: whoever waits learns that the outcome is not known.
+                // Dropped: the caller gets an unknown outcome.
                 None => drop(reply),
             }
         });
@@ -188,12 +189,12 @@ impl Link {
         self.go_on(next);
     }
 
-    /// Replies have come.
+    /// Handles received replies.
     pub(super) fn replies(&self, replies: Vec<pb::Reply>) {
         let mut answered = Vec::with_capacity(replies.len());
         let mut state = self.lock();
         for reply in replies {
-            // An unknown id: the session in which it was asked has ended meanwhile.
+            // An unknown id belongs to a session that has ended.
             if let Some(unanswered) = state.unanswered.remove(&reply.id) {
                 state.unanswered_bytes -= unanswered.bytes;
                 self.unanswered.decrement(1.0);
@@ -206,17 +207,18 @@ impl Link {
         }
     }
 
-    /// `count` requests have come. How many of them may be taken on; the others are to be refused.
+    /// Counts `count` received requests. Returns how many of them may be accepted; the caller must refuse the
+    /// others.
     pub(super) fn owe(&self, count: usize) -> usize {
         let mut state = self.lock();
         let taken = count.min(self.limits.owed_max.saturating_sub(state.owed));
-        // Those refused are owed an answer, too, but only until the frame has been gone through.
+        // Refused requests count too, until the caller has answered them.
         state.owed += count;
         taken
     }
 
-    /// Answers a request of the peer, with what `by` has said if it was passed on; once for each that it is
-    /// owed.
+    /// Answers a request of the peer. Must be called once per received request. `by` names the node that
+    /// answered, if the request was passed on.
     pub(super) fn answer(self: &Arc<Self>, id: u64, outcome: Outcome, by: Option<&str>) {
         let answered_by = by.unwrap_or_default().to_owned();
         let mut reply = pb::Reply { id, answered_by, outcome: Some(outcome) };
@@ -237,7 +239,7 @@ impl Link {
         self.go_on(next);
     }
 
-    /// Says a hint; it may get lost.
+    /// Sends a hint, which may be lost.
     pub(super) fn hint(self: &Arc<Self>, hint: pb::hint::Hint) {
         let hint = pb::Hint { hint: Some(hint) };
         let mut state = self.lock();
@@ -249,8 +251,8 @@ impl Link {
         self.go_on(next);
     }
 
-    /// Tells the peer that the outbox has new rows: at once, and not again until the pause is over; what
-    /// comes meanwhile is told together at its end.
+    /// Tells the peer that the outbox has new rows, at once unless the last nudge was sent less than
+    /// `nudge_pause` ago. Nudges within the pause are combined into one at its end.
     pub(super) fn nudge(self: &Arc<Self>, relay: bool, bridge: bool) {
         let mut state = self.lock();
         if state.closed {
@@ -286,14 +288,14 @@ impl Link {
         self.hint(pb::hint::Hint::Nudge(nudge));
     }
 
-    /// A frame could not be read. Whether it is the first one.
+    /// Records an unreadable frame. Returns whether it is the first one.
     pub(super) fn garbled(&self) -> bool {
         let mut state = self.lock();
         state.garbled += 1;
         state.garbled == 1
     }
 
-    /// The session has ended: what is unanswered will not be answered.
+    /// Closes the link after its session has ended. All unanswered requests end as dropped.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -330,10 +332,10 @@ impl Link {
         }
     }
 
-    /// Sends what has gathered until nothing more does.
+    /// Sends the gathered items until no more gather.
     async fn flush(self: Arc<Self>) {
         loop {
-            // Behind everything that is ready to run and may add to the frame.
+            // Run after all ready tasks, which may add to the frame.
             tokio::task::yield_now().await;
             let frames = {
                 let mut state = self.lock();
@@ -361,7 +363,7 @@ impl Link {
 }
 
 impl State {
-    /// Puts an item where it will be sent from. `alone`: nothing else is under way that could join it.
+    /// Adds an item to the current frame. `alone`: no other item in progress could join the frame.
     fn put(&mut self, limits: &Limits, field: Field, item: &impl Message, len: usize, alone: bool) -> Next {
         let frame = &mut self.gathering;
         if frame.items > 0
@@ -371,7 +373,7 @@ impl State {
         }
         let frame = &mut self.gathering;
         frame.bytes.reserve(len + ITEM_OVERHEAD_BYTES_MAX);
-        // A message is the sequence of its fields, in any order: so a frame grows by appending to it.
+        // A protobuf message is a sequence of fields in any order, so a frame grows by appending fields.
         prost::encoding::message::encode(field as u32, item, &mut frame.bytes);
         frame.items += 1;
         if self.flushing {
@@ -385,5 +387,5 @@ impl State {
     }
 }
 
-/// The tag of an item and its length.
+/// The largest size of an item's tag and length.
 const ITEM_OVERHEAD_BYTES_MAX: usize = 11;

@@ -1,4 +1,4 @@
-//! How the questions of each kind go over a link.
+//! The wire form of the requests of each kind.
 
 use std::time::Duration;
 
@@ -23,41 +23,41 @@ use crate::domain::patient::PatientCommand;
 use crate::proto::cluster as pb;
 use crate::proto::cluster::request::Body;
 
-/// About how large one record is in an answer.
+/// The estimated size of one record in an answer.
 const RECORD_BYTES: usize = 1_024;
 
-/// A kind whose questions go over a link.
+/// A kind whose requests can be sent over a link.
 pub(super) trait Portable: Entity<Answer: Answer> {
-    /// A question to `id` as it is said.
+    /// Returns the wire form of a request for `id`.
     fn body(id: Uuid, op: Op<Self>) -> Body;
 
-    /// The directory of this node, to be told where something was found.
+    /// Returns the directory of this node, which learns where an entity was found.
     fn directory(links: &Inner) -> &Address<DirectoryMessage<Self>>;
 
-    /// Sends a question about many entities to the live node `owner`.
+    /// Sends a request about many entities to the live node `owner`.
     fn send_query(links: &Inner, owner: &str, query: QueryAsk<Self>);
 }
 
-/// What a request says beside its body.
+/// The metadata of a request, without its body.
 pub(super) struct Said {
     pub(super) trace: TraceContext,
     pub(super) budget: Duration,
     pub(super) caller: Caller,
 }
 
-/// How a request travels.
+/// How a request is forwarded.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Passage {
-    /// How many nodes have passed it on.
+    /// The number of nodes that have passed the request on.
     pub(super) hops: u32,
-    /// The owner that should have it, if it is sent to another node for want of sight.
+    /// The owner that the receiver should pass the request on to, because the sender cannot reach it.
     pub(super) wanted_owner: Option<std::sync::Arc<str>>,
 }
 
 fn envelope(trace: &TraceContext, budget: Duration, caller: &Caller) -> pb::Envelope {
     pb::Envelope {
         trace: Some(wire::trace(trace)),
-        // Up, so that the last millisecond is not lost on the way: the asker watches its own clock.
+        // Round up, so that the last millisecond is not lost. The asker watches its own clock.
         budget_ms: u64::try_from(budget.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
         subject: caller.subject.as_ref().to_owned(),
         role: caller.role.as_str().to_owned(),
@@ -74,7 +74,7 @@ fn request(envelope: pb::Envelope, passage: Passage, body: Body) -> pb::Request 
     pb::Request { id: 0, envelope: Some(envelope), hops: passage.hops, wanted_owner, body: Some(body) }
 }
 
-/// A question to one entity as it is said, and about how large its answer is, in bytes.
+/// Returns the wire form of a request for one entity, and the estimated size of its answer in bytes.
 pub(super) fn ask_request<E: Portable>(
     ask: &Ask<E>,
     op: Op<E>,
@@ -90,7 +90,7 @@ pub(super) fn ask_request<E: Portable>(
     (request(envelope, passage, E::body(ask.id, op)), RECORD_BYTES)
 }
 
-/// A question about many patients as it is said, and about how large its answer is, in bytes.
+/// Returns the wire form of a request about many patients, and the estimated size of its answer in bytes.
 pub(super) fn query_request(
     ask: &QueryAsk<Patients>,
     budget: Duration,
@@ -102,7 +102,7 @@ pub(super) fn query_request(
     (request(envelope, passage, queries::body(&ask.query)), answer_bytes)
 }
 
-/// A question without content as it is said.
+/// Returns the wire form of a request without parameters.
 pub(super) fn plain_request(said: &Said, body: Body) -> pb::Request {
     request(envelope(&said.trace, said.budget, &said.caller), Passage::default(), body)
 }
@@ -119,7 +119,8 @@ impl Portable for Patients {
     fn body(id: Uuid, op: Op<Self>) -> Body {
         match op {
             Op::Read => Body::PatientRead(pb::PatientRead { id: wire::id(id) }),
-            // A version that does not know conditions must not carry it out without them.
+            // `ChangePatient`, because a version that does not know conditions must not carry out the change
+            // without them.
             Op::Write(write) if write.conditions != Conditions::default() => {
                 Body::ChangePatient(wire::change(id, write.command, write.conditions))
             }
@@ -163,7 +164,7 @@ impl Portable for Accounts {
     }
 }
 
-/// A request as it was received.
+/// The body of a received request.
 pub(super) enum Question {
     Patient(Uuid, Op<Patients>),
     Patients(PatientQuery),
@@ -172,8 +173,8 @@ pub(super) enum Question {
     Status,
 }
 
-/// What a request says beside its question, and the question. `None`: of a variant that this version does
-/// not know, or without something that every version says.
+/// Reads the metadata and the body of a request. Returns `None` if this version does not know the variant, or
+/// if a field that every version sends is missing or invalid.
 pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option<(Said, Question)> {
     let envelope = envelope?;
     let caller = caller(&envelope)?;
@@ -223,16 +224,16 @@ pub(super) fn read(envelope: Option<pb::Envelope>, body: Option<Body>) -> Option
     Some((said, question))
 }
 
-/// Nothing is done for a caller without a name, or with a role that is not known here.
+/// Returns `None` for a caller without a name or with an unknown role, so that nothing is done for it.
 fn caller(envelope: &pb::Envelope) -> Option<Caller> {
     let subject = (!envelope.subject.is_empty()).then(|| envelope.subject.as_str().into())?;
-    // An address that cannot be read is not there: it is recorded, and decides nothing.
+    // An unreadable address is dropped: it is only recorded, and decides nothing.
     let from = envelope.from.parse().ok();
     let break_glass = (!envelope.break_glass.is_empty()).then(|| envelope.break_glass.as_str().into());
     Some(Caller { subject, role: Role::parse(&envelope.role)?, from, break_glass })
 }
 
-/// What is recorded with a change.
+/// The data that is recorded with a change.
 struct Recorded {
     caller: Caller,
     envelope: pb::Envelope,

@@ -1,5 +1,5 @@
-//! Questions about many patients, and their answers, as nodes say them to each other. As in `wire`, what cannot
-//! be read is `None`.
+//! The wire form of requests about many patients and of their answers. As in `wire`, a value that cannot be
+//! read becomes `None`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,8 @@ use crate::proto::cluster as pb;
 use crate::proto::cluster::reply::Outcome;
 use crate::proto::cluster::request::Body;
 
-/// A question as it is said. That for all patients is said as every version understands it.
+/// Returns the wire form of a query. A list of all patients in the default order is sent as `ListPatients`,
+/// which every version understands.
 pub(super) fn body(query: &PatientQuery) -> Body {
     let search = match query {
         PatientQuery::Search(search) => search,
@@ -40,7 +41,7 @@ pub(super) fn body(query: &PatientQuery) -> Body {
     }
 }
 
-/// What `ListPatients` asks for.
+/// Reads a `ListPatients` request.
 pub(super) fn read_list(list: pb::ListPatients) -> Option<PatientQuery> {
     let after = match list.after {
         Some(after) => {
@@ -52,7 +53,7 @@ pub(super) fn read_list(list: pb::ListPatients) -> Option<PatientQuery> {
     Some(PatientQuery::Search(PatientSearch::all(after, list.limit_rows)))
 }
 
-/// What `SearchPatients` asks for.
+/// Reads a `SearchPatients` request.
 pub(super) fn read_search(search: pb::SearchPatients) -> Option<PatientQuery> {
     use pb::search_patients::Filter as Said;
     let names_alone = search.sort() == pb::Sort::NameAlone;
@@ -82,7 +83,7 @@ pub(super) fn read_search(search: pb::SearchPatients) -> Option<PatientQuery> {
     Some(PatientQuery::Search(PatientSearch { filter, sort, descending, after, limit_rows }))
 }
 
-/// What `PatientHistory` asks for.
+/// Reads a `PatientHistory` request.
 pub(super) fn read_history(history: pb::PatientHistory) -> Option<PatientQuery> {
     let (after, limit_rows) = (history.after_version, history.limit_rows);
     Some(PatientQuery::History { id: PatientId(uuid(history.id)?), after, limit_rows })

@@ -94,7 +94,7 @@ async fn what_is_left_of_the_callers_time_is_the_deadline_at_the_other_node() {
     Courier::<Patients>::ask(net.links("front"), "p1#1", None, ask);
     until("it has come", || held.lock().unwrap().len() == 1).await;
     let Some(RegionMessage::Ask(ask)) = held.lock().unwrap().pop() else { panic!("no question") };
-    // It travels in whole milliseconds or finer, and is counted from its arrival.
+    // The remaining time is sent in whole milliseconds, rounded up, and counts from the arrival.
     let latest = SystemClock.mono().plus(BUDGET);
     let earliest = sent.plus(BUDGET - Duration::from_millis(2));
     assert!(ask.deadline <= latest, "{:?} is later than {latest:?}", ask.deadline);
@@ -109,7 +109,7 @@ async fn a_frame_holds_no_more_than_its_bounds() {
     let net = net(0, vec![front, spec("p1", PATIENT, served)]);
     let _waiting: Vec<_> = (1..=61).map(|id| read(&net, "front", "p1", id)).collect();
     until("all have come", || held.lock().unwrap().len() == 61).await;
-    // The first went alone.
+    // The first request was sent alone.
     assert_eq!(net.weather.frames.load(Ordering::SeqCst), 1 + 12);
 }
 
@@ -123,11 +123,11 @@ async fn bytes_of_a_frame_and_of_an_item_are_bounded() {
     let net = net(0, vec![front, p1, spec("p2", PATIENT, served)]);
     let _waiting: Vec<_> = (1..=21).map(|id| read(&net, "front", "p2", id)).collect();
     until("all have come", || held.lock().unwrap().len() == 21).await;
-    // A read takes between 76 and 100 bytes; the first went alone.
+    // A read takes between 76 and 100 bytes; the first one was sent alone.
     assert_eq!(net.weather.frames.load(Ordering::SeqCst), 1 + 20_usize.div_ceil(3));
-    // An answer that is too large is told to be none.
+    // An answer that is too large is replaced by a failure.
     assert_eq!(answer(read(&net, "front", "p1", 1)).await, Some(Err(Failure::Unavailable)));
-    // So is a request: the limit is the sender's.
+    // A request that is too large is refused by the sender.
     let (ask, answered) = delete(1);
     Courier::<Patients>::ask(net.links("p1"), "p2#1", None, ask);
     assert_eq!(answer(answered).await, Some(Err(Failure::Busy)));
@@ -141,11 +141,11 @@ async fn what_a_peer_owes_is_bounded_and_counts_until_it_is_answered_or_gone() {
     let net = net(0, vec![front, spec("p1", PATIENT, served)]);
     let four: Vec<_> = (1..=4).map(|id| read(&net, "front", "p1", id)).collect();
     assert_eq!(answer(read(&net, "front", "p1", 5)).await, Some(Err(Failure::Busy)));
-    // Nobody waits any more: the peer still has them.
+    // The callers have given up, but the peer still has the requests.
     drop(four);
     until("all have come", || held.lock().unwrap().len() == 4).await;
     assert_eq!(answer(read(&net, "front", "p1", 6)).await, Some(Err(Failure::Busy)));
-    // One is dropped there, and makes room.
+    // One request is dropped by the peer, which makes room.
     drop(held.lock().unwrap().pop());
     until("room", || unanswered(&net, "front") == 3).await;
     let waiting = read(&net, "front", "p1", 7);
@@ -161,7 +161,7 @@ async fn bytes_are_bounded_with_the_answers_that_they_may_come_to() {
     let mut front = spec("front", FRONT, Served::default());
     front.settings.unanswered_bytes_max = 3_000;
     let net = net(0, vec![front, spec("p1", PATIENT, holding().await.0)]);
-    // Each counts for its own 100 bytes or so and for one record.
+    // Each request counts for its own 100 bytes or so, and for one record.
     let _two = [read(&net, "front", "p1", 1), read(&net, "front", "p1", 2)];
     assert_eq!(answer(read(&net, "front", "p1", 3)).await, Some(Err(Failure::Busy)));
     assert_eq!(unanswered(&net, "front"), 2);
@@ -222,13 +222,13 @@ async fn a_wire_that_is_gone_drops_what_waits_and_refuses_the_rest() {
     let net = net(0, vec![spec("front", FRONT, Served::default()), spec("p1", PATIENT, holding().await.0)]);
     let waiting = read(&net, "front", "p1", 1);
     net.cut("front", "p1", true);
-    // Found out when the next one is sent.
+    // The cut is noticed at the next send.
     assert_eq!(answer(read(&net, "front", "p1", 2)).await, None);
     assert_eq!(answer(waiting).await, None);
     assert_eq!(answer(read(&net, "front", "p1", 3)).await, Some(Err(Failure::NotServing(None))));
 }
 
-/// Three regions, of which `p2` serves; `p1` and `p3` name it, or whom they are told to name.
+/// Three regions. `p1` and `p3` name `p2` as the owner. `p2` serves, or names `p2_names` if that is given.
 async fn relay_net(p2_names: Option<&'static str>) -> (Net, Arc<AtomicUsize>) {
     let asked = Arc::new(AtomicUsize::new(0));
     let naming = |owner: &'static str| {
@@ -263,7 +263,7 @@ async fn a_request_is_passed_on_once_to_the_owner_that_is_named() {
     let (net, asked) = relay_net(None).await;
     let found = answer(read(&net, "front", "p1", 7)).await.expect("an answer").expect("a patient");
     assert_eq!((found.patient.id.0, asked.load(Ordering::SeqCst)), (Uuid::from_u128(7), 1));
-    // A change keeps what it says on both ways.
+    // A change keeps its metadata on both links.
     let (ask, answered) = delete(8);
     Courier::<Patients>::ask(net.links("front"), "p1#1", None, ask);
     assert!(matches!(answer(answered).await, Some(Ok(_))));
@@ -286,7 +286,7 @@ async fn an_owner_out_of_sight_is_reached_through_another_node() {
     Courier::<Patients>::ask(net.links("front"), "p3#1", Some("p2#1".into()), ask);
     assert!(matches!(answer(answered).await, Some(Ok(_))));
     assert_eq!(asked.load(Ordering::SeqCst), 1);
-    // If that node does not see it either, its own region is asked.
+    // If that node does not see the owner either, it asks its own region.
     net.show("p3", &["front"]);
     let (ask, answered) = self::ask(Uuid::from_u128(7), Op::Read, LONG);
     Courier::<Patients>::ask(net.links("front"), "p3#1", Some("p2#1".into()), ask);
@@ -317,7 +317,7 @@ async fn what_is_passed_on_to_a_node_that_dies_is_told_to_be_dropped() {
 #[tokio::test]
 async fn what_is_not_understood_is_refused_and_disturbs_nobody() {
     let net = net(0, vec![spec("front", FRONT, Served::default()), spec("p1", PATIENT, answering().await)]);
-    // The front waits for its first request, whose id the frames below guess.
+    // An unreadable frame, an empty frame and an unknown hint do not disturb the requests that follow.
     net.send_raw("front", "p1", vec![0xff; 9]);
     net.send_raw("front", "p1", Vec::new());
     net.send_raw(
@@ -338,7 +338,7 @@ async fn what_is_not_understood_is_refused_and_disturbs_nobody() {
     link.ask(portable::plain_request(&said, late), 0, reply, |_| {});
     assert_eq!(answer(answered).await, Some(Err(Failure::Expired)));
 
-    // Of a kind that this node does not serve.
+    // A kind that this node does not serve.
     let (reply, answered) = ReplyTo::<PatientReply>::here();
     let said = Said { budget: LONG, ..said };
     let account = Body::ReadAccount(pb::ReadAccount { patient_id: wire::id(Uuid::nil()) });
@@ -409,7 +409,8 @@ async fn nudges_are_told_together_and_the_last_one_is_not_lost() {
     until("the shards are told", || *released.lock().unwrap() == [(Kind::Billing, vec![3, 9])]).await;
 }
 
-/// Every question ends once, with its own answer, as dropped, or not within its time; the bounds hold.
+/// Every request ends once: with its own answer, as refused, as dropped, or at its time limit. The limits
+/// hold.
 async fn storm(seed: u64) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut front = spec("front", FRONT, Served::default());

@@ -1,5 +1,5 @@
-//! The values of the domain as nodes say them to each other, exactly: what is read back is what was
-//! said. What cannot be read is `None`; it says nothing of what it held.
+//! Conversion of domain values to and from their wire form, without loss. A value that cannot be read becomes
+//! `None`, without a description of its content, which may be patient data.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ pub(super) fn trace(trace: &TraceContext) -> pb::Trace {
     }
 }
 
-/// The hop that sent, as a parent; a new trace if it said none.
+/// Returns the sender's hop, to be used as a parent; a new trace if the request has none.
 pub(super) fn trace_context(trace: Option<pb::Trace>) -> TraceContext {
     let said = trace.and_then(|trace| {
         let trace_id = (u128::from(trace.trace_high) << 64) | u128::from(trace.trace_low);
@@ -53,7 +53,7 @@ pub(super) fn date(day: i32) -> Option<Date> {
 }
 
 pub(super) fn details(details: PatientDetails) -> pb::Details {
-    // Without `..`: a new field does not compile until it goes to other nodes too.
+    // Destructure without `..`, so that a new field does not compile until it is sent to other nodes too.
     let PatientDetails { name, email, address, date_of_birth, registered_date } = details;
     pb::Details {
         name: name.into(),
@@ -99,7 +99,7 @@ pub(super) fn patient_change(update: pb::UpdatePatient) -> Option<PatientChange>
     })
 }
 
-/// A change with what an older version would pass over.
+/// Returns a change in the form that an older version refuses instead of ignoring its conditions.
 pub(super) fn change(id: Uuid, command: PatientCommand, conditions: Conditions) -> pb::ChangePatient {
     use pb::change_patient::Change;
     pb::ChangePatient {
@@ -120,7 +120,7 @@ pub(super) fn change(id: Uuid, command: PatientCommand, conditions: Conditions) 
     }
 }
 
-/// What `change` said, but for the id.
+/// Reads what `change` wrote, except for the id.
 pub(super) fn read_change(change: pb::ChangePatient) -> Option<(PatientCommand, Conditions)> {
     use pb::change_patient::Change;
     let command = match change.change? {
@@ -147,7 +147,7 @@ fn patch(patch: PatientPatch) -> pb::PatchPatient {
     }
 }
 
-/// A day, if one is said.
+/// Reads an optional day.
 pub(super) fn day(said: Option<i32>) -> Option<Option<Date>> {
     match said {
         Some(day) => date(day).map(Some),
@@ -230,7 +230,7 @@ fn summary(view: &SummaryView) -> pb::Summary {
     }
 }
 
-/// Types and bands that this version does not know are passed over.
+/// Types and bands that this version does not know are ignored.
 fn read_summary(summary: pb::Summary) -> Option<SummaryView> {
     let band_of = |name: &str| AGE_BANDS.iter().find(|(band, ..)| *band == name).map(|(band, ..)| *band);
     let types = summary.by_event_type.iter();
@@ -259,7 +259,7 @@ fn refusal(code: pb::refusal::Code) -> Outcome {
     Outcome::Refusal(pb::Refusal { code: code.into() })
 }
 
-/// A failure as it is said to whoever asked.
+/// Returns the wire form of a failure.
 pub(super) fn failed(why: &Failure) -> Outcome {
     use pb::failure::Code;
     match why {
@@ -276,7 +276,7 @@ pub(super) fn failed(why: &Failure) -> Outcome {
             code: Code::NotServing.into(),
             owner: owner.as_deref().unwrap_or_default().to_owned(),
         }),
-        // Whom the asker sees, it knows better.
+        // The asker knows better which nodes are live.
         Failure::NoNode(_) => failure(Code::NotServing),
         Failure::Unavailable => failure(Code::Unavailable),
         Failure::Unknown => failure(Code::Unknown),
@@ -284,13 +284,13 @@ pub(super) fn failed(why: &Failure) -> Outcome {
     }
 }
 
-/// Whoever had the request in hand has died.
+/// Returns the outcome of a request whose handler died.
 pub(super) fn dropped() -> Outcome {
     failure(pb::failure::Code::Dropped)
 }
 
-/// What a node that may be of another version said instead of an answer. `None`: the outcome is not
-/// known, or was said in a way that this version does not know.
+/// Reads a failure from a node, which may run another version. Returns `None` if the outcome is not a
+/// failure, is unknown, or has a code that this version does not know.
 fn read_failure(outcome: &Outcome) -> Option<Failure> {
     use pb::failure::Code;
     match outcome {
@@ -320,15 +320,15 @@ fn read_failure(outcome: &Outcome) -> Option<Failure> {
     }
 }
 
-/// An answer that goes over a link.
+/// An answer that can be sent over a link.
 pub(super) trait Answer: Sized + Send + Sync + 'static {
-    /// As it is said.
+    /// Returns the wire form.
     fn outcome(&self) -> Outcome;
-    /// As it was said; `None` if that is not this answer.
+    /// Reads the wire form; `None` if `outcome` is not this kind of answer.
     fn read(outcome: Outcome) -> Option<Self>;
 }
 
-/// What the outcome of a request comes to. `None`: it is not known.
+/// Reads the outcome of a request; `None` if it is unknown.
 pub(super) fn read<T: Answer>(outcome: Option<Outcome>) -> Option<Result<T, Failure>> {
     let outcome = outcome?;
     match read_failure(&outcome) {
@@ -376,7 +376,7 @@ impl Answer for SummaryView {
     }
 }
 
-/// Of `cluster status`: JSON that only its reader understands.
+/// The answer to `cluster status`: JSON that only its reader interprets.
 impl Answer for Vec<u8> {
     fn outcome(&self) -> Outcome {
         Outcome::Status(pb::StatusReport { json: self.clone() })

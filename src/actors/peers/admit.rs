@@ -1,47 +1,46 @@
-//! Whether a connection to a node is wanted. There is one session for each two nodes, and one incarnation of
-//! each name.
+//! The rules for admission. There is one session between two nodes, and one incarnation of each name.
 
 use crate::proto::cluster::Outcome;
 
-/// A session that is there already, to a node of the same name.
+/// The existing session with a node of the same name.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held<'a> {
     pub(super) owner: &'a str,
-    /// Both see each other by it.
+    /// Whether both nodes see each other through it.
     pub(super) live: bool,
-    /// This node dialled it.
+    /// Whether this node dialled it.
     pub(super) dialled: bool,
 }
 
-/// Who asks to be admitted.
+/// The node that requests a session.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asking<'a> {
     pub(super) name: &'a str,
     pub(super) owner: &'a str,
-    /// This node dialled it.
+    /// Whether this node dialled it.
     pub(super) dialled: bool,
 }
 
-/// What to do about it.
+/// The decision on a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Let it in; a session of the same name that is there ends.
+    /// Accept. An existing session of the same name ends.
     Take,
-    /// Turn it away.
+    /// Refuse.
     Refuse(Outcome),
-    /// It depends on whether the other incarnation is alive: ask it.
+    /// Probe the existing session, because the decision depends on whether the other incarnation is alive.
     AskHeld,
-    /// This node is the newcomer of the two: it must go, and the other is to be left alone.
+    /// This node started after another node of the same name. It must stop, and the other node stays.
     WeAreSecond,
 }
 
-/// Decides for the node `me_name`, in its incarnation `me_owner`.
+/// Decides for the node `me_name` in its incarnation `me_owner`.
 pub(super) fn decide(me_name: &str, me_owner: &str, held: Option<Held<'_>>, asking: Asking<'_>) -> Decision {
     if asking.owner == me_owner {
         return Decision::Refuse(Outcome::Self_);
     }
     if asking.name == me_name {
-        // Boot ids begin with the time (RFC 9562, version 7): the later one is the newcomer.
+        // A boot id begins with the time (RFC 9562, version 7), so the greater one started later.
         let we_are_first = me_owner < asking.owner;
         return if we_are_first { Decision::Refuse(Outcome::NameTaken) } else { Decision::WeAreSecond };
     }
@@ -51,10 +50,10 @@ pub(super) fn decide(me_name: &str, me_owner: &str, held: Option<Held<'_>>, aski
     }
     let we_are_lower = me_name < asking.name;
     let take = if asking.dialled {
-        // Both dial at once: the lower one's connection stays.
+        // Both nodes dialled at the same time: the connection dialled by the lower name stays.
         !held.live && !held.dialled && we_are_lower
     } else {
-        // Who dials has no session: one that is live here is a half-open one.
+        // A node that dials has no session, so a live session here is half-open.
         held.live || !held.dialled || !we_are_lower
     };
     if take { Decision::Take } else { Decision::Refuse(Outcome::Connected) }
@@ -79,7 +78,7 @@ mod tests {
         assert_eq!(decide("b", "b#5", Some(held), asking("a", "a#2", false)), Decision::AskHeld);
     }
 
-    /// Both dial each other at once. Whatever each side sees first, they must agree.
+    /// Both nodes dial at the same time. They must agree, whichever connection each side sees first.
     #[test]
     fn of_two_connections_the_lower_ones_stays() {
         let refused = Decision::Refuse(Outcome::Connected);

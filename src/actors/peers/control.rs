@@ -1,9 +1,10 @@
-//! What another node may have ractor make in this process. For every actor that a node names ractor starts one here
-//! that stands for it, and for every name of a group it keeps an entry, in messages of any number and up to the length of
-//! a frame. A node of ours names one, its gate, and one group.
+//! Limits on what another node can make ractor keep in this process. ractor starts an actor here for every
+//! actor that a peer names, and keeps an entry for every process group. The number of such messages is
+//! unlimited, and each may be as long as a frame. A node of this program names one actor, its gate, and one
+//! group.
 //!
-//! Invariant: nothing of a session reaches ractor that would have it keep more than `ACTORS_MAX` actors of that session,
-//! or a group of another name.
+//! Invariant: no bytes of a session reach ractor that would make it keep more than `ACTORS_MAX` actors of
+//! that session, or a group of another name.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,33 +14,33 @@ use prost::{Message, Oneof};
 
 use super::manager::{GROUP, SCOPE};
 
-/// Actors of another node at a time: its gate, and one that has just taken the place of another.
+/// The most actors of a peer at a time. A peer has one gate, or two for a moment after a restart.
 const ACTORS_MAX: usize = 16;
-/// The longest message about actors and groups.
+/// The longest message about actors and groups, in bytes.
 pub(super) const CONTROL_BYTES_MAX: u64 = 16 * 1024;
-/// How much of a message tells what it is about: a key, and a length.
+/// The length of the prefix that identifies a message: a key and a length.
 const TELLING_BYTES: usize = 11;
-/// Of a session's message, beside the one about actors and groups (ractor's `meta.proto`): about who is there, and
-/// for an actor.
+/// The fields of a session's message in ractor's `meta.proto`, besides the one about actors and groups:
+/// authentication, and messages for an actor.
 const AUTH: u32 = 1;
 const NODE: u32 = 2;
 
-/// What a message is about, by its beginning.
+/// The kind of a message, judged by its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum About {
-    /// Nothing that is kept.
+    /// ractor keeps nothing of the message.
     Passing,
-    /// Actors and groups; or it is no message as ractor writes them, and has to be looked at.
+    /// The message is about actors and groups, or is not in ractor's form. It must be inspected.
     Kept,
 }
 
-/// What a message of `message_bytes` is about; `None` if more of its beginning is needed to tell.
+/// Returns the kind of a message of `message_bytes` bytes, or `None` if a longer prefix is needed.
 pub(super) fn about(beginning: &[u8], message_bytes: u64) -> Option<About> {
     let enough = beginning.len() >= TELLING_BYTES || beginning.len() as u64 >= message_bytes;
     let is_passing = |mut bytes: &[u8]| {
         let (field, kind) = decode_key(&mut bytes).ok()?;
         let length = decode_varint(&mut bytes).ok()?;
-        // One field that is the whole message: nothing can stand behind it and count instead.
+        // The first field must be the whole message, because a later field would override it.
         let head = 1 + encoded_len_varint(length) as u64;
         let whole = length.checked_add(head)? == message_bytes;
         Some(matches!(field, AUTH | NODE) && kind == WireType::LengthDelimited && whole)
@@ -110,17 +111,17 @@ struct Named {
     pid: u64,
 }
 
-/// The actors of another node that ractor keeps for a session.
+/// The remote actors that ractor keeps for a session.
 #[derive(Default)]
 pub(super) struct Kept(BTreeSet<u64>);
 
 impl Kept {
-    /// Notes what ractor will keep after `message`.
+    /// Records the actors that ractor keeps after `message`.
     ///
     /// # Errors
-    /// It is too much: the session has to end.
+    /// The peer names too many actors or another group. The session must end.
     pub(super) fn note(&mut self, message: &[u8]) -> io::Result<()> {
-        // What is no message at all ractor does not read either.
+        // ractor does not read an undecodable message either.
         let Ok(Sessions { part: Some(Part::Control(control)) }) = Sessions::decode(message) else {
             return Ok(());
         };
@@ -145,7 +146,7 @@ impl Kept {
     }
 }
 
-/// What ends a session.
+/// Returns the error that ends a session.
 pub(super) fn refused(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }

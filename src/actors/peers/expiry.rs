@@ -1,4 +1,5 @@
-//! Until when a certificate holds. Read out of its DER for people alone: whether one is taken, rustls decides.
+//! Reads the expiry of a certificate from its DER encoding, for display only. rustls decides whether a
+//! certificate is valid.
 
 use time::{Date, Month, OffsetDateTime, Time};
 
@@ -9,14 +10,15 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// The end of a certificate's validity (RFC 5280, section 4.1); `None` of what is no certificate.
+/// Returns the end of a certificate's validity (RFC 5280, section 4.1), or `None` if `der` is not a
+/// certificate.
 pub(super) fn not_after(der: &[u8]) -> Option<Timestamp> {
     let (certificate, _) = expect(SEQUENCE, der)?;
     let (mut rest, _) = expect(SEQUENCE, certificate)?;
     if let Some((_, after)) = expect(VERSION, rest) {
         rest = after;
     }
-    // The serial number, the algorithm of the signature, the issuer.
+    // Skip the serial number, the signature algorithm and the issuer.
     for _ in 0..3 {
         rest = element(rest)?.2;
     }
@@ -26,7 +28,7 @@ pub(super) fn not_after(der: &[u8]) -> Option<Timestamp> {
     moment(tag, std::str::from_utf8(end).ok()?)
 }
 
-/// The first element of `der`: its tag, its content, and what follows it.
+/// Returns the first element of `der`: its tag, its content, and the bytes after it.
 fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&[tag, first], rest) = der.split_first_chunk()?;
     let (length, rest) = match usize::from(first) {

@@ -1,9 +1,9 @@
-//! The one actor of a node that others can send to. Supervised by `PeersActor`. It only passes on: a frame to
-//! the sink, a ping is answered with the state of this node. Most frames are taken out before they get
-//! here (`shortcut`); what the session did not take comes by ractor.
+//! The only actor of a node that other nodes can send to. Supervised by `PeersActor`. It passes frames to the
+//! sink and answers pings with the state of this node. Most frames bypass it (`shortcut`); only frames that
+//! the session did not deliver arrive through ractor.
 //!
-//! Each message carries the link of its session: a number that only the two ends know, so that it is clear
-//! whose it is. What is of no session is dropped.
+//! Each message carries the link number of its session, which only the two ends know and which identifies the
+//! sender. A message without a known link number is dropped.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -17,22 +17,23 @@ use super::super::members::{FrameSink, Wire};
 use super::manager::PeersMessage;
 use crate::proto::cluster::{KnownPeer, PeerState};
 
-/// What comes over a session. The names and forms never change: nodes of different versions use them.
+/// The messages that arrive over a session. Their names and forms never change, because nodes of different
+/// versions exchange them.
 pub(super) enum GateMessage {
     /// Bytes for the sink.
     Frame {
-        /// Whose.
+        /// The link number of the session.
         link: u64,
-        /// What.
+        /// The frame.
         body: Vec<u8>,
     },
-    /// Asks for the state; answered at once. Both are a `PeerState`.
+    /// Asks for the state of this node; answered at once. Request and answer are a `PeerState`.
     Ping {
-        /// Whose.
+        /// The link number of the session.
         link: u64,
-        /// The state of who asks.
+        /// The state of the sender.
         state: Vec<u8>,
-        /// Where the answer goes.
+        /// Receives the answer.
         reply: RpcReplyPort<Vec<u8>>,
     },
 }
@@ -77,18 +78,18 @@ impl Message for GateMessage {
     }
 }
 
-/// One end of a session, as the gate knows it.
+/// The gate's record of a session.
 pub(super) struct Link {
     pub(super) ticket: u64,
     pub(super) owner: Arc<str>,
-    /// Empty until the other gate is known.
+    /// Empty until the other node's gate is known.
     pub(super) wire: OnceLock<Wire>,
 }
 
-/// The ends of all sessions, by what the other side puts on its messages.
+/// All sessions, by the link number that the peer puts on its messages.
 pub(super) type Links = Arc<ArcSwap<HashMap<u64, Arc<Link>>>>;
 
-/// What this node says of itself. Kept by `PeersActor`.
+/// The state that this node announces. Owned by `PeersActor`.
 #[derive(Default)]
 pub(super) struct Announced {
     pub(super) state: ArcSwap<PeerState>,
@@ -111,7 +112,7 @@ impl Announced {
 /// The actor.
 pub(super) struct Gate;
 
-/// What it needs.
+/// The arguments of the gate.
 pub(super) struct GateArgs {
     pub(super) links: Links,
     pub(super) announced: Arc<Announced>,
@@ -151,7 +152,7 @@ impl Actor for Gate {
                     && let Ok(theirs) = PeerState::decode(&*theirs)
                 {
                     let ours = state.announced.to(link.wire.get().is_some());
-                    // Who asked may be gone.
+                    // The sender may be gone.
                     let _ = reply.send(ours.encode_to_vec());
                     let _ = state
                         .peers
@@ -167,7 +168,7 @@ impl Actor for Gate {
 mod tests {
     use super::*;
 
-    /// Nodes of other versions send and read these.
+    /// Nodes of other versions send and read these messages.
     #[test]
     fn names_and_forms_of_messages_stay() {
         match (GateMessage::Frame { link: 258, body: b"body".to_vec() }).serialize() {

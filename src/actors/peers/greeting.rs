@@ -1,9 +1,11 @@
-//! The greeting: who is there, is it one of us, is it wanted. Nothing else of a connection is read
-//! before it is over, so a stranger reaches neither ractor nor an actor.
+//! The handshake between two nodes: it establishes the peer's identity, its membership in the cluster, and
+//! whether a session is wanted. Nothing else is read from a connection before the handshake is complete, so
+//! an unknown peer reaches neither ractor nor an actor.
 //!
-//! Both sides prove that they hold the cluster's secret: HMAC-SHA256 (RFC 2104) under a key made of the
-//! secret and the cluster's name, over a word for the side, the dialler's hello and the acceptor's. Each
-//! hello has a fresh nonce, so no proof can be used twice, and none of one side is one of the other.
+//! Both sides prove that they hold the cluster's secret. A proof is an HMAC-SHA256 (RFC 2104) over a word for
+//! the side, the dialler's hello and the acceptor's hello. Its key is derived from the secret and the
+//! cluster's name. Each hello contains a fresh nonce, so no proof can be replayed. A proof of one side is not
+//! valid for the other.
 
 use std::io;
 use std::sync::Arc;
@@ -16,34 +18,34 @@ use super::settings::{Secret, is_address, is_name};
 use crate::proto::cluster::greeting::Step;
 use crate::proto::cluster::{Challenge, Greeting, Hello, Outcome, Proof, Verdict};
 
-/// The protocol that this version speaks.
+/// The protocol version of this program.
 pub(super) const PROTOCOL: u32 = 1;
 
 const MAGIC: [u8; 4] = *b"HYG1";
-/// A greeting has two names, an address and some numbers.
+/// A step contains two names, an address and some numbers.
 const STEP_MAX_BYTES: usize = 2048;
 const NONCE_BYTES: usize = 32;
 const OWNER_MAX_BYTES: usize = 128;
 
-/// Why a connection came to nothing.
+/// Why a connection failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
-    /// It broke, or was too slow.
+    /// The connection broke or was too slow.
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
-    /// What came is no greeting.
+    /// The received bytes are not a handshake message.
     #[error("what it said is not the greeting of a node")]
     Garbled,
-    /// This side does not want it.
+    /// This node refused.
     #[error("{}", told(*.0))]
     Ours(Outcome),
-    /// The other side does not want it.
+    /// The other node refused.
     #[error("refused by the other side: {}", told(*.0))]
     Theirs(Outcome),
 }
 
 impl Refusal {
-    /// The name of the reason, for metrics.
+    /// Returns the reason as a metric label.
     pub(super) fn label(&self) -> &'static str {
         match self {
             Refusal::Broken(error) if error.kind() == io::ErrorKind::TimedOut => "too_slow",
@@ -53,7 +55,7 @@ impl Refusal {
         }
     }
 
-    /// Whether it is no fault but a matter of who was first.
+    /// Returns whether the refusal is part of normal operation, such as a second connection.
     pub(super) fn is_harmless(&self) -> bool {
         matches!(self, Refusal::Ours(outcome) | Refusal::Theirs(outcome)
             if matches!(outcome, Outcome::Connected | Outcome::Self_ | Outcome::TryLater))
@@ -92,7 +94,7 @@ fn label(outcome: Outcome) -> &'static str {
     }
 }
 
-/// Who this node is, for a greeting.
+/// This node's identity in the handshake.
 pub(super) struct Identity {
     pub(super) name: Arc<str>,
     pub(super) owner: Arc<str>,
@@ -115,7 +117,7 @@ impl Identity {
         Identity { name, owner, cluster: cluster.to_owned(), advertised, key }
     }
 
-    /// What ractor's own handshake asks for: it depends on the secret and the cluster, too.
+    /// Returns the cookie for ractor's own handshake. It depends on the secret and the cluster too.
     pub(super) fn cookie(&self) -> String {
         hmac::sign(&self.key, b"cookie").as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
     }
@@ -155,7 +157,7 @@ impl Identity {
         context.sign().as_ref().to_vec()
     }
 
-    /// What can be said against `hello` before its secret is known.
+    /// Checks the parts of `hello` that do not depend on the secret.
     fn look_at(&self, hello: &Hello) -> Result<(), Refusal> {
         if hello.protocol != PROTOCOL {
             return Err(Refusal::Ours(Outcome::OtherProtocol));
@@ -176,15 +178,15 @@ impl Identity {
     }
 }
 
-/// A node that has shown that it belongs to the cluster.
+/// The identity of a peer that has proved its membership in the cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Guest {
     pub(super) name: Arc<str>,
     pub(super) owner: Arc<str>,
     pub(super) advertised: String,
-    /// What it puts on its messages.
+    /// The number that the peer puts on its messages.
     pub(super) link_in: u64,
-    /// What this node puts on its own.
+    /// The number that this node puts on its messages.
     pub(super) link_out: u64,
 }
 
@@ -200,8 +202,8 @@ impl Guest {
     }
 }
 
-/// Greets as the one who dialled. `name_fits` says whether the certificate of the other side is for this
-/// name, `admit` whether it is wanted.
+/// Runs the handshake on the dialling side. `name_fits` returns whether the peer's certificate is valid for
+/// its name; `admit` returns whether the session is wanted.
 pub(super) async fn dial<S, T>(
     stream: &mut S,
     me: &Identity,
@@ -215,7 +217,7 @@ where
     send(stream, Step::Hello(ours.clone())).await?;
     let challenge = match receive(stream).await? {
         Step::Challenge(challenge) => challenge,
-        // It has not shown who it is: nothing that it says may end this node.
+        // The peer is not authenticated yet, so its verdict must not end this node.
         Step::Verdict(verdict) if verdict.outcome() == Outcome::NameTaken => return Err(Refusal::Garbled),
         Step::Verdict(verdict) => return Err(Refusal::Theirs(verdict.outcome())),
         _ => return Err(Refusal::Garbled),
@@ -232,7 +234,7 @@ where
     let mac = me.mac("dialler", &ours, &theirs);
     if let Err(refusal) = looked_at {
         if let Refusal::Ours(outcome) = refusal {
-            // No proof: it goes to whom has not shown to be one of us.
+            // Send no proof, because the peer is not authenticated.
             send(stream, Step::Proof(Proof { mac: Vec::new(), outcome: outcome.into() })).await?;
         }
         return Err(refusal);
@@ -249,7 +251,7 @@ where
     }
 }
 
-/// Greets as the one who was dialled; see `dial`.
+/// Runs the handshake on the accepting side; see `dial`.
 pub(super) async fn accept<S, T>(
     stream: &mut S,
     me: &Identity,
@@ -295,7 +297,7 @@ where
     S: AsyncWrite + Unpin,
 {
     if let Refusal::Ours(outcome) = refusal {
-        // Whether it hears it is its own affair.
+        // The refused peer may already be gone.
         let _ = send(stream, Step::Verdict(Verdict { outcome: outcome.into() })).await;
         let _ = stream.shutdown().await;
     }
@@ -388,7 +390,7 @@ mod tests {
         }
     }
 
-    /// Nodes of other versions send and read these: the bytes of a field never change.
+    /// Nodes of other versions send and read these messages: the bytes of a field never change.
     #[test]
     fn other_versions_are_understood() {
         let mut hello = identity("a", "c", 's').hello().unwrap();

@@ -1,8 +1,8 @@
-//! The actor that keeps the sessions of a node. Supervised by the node's supervisor; supervises the `Gate`,
-//! the `Desk` and every session, so that the end of one, however it comes, is known at once.
+//! The actor that keeps the sessions of a node. Child of the node's supervisor; supervises the `Gate`, the
+//! `Desk` and every session, so that it learns of the end of a session at once.
 //!
-//! Nothing is awaited here but the start of actors, which only set up their memory: connecting, greeting and
-//! pinging are tasks that report back. When this actor ends, its tasks and sessions end with it.
+//! The actor awaits only the start of other actors, which just set up their memory. Connecting, handshakes
+//! and pings run in tasks that report back. When this actor ends, its tasks and sessions end with it.
 
 mod admission;
 mod pulse;
@@ -32,49 +32,50 @@ use super::{NodeAddress, TARGET};
 use crate::domain::time::{Clock, MonoTime};
 use crate::proto::cluster::{Outcome, PeerState};
 
-/// Where gates are found; the same in every version.
+/// The process group of the gates; the same in every version.
 pub(super) const SCOPE: &str = "hygeia";
 pub(super) const GROUP: &str = "gates";
 
-/// Somebody has shown to belong to the cluster and asks for a session.
+/// A request for a session from a node that has passed the handshake.
 pub(super) struct Admission {
     pub(super) guest: Guest,
-    /// Which target it is, if this node dialled.
+    /// The number of the target, if this node dialled.
     pub(super) dialled: Option<u64>,
-    /// The number of the session, or why there is none.
+    /// Receives the number of the session, or the reason for the refusal.
     pub(super) reply: RpcReplyPort<Result<u64, Outcome>>,
 }
 
-/// What the actor is told.
+/// The messages of the actor.
 #[derive(RactorMessage)]
 pub(super) enum PeersMessage {
-    /// By a timer, often: whatever is due.
+    /// From a timer, often: handle everything that is due.
     Tick,
-    /// By a connection that was greeted; answered at once or after the other incarnation was asked.
+    /// From a connection that completed the handshake. Answered at once, or after the other incarnation was
+    /// probed.
     Admit(Box<Admission>),
-    /// By the task that asked the other incarnation.
+    /// From the task that probed the other incarnation.
     Probed { held: u64, alive: bool, admission: Box<Admission> },
-    /// By a connection that was admitted: here it is.
+    /// From an admitted connection, which is now open.
     Adopt { ticket: u64, opened: Box<Opened> },
-    /// By a connection that was admitted and came to nothing.
+    /// From an admitted connection that failed.
     Abandon { ticket: u64 },
-    /// By a connection: it was told that this node's name is taken.
+    /// From a connection: the peer reported that this node's name is taken.
     NameTaken,
-    /// By the task that dialled.
+    /// From the task that dialled.
     Dialled { target: u64, address: String, result: Result<(), Refusal> },
-    /// By the task that pinged.
+    /// From the task that pinged.
     Ponged { ticket: u64, answer: Option<Vec<u8>>, round_trip: Duration },
-    /// By the gate: a node pinged and said this of itself.
+    /// From the gate: a node has pinged and sent its state.
     Heard { ticket: u64, state: Box<PeerState> },
-    /// By the handle: this node is about to leave.
+    /// From the handle: the draining flag of this node has changed.
     Draining,
-    /// By the handle; answered at once.
+    /// From the handle; answered at once.
     Sessions(RpcReplyPort<Vec<SessionInfo>>),
-    /// By the handle: leave. Answered when everything is closed; then nothing is done any more.
+    /// From the handle: close all sessions. Answered when they are closed; the actor opens no further ones.
     Stop(RpcReplyPort<()>),
 }
 
-/// What outlives a restart of the actor.
+/// The arguments of the actor, which outlive a restart.
 #[derive(Clone)]
 pub(super) struct PeersArgs {
     pub(super) net: Arc<Net>,
@@ -87,14 +88,14 @@ pub(super) struct PeersArgs {
     pub(super) announced: Arc<Announced>,
     pub(super) view: watch::Sender<Arc<View>>,
     pub(super) fatal: watch::Sender<Option<Fatal>>,
-    /// Numbers of sessions are never used twice: ractor tells remote actors apart by them.
+    /// The next session number. Numbers are never reused, because ractor identifies remote actors by them.
     pub(super) tickets: Arc<AtomicU64>,
 }
 
 /// The actor.
 pub(super) struct PeersActor;
 
-/// Its state.
+/// The state of the actor.
 pub(super) struct PeersManager {
     args: PeersArgs,
     sessions: BTreeMap<u64, Session>,
@@ -103,15 +104,16 @@ pub(super) struct PeersManager {
     carrier: Carrier,
     gate: ActorId,
     tasks: Tasks,
-    /// Goes on when the node has stopped, so that others are told at once. Ends with this actor.
+    /// Keeps accepting after the node has stopped, so that peers are refused at once instead of waiting. Ends
+    /// with this actor.
     _accepting: JoinSet<()>,
-    /// When this node last saw another, or began to look.
+    /// When this node last lost a live session, or when it started.
     seen_at: MonoTime,
     stopped: bool,
 }
 
 impl Drop for PeersManager {
-    /// Without this actor nobody can be sent to.
+    /// Without this actor no other node can be reached.
     fn drop(&mut self) {
         self.sessions.clear();
         self.publish();
@@ -128,7 +130,7 @@ impl Actor for PeersActor {
         myself: ActorRef<PeersMessage>,
         args: PeersArgs,
     ) -> Result<PeersManager, ActorProcessingErr> {
-        // None yet, and said so: a node that never finds another is to be noticed.
+        // Set the gauge to 0 at the start, so that a node that never finds another one is noticed.
         metrics::gauge!("hygeia_peer_sessions").set(0.0);
         let links = Links::default();
         let gate_args = GateArgs {

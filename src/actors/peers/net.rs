@@ -1,5 +1,5 @@
-//! Connections between nodes, up to where ractor takes them over: accepted and dialled here, with limits on
-//! how many there are before they have said who they are, and on how long they take for it.
+//! Connections between nodes until ractor takes them over. Accepts and dials, and limits the number of
+//! connections that have not completed the handshake and the time that they may take.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -26,14 +26,14 @@ use super::targets::Due;
 use super::tls::Tls;
 use crate::proto::cluster::Outcome;
 
-/// The wait after a failed accept. Most often the process is out of file descriptors: more tries would
-/// only burn the processor.
+/// The pause after a failed accept. Usually the process is out of file descriptors, and immediate retries
+/// would only use processor time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Lines about refused connections with one reason, within `REFUSALS_PERIOD`.
+/// The most log lines about refused connections with the same reason, within `REFUSALS_PERIOD`.
 const REFUSALS_TOLD_MAX: u32 = 10;
 const REFUSALS_PERIOD: Duration = Duration::from_secs(10);
 
-/// What accepting and dialling have in common.
+/// The context shared by accepting and dialling.
 pub(super) struct Net {
     pub(super) identity: Identity,
     pub(super) tls: Option<Tls>,
@@ -41,7 +41,7 @@ pub(super) struct Net {
     pub(super) refusals: Refusals,
 }
 
-/// A greeted connection.
+/// A connection that has completed the handshake.
 pub(super) struct Opened {
     pub(super) reader: BoxRead,
     pub(super) writer: BoxWrite,
@@ -121,7 +121,7 @@ impl Net {
         Ok(())
     }
 
-    /// Dials and greets; the session is `PeersActor`'s then.
+    /// Dials a node and runs the handshake. `PeersActor` then owns the session.
     pub(super) async fn dial(&self, due: &Due, peers: &ActorRef<PeersMessage>) -> Result<(), Refusal> {
         let stream =
             within(self.settings.dial_timeout(), async { Ok(TcpStream::connect(&*due.address).await?) });
@@ -131,7 +131,7 @@ impl Net {
         within(self.settings.handshake_timeout(), async {
             let stream = match &self.tls {
                 Some(tls) => {
-                    // Whom to expect the greeting says, not the address.
+                    // The peer's identity comes from the handshake, not from its address.
                     let nobody = ServerName::from(remote.ip());
                     Stream::Tls(Box::new(TlsStream::Client(tls.connector.connect(nobody, stream).await?)))
                 }
@@ -144,7 +144,7 @@ impl Net {
         .await
     }
 
-    /// A socket that refuses an option still works, only slower or longer.
+    /// Sets socket options. A socket that refuses one still works, but is slower or detects a failure later.
     fn prepare(&self, stream: &TcpStream) {
         let socket = SockRef::from(stream);
         let silence = self.settings.silence_max().max(Duration::from_secs(1));
@@ -178,7 +178,7 @@ async fn admitted(
     Ok(Promise { ticket, peers: Some(peers.clone()) })
 }
 
-/// The place that is kept for an admitted node. Given up unless the connection comes.
+/// The place reserved for an admitted node. It is released unless the connection is handed over.
 struct Promise {
     ticket: u64,
     peers: Option<ActorRef<PeersMessage>>,
@@ -200,7 +200,7 @@ impl Drop for Promise {
     }
 }
 
-/// Accepts nodes for ever. Those that are greeted when it is dropped are cut off.
+/// Accepts nodes until it is dropped, which closes the connections that are still in the handshake.
 pub(super) async fn accept(listener: Arc<TcpListener>, net: Arc<Net>, peers: ActorRef<PeersMessage>) {
     let mut greeting = JoinSet::new();
     let mut pending = Pending::default();
@@ -258,26 +258,27 @@ async fn greet_stranger(
     }
 }
 
-/// What a connection has said of itself so far.
+/// What a connection has claimed or proved so far.
 #[derive(Default)]
 struct Claims {
-    /// The name that it gave, true or not.
+    /// The name that the peer gave, which may be false.
     name: OnceLock<String>,
-    /// It has shown that it holds the cluster's secret.
+    /// Whether the peer has proved that it holds the cluster's secret.
     shown: AtomicBool,
 }
 
-/// A connection that is being greeted.
+/// A connection in the handshake.
 struct Stranger {
     remote: SocketAddr,
     claims: Arc<Claims>,
     task: AbortHandle,
 }
 
-/// The connections that are being greeted, in the order in which they came.
+/// The connections in the handshake, in the order of their arrival.
 ///
-/// Invariant: no more than `connections_pending_max` of them have not shown the secret, and those that say nothing keep
-/// nobody out: the oldest of them makes room. A node of the cluster says who it is within a round trip or two.
+/// Invariant: at most `connections_pending_max` of them have not proved the secret. Silent connections cannot
+/// exclude a node: the oldest unproved connection is closed for a new one. A node of the cluster needs only
+/// one or two round trips for its proof.
 #[derive(Default)]
 struct Pending(VecDeque<Stranger>);
 
@@ -286,7 +287,8 @@ impl Pending {
         self.0.retain(|stranger| stranger.task.id() != task);
     }
 
-    /// Makes room for one more, if there is none. Answers who had to go for it; `Some(None)`: nobody could.
+    /// Makes room for one more connection. Returns `None` if there was room, `Some(Some(address))` for the
+    /// peer whose connection was closed, and `Some(None)` if there is no room.
     #[allow(clippy::option_option, reason = "there was room; somebody went; there is no room")]
     fn make_room(&mut self, settings: &Settings) -> Option<Option<SocketAddr>> {
         let is_silent = |stranger: &Stranger| !stranger.claims.shown.load(Ordering::Acquire);
@@ -304,14 +306,15 @@ impl Pending {
     }
 }
 
-/// Counts refused connections and writes a line for each, as long as there are few.
+/// Counts refused connections, and logs each as long as there are few.
 #[derive(Default)]
 pub(super) struct Refusals {
     told: Mutex<HashMap<&'static str, (Instant, u32)>>,
 }
 
 impl Refusals {
-    /// `claimed` is the name that it gave, true or not.
+    /// Counts a refused connection and logs it within the limit. `claimed` is the name that the peer gave,
+    /// which may be false.
     fn tell(
         &self,
         remote: SocketAddr,
@@ -334,7 +337,7 @@ impl Refusals {
         }
     }
 
-    /// How many there were with this reason in this period, before this one.
+    /// Returns the number of earlier refusals with this reason in the current period.
     fn count(&self, label: &'static str, now: Instant) -> u32 {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let (since, count) = told.entry(label).or_insert((now, 0));

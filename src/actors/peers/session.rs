@@ -1,10 +1,10 @@
-//! One session with another node, from its admission to its end, and the part of ractor_cluster that
+//! One session with another node, from its admission to its end, and the part of `ractor_cluster` that
 //! carries it.
 //!
-//! `ractor_cluster::NodeServer` is not used: it opens a listener of its own that cannot be left out, and
-//! decides between sessions by names that anybody may claim. What a `NodeSession` asks of it is little,
-//! and `Desk` answers that: by the time there is a session, the greeting has settled who is there and that
-//! it is the only one.
+//! `ractor_cluster::NodeServer` is not used. It always opens a listener of its own, and decides between
+//! sessions by names that any peer may claim. `Desk` answers the few requests that a `NodeSession` sends to a
+//! node server: the handshake has already established the peer's identity, and that the session is the only
+//! one.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,7 @@ use crate::domain::cluster::NodeRole;
 use crate::domain::time::{MonoTime, Timestamp};
 use crate::proto::cluster::PeerState;
 
-/// Answers what sessions ask of a node server. Supervised by `PeersActor`.
+/// Answers the requests of sessions to a node server. Supervised by `PeersActor`.
 pub(super) struct Desk;
 
 impl Actor for Desk {
@@ -44,7 +44,7 @@ impl Actor for Desk {
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
         match message {
-            // Who asks may be gone.
+            // The session that asked may be gone.
             NodeServerMessage::CheckSession { reply, .. } => {
                 let _ = reply.send(SessionCheckReply::NoOtherConnection);
             }
@@ -65,7 +65,7 @@ pub(super) struct Pulse {
     pub(super) round_trip: Option<Duration>,
 }
 
-/// A session, or the place that is kept for one.
+/// A session, or the place reserved for one.
 pub(super) struct Session {
     pub(super) ticket: u64,
     pub(super) name: Arc<str>,
@@ -84,9 +84,9 @@ pub(super) struct Session {
     reason: Reason,
     pub(super) gate: Option<ActorRef<GateMessage>>,
     pub(super) pulse: Pulse,
-    /// What it last said of itself.
+    /// The last state that the peer announced.
     pub(super) state: Option<PeerState>,
-    /// Each sees the other.
+    /// Whether both nodes see each other.
     pub(super) live: bool,
 }
 
@@ -125,7 +125,7 @@ impl Session {
     /// Hands the connection to ractor.
     ///
     /// # Errors
-    /// The session did not start.
+    /// Returns the error of a session actor that did not start.
     pub(super) async fn adopt(
         &mut self,
         opened: Opened,
@@ -156,7 +156,7 @@ impl Session {
         self.actor.as_ref().is_some_and(|actor| actor.get_id() == cell.get_id())
     }
 
-    /// The gate of the other node is known: from now on it can be sent to.
+    /// Records the other node's gate; from now on this node can send to it.
     pub(super) fn found(&mut self, gate: ActorRef<GateMessage>, now: MonoTime) {
         let Some(outgoing) = self.outgoing.clone() else { return };
         let (to, link) = (gate.get_id().pid(), self.link_out);
@@ -168,7 +168,7 @@ impl Session {
         }
     }
 
-    /// Ends it. What was on its way is lost.
+    /// Ends the session. Messages in transit are lost.
     pub(super) fn end(&self) {
         self.cancel.cancel();
         if let Some(actor) = &self.actor {
@@ -176,12 +176,12 @@ impl Session {
         }
     }
 
-    /// Why it ended by itself.
+    /// Returns why the session ended, if this node did not end it.
     pub(super) fn end_reason(&self) -> &str {
         self.reason.get().map_or("what came over it could not be understood", String::as_str)
     }
 
-    /// As others see it, if it is live.
+    /// Returns the node as a member of the view, if the session is live.
     pub(super) fn member(&self) -> Option<Member> {
         let state = self.state.as_ref().filter(|_| self.live)?;
         Some(Member {
@@ -200,7 +200,7 @@ impl Drop for Session {
     }
 }
 
-/// What all sessions of a node have in common.
+/// The context shared by all sessions of a node.
 pub(super) struct Carrier {
     pub(super) owner: Arc<str>,
     pub(super) cookie: String,
@@ -211,7 +211,7 @@ pub(super) struct Carrier {
 
 impl Carrier {
     fn session(&self, ticket: u64, is_server: bool) -> NodeSession {
-        // The type of the name cannot be written down outside its crate.
+        // `ractor_cluster` does not export the type of the name, so it is inferred.
         let mut name = last_but_one(NodeSession::new);
         name.name = self.owner.to_string();
         name.connection_string = self.owner.to_string();

@@ -1,4 +1,4 @@
-//! The bounds of the links between nodes: part of the section `[cluster]` of the configuration.
+//! The settings of the links between nodes: part of the section `[cluster]` of the configuration.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,36 +14,37 @@ use crate::domain::secret::SECRET_BYTES_MIN;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Which cluster the node belongs to. Nodes of another one are refused.
+    /// The name of the cluster. Nodes of another cluster are refused.
     pub name: String,
-    /// Where other nodes are accepted. Beyond loopback only with TLS.
+    /// The address on which other nodes are accepted. Must be a loopback address unless TLS is configured.
     pub listen: SocketAddr,
-    /// Where others reach this node, as `host:port`. Without it: as the list of nodes says, else where it
-    /// listens.
+    /// The address under which other nodes reach this one, as `host:port`. Default: the address in the list
+    /// of nodes, else the listening address.
     pub advertise: Option<String>,
-    /// What the nodes of the cluster have in common: at least 32 bytes, taken as they are.
+    /// The secret shared by all nodes of the cluster: at least 32 bytes, used as they are.
     pub secret: Option<Secret>,
-    /// Certificates; without them only loopback is listened on.
+    /// The TLS certificates. Without them, `listen` must be a loopback address.
     pub tls: Tls,
-    /// The largest message that is taken from a node.
+    /// The largest message accepted from a node, in bytes.
     pub frame_max_bytes: u64,
-    /// How long a new connection may take until its node is known and can be pinged.
+    /// The time limit for the handshake of a new connection. The same limit applies again until both nodes
+    /// see each other.
     pub handshake_timeout_ms: u64,
-    /// How long a connection may take to come about.
+    /// The time limit for a TCP connection attempt.
     pub dial_timeout_ms: u64,
-    /// The pause after a first failure to connect; it doubles with each further one, with jitter.
+    /// The pause after the first failure to connect; it doubles with each further one, with jitter.
     pub dial_pause_min_ms: u64,
-    /// The longest such pause.
+    /// The longest pause after a failure to connect.
     pub dial_pause_max_ms: u64,
-    /// How often each node is pinged.
+    /// The interval between pings to each node.
     pub heartbeat_interval_ms: u64,
-    /// How long an answer may take; then it counts as missed.
+    /// The time limit for the answer to a ping; a later answer counts as missed.
     pub heartbeat_timeout_ms: u64,
-    /// So many misses in a row end the session.
+    /// The number of consecutive missed pings that ends a session.
     pub misses_max: u32,
-    /// Connections that have not shown the secret yet; for a further one the oldest of them is closed.
+    /// Connections that have not proved the secret yet; a further one replaces the oldest of them.
     pub connections_pending_max: usize,
-    /// Other nodes of the cluster.
+    /// The most other nodes.
     pub peers_max: usize,
 }
 
@@ -73,19 +74,19 @@ impl Default for Settings {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {
-    /// Whose certificates are trusted (PEM).
+    /// The authorities whose certificates are trusted (PEM).
     pub ca_file: Option<PathBuf>,
-    /// The node's certificate, with what leads to the authority (PEM).
+    /// The node's certificate, followed by the chain to the authority (PEM).
     pub cert_file: Option<PathBuf>,
-    /// Its private key (PEM).
+    /// The private key of the certificate (PEM).
     pub key_file: Option<PathBuf>,
-    /// Nodes that are not listed may join if their certificate's name ends so, such as
-    /// `.nodes.example.org`.
+    /// The suffix that admits nodes that are not listed, such as `.nodes.example.org`. The certificate of
+    /// such a node must be valid for the node's name followed by the suffix.
     pub allowed_suffix: Option<String>,
 }
 
 impl Tls {
-    /// Whether it is used.
+    /// Returns whether all three files are configured.
     pub fn is_on(&self) -> bool {
         self.ca_file.is_some() && self.cert_file.is_some() && self.key_file.is_some()
     }
@@ -95,7 +96,7 @@ impl Tls {
     }
 }
 
-/// A secret as configured. Never printed.
+/// A configured secret. `Debug` does not print it.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -119,8 +120,8 @@ impl fmt::Debug for Secret {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is. Whether there is a secret at all is
-    /// asked by `missing`.
+    /// Returns the keys whose values are not allowed, each with the allowed values. A missing secret is
+    /// reported by `missing`.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let mut problems = Vec::new();
         let mut need = |key, holds: bool, allowed: &str| {
@@ -169,7 +170,7 @@ impl Settings {
         .map(|(key, _, low, high)| (key, format!("{low} to {high}")))
     }
 
-    /// What a node that takes part in a cluster needs and has no default.
+    /// Returns the setting that a cluster node needs, that has no default, and that is missing.
     pub fn missing(&self) -> Option<(&'static str, String)> {
         self.secret.is_none().then(|| {
             let reason = "not set; set HYGEIA__CLUSTER__SECRET, or HYGEIA__CLUSTER__SECRET_FILE to a file that holds \
@@ -201,13 +202,13 @@ impl Settings {
         Duration::from_millis(self.heartbeat_timeout_ms)
     }
 
-    /// How long a peer that says nothing can be taken for alive.
+    /// Returns how long a silent peer can be taken for alive.
     pub(super) fn silence_max(&self) -> Duration {
         self.heartbeat_interval() + self.heartbeat_timeout() * self.misses_max
     }
 }
 
-/// Whether `name` is one of a cluster or a node: a label of a host name (RFC 1123) in small letters.
+/// Returns whether `name` is valid for a cluster or a node: a host name label (RFC 1123) in lower case.
 pub(super) fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&name.len())
@@ -216,7 +217,7 @@ pub(super) fn is_name(name: &str) -> bool {
         && !name.ends_with('-')
 }
 
-/// Whether `text` has the form `host:port`.
+/// Returns whether `text` has the form `host:port`.
 pub(super) fn is_address(text: &str) -> bool {
     let host_and_port = text.rsplit_once(':');
     text.len() <= 261

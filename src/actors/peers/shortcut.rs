@@ -1,31 +1,31 @@
-//! The form of a frame among the messages of ractor's sessions, for the short way: a frame is put among
-//! the bytes that ractor writes, and taken from those that ractor would read, without going through the
-//! actors of its session on either side. Each of those costs a wakeup; of eight, two are left.
+//! The encoding of a frame as a message of ractor's session protocol. Frames are inserted into the bytes that
+//! ractor writes, and are removed from the bytes that ractor would read. They bypass the session's actors on
+//! both sides, which saves six of eight task wakeups.
 //!
-//! On the wire nothing tells which way a frame has gone: these are the bytes of a cast to the gate, as
-//! `ractor_cluster` writes them (its `meta.proto` and `node.proto`), and a gate still takes what comes
-//! by ractor.
+//! The bytes on the wire do not depend on the path of a frame: they are a cast to the gate, as
+//! `ractor_cluster` writes it (its `meta.proto` and `node.proto`). The gate still accepts frames that arrive
+//! through ractor.
 
 use prost::bytes::Buf;
 use prost::encoding::{WireType, decode_key, decode_varint, encode_key, encode_varint, encoded_len_varint};
 
 use super::gate::FRAME;
 
-/// Before each message: its length, eight bytes, big-endian.
+/// The header of each message: its length in eight bytes, big-endian.
 pub(super) const HEAD_BYTES: usize = 8;
-/// Of a session's message: it is for an actor.
+/// The field of a session's message that holds a message for an actor.
 const NODE: u32 = 2;
-/// Of that: a cast.
+/// The field of that message that holds a cast.
 const CAST: u32 = 1;
-/// Of a cast.
+/// The fields of a cast.
 const TO: u32 = 1;
 const WHAT: u32 = 2;
 const VARIANT: u32 = 3;
 const METADATA: u32 = 6;
-/// Keys and lengths around the bytes of a frame, at most.
+/// The largest size of the keys and lengths around a frame.
 const AROUND_BYTES_MAX: usize = 80;
 
-/// A frame for the gate `to`, with its head.
+/// Returns the encoded frame for the gate `to`, with its header.
 pub(super) fn write(to: u64, link: u64, body: &[u8]) -> Vec<u8> {
     let link = link.to_be_bytes();
     let part_len = |bytes: &[u8]| 1 + encoded_len_varint(bytes.len() as u64) + bytes.len();
@@ -40,7 +40,7 @@ pub(super) fn write(to: u64, link: u64, body: &[u8]) -> Vec<u8> {
         encode_key(field, WireType::LengthDelimited, &mut bytes);
         encode_varint(len, &mut bytes);
     }
-    // As proto3 has it, what is empty is not said.
+    // proto3 omits empty fields.
     if to != 0 {
         encode_key(TO, WireType::Varint, &mut bytes);
         encode_varint(to, &mut bytes);
@@ -54,10 +54,10 @@ pub(super) fn write(to: u64, link: u64, body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// How much of a message tells whether it may be a frame.
+/// The length of the prefix that shows whether a message may be a frame.
 const TELLING_BYTES: usize = 12;
 
-/// Whether a message may be a frame, by its beginning; `None` if more of it is needed to tell.
+/// Returns whether a message may be a frame, judged by its prefix, or `None` if a longer prefix is needed.
 pub(super) fn may_be_frame(beginning: &[u8], message_bytes: u64) -> Option<bool> {
     let enough = beginning.len() >= TELLING_BYTES || beginning.len() as u64 == message_bytes;
     let is_cast = |mut bytes: &[u8]| {
@@ -69,7 +69,7 @@ pub(super) fn may_be_frame(beginning: &[u8], message_bytes: u64) -> Option<bool>
     enough.then(|| is_cast(beginning) == Some(true))
 }
 
-/// The bytes of the frame that `message` is, if it is one of `link`.
+/// Returns the body of the frame in `message`, if `message` is a frame of `link`.
 pub(super) fn read(message: &[u8], link: u64) -> Option<&[u8]> {
     let node = only_part(message, NODE)?;
     let mut cast = only_part(node, CAST)?;
@@ -90,7 +90,7 @@ fn only_part(mut bytes: &[u8], field: u32) -> Option<&[u8]> {
     (found == field && bytes.is_empty()).then_some(part)
 }
 
-/// The next field, without a value if it is a number.
+/// Reads the next field. The value is empty if it is a number.
 fn part<'a>(bytes: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
     let (field, kind) = decode_key(bytes).ok()?;
     match kind {
@@ -112,7 +112,7 @@ fn part<'a>(bytes: &mut &'a [u8]) -> Option<(u32, &'a [u8])> {
 mod tests {
     use super::*;
 
-    /// As `ractor_cluster` 0.16 writes the cast of a frame: a node of any version reads and sends it.
+    /// The cast of a frame as `ractor_cluster` 0.16 writes it. Nodes of all versions send and read it.
     const GOLDEN: &[u8] =
         b"\0\0\0\0\0\0\0\x1d\x12\x1b\x0a\x19\x08\x07\x12\x04body\x1a\x05Frame\x32\x08\0\0\0\0\0\0\x01\x02";
 

@@ -1,25 +1,25 @@
-//! What a node tells about its sessions.
+//! The status of a node's sessions.
 
 use std::sync::Arc;
 
 use crate::domain::time::Timestamp;
 
-/// Why a node cannot go on being one of its cluster.
+/// Why a node cannot remain in its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fatal {
-    /// Another node with the same name was there before.
+    /// Another live node had the same name first.
     #[error("another live node of the cluster has the same name")]
     NameTaken,
 }
 
-/// How far a session is.
+/// The state of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
-    /// Each sees the other.
+    /// Both nodes see each other.
     Live,
-    /// Connected, and not live yet.
+    /// Connected, but not live yet.
     Half,
-    /// Not connected: it is dialled, or dials.
+    /// Not connected: this node dials the other, or waits to be dialled.
     Dialling,
 }
 
@@ -34,20 +34,20 @@ impl SessionState {
     }
 }
 
-/// The way to one other node.
+/// The link to one other node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionInfo {
-    /// Its name; not known of an address that never answered.
+    /// The name of the node; `None` for an address that has never answered.
     pub name: Option<Arc<str>>,
-    /// Its incarnation, if there is a session.
+    /// The incarnation of the node, if there is a session.
     pub owner: Option<Arc<str>>,
-    /// Where it is reached.
+    /// The address of the node.
     pub address: String,
-    /// How far the session is.
+    /// The state of the session.
     pub state: SessionState,
-    /// How long the last ping took, in microseconds.
+    /// The round-trip time of the last ping, in microseconds.
     pub round_trip_us: Option<u64>,
-    /// Pings missed in a row; of one that is dialled, failures in a row.
+    /// Consecutive missed pings; while dialling, consecutive failures to connect.
     pub misses: u32,
     /// When the session began.
     pub since: Option<Timestamp>,

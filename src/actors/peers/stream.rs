@@ -1,9 +1,9 @@
-//! The bytes between two nodes as ractor gets them: they end at once when their session is ended, and
-//! nothing reaches ractor that is longer than a frame may be, or that would have it keep too much (`control`). Frames for
-//! the gate go past it (`shortcut`).
+//! The byte streams of a session as ractor sees them. They end at once when the session is ended. No message
+//! reaches ractor that is longer than a frame may be, or that would make it keep too much (`control`). Frames
+//! for the gate bypass ractor (`shortcut`).
 //!
-//! Ending at once matters: ractor leaves its writing task behind when a session is stopped, and that
-//! task would keep a silent peer's socket and all that waits for it.
+//! The streams must end at once, because ractor does not stop its writing task with the session. That task
+//! would keep the socket of a silent peer open, and all data queued for it.
 
 use std::future::Future;
 use std::io;
@@ -21,11 +21,11 @@ use super::control::{self, About, CONTROL_BYTES_MAX, Kept};
 use super::gate::Link;
 use super::shortcut::{self, HEAD_BYTES};
 
-/// Why a session ended, as far as its stream knows: the first reason holds.
+/// Why a session ended, as far as its streams know. The first reason is kept.
 pub(super) type Reason = Arc<OnceLock<String>>;
 
 const BUFFER_BYTES: usize = 32 * 1024;
-/// What is written at a time; a longer message goes alone.
+/// The most bytes per write; a longer message is written alone.
 const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Reads until it is cancelled or a message is too long.
@@ -33,7 +33,7 @@ pub(super) struct Reading {
     inner: BoxRead,
     cancelled: Pin<Box<WaitForCancellationFutureOwned>>,
     buffer: Buffer,
-    /// What is left of a message that is ractor's.
+    /// The remaining bytes of a message for ractor.
     left: u64,
     frame_max_bytes: u64,
     frames: Option<Frames>,
@@ -41,20 +41,20 @@ pub(super) struct Reading {
     reason: Reason,
 }
 
-/// Where the frames of a session go.
+/// The destination of a session's frames.
 pub(super) struct Frames {
     pub(super) link_in: u64,
     pub(super) link: Arc<Link>,
     pub(super) sink: FrameSink,
 }
 
-/// Whose the next message is.
+/// The destination of the next message.
 enum Next {
-    /// Ractor's, so many bytes with its head.
+    /// For ractor; the length includes the header.
     Ractors(u64),
-    /// It was a frame, so many bytes with its head, and is delivered.
+    /// A frame, which was delivered; the length includes the header.
     Delivered(usize),
-    /// Not all of it is here that is needed to tell: so many bytes.
+    /// Not known yet; this many bytes are needed to tell.
     Unknown(usize),
 }
 
@@ -106,7 +106,8 @@ impl Reading {
         let Some(message) = rest.get(..message_bytes) else {
             return Ok(Next::Unknown(HEAD_BYTES + message_bytes));
         };
-        // Until the gate of the other side is known, the own one decides.
+        // Until the other node's gate is known, the frame goes through ractor to this node's gate, which
+        // decides.
         match (shortcut::read(message, frames.link_in), frames.link.wire.get()) {
             (Some(frame), Some(wire)) => {
                 (frames.sink)(&frames.link.owner, wire, frame);
@@ -119,7 +120,7 @@ impl Reading {
     fn poll_ractors(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.cancelled.as_mut().poll(cx).is_ready() {
-                // As if the peer had closed it.
+                // End of file, as if the peer had closed the connection.
                 return Poll::Ready(Ok(()));
             }
             let mut wanted = 1;
@@ -164,7 +165,7 @@ impl AsyncRead for Reading {
     }
 }
 
-/// What was read and not yet used: `bytes[begin..end]`.
+/// Bytes that were read but not yet used: `bytes[begin..end]`.
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,
@@ -182,13 +183,14 @@ impl Buffer {
         if self.begin == self.end {
             (self.begin, self.end) = (0, 0);
             if self.bytes.len() > BUFFER_BYTES {
-                // A large message has gone; the next one may be a while.
+                // A large message was consumed. Free its memory, because the next one may take a while.
                 self.bytes = Vec::new();
             }
         }
     }
 
-    /// Reads more, with room for `wanted` bytes in all. It grows with what comes, not with what is announced.
+    /// Reads more bytes, with room for `wanted` bytes in total. The buffer grows with the bytes received, not
+    /// with the announced length.
     fn poll_fill(
         &mut self,
         inner: &mut BoxRead,
@@ -211,12 +213,13 @@ impl Buffer {
     }
 }
 
-/// What is to be written, from ractor and from whoever has a frame to send. Cloning is cheap.
+/// The queue of messages to write, from ractor and from senders of frames. Cloning is cheap.
 #[derive(Clone)]
 pub(super) struct Outgoing(mpsc::UnboundedSender<Vec<u8>>);
 
 impl Outgoing {
-    /// Writes to `inner` until `cancel` is, and cancels if it cannot. The socket is closed at once then.
+    /// Writes the queue to `inner` until `cancel` is cancelled, and cancels it after a failed write. The
+    /// socket is then closed at once.
     pub(super) fn start(inner: BoxWrite, cancel: CancellationToken, reason: Reason) -> Self {
         let (sender, waiting) = mpsc::unbounded_channel();
         tokio::spawn(async move {
@@ -229,7 +232,7 @@ impl Outgoing {
         Outgoing(sender)
     }
 
-    /// Takes whole messages. False if the session is gone.
+    /// Queues whole messages. Returns false if the session has ended.
     pub(super) fn send(&self, messages: Vec<u8>) -> bool {
         self.0.send(messages).is_ok()
     }
@@ -248,7 +251,7 @@ async fn write(mut inner: BoxWrite, mut waiting: mpsc::UnboundedReceiver<Vec<u8>
     Ok(())
 }
 
-/// What ractor writes to. It writes whole messages: what it hands over at once is not cut.
+/// The writer for ractor. ractor writes whole messages; the bytes of one write are never split.
 pub(super) struct Writing(pub(super) Outgoing);
 
 impl AsyncWrite for Writing {
@@ -277,7 +280,8 @@ mod tests {
 
     const LINK: u64 = 258;
 
-    /// Announces `length` bytes, has `body`, and is about who is there, as far as it is about anything.
+    /// Returns a message that announces `length` bytes, has `body` bytes, and is an authentication message if
+    /// it has room for a field.
     fn message(length: u64, body: usize) -> Vec<u8> {
         let mut bytes = length.to_be_bytes().to_vec();
         let part = (0..length)
@@ -305,7 +309,7 @@ mod tests {
         (Some(Frames { link_in: LINK, link: Arc::new(link), sink }), seen)
     }
 
-    /// What ractor reads, and how it ends, of `stream` that comes in pieces.
+    /// Returns the bytes that ractor reads and the result, for a `stream` that arrives in pieces.
     async fn read(
         stream: &[u8],
         piece: usize,
@@ -318,7 +322,7 @@ mod tests {
         let mut ractors = Vec::new();
         let (_, read) = tokio::join!(
             async move {
-                // Who reads may have had enough.
+                // The reader may have stopped.
                 let _ = theirs.write_all(stream).await;
             },
             async {
@@ -371,7 +375,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_would_have_ractor_keep_too_much_ends_the_session() {
-        // A hundred actors, each of two bytes, in one message of ractor's `control.proto`.
+        // A hundred actors of two bytes each, in one message of ractor's `control.proto`.
         let actors = [0x0a, 0x00].repeat(100);
         let many: Vec<u8> = (0..100u8).flat_map(|pid| [0x0a, 0x02, 0x08, pid]).collect();
         let control = |spawn: &[u8]| {

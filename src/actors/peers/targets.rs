@@ -1,5 +1,6 @@
-//! Whom this node dials, and when. Of two nodes of one list the lower name dials; who is in no list dials
-//! all that it learns of; and a node that sees nobody dials everyone, whatever its name.
+//! The dial schedule: which nodes this node dials, and when. Of two listed nodes, the one with the lower name
+//! dials. A node that is not listed dials every node that it learns of. A node that has had no session for
+//! `silence_max` dials every node, whatever its name.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,22 +10,22 @@ use super::super::background::Backoff;
 use super::NodeAddress;
 use crate::domain::time::MonoTime;
 
-/// How long an address that was only heard of is kept when nobody speaks of it any more.
+/// How long an address learned from peers is kept after it was last mentioned.
 const HEARD_KEPT: Duration = Duration::from_secs(600);
 
 /// An address to dial.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) address: String,
-    /// Who is expected there; not known of a seed before it has answered.
+    /// The node expected at the address; `None` for a seed that has not answered.
     pub(super) name: Option<Arc<str>>,
     kind: Kind,
     failures: u32,
     next_at: MonoTime,
     busy: bool,
-    /// The last failure that was logged: the same again is not.
+    /// The last logged failure. The same failure is not logged again.
     told: Option<&'static str>,
-    /// Since when there is no session to it.
+    /// Since when there has been no session with the node.
     missing_since: Option<MonoTime>,
 }
 
@@ -32,13 +33,13 @@ pub(super) struct Target {
 enum Kind {
     /// From the configuration.
     Listed,
-    /// From `--join`: whoever answers is welcome.
+    /// From `--join`: any node of the cluster may answer.
     Seed,
-    /// Others spoke of it.
+    /// Learned from a peer.
     Heard { listed: bool, at: MonoTime },
 }
 
-/// All of them, by a number of their own.
+/// All targets, by number.
 pub(super) struct Targets {
     me: Arc<str>,
     me_listed: bool,
@@ -46,16 +47,16 @@ pub(super) struct Targets {
     last: u64,
     heard_max: usize,
     pause: Backoff,
-    /// How long the other side is waited for when it is its turn to dial.
+    /// How long to wait for the other node when it should dial.
     patience: Duration,
 }
 
-/// One to be dialled now.
+/// A target to dial now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Due {
     pub(super) target: u64,
     pub(super) address: String,
-    /// Anybody else who answers there is refused.
+    /// The only node that may answer; `None` if any node may.
     pub(super) expected: Option<Arc<str>>,
 }
 
@@ -97,13 +98,14 @@ impl Targets {
         self.targets.insert(self.last, target);
     }
 
-    /// Whether a node is in the configuration.
+    /// Returns whether a node is in the configuration.
     pub(super) fn is_listed(&self, name: &str) -> bool {
         let listed = |target: &Target| target.kind == Kind::Listed && target.name.as_deref() == Some(name);
         (self.me_listed && name == &*self.me) || self.targets.values().any(listed)
     }
 
-    /// Another node speaks of `name` at `address`, `listed` by its own account.
+    /// Records that a peer has mentioned `name` at `address`. `listed`: whether the node is in the peer's
+    /// configuration.
     pub(super) fn heard(&mut self, name: &str, address: &str, listed: bool, now: MonoTime) {
         if name == &*self.me || self.is_listed(name) {
             return;
@@ -124,8 +126,9 @@ impl Targets {
         }
     }
 
-    /// Those to dial at `now`; they are taken as being dialled until `done`. `connected` says to whom
-    /// there is a session; `lonely`, that there is to nobody.
+    /// Returns the targets to dial at `now`. Each counts as being dialled until `reached`, `failed` or
+    /// `is_self` is called. `connected` returns whether there is a session with a node; `lonely` means that
+    /// there is none at all.
     pub(super) fn due(&mut self, now: MonoTime, lonely: bool, connected: impl Fn(&str) -> bool) -> Vec<Due> {
         self.targets.retain(|_, target| match target.kind {
             Kind::Heard { at, .. } => target.busy || now.since(at) < HEARD_KEPT,
@@ -145,7 +148,7 @@ impl Targets {
             (Some(_), Kind::Seed) => true,
             (Some(name), kind) => {
                 let listed = !matches!(kind, Kind::Heard { listed: false, .. });
-                // Each may take it for the other's turn: they do not have the same list, say.
+                // Each node may expect the other to dial, for example when their lists differ.
                 let waited = target.missing_since.is_some_and(|since| now.since(since) >= patience);
                 lonely || waited || if me_listed == listed { me < *name } else { listed }
             }
@@ -161,25 +164,25 @@ impl Targets {
         due
     }
 
-    /// Whoever answers there is `name`.
+    /// Records that `name` answers at the target.
     pub(super) fn answered(&mut self, id: u64, name: &Arc<str>) {
         if let Some(target) = self.targets.get_mut(&id) {
             target.name = Some(Arc::clone(name));
         }
     }
 
-    /// It was reached.
+    /// Records a successful connection.
     pub(super) fn reached(&mut self, id: u64, now: MonoTime) {
         if let Some(target) = self.targets.get_mut(&id) {
             target.busy = false;
             target.failures = 0;
-            // Should the session not last, the next try is not at once.
+            // If the session ends soon, the next attempt is not immediate.
             target.next_at = now.plus(self.pause.pause(1));
             target.told = None;
         }
     }
 
-    /// It could not be reached, for the reason `label`. Whether that is worth a line: the first time.
+    /// Records a failure with the reason `label`. Returns whether to log it, which is once per reason.
     pub(super) fn failed(&mut self, id: u64, label: &'static str, now: MonoTime) -> bool {
         let Some(target) = self.targets.get_mut(&id) else { return false };
         target.busy = false;
@@ -188,12 +191,12 @@ impl Targets {
         target.told.replace(label) != Some(label)
     }
 
-    /// A seed that is this node itself need not be dialled again.
+    /// Removes a seed that turned out to be this node itself.
     pub(super) fn is_self(&mut self, id: u64) {
         self.targets.remove(&id);
     }
 
-    /// Those that are being dialled or waited for, with their failures.
+    /// Returns the targets without a session, with their consecutive failures.
     pub(super) fn unconnected(
         &self,
         connected: impl Fn(&str) -> bool,

@@ -1,5 +1,5 @@
-//! One node, and others that say what no node says. They are played by the test, up to the greeting: process
-//! groups belong to the process, so there is one real node in it.
+//! One real node, and peers that send invalid data. The test plays the peers and runs their handshake itself,
+//! because ractor's process groups are shared by the whole process, which therefore holds only one real node.
 
 use std::time::Instant;
 
@@ -57,7 +57,7 @@ impl Node {
         Ok((stream, guest))
     }
 
-    /// Waits until there are so many sessions.
+    /// Waits until there are `sessions` sessions.
     async fn has(&self, sessions: usize) {
         let waiting = async {
             while self.peers.sessions().await.len() != sessions {
@@ -73,11 +73,11 @@ impl Node {
     }
 }
 
-/// Waits for the end of the stream; fails if there is none.
+/// Waits for the end of the stream; fails if it does not end in time.
 async fn is_closed(mut stream: TcpStream) {
     let mut rest = Vec::new();
     let rest = stream.read_to_end(&mut rest);
-    // A reset is an end as well.
+    // A reset counts as an end.
     let _ = tokio::time::timeout(PATIENCE, rest).await.expect("it is closed in time");
 }
 
@@ -115,7 +115,7 @@ async fn whoever_is_greeted_and_then_says_nonsense_is_cut_off() {
 }
 
 async fn silent_connections_keep_nobody_out() {
-    // Longer than the test may take: that the silent ones end by themselves is of no help.
+    // The timeout is longer than the test, so that silent connections do not end by themselves.
     let node = Node::start(json!({"handshake_timeout_ms": 60_000, "connections_pending_max": 4})).await;
     let connect = || TcpStream::connect(node.peers.local_addr());
     let mut silent = Vec::new();
@@ -127,7 +127,7 @@ async fn silent_connections_keep_nobody_out() {
     let (_second, _) = node.greet("b", 1).await.expect("and for the next");
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     node.has(2).await;
-    // The oldest made room, and no more than that.
+    // Only the oldest one was closed.
     is_closed(silent.remove(0)).await;
     let mut byte = [0];
     assert!(silent[2].try_read(&mut byte).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));

@@ -1,6 +1,6 @@
-//! Mutual TLS between nodes: both sides show a certificate of the cluster's authority, and the name that a
-//! node gives itself must be that of its certificate. TLS 1.3 alone (RFC 8446), and no resumption: each
-//! connection looks at the certificates anew.
+//! Mutual TLS between nodes. Both sides present a certificate of the cluster's authority, and a node's name
+//! must match its certificate. Only TLS 1.3 (RFC 8446) is used, without resumption, so that each connection
+//! checks the certificates anew.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,11 +22,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use super::{Error, expiry, settings};
 use crate::domain::time::Timestamp;
 
-/// Both ends of TLS, and whom they let in.
+/// Both ends of TLS, and the names that they accept.
 pub(super) struct Tls {
     pub(super) acceptor: TlsAcceptor,
     pub(super) connector: TlsConnector,
-    /// Until when the node's own certificate holds, and the first of its authorities.
+    /// When the node's own certificate and the first of its authorities expire.
     pub(super) ends: Vec<(&'static str, Timestamp)>,
     names: Names,
 }
@@ -38,10 +38,11 @@ struct Names {
 }
 
 impl Tls {
-    /// Reads the files. `listed` are the names in the configuration.
+    /// Reads the files. `listed` are the node names in the configuration. Returns `None` if not all three
+    /// files are configured.
     ///
     /// # Errors
-    /// A file that cannot be read or used, by name.
+    /// Names the file that cannot be read or used.
     pub(super) fn load(settings: &settings::Tls, listed: BTreeSet<Arc<str>>) -> Result<Option<Self>, Error> {
         let (Some(ca_file), Some(cert_file), Some(key_file)) =
             (&settings.ca_file, &settings.cert_file, &settings.key_file)
@@ -90,7 +91,7 @@ impl Tls {
         }))
     }
 
-    /// Whether who shows `certificate` may be the node `name`.
+    /// Returns whether a peer with `certificate` may use the node name `name`.
     pub(super) fn name_fits(&self, certificate: Option<&CertificateDer<'_>>, name: &str) -> bool {
         let Some(certificate) = certificate.and_then(|der| ParsedCertificate::try_from(der).ok()) else {
             return false;
@@ -101,8 +102,9 @@ impl Tls {
 }
 
 impl Names {
-    /// What the certificate of the node `name` must say. The suffix is for nodes that are not listed alone: their
-    /// certificate may hold for any name under it, and must not let one of them be a listed node.
+    /// Returns the DNS name that the certificate of the node `name` must have. The suffix applies only to
+    /// nodes that are not listed: their certificate may cover any name under the suffix, and must not let
+    /// them pose as a listed node.
     fn of(&self, name: &str) -> Option<String> {
         match self.listed.contains(name) {
             true => Some(name.to_owned()),
@@ -121,8 +123,8 @@ fn unusable(key: &str, path: &Path, error: impl std::fmt::Display) -> Error {
     Error::Settings(format!("{key} {} cannot be used: {error}", path.display()))
 }
 
-/// Takes a server's certificate that our authority signed. Whose it is is looked at when the node has said
-/// its name: whoever dials does not always know it before.
+/// Accepts any server certificate that the cluster's authority signed. The name is checked after the
+/// handshake, because a dialling node may not know its peer's name yet.
 #[derive(Debug)]
 struct OfOurAuthority {
     roots: Arc<RootCertStore>,
@@ -195,7 +197,7 @@ mod tests {
             Authority { issuer: Issuer::new(params, key), pem }
         }
 
-        /// TLS of a node that trusts `self` and shows a certificate of `signer` for `dns`.
+        /// Returns the TLS of a node that trusts `self` and presents a certificate of `signer` for `dns`.
         fn node(&self, signer: &Authority, dns: &str, ends_in: Duration) -> Tls {
             let mut params = CertificateParams::new(vec![dns.to_owned()]).unwrap();
             params.not_before = OffsetDateTime::now_utc() - Duration::days(10);
@@ -219,7 +221,8 @@ mod tests {
         }
     }
 
-    /// Whether a byte comes through each way, and whether each takes the other for the node `name`.
+    /// Connects both sides. Returns for each whether it accepts the other as the node `name`, or `None` if no
+    /// byte arrived.
     async fn meet(dialler: &Tls, acceptor: &Tls, name: &str) -> [Option<bool>; 2] {
         let (left, right) = tokio::io::duplex(65_536);
         let dial = async {
@@ -272,7 +275,7 @@ mod tests {
         }
     }
 
-    /// The kinds of two handshakes, one after the other, as the dialler sees them.
+    /// Returns the kinds of two consecutive handshakes, as the dialler sees them.
     async fn handshakes(connector: &TlsConnector, acceptor: &TlsAcceptor) -> [Option<HandshakeKind>; 2] {
         let mut kinds = [None; 2];
         for kind in &mut kinds {
@@ -280,7 +283,7 @@ mod tests {
             let dial = async {
                 let nobody = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
                 let mut stream = connector.connect(nobody, left).await.unwrap();
-                // What comes with the answer: the tickets, if there are any.
+                // Read the first byte, which arrives after any session tickets.
                 assert_eq!(stream.read_u8().await.unwrap(), 1);
                 stream.write_u8(1).await.unwrap();
                 stream.flush().await.unwrap();
@@ -297,8 +300,8 @@ mod tests {
         kinds
     }
 
-    /// A resumed session would show no certificate anew. Each side sees to it that there is none, whatever the
-    /// other one allows.
+    /// A resumed session would present no certificate again. Each side prevents resumption, whatever the
+    /// other side allows.
     #[tokio::test]
     async fn no_session_is_resumed_though_the_other_side_would() {
         let authority = Authority::new();

@@ -1,16 +1,18 @@
-//! How a region keeps its leases: it renews them, and asks for new epochs of shards that run.
+//! How a region keeps its leases: it renews them, and obtains new epochs for running shards.
 //!
-//! - **Renew.** One statement for everything that serves, each tick. One that fails is repeated at once, and one that
-//!   hangs is given up in time for that: see `LeaseTimes`. The node says that it cannot hold leases only when several
-//!   have failed in a row and what it held has run out.
-//! - **Re-fence.** A shard with a commit of unknown outcome needs a new epoch, and begins no commit until it has one.
-//!   One statement asks for all such shards; those that come meanwhile go with the next one. It waits for no commit, so
-//!   it holds up neither renewals nor commits: what is in use is asked for again a moment later, and is free as soon as
-//!   the commits have ended that were under way. Until then the shard's lease is renewed as any other.
+//! - **Renew.** One statement per tick renews the leases of all serving shards. A renewal that fails is
+//!   repeated at once. A renewal that hangs is abandoned early enough to be repeated: see `LeaseTimes`. The
+//!   node reports that it cannot hold leases only after several statements in a row have failed and its
+//!   leases have run out.
+//! - **Re-fence.** A shard with a commit of unknown outcome needs a new epoch, and begins no commit until it
+//!   has one. One statement asks for the epochs of all such shards; shards that come meanwhile wait for the
+//!   next statement. The statement does not wait for commits, so it delays neither renewals nor commits. A
+//!   lease that a running commit uses is asked for again a moment later; it is free when the running commits
+//!   have ended. Until then the lease is renewed like any other.
 //!
-//! Invariant: a shard that runs is told of no epoch but the one after its own. The statement raises just that one, and
-//! only while the row is this node's: so nobody else has had the shard. If somebody has, the lease is lost, the shard
-//! ends, and another incarnation begins.
+//! Invariant: a running shard is given no epoch but the one after its own. The statement raises the epoch by
+//! one, and only while this node owns the row, so no other node has had the shard. If another node has had
+//! it, the lease is lost, the shard ends, and another incarnation begins.
 
 use std::time::Duration;
 
@@ -26,15 +28,16 @@ use crate::domain::ids::ShardNo;
 use crate::domain::time::MonoTime;
 use crate::store::{self, Refenced, TakenLease};
 
-/// The pause before the epochs of shards are asked for again whose commits under way had not ended.
+/// The pause before an epoch is asked for again, after a running commit was using the lease.
 const REFENCE_PAUSE: Duration = Duration::from_millis(10);
 
-/// How many questions in a row must have failed before the database is said to be away: one may have hung by itself.
+/// How many statements in a row must fail before the database counts as unavailable, because one statement
+/// may hang by itself.
 const FAILURES_MIN: u32 = 2;
 
-/// Questions to the database in a row that it did not answer.
+/// Consecutive statements that the database did not answer.
 pub(super) struct Failing {
-    /// When the first one was asked.
+    /// When the first of them was sent.
     since: MonoTime,
     times: u32,
 }
@@ -49,8 +52,8 @@ impl<E: Entity> RegionState<E> {
         self.report();
     }
 
-    /// Says whether leases can be held here and be of use: others that see this node leave its shards to it
-    /// else, though it takes none.
+    /// Tells the node whether this region can hold and use leases. Without that, other nodes that can reach
+    /// this node would leave shards to it that it does not take.
     pub(super) fn tell_whether_able(&mut self) {
         let able = self.able && self.sight != Sight::Alone;
         if self.told_able.replace(able) != Some(able) {
@@ -58,7 +61,7 @@ impl<E: Entity> RegionState<E> {
         }
     }
 
-    /// Takes note of whether the database has answered what it was asked at `asked_at`.
+    /// Records whether the database answered the statement sent at `asked_at`.
     pub(super) fn heard(&mut self, asked_at: MonoTime, answered: bool) {
         if !answered {
             self.failing.get_or_insert(Failing { since: asked_at, times: 0 }).times += 1;
@@ -71,9 +74,11 @@ impl<E: Entity> RegionState<E> {
         }
     }
 
-    /// The first renewal that failed came a third of the time to live after the last that did not; two
-    /// thirds later the leases have run out, and it is time that others had the shards. From then on, since
-    /// nothing may be wanted here any more, the database is asked whether it is back.
+    /// Checks whether the database has been unavailable until all leases ran out.
+    ///
+    /// Renewals are a third of the time to live apart, so the leases have run out two thirds after the first
+    /// failure, and other nodes should take the shards. From then on the region probes the database each
+    /// tick, because no other statement may be due when no shard belongs here any more.
     fn look_for_database(&mut self, myself: &ActorRef<RegionMessage<E>>) {
         let (now, ttl) = (self.args.clock.mono(), self.args.lease_times.ttl);
         let is_away =
@@ -90,7 +95,7 @@ impl<E: Entity> RegionState<E> {
         let lost = RegionMessage::Probed { asked_at: now, answered: false };
         self.tasks.run(myself, lost, async move {
             let times = args.lease_times;
-            // A renewal of nothing goes the way of all renewals.
+            // Renewing no lease takes the same path as every renewal.
             let probe = args.leases.renew(E::KIND, &[], &args.owner, times.ttl);
             let answered = within(times.statement_timeout(), probe).await.is_ok();
             RegionMessage::Probed { asked_at: now, answered }
@@ -139,7 +144,8 @@ impl<E: Entity> RegionState<E> {
             Err(error) => {
                 self.meters.renewals_failed.increment(1);
                 tracing::warn!(region = self.name, %error, "leases were not renewed");
-                // What is refused at once, again and again, waits for the next tick.
+                // Repeat at most once per tick, unless the statement hung, because an error that returns at
+                // once would loop.
                 let hung =
                     self.args.clock.mono().since(asked_at) >= self.args.lease_times.statement_timeout();
                 if !std::mem::replace(&mut self.repeated, true) || hung {
@@ -150,13 +156,14 @@ impl<E: Entity> RegionState<E> {
         self.report();
     }
 
-    /// A shard needs a new epoch.
+    /// Records that a shard needs a new epoch, and asks for it.
     pub(super) fn refence(&mut self, myself: &ActorRef<RegionMessage<E>>, shard: ShardNo) {
         self.slots.refence(shard);
         self.refence_all(myself);
     }
 
-    /// Asks for the next epochs of all shards that need one; after the question under way, if there is one.
+    /// Asks for the next epochs of all shards that need one. While a statement is in progress, they wait for
+    /// the next one.
     pub(super) fn refence_all(&mut self, myself: &ActorRef<RegionMessage<E>>) {
         let held = self.slots.to_refence();
         if self.refencing || held.is_empty() {
@@ -204,7 +211,7 @@ impl<E: Entity> RegionState<E> {
         self.report();
     }
 
-    /// Tells the shards of `held` what became of the question for their next epochs.
+    /// Passes the result of a re-fence to the shards of `held`: a new epoch, or the loss of the lease.
     fn settle(&mut self, asked_at: MonoTime, held: &[TakenLease], refenced: &Refenced) {
         self.meters.taken.increment(refenced.leases.len() as u64);
         let until = self.believed_until(asked_at);
@@ -212,7 +219,7 @@ impl<E: Entity> RegionState<E> {
             if let Some(lease) = refenced.leases.iter().find(|lease| lease.shard == *shard) {
                 let held = HeldLease::new(lease.epoch, until);
                 if let Some(actor) = self.slots.refenced(*lease, &held) {
-                    // One that has just ended is noticed as any other.
+                    // If the shard has just ended, its supervision event handles that.
                     let _ = actor.send_message(ShardMessage::Refenced(held));
                 }
             } else if !refenced.busy.contains(shard) {

@@ -1,14 +1,15 @@
-//! How a region takes and gives up leases. How it keeps them: `keeping`.
+//! How a region takes and gives up leases. `keeping` describes how it keeps them.
 //!
-//! - **Take.** All that belongs here and is not held is asked for in one statement, the sweep: when the view
-//!   changes, when another region says that it has released something, and else when the first of the
-//!   leases in the way has lapsed; at the latest after `acquire_poll`. While nothing is missing nothing is taken.
-//! - **Watch.** What others hold is looked at every `watch_pause`, unless everything is held here. A lease that its
-//!   holder has not released is taken when it has not been renewed for its whole time to live, by this node's own
-//!   clock (`LeaseWatch`): who has watched it all along need not begin to wait when its holder is gone.
-//! - **Give up.** A shard that belongs elsewhere stops serving, ends what is in flight, and then its lease
-//!   alone is released; leases that end while a release is under way go with the next one. At most
-//!   `handovers_max` are in transit, the others serve on until it is their turn. The next owner is told.
+//! - **Take.** One statement, the sweep, asks for every lease that belongs here and is not held. A sweep runs
+//!   when the view changes, when another region reports a release, when the first blocking lease lapses,
+//!   after `acquire_poll` at the latest, and at each tick. It sends no statement if nothing is missing.
+//! - **Watch.** Every `watch_pause` the region reads the leases of other owners, unless it holds all shards
+//!   itself. A lease that was not released is taken after it has not been renewed for its whole time to live,
+//!   by this node's own clock (`LeaseWatch`). A node that has watched a lease all along need not begin to
+//!   wait when its holder fails.
+//! - **Give up.** A shard that belongs elsewhere stops serving and finishes what is in flight. Then its lease
+//!   is released, one lease per shard; leases that are ready during a release go with the next one. At most
+//!   `handovers_max` shards are in transit; the others serve until it is their turn. The next owner is told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,11 +30,11 @@ use crate::domain::time::MonoTime;
 use crate::health::Status;
 use crate::store::{self, OthersLease, Taken, TakenLease, Wanted};
 
-/// The shortest pause between two tries to take the same lease.
+/// The shortest pause between two attempts to take the same lease.
 const TRY_PAUSE_MIN: Duration = Duration::from_millis(1);
 
 impl<E: Entity> RegionState<E> {
-    /// Says of each shard where it belongs, by what is known now.
+    /// Determines where each shard belongs, from the current view.
     pub(super) fn place(&mut self) {
         let view = &self.view;
         let name = |member: &Member| Arc::clone(&member.name);
@@ -64,7 +65,7 @@ impl<E: Entity> RegionState<E> {
         self.report();
     }
 
-    /// Looks whether a front is in sight; that changes where everything belongs.
+    /// Updates whether a front is reachable. A change moves every shard.
     fn look(&mut self) {
         let (now, grace) = (self.args.clock.mono(), self.args.lease_times.alone_grace);
         let before = self.sight;
@@ -86,13 +87,14 @@ impl<E: Entity> RegionState<E> {
     }
 
     pub(super) fn released_elsewhere(&mut self, myself: &ActorRef<RegionMessage<E>>, shards: &[ShardNo]) {
-        // During a sweep they are all under way, and may have been asked for too early.
+        // During a sweep no shard is `wanted`, and the statement may have run before the release. Sweep
+        // again.
         if self.sweeping || shards.iter().any(|shard| self.slots.is_wanted(*shard)) {
             self.sweep(myself);
         }
     }
 
-    /// Takes everything that is wanted, in one statement; after the one under way, if there is one.
+    /// Takes every wanted lease in one statement. If a sweep is in progress, another one follows it.
     pub(super) fn sweep(&mut self, myself: &ActorRef<RegionMessage<E>>) {
         if self.sweeping {
             self.sweep_again = true;
@@ -166,7 +168,7 @@ impl<E: Entity> RegionState<E> {
         Ok(())
     }
 
-    /// Comes back for what is still wanted when the first lease in the way has lapsed.
+    /// Schedules the next attempt to take what is still wanted, for when the first blocking lease lapses.
     fn try_later(&mut self, myself: &ActorRef<RegionMessage<E>>) {
         let (wanted, now) = (self.slots.wanted(), self.args.clock.mono());
         if self.sweeping || wanted.is_empty() {
@@ -178,12 +180,12 @@ impl<E: Entity> RegionState<E> {
         let region = myself.clone();
         self.next_try = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             tokio::time::sleep(pause).await;
-            // A region that is gone wants nothing.
+            // A region that has ended wants nothing.
             let _ = region.send_message(RegionMessage::TakeUp);
         })));
     }
 
-    /// Looks at what others hold, for the time when it has to be taken from them.
+    /// Reads the leases of other owners, to know when they lapse.
     pub(super) fn watch_others(&mut self, myself: &ActorRef<RegionMessage<E>>) {
         if self.watching || self.slots.has_all() {
             return;
@@ -200,13 +202,13 @@ impl<E: Entity> RegionState<E> {
 
     pub(super) fn watched(&mut self, answered_at: MonoTime, result: store::Result<Vec<OthersLease>>) {
         self.watching = false;
-        // If there was no answer, whoever must be waited for is waited for a little longer.
+        // Without an answer, the region waits a little longer for leases that have to lapse.
         if let Ok(others) = result {
             self.watch.note(&others, answered_at);
         }
     }
 
-    /// Starts the shard of a lease just taken.
+    /// Starts the shard of a lease that was just taken.
     async fn start(
         &mut self,
         myself: &ActorRef<RegionMessage<E>>,
@@ -222,13 +224,13 @@ impl<E: Entity> RegionState<E> {
             limits: self.args.limits,
         };
         let args = ShardArgs { shard: lease.shard, lease: held.clone(), env };
-        // A shard's `pre_start` does nothing that takes time: it only sets up its memory.
+        // `pre_start` of a shard only sets up its memory, so it takes no time.
         let (actor, _) = Actor::spawn_linked(None, Shard::default(), args, myself.get_cell()).await?;
         self.slots.fill(lease.shard, actor, held);
         Ok(())
     }
 
-    /// Another owner has the lease, or may have.
+    /// Stops the shard, because another owner has its lease or may have it.
     pub(super) fn lost(&mut self, shard: ShardNo) {
         if let Some(actor) = self.slots.lose(shard) {
             tracing::warn!(region = self.name, shard, "lease lost");
@@ -237,7 +239,7 @@ impl<E: Entity> RegionState<E> {
         }
     }
 
-    /// A shard has failed: it starts again after a pause, under a new epoch.
+    /// Schedules the restart of a failed shard, under a new epoch. Fails if the shard failed too often.
     pub(super) fn restart_later(
         &mut self,
         myself: &ActorRef<RegionMessage<E>>,
@@ -266,7 +268,8 @@ impl<E: Entity> RegionState<E> {
         self.args.health.report(E::KIND.as_str(), Status::NotReady("the node is stopping".into()));
     }
 
-    /// Goes on giving up what belongs elsewhere: what may stop now, what has stopped, and the end of a drain.
+    /// Continues the hand-over of shards that belong elsewhere: stops shards, releases the leases of ended
+    /// ones, and completes a drain.
     pub(super) fn give_up(&mut self, myself: &ActorRef<RegionMessage<E>>) {
         let moves = self.slots.begin_moves(self.args.handovers_max.max(1));
         if !moves.is_empty() {
@@ -274,7 +277,7 @@ impl<E: Entity> RegionState<E> {
             self.meters.given_up.increment(moves.len() as u64);
         }
         for (_, actor) in moves {
-            // One that has just ended is noticed as any other.
+            // If the shard has just ended, its supervision event handles that.
             let _ = actor.send_message(ShardMessage::StopServing);
         }
         if !self.releasing {
@@ -303,7 +306,7 @@ impl<E: Entity> RegionState<E> {
         });
     }
 
-    /// The leases are released: whoever should take them is told so.
+    /// Tells the next owners that the leases are released.
     pub(super) fn gave_up(&mut self, myself: &ActorRef<RegionMessage<E>>, leases: &[TakenLease]) {
         self.releasing = false;
         self.slots.released(leases);
@@ -318,14 +321,14 @@ impl<E: Entity> RegionState<E> {
                 (self.args.released)(E::KIND, &shards, member);
             }
         }
-        // It may belong here again by now.
+        // A shard may belong here again by now.
         self.sweep(myself);
         self.report();
     }
 
-    /// The answer to a request for a shard that is not served here. It names the node that serves it
-    /// instead, or will in a moment, as far as that is known. Who holds the lease is named even if it is not
-    /// in sight here: it may be in sight of who asks.
+    /// Returns the answer to a request for a shard that is not served here. The answer names the node that
+    /// serves the shard instead, or will soon, if that is known. The holder of the lease is named even if
+    /// this node cannot reach it, because the directory that asked may.
     pub(super) fn not_serving(&self, shard: ShardNo) -> Failure {
         let owner = self.slots.elsewhere(shard).and_then(|elsewhere| match elsewhere {
             Elsewhere::Node(name) => self.view.get(name).map(|member| Arc::clone(&member.owner)),

@@ -1,4 +1,4 @@
-//! What a region is told and what it is made with.
+//! The messages and the arguments of a region.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,11 +22,11 @@ use crate::store::{self, LeaseStore, OthersLease, Refenced, Taken, TakenLease};
 
 use super::status::RegionStatus;
 
-/// A lease as its holder knows it. Cloning shares the knowledge.
+/// A lease as its holder knows it. Clones share their state.
 #[derive(Clone)]
 pub struct HeldLease {
     epoch: Epoch,
-    /// Boot time in nanoseconds up to which the lease is believed.
+    /// Boot time in nanoseconds until which the holder relies on the lease.
     until: Arc<AtomicU64>,
 }
 
@@ -35,7 +35,7 @@ impl HeldLease {
         HeldLease { epoch, until: Arc::new(AtomicU64::new(until.0)) }
     }
 
-    /// The epoch it was taken under.
+    /// Returns the epoch under which the lease was taken.
     pub fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -51,177 +51,180 @@ impl LeaseView for HeldLease {
     }
 }
 
-/// How leases are kept. The times that depend on each other follow from `ttl` and `margin`, so that no setting can
-/// break what they hold to:
+/// The timing of leases. The times that depend on each other follow from `ttl` and `margin`, so that no
+/// setting can break these conditions:
 ///
-/// - A renewal is due each `tick`. If it hangs, it is given up and repeated, and both are over before the
-///   lease is believed no more: `tick` + 2 × `statement_timeout` < `ttl` − `margin`.
-/// - It is given up before the next one is due: `statement_timeout` < `tick`.
+/// - A renewal is due each `tick`. A renewal that hangs is abandoned and repeated, and both end while the
+///   holder still relies on the lease: `tick` + 2 × `statement_timeout` < `ttl` − `margin`.
+/// - A renewal is abandoned before the next one is due: `statement_timeout` < `tick`.
 #[derive(Clone, Copy, Debug)]
 pub struct LeaseTimes {
-    /// How long a lease holds from its taking or its last renewal.
+    /// How long a lease lasts after it was taken or last renewed.
     pub ttl: Duration,
-    /// What the holder takes off, for clocks that run at different speeds. At most a third of `ttl`.
+    /// How much earlier the holder stops relying on the lease, because clocks may run at different speeds. At
+    /// most a third of `ttl`.
     pub margin: Duration,
-    /// The longest pause between two tries to take what belongs here and others hold. When it runs out sooner, the
-    /// next try comes then.
+    /// The longest pause between two attempts to take leases that belong here and that others hold. If such a
+    /// lease lapses sooner, the next attempt comes then.
     pub acquire_poll: Duration,
-    /// How long a region goes on serving with no front in sight.
+    /// How long a region keeps serving while no front is reachable.
     pub alone_grace: Duration,
 }
 
 impl LeaseTimes {
-    /// For how long the holder believes in a lease, from before it asked for it or for its last renewal.
+    /// Returns how long the holder relies on a lease, counted from before the statement that took or renewed
+    /// it.
     pub fn believed(&self) -> Duration {
         self.ttl.saturating_sub(self.margin)
     }
 
-    /// The pause between two renewals.
+    /// Returns the pause between two renewals.
     pub fn tick(&self) -> Duration {
         self.ttl / 3
     }
 
-    /// How long one statement about leases may take: two of them have room, with a fifth to spare, between a tick and
-    /// the end of what is believed.
+    /// Returns how long one statement about leases may take. Two of them fit, with a fifth to spare, between
+    /// a tick and the time at which the holder stops relying on the lease.
     pub fn statement_timeout(&self) -> Duration {
         self.believed().saturating_sub(self.tick()) * 2 / 5
     }
 
-    /// The pause between two looks at what others hold. It comes on top of `ttl` when one of them is gone.
+    /// Returns the pause between two reads of the leases of others. A failover may take this much longer than
+    /// `ttl`.
     pub fn watch_pause(&self) -> Duration {
         self.ttl / 12
     }
 }
 
-/// What a region is told.
+/// The messages of a region.
 pub enum RegionMessage<E: Entity> {
-    /// By a directory: goes on to the shard, which answers; or is answered `NotServing`.
+    /// From a directory: forwarded to the shard, which answers; or answered with `NotServing`.
     Ask(Box<Ask<E>>),
-    /// By a directory: answered from the database.
+    /// From a directory: answered from the database.
     Query(Box<QueryAsk<E>>),
-    /// By the region's own task: the nodes in sight are others, or are otherwise, than before.
+    /// From the region's own task: the set of reachable nodes, or their properties, has changed.
     ViewChanged,
-    /// By the link, from another region: it has released these for us. May get lost; then the next try finds
-    /// them.
+    /// From another region, over the link: it has released these leases for this node. The message may get
+    /// lost; then the next attempt finds them.
     ReleasedElsewhere {
-        /// Which shards.
+        /// The shards that were released.
         shards: Vec<ShardNo>,
     },
-    /// By a timer: renew what is held, take what is free.
+    /// From a timer: renew the leases held, take free ones.
     Tick,
-    /// By a timer: look at what others hold.
+    /// From a timer: read the leases of others.
     Watch,
-    /// By a timer: try again to take what belongs here.
+    /// From a timer: try again to take what belongs here.
     TakeUp,
-    /// By the region's own task: an acquisition has ended.
+    /// From the region's own task: an acquisition has ended.
     Acquired {
-        /// Just before the store was asked.
+        /// The time just before the statement was sent.
         asked_at: MonoTime,
-        /// Just after it had answered.
+        /// The time just after the answer arrived.
         answered_at: MonoTime,
-        /// What was wanted.
+        /// The shards that were wanted.
         shards: Vec<ShardNo>,
-        /// What was taken of it, and who holds the rest.
+        /// The leases that were taken, and the holders of the rest.
         result: store::Result<Taken>,
     },
-    /// By the region's own task: what others hold was looked at.
+    /// From the region's own task: the leases of others were read.
     Watched {
-        /// Just after the store had answered.
+        /// The time just after the answer arrived.
         answered_at: MonoTime,
-        /// What they hold.
+        /// The leases that others hold.
         result: store::Result<Vec<OthersLease>>,
     },
-    /// By the region's own task: a question for new epochs has ended.
+    /// From the region's own task: a statement for new epochs has ended.
     Refenced {
-        /// Just before the store was asked.
+        /// The time just before the statement was sent.
         asked_at: MonoTime,
-        /// What was held then.
+        /// The leases that were held then.
         held: Vec<TakenLease>,
-        /// What of it is held under its next epoch.
+        /// Those of them that are now held under their next epoch.
         result: store::Result<Refenced>,
     },
-    /// By a timer: ask again for the epochs that were not to be had.
+    /// From a timer: ask again for the epochs that were not available.
     RefenceAgain,
-    /// By the region's own task: a renewal has ended.
+    /// From the region's own task: a renewal has ended.
     Renewed {
-        /// Just before the store was asked.
+        /// The time just before the statement was sent.
         asked_at: MonoTime,
-        /// What was held then.
+        /// The leases that were held then.
         held: Vec<TakenLease>,
-        /// What of it is still held.
+        /// The shards of those that are still held.
         result: store::Result<Vec<ShardNo>>,
     },
-    /// By the region's own task: whether the database answers, asked when it had not.
+    /// From the region's own task: a probe of the database has ended. Sent while the database is unavailable.
     Probed {
-        /// Just before it was asked.
+        /// The time just before the statement was sent.
         asked_at: MonoTime,
-        /// Whether it answered.
+        /// Whether the database answered.
         answered: bool,
     },
-    /// By the region's own task: these leases are released, or will run out.
+    /// From the region's own task: these leases are released, or will expire.
     GaveUp(Vec<TakenLease>),
-    /// By a shard: a commit's outcome is unknown; it needs a new epoch.
+    /// From a shard: the outcome of a commit is unknown, so the shard needs a new epoch.
     Refence(ShardNo),
-    /// By a shard: the database knows another owner.
+    /// From a shard: another owner has, or has had, its lease.
     LeaseLost(ShardNo),
-    /// By a timer: the pause before the restart of a shard is over.
+    /// From a timer: the pause before the restart of a shard is over.
     Restart(ShardNo),
-    /// By whoever asks how the cluster is: answered at once.
+    /// From a status request: answered at once.
     Status(RpcReplyPort<RegionStatus>),
-    /// By the node at its stop: hand every shard over; answered when the last lease is released.
+    /// From the node when it stops: hand over every shard. Answered when the last lease is released.
     Drain(RpcReplyPort<()>),
 }
 
 impl<E: Entity> ractor::Message for RegionMessage<E> {}
 
-/// A question about many entities.
+/// A query about many entities.
 pub struct QueryAsk<E: Entity> {
-    /// What is asked.
+    /// The query.
     pub query: E::Query,
-    /// The last hop.
+    /// The trace context of the last hop.
     pub trace: TraceContext,
-    /// When the caller no longer waits.
+    /// The time after which the caller no longer waits.
     pub deadline: MonoTime,
-    /// When the last hop sent it.
+    /// The time at which the last hop sent the query.
     pub sent_at: MonoTime,
-    /// Who asks.
+    /// The caller.
     pub caller: Caller,
-    /// Where the answer goes.
+    /// The handle for the answer.
     pub reply: ReplyTo<E::QueryAnswer>,
 }
 
-/// What a region needs of the node.
+/// What a region needs from the node.
 pub struct RegionArgs<E: Entity> {
     /// The database.
     pub store: Arc<E::Store>,
-    /// Where leases are kept.
+    /// The store of the leases.
     pub leases: Arc<dyn LeaseStore>,
-    /// The clocks.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Where the node says how it is.
+    /// Where the region reports its health.
     pub health: Health,
     /// The node's journal of this kind.
     pub journal: Address<JournalMessage<E>>,
     /// `node-name#boot-id`
     pub owner: Arc<str>,
-    /// The nodes in sight.
+    /// The reachable nodes.
     pub members: Members,
-    /// Called when leases were given up for another node.
+    /// Called after leases were given up for another node.
     pub released: ReleasedHook,
-    /// Called when leases can no longer be held, and when they can again.
+    /// Called when leases can no longer be held, and when they can be held again.
     pub able: AbleHook,
-    /// The number of shards of the cluster.
+    /// The number of shards per kind.
     pub shards: u16,
-    /// The bounds of a shard.
+    /// The limits of one shard.
     pub limits: shard::Limits,
-    /// Queries that may run at the same time; beyond it they are answered `Busy`.
+    /// The maximum number of concurrent queries. Further ones are answered with `Busy`.
     pub queries_max: usize,
-    /// Shards that may be on their way to other nodes at the same time, at least 1: each is out of service
-    /// for the few round trips that it takes.
+    /// The maximum number of shards in transit to other nodes at the same time, at least 1. Each one is out
+    /// of service for the few round trips of its hand-over.
     pub handovers_max: usize,
-    /// How leases are kept.
+    /// The timing of leases.
     pub lease_times: LeaseTimes,
-    /// How often a shard is restarted.
+    /// How often a shard may restart.
     pub restart: RestartPolicy,
 }
 

@@ -1,4 +1,5 @@
-//! What a region counts. All of it is there from the start, at zero, so that a rate sees the first event.
+//! The metrics of a region. All are registered at zero from the start, so that a rate includes the first
+//! event.
 
 use metrics::{Counter, Gauge};
 
@@ -8,20 +9,20 @@ use crate::domain::ids::Kind;
 pub(super) struct Meters {
     /// Shards served here now.
     pub(super) served: Gauge,
-    /// Leases taken, new epochs of shards held included.
+    /// Leases taken, including new epochs of shards already held.
     pub(super) taken: Counter,
-    /// Leases prolonged: one for each lease of a renewal.
+    /// Leases renewed, counted per lease.
     pub(super) renewed: Counter,
-    /// Renewals that the database did not answer, each of all leases held.
+    /// Renewal statements that the database did not answer. Each statement covers all leases held.
     pub(super) renewals_failed: Counter,
-    /// Leases that another owner took, or may have.
+    /// Leases that another owner took, or may have taken.
     pub(super) lost: Counter,
     /// Shards that stopped serving here because they belong elsewhere: hand-overs begun.
     pub(super) given_up: Counter,
 }
 
 impl Meters {
-    /// Those of `kind`, of which the cluster has `shards` shards.
+    /// Registers the metrics of `kind`, which has `shards` shards in the cluster.
     pub(super) fn new(kind: Kind, shards: u16) -> Self {
         let kind = kind.as_str();
         metrics::gauge!("hygeia_shards", "kind" => kind).set(f64::from(shards));

@@ -1,16 +1,17 @@
-//! Whether a region can be reached at all.
+//! Whether the region can be reached by those that send it requests.
 //!
-//! Requests come by way of a front. A region that sees none is cut off, or the fronts are gone; the
-//! former cannot be told from the latter. If it went on renewing its leases through a database that it
-//! still reaches, its shards would be served by nobody: the fronts do not reach it, and others that they do
-//! reach cannot take them. So it gives them up after a grace, which must be longer than a session takes to
-//! come back, and takes what belongs here again as soon as a front is in sight.
+//! Requests come from fronts. A region that cannot reach a front is cut off, or all fronts have failed; the
+//! region cannot tell these cases apart. If it kept renewing its leases through a database that it still
+//! reaches, nobody would serve its shards: the fronts cannot reach this node, and the nodes that they can
+//! reach cannot take the leases. So the region gives its shards up after a grace period, which must be longer
+//! than a session takes to reconnect. It takes its shards again as soon as a front is reachable.
 //!
-//! At the start a region of patients takes nothing until it has seen a front for the first time. Otherwise
-//! every node that is up before the first front would take its shards and give them up again.
+//! At the start a region of patients takes nothing until it has reached a front for the first time. Otherwise
+//! every node that starts before the first front would take its shards and give them up again.
 //!
-//! Billing is asked by its own nodes too: over gRPC, and by the relay. So it waits for no front at the start,
-//! and is cut off only when it has seen other nodes and sees none of them any more.
+//! Billing nodes send requests to billing too: over gRPC, and from the relay. So a billing region does not
+//! wait for a front at the start. It counts as cut off only after it has reached other nodes and can reach
+//! none of them any more.
 
 use std::time::Duration;
 
@@ -19,16 +20,16 @@ use crate::domain::cluster::NodeRole;
 use crate::domain::ids::Kind;
 use crate::domain::time::MonoTime;
 
-/// Whether a front is in sight.
+/// Whether a front is reachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
-    /// One is; perhaps the node itself.
+    /// A front is reachable; it may be this node.
     Front,
-    /// None has been yet, and none is needed.
+    /// No front has been reachable yet, and none is needed.
     Unseen,
-    /// None is since this moment, and it may be back in a moment.
+    /// No front has been reachable since this time; the grace period runs.
     Lost(MonoTime),
-    /// None is.
+    /// No front is reachable, and the region serves nothing.
     Alone,
 }
 
@@ -41,7 +42,7 @@ impl Sight {
         }
     }
 
-    /// As it is at `now`, with `view` in sight.
+    /// Returns the state at `now`, given the reachable nodes of `view`.
     pub(super) fn at(self, view: &View, kind: Kind, now: MonoTime, grace: Duration) -> Self {
         match self {
             _ if sees_asker(view, kind) => Sight::Front,

@@ -1,7 +1,7 @@
-//! What a region knows of each of its shards. Plain bookkeeping; the region acts on it.
+//! What a region knows about each of its shards. This is bookkeeping without I/O; the region acts on it.
 //!
-//! The life of a shard here, if nothing goes wrong: wanted, serving, stopping, (its lease) releasing, and
-//! nothing again. It is given up when it belongs elsewhere; it may come back at any point of that.
+//! The normal life of a shard here: wanted, serving, stopping, then its lease is releasing, then absent. A
+//! shard is given up when it belongs elsewhere, and may come back at any of these points.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,26 +20,27 @@ use crate::store::{OthersLease, TakenLease};
 /// Where a shard should be served, as seen from here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Belongs {
-    /// Here: its lease is taken and kept.
+    /// Here: the lease is taken and kept.
     Here,
-    /// Nowhere else, although this node is about to leave: kept while it is held, but not taken.
+    /// Here, because no other node can take it, although this node is draining. A held lease is kept, but no
+    /// lease is taken.
     HereStill,
-    /// Elsewhere, on the node of that name; or nowhere. It is given up.
+    /// On the node of that name, or on none. The shard is given up.
     Away(Option<Arc<str>>),
 }
 
-/// A shard that runs.
+/// A running shard.
 struct Slot<E: Entity> {
     actor: ActorRef<ShardMessage<E>>,
     held: HeldLease,
-    /// It was told to stop serving and ends what is in flight.
+    /// The shard was told to stop serving, and finishes what is in flight.
     stopping: bool,
-    /// It waits for a new epoch.
+    /// The shard waits for a new epoch.
     refencing: bool,
 }
 
 impl<E: Entity> Slot<E> {
-    /// The lease that it runs under.
+    /// Returns the lease that the shard runs under.
     fn lease(&self, shard: ShardNo) -> TakenLease {
         TakenLease { shard, epoch: self.held.epoch() }
     }
@@ -48,15 +49,15 @@ impl<E: Entity> Slot<E> {
 struct Place<E: Entity> {
     belongs: Belongs,
     slot: Option<Slot<E>>,
-    /// The lease that is this node's own, as far as is known, whether the shard runs or not.
+    /// The lease that this node owns, as far as is known, whether or not the shard runs.
     lease: Option<TakenLease>,
     /// The store is being asked for the lease, or for its next epoch.
     asking: bool,
-    /// The lease is being given up.
+    /// The lease is being released.
     releasing: bool,
-    /// The shard's restart is due later.
+    /// The shard failed and restarts later.
     pausing: bool,
-    /// Who was found to hold it when it was last asked for in vain.
+    /// The owner found when the lease was last asked for in vain.
     other: Option<Arc<str>>,
     budget: RestartBudget,
 }
@@ -71,7 +72,7 @@ impl<E: Entity> Place<E> {
         matches!(self.belongs, Belongs::Away(_))
     }
 
-    /// Whether somebody waits for it who cannot serve it yet.
+    /// Returns whether another node waits for this shard and cannot serve it yet.
     fn is_in_transit(&self) -> bool {
         let ending = self.slot.as_ref().is_none_or(|slot| slot.stopping);
         matches!(self.belongs, Belongs::Away(Some(_))) && ending && self.lease.is_some()
@@ -82,26 +83,26 @@ impl<E: Entity> Place<E> {
     }
 }
 
-/// How many shards are how.
+/// The number of shards in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally {
-    /// Served under a lease that holds, wherever they belong.
+    /// Served under a lease that holds, wherever the shard belongs.
     pub(super) serving: u16,
-    /// They belong here.
+    /// Shards that belong here.
     pub(super) placed: u16,
-    /// They belong here and are served.
+    /// Shards that belong here and are served.
     pub(super) placed_serving: u16,
-    /// They belong here and others were found to hold them.
+    /// Shards that belong here, are not served, and were found to be held by others.
     pub(super) awaited: u16,
 }
 
-/// All shards of the kind, by number.
+/// All shards of the kind, indexed by number.
 pub(super) struct Slots<E: Entity> {
     places: Vec<Place<E>>,
 }
 
 impl<E: Entity> Slots<E> {
-    /// None of them belongs here yet.
+    /// Creates the bookkeeping of `shards` shards, none of which belongs here yet.
     pub(super) fn new(shards: u16, policy: RestartPolicy) -> Self {
         let place = || Place {
             belongs: Belongs::Away(None),
@@ -132,21 +133,21 @@ impl<E: Entity> Slots<E> {
         (0..).zip(&mut self.places)
     }
 
-    /// Says anew of each shard where it belongs.
+    /// Sets where each shard belongs.
     pub(super) fn place_all(&mut self, belongs: impl Fn(ShardNo) -> Belongs) {
         for (shard, place) in self.numbered_mut() {
             place.belongs = belongs(shard);
         }
     }
 
-    /// The shard's actor, if it serves.
+    /// Returns the shard's actor, if it serves.
     pub(super) fn actor(&self, shard: ShardNo) -> Option<&ActorRef<ShardMessage<E>>> {
         let slot = self.place(shard)?.slot.as_ref()?;
         (!slot.stopping).then_some(&slot.actor)
     }
 
-    /// Where the shard should be asked for instead: the name of a node, if one is known, and otherwise who
-    /// was found to hold its lease.
+    /// Returns where the shard should be asked for instead: the name of a node if the shard belongs
+    /// elsewhere, otherwise the owner that was found to hold its lease.
     pub(super) fn elsewhere(&self, shard: ShardNo) -> Option<Elsewhere<'_>> {
         let place = self.place(shard)?;
         match &place.belongs {
@@ -155,22 +156,22 @@ impl<E: Entity> Slots<E> {
         }
     }
 
-    /// The shards whose lease should be taken: those that belong here and do not run.
+    /// Returns the shards whose lease should be taken: those that belong here and do not run.
     pub(super) fn wanted(&self) -> Vec<ShardNo> {
         self.numbered().filter(|(_, place)| place.is_wanted()).map(|(shard, _)| shard).collect()
     }
 
-    /// Whether the shard is among the wanted.
+    /// Returns whether the shard's lease should be taken.
     pub(super) fn is_wanted(&self, shard: ShardNo) -> bool {
         self.place(shard).is_some_and(Place::is_wanted)
     }
 
-    /// The store is being asked for these from now on.
+    /// Records that the store is being asked for these shards.
     pub(super) fn asking(&mut self, shards: impl IntoIterator<Item = ShardNo>) {
         self.set_asking(shards, true);
     }
 
-    /// The store has answered for these, or will not.
+    /// Records that the store has answered for these shards, or will not answer.
     pub(super) fn asked(&mut self, shards: impl IntoIterator<Item = ShardNo>) {
         self.set_asking(shards, false);
     }
@@ -183,8 +184,9 @@ impl<E: Entity> Slots<E> {
         }
     }
 
-    /// The lease is this node's own. Answers whether its shard is to be started. If it was given up in the meantime,
-    /// the lease is released, or taken anew when what runs has ended.
+    /// Records that this node owns the lease. Returns whether its shard should be started. If the shard no
+    /// longer belongs here, the lease is released. If the shard still runs, the lease is taken again after it
+    /// has ended.
     pub(super) fn took(&mut self, lease: TakenLease) -> bool {
         let Some(place) = self.place_mut(lease.shard) else { return false };
         place.lease = Some(lease);
@@ -192,14 +194,14 @@ impl<E: Entity> Slots<E> {
         place.is_wanted()
     }
 
-    /// The leases whose shards need a new epoch and for which the store is not being asked yet.
+    /// Returns the leases whose shards need a new epoch and for which the store is not being asked yet.
     pub(super) fn to_refence(&self) -> Vec<TakenLease> {
         let asking = |shard: ShardNo| self.place(shard).is_some_and(|place| place.asking);
         let due = self.running().filter(|(shard, slot)| slot.refencing && !asking(*shard));
         due.map(|(shard, slot)| slot.lease(shard)).collect()
     }
 
-    /// The lease is held under its next epoch. Answers with the actor to be told, if it serves.
+    /// Records that the lease is held under its next epoch. Returns the actor to notify, if it serves.
     pub(super) fn refenced(
         &mut self,
         lease: TakenLease,
@@ -213,7 +215,7 @@ impl<E: Entity> Slots<E> {
         Some(&slot.actor)
     }
 
-    /// Others hold these.
+    /// Records the owners of leases that others hold.
     pub(super) fn note_others(&mut self, others: &[OthersLease]) {
         for other in others {
             if let Some(place) = self.place_mut(other.shard) {
@@ -222,33 +224,34 @@ impl<E: Entity> Slots<E> {
         }
     }
 
-    /// The shard has begun to serve.
+    /// Records that the shard serves under `held`.
     pub(super) fn fill(&mut self, shard: ShardNo, actor: ActorRef<ShardMessage<E>>, held: HeldLease) {
         if let Some(place) = self.place_mut(shard) {
             place.slot = Some(Slot { actor, held, stopping: false, refencing: false });
         }
     }
 
-    /// The shards that serve.
+    /// Returns the shards that serve.
     fn running(&self) -> impl Iterator<Item = (ShardNo, &Slot<E>)> {
         let slots = self.numbered().filter_map(|(shard, place)| Some((shard, place.slot.as_ref()?)));
         slots.filter(|(_, slot)| !slot.stopping)
     }
 
-    /// The leases to renew.
+    /// Returns the leases to renew.
     pub(super) fn held(&self) -> Vec<TakenLease> {
         self.running().map(|(shard, slot)| slot.lease(shard)).collect()
     }
 
-    /// The lease was renewed: nobody else has had it. It is believed until then, if the shard still runs under it.
+    /// Records a renewal, which proves that no other owner has had the lease. The shard may rely on it until
+    /// `until`, if it still runs under this lease.
     pub(super) fn prolong(&self, lease: &TakenLease, until: MonoTime) {
         if let Some(slot) = self.serving_under(lease) {
             slot.held.prolong(until);
         }
     }
 
-    /// Whether a lease that could not be renewed is lost. If a new epoch is asked for, it may have been had already:
-    /// the answer to that question will say.
+    /// Returns whether a lease that could not be renewed is lost. If a new epoch is being asked for, the row
+    /// may already carry it; then the answer to that statement decides.
     pub(super) fn is_lost(&self, lease: &TakenLease) -> bool {
         self.serving_under(lease).is_some_and(|slot| !slot.refencing)
     }
@@ -258,21 +261,22 @@ impl<E: Entity> Slots<E> {
         (!slot.stopping && slot.held.epoch() == lease.epoch).then_some(slot)
     }
 
-    /// The shard needs a new epoch.
+    /// Records that the shard needs a new epoch.
     pub(super) fn refence(&mut self, shard: ShardNo) {
         if let Some(slot) = self.place_mut(shard).and_then(|place| place.slot.as_mut()) {
             slot.refencing = true;
         }
     }
 
-    /// The shard may start again as soon as it has a lease, at whichever try.
+    /// Allows the shard to start again with the next lease that is taken.
     pub(super) fn pause_is_over(&mut self, shard: ShardNo) {
         if let Some(place) = self.place_mut(shard) {
             place.pausing = false;
         }
     }
 
-    /// The lease is another's, or may be. Answers with the actor to be told, if it served until now.
+    /// Records that another owner has the lease, or may have it. Returns the actor to notify, if it served
+    /// until now.
     pub(super) fn lose(&mut self, shard: ShardNo) -> Option<&ActorRef<ShardMessage<E>>> {
         let place = self.place_mut(shard)?;
         place.lease = None;
@@ -281,8 +285,9 @@ impl<E: Entity> Slots<E> {
         Some(&slot.actor)
     }
 
-    /// Shards that serve although they belong elsewhere, and are to stop now: as many as may be in transit
-    /// besides those that are already, and all of those that nobody waits for.
+    /// Marks shards that serve but belong elsewhere as stopping, and returns them. At most `transit_max`
+    /// shards for which another node waits are in transit at a time. Shards for which no node waits stop at
+    /// once.
     pub(super) fn begin_moves(&mut self, transit_max: usize) -> Vec<(ShardNo, ActorRef<ShardMessage<E>>)> {
         let mut free = transit_max.saturating_sub(self.places.iter().filter(|p| p.is_in_transit()).count());
         let mut moves = Vec::new();
@@ -302,7 +307,7 @@ impl<E: Entity> Slots<E> {
         moves
     }
 
-    /// Leases of shards that have ended and belong elsewhere: they are being released from now on.
+    /// Marks the leases of ended shards that belong elsewhere as being released, and returns them.
     pub(super) fn begin_releases(&mut self) -> Vec<TakenLease> {
         let mut leases = Vec::new();
         for place in &mut self.places {
@@ -315,7 +320,7 @@ impl<E: Entity> Slots<E> {
         leases
     }
 
-    /// The releasing of these has ended, or nothing more can be done for it.
+    /// Records that these leases were released, or that nothing more can be done to release them.
     pub(super) fn released(&mut self, leases: &[TakenLease]) {
         for lease in leases {
             if let Some(place) = self.place_mut(lease.shard) {
@@ -325,7 +330,7 @@ impl<E: Entity> Slots<E> {
         }
     }
 
-    /// An actor has ended: which shard that was.
+    /// Removes an actor that has ended, and returns its shard.
     pub(super) fn vacate(&mut self, actor: ActorId) -> Option<ShardNo> {
         let (shard, place) = self
             .numbered_mut()
@@ -334,7 +339,8 @@ impl<E: Entity> Slots<E> {
         Some(shard)
     }
 
-    /// The shard has failed: the pause before its restart, or `None` if it failed too often.
+    /// Records a failure of the shard. Returns the pause before its restart, or `None` if it failed too
+    /// often.
     pub(super) fn spend_restart(&mut self, shard: ShardNo, now: MonoTime) -> Option<Duration> {
         let place = self.place_mut(shard)?;
         let pause = place.budget.spend(now)?;
@@ -342,18 +348,18 @@ impl<E: Entity> Slots<E> {
         Some(pause)
     }
 
-    /// Whether every shard of the kind is served here, so that nobody else holds anything.
+    /// Returns whether all shards of the kind run here, so that no other node holds a lease.
     pub(super) fn has_all(&self) -> bool {
         self.places.iter().all(|place| place.slot.is_some())
     }
 
-    /// Whether nothing runs, nothing is held, and nothing is being taken or given up.
+    /// Returns whether nothing runs, nothing is held, and nothing is being taken or released.
     pub(super) fn is_clear(&self) -> bool {
         let clear = |p: &Place<E>| p.slot.is_none() && p.lease.is_none() && !p.asking && !p.releasing;
         self.places.iter().all(clear)
     }
 
-    /// How the shards are.
+    /// Counts the shards in each state.
     pub(super) fn tally(&self, now: MonoTime) -> Tally {
         let mut tally = Tally::default();
         for place in &self.places {
@@ -368,7 +374,7 @@ impl<E: Entity> Slots<E> {
         tally
     }
 
-    /// Each shard that is held, wanted, or on its way out.
+    /// Returns the status of each shard that is held, wanted, or being given up.
     pub(super) fn status(&self, now: MonoTime) -> Vec<ShardStatus> {
         let status = |(shard, place): (ShardNo, &Place<E>)| {
             let state = match &place.slot {
@@ -393,8 +399,8 @@ impl<E: Entity> Slots<E> {
 /// Where a shard should be asked for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Elsewhere<'a> {
-    /// The name of a node.
+    /// A node, by name.
     Node(&'a Arc<str>),
-    /// `node-name#boot-id`
+    /// An owner: `node-name#boot-id`.
     Owner(&'a Arc<str>),
 }

@@ -1,49 +1,50 @@
-//! What a region tells of its shards to whoever asks how the cluster is.
+//! What a region reports about its shards to a status request.
 
 use std::sync::Arc;
 
 use crate::domain::ids::{Epoch, Kind, ShardNo};
 
-/// How a region is.
+/// The status of a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionStatus {
-    /// Whose region.
+    /// The kind that the region serves.
     pub kind: Kind,
-    /// The shards that it holds, waits for, or gives up, in their order. The others are none of its own.
+    /// The shards that the region holds, waits for, or gives up, ordered by number. Other shards are left
+    /// out.
     pub shards: Vec<ShardStatus>,
-    /// Lists and searches under way.
+    /// Lists and searches in progress.
     pub queries: usize,
 }
 
-/// How one shard is.
+/// The status of one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardStatus {
-    /// Which shard.
+    /// The number of the shard.
     pub shard: ShardNo,
-    /// How it is.
+    /// The state of the shard.
     pub state: ShardState,
-    /// The epoch it is held under, if it is held.
+    /// The epoch under which the shard is held, if it is held.
     pub epoch: Option<Epoch>,
-    /// Who else it concerns: whom it is given to (a node's name), or who still holds it while it is waited
-    /// for (`node-name#boot-id`).
+    /// The other node involved. For a shard that is given up, the name of the next node. For a shard that is
+    /// waited for, the owner of its lease (`node-name#boot-id`).
     pub other: Option<Arc<str>>,
 }
 
-/// How a shard is in a region.
+/// The state of a shard in a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShardState {
-    /// Served, under a lease that is believed at this moment.
+    /// The shard serves, and its holder relies on its lease now.
     Serving,
-    /// It runs, but its lease could not be renewed in time: reads are not answered.
+    /// The shard runs, but its lease was not renewed in time, so reads are not answered.
     Lapsed,
-    /// It belongs here, and its lease is not to be had yet.
+    /// The shard belongs here, but its lease is not available yet.
     Waiting,
-    /// What is in flight ends, or its lease is being released.
+    /// The shard finishes what is in flight, or its lease is being released.
     GivingUp,
 }
 
 impl ShardState {
-    /// The name, for tables and JSON.
+    /// Returns the name used in tables and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
             ShardState::Serving => "serving",

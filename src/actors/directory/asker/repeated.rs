@@ -1,4 +1,4 @@
-//! What an asker remembers of earlier tries: a directory that fails each try as a script says.
+//! Tests of what an asker remembers between attempts. A scripted directory fails each attempt.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -16,18 +16,18 @@ use crate::domain::access::Caller;
 use crate::domain::ids::CommandId;
 use crate::domain::patient::PatientCommand;
 
-/// How a try ends.
+/// How an attempt ends.
 #[derive(Clone)]
 enum Ends {
     With(Failure),
-    /// The actor that has the question dies.
+    /// The actor that holds the request dies.
     Dropped,
 }
 
-/// What the directory saw of a try: the command id, and whether the change may have been made before.
+/// What the directory saw of an attempt: the command id and `maybe_done`.
 type Try = (CommandId, bool);
 
-/// Stands for a directory.
+/// Replaces the directory.
 struct Scripted;
 
 struct Script {
@@ -66,7 +66,8 @@ impl Actor for Scripted {
     }
 }
 
-/// The tries of one deletion that end as `ends` says and then by its deadline, and what its caller is told.
+/// Runs one deletion whose attempts end as `ends` says, and then are dropped until the deadline. Returns the
+/// attempts and the caller's error.
 async fn tries_of(ends: &[Ends], budget: Duration) -> (Vec<Try>, ErrorCode) {
     let tries = Arc::new(Mutex::new(Vec::new()));
     let script = Script { ends: ends.iter().cloned().collect(), tries: Arc::clone(&tries) };
@@ -94,8 +95,8 @@ const LONG: Duration = Duration::from_secs(20);
 #[tokio::test]
 async fn a_change_that_may_be_done_stays_so_whatever_later_tries_say() {
     let refused = || Ends::With(Failure::Refused(crate::actors::entity::Refused::NotFound));
-    // A try that was dropped may still be on its way. After a commit of unknown outcome the shard has a new epoch, so
-    // nothing is.
+    // A dropped attempt may still be in transit. After a commit of unknown outcome the shard has a new epoch,
+    // so nothing is in transit.
     let ends =
         [(Ends::Dropped, ErrorCode::OutcomeUnknown), (Ends::With(Failure::Unknown), ErrorCode::NotFound)];
     for (lost, expected) in ends {
@@ -109,7 +110,8 @@ async fn a_change_that_may_be_done_stays_so_whatever_later_tries_say() {
         ];
         let (tries, told) = tries_of(&ends, LONG).await;
         let maybe_done: Vec<_> = tries.iter().map(|(_, maybe_done)| *maybe_done).collect();
-        // The first two say that nothing was done, or that nobody knows; from the third on it may be done.
+        // After the first attempt nothing was done. The second attempt leaves the outcome unknown, so
+        // `maybe_done` is set from the third on.
         assert_eq!(maybe_done, [false, false, true, true, true, true]);
         assert!(tries.iter().all(|(command, _)| *command == tries[0].0), "one command id for all tries");
         assert_eq!(told, expected);

@@ -1,5 +1,5 @@
-//! Whole nodes by role in one process, over one database, with pipes between: what is asked on a front is
-//! done where it belongs.
+//! Whole nodes by role in one process, over one database, connected by pipes. A request to a front is carried
+//! out on the node that serves it.
 
 use std::sync::atomic::Ordering;
 
@@ -67,12 +67,12 @@ struct Cluster {
     _directory: TempDir,
 }
 
-/// A front without a region, a node for patients and one for accounts.
+/// A front without a region, a node for patients and a node for accounts.
 async fn cluster() -> Cluster {
     cluster_that_waits(50).await
 }
 
-/// The same; a role without a live node is waited for so long.
+/// Like `cluster`, with the time that a request waits for a role without a live node.
 async fn cluster_that_waits(no_node_wait_ms: u64) -> Cluster {
     let directory = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite:{}", directory.path().join("chains.db").display());
@@ -206,14 +206,14 @@ async fn a_node_that_restarts_is_waited_for() {
 async fn a_write_whose_answer_is_lost_is_asked_again_and_acts_once() {
     let cluster = cluster().await;
     let id = PatientId(Uuid::from_u128(1));
-    // Up to then the region serves: its leases are there.
+    // Wait until the region serves, which means that it holds its leases.
     assert!(cluster.patients.get(&ctx(10_000), id).await.is_err_and(|e| e.code == ErrorCode::NotFound));
     cluster.net.weather.lost_per_mille.store(400, Ordering::SeqCst);
     let patients = cluster.patients.clone();
     let writing = tokio::spawn(async move {
         patients.register(&ctx(20_000), id, patient(id.0).details, Conditions::default()).await
     });
-    // Each end of a session tells of what was lost in it.
+    // Each end of a session drops the requests that were lost in it.
     while !writing.is_finished() {
         tokio::time::sleep(Duration::from_millis(20)).await;
         cluster.net.show("front", &["b1"]);
@@ -225,7 +225,7 @@ async fn a_write_whose_answer_is_lost_is_asked_again_and_acts_once() {
     assert_eq!(cluster.patients.get(&ctx(10_000), id).await.map(|seen| seen.open().0.version), Ok(1));
 }
 
-/// A node of patients: its chain, and what it serves.
+/// A node of patients: its chain, and the parts that answer other nodes.
 fn patient_node() -> (Chain<Patients>, Served) {
     let chain = Chain::<Patients>::default();
     let region = chain.region().clone();
@@ -237,7 +237,7 @@ fn patient_node() -> (Chain<Patients>, Served) {
     (chain, served)
 }
 
-/// Two nodes of patients; all shards go from one to the other and back, while everybody asks.
+/// Two nodes of patients. All shards move from one to the other and back, while clients send requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_of_all_shards_under_load_fails_nobody() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -313,7 +313,7 @@ async fn a_move_of_all_shards_under_load_fails_nobody() {
     assert!(worst < Duration::from_secs(1), "worst {worst:?}, p99 {p99:?}");
 }
 
-/// An asker on the front, whose directory is told by the links.
+/// An asker on the front, whose directory the links update.
 async fn asker(net: &Net, directory: &Address<DirectoryMessage<Patients>>) -> Asker<Patients> {
     let args = DirectoryArgs::<Patients> {
         region: None,
@@ -335,7 +335,7 @@ async fn asker(net: &Net, directory: &Address<DirectoryMessage<Patients>>) -> As
     Asker::new(directory.clone(), Arc::new(SystemClock), settings)
 }
 
-/// A region that serves only when it is said to; else it names `other`, or nobody.
+/// A region that serves while `serves` equals `me`. Otherwise it names `other`, or no owner.
 async fn moving(
     serves: &Arc<AtomicUsize>,
     me: usize,
@@ -364,7 +364,7 @@ async fn a_shard_that_has_moved_is_followed_remembered_and_followed_back() {
     let directory = Address::default();
     let front = Served { patient_directory: directory.clone(), ..Served::default() };
     let net = net(0, vec![spec("front", FRONT, front), spec("p1", PATIENT, p1), spec("p2", PATIENT, p2)]);
-    // The two do not see each other, so neither can pass a request on.
+    // The two nodes do not see each other, so neither can pass a request on.
     net.show("p1", &["front"]);
     net.show("p2", &["front"]);
     let asker = asker(&net, &directory).await;
@@ -385,7 +385,7 @@ async fn a_shard_that_has_moved_is_followed_remembered_and_followed_back() {
     assert!(asker.read(&ctx(10_000), id).await.is_ok());
     assert_eq!(counts(), (1, 1), "the stale hint was not corrected");
 
-    // Where they do see each other, the request is passed on, and that is remembered, too.
+    // Where they see each other, the request is passed on, and the front remembers the owner.
     net.show("p1", &["front", "p2"]);
     serves.store(2, Ordering::SeqCst);
     assert!(asker.read(&ctx(10_000), id).await.is_ok());
@@ -419,7 +419,7 @@ async fn a_hand_over_is_waited_for_and_not_told() {
     }
 }
 
-/// Analytics that always says the same.
+/// Analytics with a constant answer.
 struct Constant;
 
 impl Actor for Constant {
@@ -460,7 +460,7 @@ async fn a_summary_is_had_from_any_node_that_counts() {
     let address = Address::default();
     address.set(actor);
     let served = Served { analytics: Some(address), ..Served::default() };
-    // One of the two has not started it yet.
+    // One of the two nodes has not started its actor yet.
     let starting = Served { analytics: Some(Address::default()), ..Served::default() };
     let specs = vec![
         spec("front", FRONT, Served::default()),

@@ -1,5 +1,5 @@
-//! What nodes of another version say stays readable: frames as bytes, in `tests/fixtures/cluster/v1`. A
-//! fixture is never changed, only added to.
+//! Frames of other versions stay readable. `tests/fixtures/cluster/v1` holds them as bytes. Fixtures are
+//! added, but never changed.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ fn query(query: PatientQuery) -> pb::Request {
     portable::query_request(&ask, Duration::from_millis(1_500), Passage::default()).0
 }
 
-/// Every request, with ids in order.
+/// Every request, with ascending ids.
 fn requests() -> Vec<pb::Request> {
     let relayed = Passage { hops: 1, wanted_owner: None };
     let sought = Passage { hops: 0, wanted_owner: Some("patient-2#7".into()) };
@@ -118,8 +118,8 @@ fn requests() -> Vec<pb::Request> {
     (1..).zip(all).map(|(id, request)| pb::Request { id, ..request }).collect()
 }
 
-/// Every change that is said with its conditions, and what is refused for them, with ids in order: added to
-/// the first version.
+/// Every change that is sent with its conditions, and the refusals of conditions, with ascending ids. Added
+/// to the first version.
 fn conditional() -> pb::Frame {
     let expecting = |versions: &[i64]| Conditions { expected: Some(versions.into()), fingerprint: None };
     let keyed = Conditions { expected: None, fingerprint: Some(Fingerprint(Uuid::from_u128(8))) };
@@ -153,7 +153,7 @@ fn page() -> PatientAnswer {
     PatientAnswer::Page(PatientPage { patients: vec![patient(ID), patient(Uuid::nil())], resume: None })
 }
 
-/// Every question about many that is not that for all, and its answers: added to the first version.
+/// Every query other than the plain list of all patients, and the answers. Added to the first version.
 fn searches() -> pb::Frame {
     let (day, other) = (date!(1985 - 06 - 15), date!(2024 - 01 - 10));
     let search = |filter, sort, descending, key: Option<Key>| {
@@ -244,13 +244,13 @@ fn hints() -> Vec<pb::Hint> {
     [nudge, Hint::ShardsReleased(released)].into_iter().map(|hint| pb::Hint { hint: Some(hint) }).collect()
 }
 
-/// Since the second version.
+/// Added in the second version.
 fn sessions_revoked() -> pb::Hint {
     let sessions = [ID, Uuid::from_u128(9)].into_iter().filter_map(wire::id).collect();
     pb::Hint { hint: Some(pb::hint::Hint::SessionsRevoked(pb::SessionsRevoked { sessions })) }
 }
 
-/// What this version says, by the name of the fixture.
+/// The frames of this version, by the name of the fixture.
 fn frames() -> [(&'static str, pb::Frame); 6] {
     let reply = |(id, outcome)| {
         let answered_by = if id == 1 { "patient-2#7".into() } else { String::new() };
@@ -304,11 +304,11 @@ fn the_fixtures_can_be_read() {
     assert_eq!(wire::read(next()), Some(Ok(summary())));
 }
 
-/// A frame of a later version: with fields and variants that this one does not know.
+/// The parts of a frame of a later version, with fields and variants that this version does not know.
 mod future {
     use prost::encoding::{WireType, encode_key, encode_varint};
 
-    /// A field of that number that holds `bytes`.
+    /// A field with this number that holds `bytes`.
     pub(super) fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
         let mut field = Vec::new();
         encode_key(number, WireType::LengthDelimited, &mut field);
@@ -318,8 +318,8 @@ mod future {
     }
 }
 
-/// A read and a patient with a field more at every level; a request, a reply, a failure and a hint of kinds
-/// that do not exist yet.
+/// A read and a patient with an unknown field at every level, and a request, a reply, a failure and a hint of
+/// unknown kinds.
 fn frame_of_the_future() -> Vec<u8> {
     let more = future::field(900, b"later");
     let with_more = |mut bytes: Vec<u8>| {
@@ -367,13 +367,13 @@ fn a_later_version_is_understood_as_far_as_this_one_goes() {
     let mut replies = frame.replies.into_iter();
     let mut next = || wire::read::<PatientReply>(replies.next().and_then(|reply| reply.outcome));
     assert_eq!(next(), Some(Ok(Arc::new(patient(ID)).into())));
-    // What it says instead of an answer is not known: so is what became of the request.
+    // An outcome of an unknown kind leaves the outcome of the request unknown.
     assert_eq!((next(), next()), (None, None));
     assert_eq!(frame.hints.len(), 1);
     assert!(frame.hints[0].hint.is_none());
 }
 
-/// A frame of an earlier version, which did not say what it could do without.
+/// A frame of an earlier version, without the optional fields.
 fn frame_of_the_past() -> Vec<u8> {
     let envelope = pb::Envelope {
         budget_ms: 1_500,

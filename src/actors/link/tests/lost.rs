@@ -1,4 +1,4 @@
-//! Tries that are lost with their session while the frame that has them is still on its way.
+//! Attempts that are lost with their session while their frame is still in transit.
 
 use std::sync::atomic::Ordering;
 
@@ -12,8 +12,8 @@ use crate::domain::patient::PatientPatch;
 use crate::error::ErrorCode;
 use crate::store::{self, Use};
 
-/// A front with its directory, and two nodes of patients of which the one keeps every question and the other answers
-/// as it is told.
+/// A front with its directory, and two nodes of patients. `p1` keeps every request; `p2` answers with a fixed
+/// result.
 struct Two {
     net: Net,
     patients: PatientHandle,
@@ -45,8 +45,8 @@ async fn two(answer: Result<PatientReply, Failure>) -> Two {
 }
 
 impl Two {
-    /// What a change is answered whose first try is still on its way to the one node when its session ends, and whose
-    /// second try comes to the other.
+    /// Returns the result of a change. Its first attempt is still in transit to `p1` when the session ends,
+    /// and its second attempt reaches `p2`.
     async fn change(&self) -> crate::error::Result<()> {
         let id = PatientId(Uuid::from_u128(1));
         self.net.show("front", &["p1"]);
@@ -63,10 +63,10 @@ impl Two {
         changing.await.expect("no panic")
     }
 
-    /// What was on its way arrives.
+    /// Delivers the frame in transit.
     async fn arrive(&self) {
         let before = self.net.weather.frames.load(Ordering::SeqCst);
-        // Once a second frame is through, the first one was dealt with.
+        // Once a second frame has passed, the first one has been handled.
         self.net.send_raw("front", "p1", Vec::new());
         self.net.hold("front", "p1", false);
         until("both frames are through", || self.net.weather.frames.load(Ordering::SeqCst) == before + 2)
@@ -93,7 +93,7 @@ async fn a_refusal_is_not_final_while_an_earlier_try_may_still_arrive() {
 
 #[tokio::test]
 async fn what_the_event_table_knows_is_final_whatever_still_arrives() {
-    // The event table knows the command: what arrives later finds it there.
+    // The event table knows the command, so an attempt that arrives later finds it there.
     for made in [Made::Now, Made::Before] {
         let two = two(Ok(PatientReply { patient: Arc::new(patient(Uuid::from_u128(1))), made })).await;
         assert_eq!(two.change().await.map_err(|error| error.code), Ok(()), "{made:?}");

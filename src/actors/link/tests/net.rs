@@ -1,4 +1,4 @@
-//! Nodes in one process whose wires are pipes: slow, lossy or cut on order.
+//! Nodes in one process whose wires are pipes. A test can make a pipe slow or lossy, or cut it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -24,12 +24,12 @@ use crate::domain::patient::{Patient, PatientDetails};
 use crate::domain::time::{Clock, Timestamp};
 use crate::proto::cluster as pb;
 
-/// What happens to frames.
+/// The faults of the pipes.
 #[derive(Default)]
 pub(super) struct Weather {
-    /// Of a thousand frames, how many are lost.
+    /// Lost frames per thousand.
     pub(super) lost_per_mille: AtomicU64,
-    /// The longest a frame is held up, in microseconds.
+    /// The longest delay of a frame, in microseconds.
     pub(super) delay_us_max: AtomicU64,
     /// Frames and items that were carried.
     pub(super) frames: AtomicUsize,
@@ -58,7 +58,7 @@ pub(super) struct Node {
     roles: BTreeSet<NodeRole>,
 }
 
-/// All nodes, each of which sees every other one.
+/// All nodes. At first each node sees every other one.
 pub(super) struct Net {
     pub(super) nodes: BTreeMap<&'static str, Node>,
     pub(super) weather: Arc<Weather>,
@@ -66,7 +66,7 @@ pub(super) struct Net {
     draining: Mutex<BTreeSet<&'static str>>,
 }
 
-/// A node to be.
+/// The specification of a node.
 pub(super) struct Spec {
     pub(super) name: &'static str,
     pub(super) roles: &'static [NodeRole],
@@ -176,7 +176,7 @@ impl Net {
         &self.nodes[name].links
     }
 
-    /// From now on `name` sees `others`, and itself.
+    /// Sets the view of `name` to `others` and itself.
     pub(super) fn show(&self, name: &'static str, others: &[&'static str]) {
         let member = |other: &&'static str| {
             let node = &self.nodes[*other];
@@ -190,40 +190,41 @@ impl Net {
         self.nodes[name].view.send_replace(Arc::new(View::new(name.into(), members)));
     }
 
-    /// Every node sees every other one, and that `draining` are about to leave.
+    /// Lets every node see every other one, with `draining` marked as draining.
     pub(super) fn drain(&self, draining: &[&'static str]) {
         *self.draining.lock().unwrap() = draining.iter().copied().collect();
         let names: Vec<&'static str> = self.nodes.keys().copied().collect();
         names.iter().for_each(|name| self.show(name, &names));
     }
 
-    /// Frames between the two are lost from now on, and sending fails.
+    /// With `cut`, frames between the two nodes are lost and sending fails.
     pub(super) fn cut(&self, one: &'static str, other: &'static str, cut: bool) {
         for ends in [(one, other), (other, one)] {
             self.pipes[&ends].cut.store(cut, Ordering::SeqCst);
         }
     }
 
-    /// Frames from the one to the other are on their way until this is called with false.
+    /// With `hold`, frames from one node to the other stay in transit until a call without it.
     pub(super) fn hold(&self, from: &'static str, to: &'static str, hold: bool) {
         self.pipes[&(from, to)].held.send_replace(hold);
     }
 
-    /// The session of the two ends as `name` knows it, for good. What is held on its way to `name` is not lost by that.
+    /// Ends the session of the two nodes on the side of `name`, for good. Frames that are held on their way
+    /// to `name` are not lost.
     pub(super) fn end_session(&self, name: &'static str, other: &'static str) {
         self.pipes[&(name, other)].ended.cancel();
     }
 
-    /// Puts bytes on the wire from one to the other.
+    /// Sends bytes from one node to the other.
     pub(super) fn send_raw(&self, from: &'static str, to: &'static str, frame: Vec<u8>) {
         assert!(self.pipes[&(from, to)].wire.send(frame));
     }
 }
 
-/// A region whose every message goes to a function.
+/// A region that passes every message to a function.
 pub(super) struct Scripted;
 
-/// What it does.
+/// The function of a scripted region.
 pub(super) type Script = Arc<dyn Fn(RegionMessage<Patients>) + Send + Sync>;
 
 impl Actor for Scripted {
@@ -246,7 +247,7 @@ impl Actor for Scripted {
     }
 }
 
-/// What a node with a scripted region serves.
+/// Returns the served parts of a node with a scripted region.
 pub(super) async fn scripted(script: impl Fn(RegionMessage<Patients>) + Send + Sync + 'static) -> Served {
     let address = Address::default();
     let (region, _) = Actor::spawn(None, Scripted, Arc::new(script) as Script).await.expect("starts");
@@ -254,7 +255,7 @@ pub(super) async fn scripted(script: impl Fn(RegionMessage<Patients>) + Send + S
     Served { patients: Some(address), ..Served::default() }
 }
 
-/// A region that answers every read with the patient that was asked for.
+/// A region that answers every request with the patient that was asked for.
 pub(super) async fn answering() -> Served {
     scripted(|message| {
         if let RegionMessage::Ask(ask) = message {
@@ -265,7 +266,7 @@ pub(super) async fn answering() -> Served {
     .await
 }
 
-/// A region that keeps every question in hand.
+/// A region that keeps every request.
 pub(super) async fn holding() -> (Served, Arc<Mutex<Vec<RegionMessage<Patients>>>>) {
     let held = Arc::new(Mutex::new(Vec::new()));
     let hold = Arc::clone(&held);
@@ -288,7 +289,7 @@ pub(super) fn patient(id: Uuid) -> Patient {
     }
 }
 
-/// Awaits a condition.
+/// Waits for a condition; fails after 20 s.
 pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = SystemClock.mono().plus(Duration::from_secs(20));
     while !condition() {

@@ -1,4 +1,4 @@
-//! What is read is what was said, for every value.
+//! Every value is read back as it was written.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,7 +120,7 @@ fn places() -> impl Strategy<Value = Place> {
     (key, uuids()).prop_map(|(key, id)| Place { key, id: PatientId(id) })
 }
 
-/// Whether they make sense or not.
+/// Arbitrary queries, including meaningless ones.
 fn queries() -> impl Strategy<Value = PatientQuery> {
     let days = || proptest::option::of(dates());
     let filter = prop_oneof![
@@ -136,7 +136,7 @@ fn queries() -> impl Strategy<Value = PatientQuery> {
     let search = (filter, sort, any::<bool>(), after, any::<u32>());
     prop_oneof![
         search.prop_map(|(filter, sort, descending, after, limit_rows)| {
-            // That a search is of names alone is told by its order.
+            // The wire form marks a search by name alone through its sort order.
             let sort = if matches!(filter, Filter::NameBegins(_)) { Sort::Name } else { sort };
             PatientQuery::Search(PatientSearch { filter, sort, descending, after, limit_rows })
         }),
@@ -156,7 +156,7 @@ fn conditions() -> impl Strategy<Value = Conditions> {
     })
 }
 
-/// A change with what is recorded of it; none: a read.
+/// A change with its metadata; `None` for a read.
 type Drawn<C> = Option<(C, Uuid, String, String, bool)>;
 
 fn drawn<C: std::fmt::Debug>(commands: impl Strategy<Value = C>) -> impl Strategy<Value = Drawn<C>> {
@@ -169,7 +169,7 @@ fn op<E: Entity>(drawn: Drawn<E::Command>) -> Op<E> {
             command,
             conditions: Conditions::default(),
             command_id: CommandId(command_id),
-            // A subject of even length has a reason to break the glass.
+            // A subject of even length has a break-glass reason.
             caller: Caller {
                 subject: subject.as_str().into(),
                 break_glass: (subject.len() % 2 == 0).then(|| subject.as_str().into()),
@@ -181,7 +181,7 @@ fn op<E: Entity>(drawn: Drawn<E::Command>) -> Op<E> {
     })
 }
 
-/// Through bytes and back.
+/// Encodes a request and reads it back.
 fn over_the_wire(request: pb::Request) -> (Said, Question) {
     let frame = pb::Frame { requests: vec![request], ..Default::default() };
     let mut frame = pb::Frame::decode(&*frame.encode_to_vec()).expect("a frame");
@@ -331,7 +331,7 @@ fn failures() {
     let no_node = wire::failed(&Failure::NoNode(NodeRole::Patient));
     assert_eq!(answered::<PatientReply>(no_node), Some(Err(Failure::NotServing(None))));
     assert_eq!(answered::<PatientReply>(wire::dropped()), None);
-    // An answer to another question: what became of it is not known.
+    // An answer of the wrong kind leaves the outcome unknown.
     let other = wire::Answer::outcome(&b"{}".to_vec());
     assert_eq!(answered::<PatientReply>(other), None);
 }

@@ -1,4 +1,4 @@
-//! Who gets a session.
+//! Admission: which nodes get a session.
 
 use std::sync::atomic::Ordering;
 
@@ -14,7 +14,8 @@ use super::{Admission, PeersManager, PeersMessage};
 use crate::proto::cluster::Outcome;
 
 impl PeersManager {
-    /// `probed`: the other incarnation, and whether it was alive.
+    /// Decides on a request for a session. `probed` is the number of the existing session that was probed,
+    /// and whether its node answered.
     pub(super) fn admit(
         &mut self,
         myself: &ActorRef<PeersMessage>,
@@ -46,7 +47,8 @@ impl PeersManager {
         }
     }
 
-    /// The session to be replaced, or why not; nothing if it is to be found out.
+    /// Returns the session to replace, or the reason for a refusal. Returns `None` if the existing session
+    /// must be probed first.
     #[allow(clippy::type_complexity, reason = "named nowhere else")]
     pub(super) fn decision(
         &mut self,
@@ -76,7 +78,7 @@ impl PeersManager {
                     self.probe(myself, held.ticket, admission);
                     return None;
                 }
-                // It does not answer: its heartbeat will end it, soon.
+                // The other incarnation does not answer. Its missed heartbeats will soon end its session.
                 _ => Err(Outcome::TryLater),
             },
         };
@@ -88,7 +90,7 @@ impl PeersManager {
         let Some(gate) = &session.gate else { return };
         let limit = self.args.net.settings.heartbeat_timeout();
         let ping = ping(gate, session.link_out, &self.args.announced, limit);
-        // Without an answer the connection is told to try later.
+        // If the task panics, the admission is dropped, and the connection is told to try later.
         self.tasks.run(myself, PeersMessage::Tick, async move {
             let alive = ping.await.is_some();
             PeersMessage::Probed { held, alive, admission }

@@ -1,4 +1,4 @@
-//! Heartbeats, and what nodes say of themselves with them.
+//! Heartbeats, and the node states that travel with them.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::{PeersManager, PeersMessage};
 use crate::domain::time::MonoTime;
 use crate::proto::cluster::PeerState;
 
-/// The pause between two pings before both sides see each other.
+/// The pause between two pings until both nodes see each other.
 const FIRST_PINGS_PAUSE: Duration = Duration::from_millis(10);
 
 impl PeersManager {
@@ -79,7 +79,7 @@ impl PeersManager {
     pub(super) fn drain(&mut self, myself: &ActorRef<PeersMessage>) {
         let now = self.now();
         for session in self.sessions.values_mut() {
-            // One that is in flight may not say it yet.
+            // A ping in flight may still carry the old flag, so send another at once.
             session.pulse.in_flight = false;
             session.pulse.next_at = now;
         }
@@ -88,19 +88,19 @@ impl PeersManager {
     }
 }
 
-/// Asks a gate for the state of its node; nothing if it does not answer within `limit`.
+/// Asks a gate for the state of its node. Returns `None` if the gate does not answer within `limit`.
 pub(super) fn ping(
     gate: &ActorRef<GateMessage>,
     link: u64,
     announced: &Announced,
     limit: Duration,
 ) -> impl Future<Output = Option<Vec<u8>>> + Send + use<> {
-    // A node pings only whom it can send to.
+    // A node pings only peers that it can send to.
     let state = announced.to(true).encode_to_vec();
     let gate = gate.clone();
     async move {
         let call = gate.call(|reply| GateMessage::Ping { link, state, reply }, Some(limit));
-        // ractor's own limit stands behind an unbounded mailbox: this one is ours.
+        // ractor's own time limit starts only after its unbounded mailbox, so this one is needed.
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(ractor::rpc::CallResult::Success(answer))) => Some(answer),
             _ => None,

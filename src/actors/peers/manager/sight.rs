@@ -1,4 +1,4 @@
-//! Who is in sight, and who is not any more.
+//! Reachability: which nodes are in the view.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use super::PeersManager;
 use crate::proto::cluster::KnownPeer;
 
 impl PeersManager {
-    /// Ends a session, if it is there.
+    /// Ends a session, if it exists.
     pub(super) fn end(&mut self, ticket: u64, reason: &str) {
         let Some(session) = self.sessions.remove(&ticket) else { return };
         session.end();
@@ -34,7 +34,7 @@ impl PeersManager {
         self.links.store(Arc::new(links.collect::<HashMap<_, _>>()));
     }
 
-    /// Lets everybody know who is there, if it has changed.
+    /// Publishes the view and announces the known peers, if the live nodes have changed.
     pub(super) fn publish(&mut self) {
         let announced = self.args.announced.state.load_full();
         let me = Member { draining: announced.draining, ..self.args.me.clone() };
