@@ -52,6 +52,8 @@ use crate::driver::Driver;
 use crate::faults::{Fault, LONG, SHORT};
 use crate::images::Binary;
 use crate::judgement::{explained, settle, summed};
+use crate::machinery::histories::{self, History};
+use crate::machinery::ledger::versions;
 use crate::process::within;
 
 /// The project's name: a cluster of somebody's own is left alone.
@@ -157,11 +159,16 @@ async fn broken_under_load(cluster: &Cluster, faults: &[Fault]) -> Result<(), St
     let topic = || crate::topic::events(&cluster.broker, "patient");
     let mut wrong = settle(&driver, &cluster.database, topic).await.unwrap_or_else(|problem| vec![problem]);
     let events = invariants::events(&cluster.database).await?;
+    // Written before it is judged: a search that finds no order takes minutes, and the file outlives a run that is ended.
+    let file = std::env::temp_dir().join("hygeia-compose-test.jsonl");
+    let tables = events.keys().map(|id| (*id, versions(&events, *id))).collect();
+    histories::write(&History { operations: driver.recorder.operations(), tables }, &file)?;
     wrong.extend(explained(&driver, &events).into_iter().map(|finding| finding.text));
     let line = summed(&driver.recorder.operations());
     if !wrong.is_empty() {
-        return Err(format!("{}\n{line}", wrong.join("\n")));
+        return Err(format!("{}\n{line}\nthe history: {}", wrong.join("\n"), file.display()));
     }
+    std::fs::remove_file(&file).map_err(|error| error.to_string())?;
     println!("  holds after {:.1} s: {line}", begun.elapsed().as_secs_f64());
     println!("  at rest {:.1} s after the last fault", healed.elapsed().as_secs_f64());
     Ok(())
