@@ -1,7 +1,8 @@
-//! The rules of the clinic, without I/O: no clock is read, no id is drawn, nothing is awaited here.
+//! The rules of the clinic, without I/O. Nothing here reads a clock, generates an id, or awaits; callers pass
+//! clock values and ids in.
 //!
-//! Each aggregate has a `decide(state, command, now)` that says what happens or why not, and an
-//! `evolve(state, event)` that says what the state is afterwards. Callers pass clock and ids in.
+//! Each aggregate has a `decide` function that returns what happens, or why it does not. The patient also has
+//! `evolve`, which returns the state after an event.
 
 pub mod access;
 pub mod account;

@@ -1,18 +1,19 @@
-//! Analytics: counts every published event once, and answers what the counts are. Child of the node's
-//! supervisor; all that it knows is in the database.
+//! Analytics: counts every published event once, and answers summaries of the counts. Child of the node's
+//! supervisor; all its state is in the database.
 //!
-//! A reader task consumes the topic as a member of the group (see `reader`); the actor restarts it when it
-//! ends and answers summaries, each in a task of its own.
+//! A reader task consumes the topic as a member of the consumer group (see `reader`). The actor restarts the
+//! reader when it ends, and answers summaries, each in a task of its own.
 //!
 //! Invariants:
-//! - Offsets and counts change in one transaction, and reading begins where the database says. So a
-//!   message counts once, whatever is repeated: by the broker, the group, a retry, or a restart.
-//! - A message that is no event of ours is in the dead letter topic before its offset is passed, unless the settings say
-//!   that such messages are skipped.
-//! - No event is ever skipped: while the database or the dead letter topic is away, its batch is held.
-//! - Offsets of another log are no place to begin at. The bridge says which log the topic has; while the topic does
-//!   not look like it, nothing is read. A log that is new is read from its beginning.
-//! - `handle` never awaits. At most `summaries_max` summaries are being answered.
+//! - Offsets and counts change in one transaction, and reading starts at the offsets in the database. So a
+//!   message counts once, even if the broker, the group, a retry or a restart repeats it.
+//! - A message that is not one of our events is in the dead letter topic before its offset is passed, unless
+//!   the settings say that such messages are skipped.
+//! - No event is skipped. While the database or the dead letter topic is unavailable, the batch is kept and
+//!   retried.
+//! - Offsets of another log are never a starting point. The bridge records which log the topic has. While the
+//!   topic does not match that log, nothing is read. A new log is read from its beginning.
+//! - `handle` never awaits. At most `summaries_max` summaries are in progress.
 
 mod progress;
 mod reader;
@@ -46,21 +47,21 @@ use crate::store::{OutboxStore, ProjectionStore, TopicLogStore};
 /// The actor's name in logs and health.
 pub const NAME: &str = "analytics";
 
-/// The summary with how fresh it is.
+/// A summary, with how current it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SummaryView {
     /// The counts.
     pub summary: Summary,
-    /// Events that were decided and are not counted yet, in the outbox or in Kafka, and those that a new log of the
-    /// topic is told again; `None` if the
-    /// broker cannot be asked. Exact while at most `store::OUTBOX_DEPTH_ROWS_MAX` wait in the outbox; of
-    /// more than that, one more is told.
+    /// The number of events that were decided but are not counted yet, in the outbox or in Kafka, including
+    /// events that are replayed to a new log. `None` if it cannot be determined in time. Exact while at most
+    /// `store::OUTBOX_DEPTH_ROWS_MAX` rows wait in the outbox; with more rows, the outbox counts as one row
+    /// more than that limit.
     pub lag_events: Option<u64>,
-    /// When the counts were read.
+    /// The time at which the read of the summary began.
     pub as_of: Timestamp,
 }
 
-/// Speaks to analytics, on this node if it runs here, else on another one. Cloning is cheap.
+/// Sends requests to analytics, on this node if it runs here, otherwise on another node. Cloning is cheap.
 #[derive(Clone)]
 pub struct AnalyticsHandle {
     actor: Address<AnalyticsMessage>,
@@ -69,17 +70,17 @@ pub struct AnalyticsHandle {
 }
 
 impl AnalyticsHandle {
-    /// A handle on whoever is at `actor`.
+    /// Creates a handle for the actor at `actor`.
     pub fn new(actor: Address<AnalyticsMessage>, clock: Arc<dyn Clock>) -> Self {
         AnalyticsHandle { actor, links: None, clock }
     }
 
-    /// The same, which asks over `links` if nobody is there.
+    /// Returns a handle that asks other nodes over `links` if analytics does not run here.
     pub fn over(self, links: Links) -> Self {
         AnalyticsHandle { links: Some(links), ..self }
     }
 
-    /// The summary as of now.
+    /// Returns the current summary.
     ///
     /// # Errors
     /// `Unavailable`, `Overloaded`, `DeadlineExceeded`.
@@ -111,8 +112,8 @@ impl AnalyticsHandle {
         }
     }
 
-    /// Asks the live analytics nodes by turns, until one answers or the time is up: a summary changes
-    /// nothing, so it may be asked for again.
+    /// Asks the live analytics nodes in turn, until one answers or the time is up. A summary changes nothing,
+    /// so it is safe to ask again.
     async fn ask_elsewhere(&self, ctx: &RequestContext, links: &Links) -> Result<SummaryView> {
         let mut turn = fastrand::usize(..1 << 16);
         let mut last = away();
@@ -139,8 +140,8 @@ impl AnalyticsHandle {
     }
 }
 
-/// How often another node is asked for a summary, and the pause between: about a second in all, in which
-/// a node may restart.
+/// The number of attempts to get a summary from another node, and the pause between them: about a second in
+/// total, in which a node may restart.
 const TRIES_MAX: u32 = 20;
 const TRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -165,34 +166,34 @@ fn refused(failure: &Failure) -> Error {
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How long one call of the store may take, in milliseconds.
+    /// Timeout of one store call, in milliseconds.
     pub store_timeout_ms: u64,
-    /// How long to wait after a first failure, in milliseconds; it doubles with each further one.
+    /// Shortest wait after a failure, in milliseconds. Doubles with each further failure.
     pub retry_min_ms: u64,
-    /// The longest such wait, in milliseconds.
+    /// Longest wait after a failure, in milliseconds.
     pub retry_max_ms: u64,
-    /// How often the link to the broker is looked at while nothing comes, in milliseconds.
+    /// Interval between checks of the link to the broker while no messages arrive, in milliseconds.
     pub idle_ms: u64,
-    /// How many summaries are being answered at the same time at most; others are refused.
+    /// Maximum number of summaries in progress. Further ones are refused.
     pub summaries_max: usize,
-    /// How long a summary waits for the lag, in milliseconds; then it does without.
+    /// How long a summary waits for the lag, in milliseconds. After that it is answered without the lag.
     pub lag_timeout_ms: u64,
-    /// How often the lag is measured for the metrics, in milliseconds.
+    /// Interval between measurements of the lag for the metrics, in milliseconds.
     pub lag_poll_ms: u64,
-    /// How long an event may wait to be counted before health says so, in milliseconds.
+    /// How long an event may wait to be counted before health reports it, in milliseconds.
     pub waiting_max_ms: u64,
-    /// How messages that are no events of ours are treated.
+    /// How messages that are not our events are treated.
     pub foreign_messages: ForeignMessages,
 }
 
-/// How messages of the topic that are no events of ours are treated. In either case they are counted and told, and reading
-/// goes on.
+/// How messages in the topic that are not our events are treated. In either case they are counted and logged,
+/// and reading continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ForeignMessages {
-    /// They go to the dead letter topic, each with its reason.
+    /// They are copied to the dead letter topic, each with a reason.
     DeadLetter,
-    /// They stay where they are: of use on a topic that another system has written to before.
+    /// They are skipped. Useful on a topic that another system has written to before.
     Skip,
 }
 
@@ -213,7 +214,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         const DAY_MS: u64 = 86_400_000;
         let checks = [
@@ -240,18 +241,18 @@ impl Settings {
     }
 }
 
-/// What analytics is told.
+/// The messages of analytics.
 #[derive(RactorMessage)]
 pub enum AnalyticsMessage {
-    /// By a handle: answered before the deadline of its context, or not at all.
+    /// From a handle: answered by the deadline of its context. If the task dies, the reply handle is dropped.
     Summary(Box<SummaryAsk>),
-    /// By the actor's own clock: the lag is measured.
+    /// From the actor's own timer: measure the lag.
     Measure,
-    /// By the actor's own tasks.
+    /// From the actor's own tasks.
     Report(Report),
 }
 
-/// A summary asked for.
+/// A request for a summary.
 pub struct SummaryAsk {
     ctx: RequestContext,
     sent_at: MonoTime,
@@ -259,40 +260,40 @@ pub struct SummaryAsk {
 }
 
 impl SummaryAsk {
-    /// Asks for `ctx`, since `sent_at`.
+    /// Creates the request of `ctx`, sent at `sent_at`.
     pub fn new(ctx: RequestContext, sent_at: MonoTime, reply: ReplyTo<SummaryView>) -> Self {
         SummaryAsk { ctx, sent_at, reply }
     }
 }
 
-/// What a task of analytics reports.
+/// The report of a task of analytics.
 pub struct Report(Outcome);
 
 enum Outcome {
     /// The reader has ended, for this reason.
     ReaderEnded(String),
-    /// The pause after that is over.
+    /// The pause before the reader restarts is over.
     ReaderDue,
     Summarized,
     Measured,
 }
 
-/// What analytics needs.
+/// What analytics needs from the node.
 #[derive(Clone)]
 pub struct AnalyticsArgs {
-    /// Where counts and offsets are.
+    /// The store of counts and offsets.
     pub projections: Arc<dyn ProjectionStore>,
-    /// Where events wait that are not published yet: a part of the lag.
+    /// The outbox. Its unpublished events are part of the lag.
     pub outbox: Arc<dyn OutboxStore>,
-    /// Where it stands which log the topic has.
+    /// The store of the topic's logs.
     pub logs: Arc<dyn TopicLogStore>,
-    /// Where events come from.
+    /// The broker from which events are read.
     pub broker: Arc<dyn Broker>,
-    /// Where analytics says how it is, as the part `analytics`.
+    /// Where analytics reports its health, as the part `analytics`.
     pub health: Health,
-    /// The clocks.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The limits.
+    /// The limits of analytics.
     pub settings: Settings,
 }
 
@@ -361,7 +362,7 @@ impl Actor for Analytics {
         _event: SupervisionEvent,
         _state: &mut AnalyticsState,
     ) -> std::result::Result<(), ActorProcessingErr> {
-        // Analytics has no children; the default would stop it at any event.
+        // Analytics has no children. The default would stop the actor at any event.
         Ok(())
     }
 }
@@ -433,7 +434,7 @@ impl AnalyticsState {
         let (args, lag) = (self.args.clone(), Arc::clone(&self.lag));
         self.run(myself, Outcome::Measured, async move {
             let events = lag.events(&args).await;
-            // No number is better than one that held some time ago.
+            // An unknown lag is reported as NaN, because an outdated number would mislead.
             metrics::gauge!("hygeia_analytics_lag_events")
                 .set(events.map_or(f64::NAN, |events| events as f64));
             metrics::gauge!("hygeia_analytics_age_seconds").set(lag.age(&args).as_secs_f64());

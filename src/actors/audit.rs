@@ -1,19 +1,20 @@
-//! The audit journal: has the accesses that the edges of this node record written in sealed batches, as the
-//! journal of changes does with appends. Child of the node's supervisor, where there is an edge.
+//! The audit journal: writes the accesses that the edges of this node record, in sealed batches, as the
+//! journal of changes does with appends. Child of the node's supervisor, on nodes with an edge.
 //!
-//! While a batch is on its way to the database, accesses gather; what has gathered goes into the next one. A batch
-//! that takes longer than a commit normally does may be stuck: then a further one is started beside it.
+//! While a batch is being written, accesses gather for the next one. A batch that takes longer than a commit
+//! normally does may be stuck; then a further batch starts beside it.
 //!
 //! Invariants:
-//! - Whoever records an access is told once it is durable, and not before: an edge that answers only then shows
-//!   nothing that is not audited. If it cannot be made durable, the recorder is told so.
-//! - One batch is under way at a time, unless it takes longer than `batch_wait_ms`. Several at once would be smaller
-//!   ones, and each costs the database a transaction, whatever is in it.
-//! - No access waits for a batch that hangs, while a further one may start: there are `AUDIT_BATCHES_MAX`.
-//! - No more than `queue_max` wait; who comes then is refused.
-//! - The journal never awaits in `handle`.
+//! - A recorder gets its reply only after the access is durable, or with an error if the access cannot be
+//!   made durable. An edge that waits for the reply shows nothing that is not audited.
+//! - One batch is in flight at a time, unless it takes longer than `batch_wait_ms`. Several concurrent
+//!   batches would be smaller, and each costs the database a transaction whatever its size.
+//! - No access waits for a batch that hangs, as long as a further one may start: at most `AUDIT_BATCHES_MAX`
+//!   are in flight.
+//! - At most `queue_max` accesses wait; further ones are refused.
+//! - `handle` never awaits.
 //!
-//! Changes do not come this way: their entries go with them (`actors::journal`).
+//! Changes take another path: their audit entries commit with them (`actors::journal`).
 
 mod gathering;
 mod reader;
@@ -40,27 +41,29 @@ pub use self::gathering::Gathering;
 use self::gathering::Waiting;
 pub use self::reader::{AuditPage, AuditPlace, AuditQuery, AuditReader};
 
-/// How often the database is asked to do what commits must not wait for.
+/// The interval of the database maintenance that commits must not wait for.
 const TEND_EVERY: Duration = Duration::from_secs(10);
 
 /// How accesses are recorded.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Whether accesses are recorded at all. The same on every node of a cluster.
+    /// Whether accesses are recorded. Must be the same on every node of a cluster.
     pub enabled: bool,
-    /// The secret that seals the rows: at least 32 bytes, taken as they are, the same on every node of a cluster
-    /// and for `hygeia audit verify`. Who changes it then has chains that the new one does not fit.
+    /// The secret that seals the rows: at least 32 bytes, used as they are. Must be the same on every node of
+    /// a cluster and for `hygeia audit verify`. Chains sealed before a change of the secret do not verify
+    /// with the new secret alone: see `old_secret`.
     pub secret: Option<Secret>,
-    /// The secret from before it was changed. Rows sealed with it are still shown, and verify; no new ones are.
+    /// The previous secret. Rows sealed with it are still shown and still verify; new rows are never sealed
+    /// with it.
     pub old_secret: Option<Secret>,
-    /// Accesses that may wait for a batch; beyond it requests get 503.
+    /// Maximum number of accesses that wait for a batch. Further requests get 503.
     pub queue_max: usize,
-    /// Accesses of one batch.
+    /// Maximum number of accesses per batch.
     pub batch_max: usize,
-    /// How long a batch may be under way before a further one starts beside it, in milliseconds.
+    /// How long a batch may be in flight before a further one starts beside it, in milliseconds.
     pub batch_wait_ms: u64,
-    /// How often a chain notes where the others are.
+    /// How often a chain pins the newest batches of the other chains, in milliseconds.
     pub pins_every_ms: u64,
 }
 
@@ -79,7 +82,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         let within = |value: usize, most: usize| (1..=most).contains(&value);
         let long_enough = |secret: &Option<Secret>| {
@@ -97,27 +100,27 @@ impl Settings {
         broken.map(|(key, _, allowed)| (key, allowed.to_owned())).collect()
     }
 
-    /// What seals the rows, and what has sealed them before. None without a secret.
+    /// Returns the key that seals rows and the older keys; `None` without a secret.
     pub fn keys(&self) -> Option<Keys> {
         let key = |secret: &Secret| Key::of(secret.bytes());
         let older = self.old_secret.iter().map(key).collect();
         self.secret.as_ref().map(|secret| Keys::new(key(secret), older))
     }
 
-    /// `pins_every_ms`
+    /// Returns `pins_every_ms` as a duration.
     pub fn pins_every(&self) -> Duration {
         Duration::from_millis(self.pins_every_ms)
     }
 }
 
-/// Where edges record accesses. Cloning is cheap.
+/// The handle through which edges record accesses. Cloning is cheap.
 #[derive(Clone)]
 pub struct AuditHandle {
-    /// None where nothing is recorded.
+    /// `None` where nothing is recorded.
     way: Option<Way>,
 }
 
-/// The way to the journal: what waits, and whom to tell of it.
+/// The queue of accesses, and the journal to notify.
 #[derive(Clone)]
 struct Way {
     gathering: Arc<Gathering>,
@@ -125,25 +128,26 @@ struct Way {
 }
 
 impl AuditHandle {
-    /// Records by way of `gathering` at `journal`.
+    /// Creates a handle that adds accesses to `gathering` and notifies `journal`.
     pub fn new(gathering: Arc<Gathering>, journal: Address<AuditMessage>) -> Self {
         AuditHandle { way: Some(Way { gathering, journal }) }
     }
 
-    /// Records nothing.
+    /// Creates a handle that records nothing.
     pub fn off() -> Self {
         AuditHandle { way: None }
     }
 
-    /// Whether anything is recorded.
+    /// Returns whether accesses are recorded.
     pub fn is_on(&self) -> bool {
         self.way.is_some()
     }
 
-    /// Makes `access` durable.
+    /// Records `access`, and returns after it is durable.
     ///
     /// # Errors
-    /// `Unavailable`: it could not be, or not for sure. `Overloaded`: too many wait.
+    /// `Unavailable` if the access could not be made durable, or if that is unknown. `Overloaded` if too many
+    /// accesses wait.
     pub async fn record(&self, access: Access) -> Result<()> {
         let Some(Way { gathering, journal }) = &self.way else { return Ok(()) };
         let (told, answer) = oneshot::channel();
@@ -158,34 +162,35 @@ fn unavailable() -> Error {
     Error::new(ErrorCode::Unavailable, "The access cannot be recorded, and nothing is shown that is not")
 }
 
-/// What the audit journal is told.
+/// The messages of the audit journal.
 pub enum AuditMessage {
-    /// By an edge: there is something to write.
+    /// From an edge: accesses wait to be written.
     Gathered,
-    /// By the journal's own task: its batch has ended.
+    /// From the journal's own task: its batch has ended.
     BatchEnded,
-    /// By a timer, `batch_wait_ms` after an access had to wait: so many batches had begun then.
+    /// From a timer, `batch_wait_ms` after an access had to wait. Carries the number of batches begun at that
+    /// time.
     Waited(u64),
-    /// By a timer, every `TEND_EVERY`: what commits must not wait for is due.
+    /// From a timer, every `TEND_EVERY`: run the database maintenance.
     Tend,
-    /// By the journal's own task: that has ended.
+    /// From the journal's own task: the maintenance has ended.
     Tended,
 }
 
 impl ractor::Message for AuditMessage {}
 
-/// What the audit journal needs.
+/// What the audit journal needs from the node.
 #[derive(Clone)]
 pub struct AuditArgs {
     /// The database.
     pub store: Arc<dyn AuditStore>,
-    /// The clocks.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The chains of this node's edges.
     pub chains: Chains,
-    /// The bounds.
+    /// The limits of the journal.
     pub settings: Settings,
-    /// What the edges add to.
+    /// The queue to which the edges add accesses.
     pub gathering: Arc<Gathering>,
 }
 
@@ -196,13 +201,13 @@ pub struct AuditJournal;
 /// The state of one incarnation.
 pub struct AuditState {
     args: AuditArgs,
-    /// The batches under way.
+    /// The number of batches in flight.
     under_way: usize,
-    /// The batches begun since the start.
+    /// The number of batches begun since the start.
     begun: u64,
     /// Whether a timer runs.
     timed: bool,
-    /// Whether the database is being tended.
+    /// Whether the database maintenance is running.
     tends: bool,
 }
 
@@ -216,7 +221,7 @@ impl Actor for AuditJournal {
         myself: ActorRef<AuditMessage>,
         args: AuditArgs,
     ) -> std::result::Result<AuditState, ActorProcessingErr> {
-        // What an earlier incarnation was told of, this one was not.
+        // This incarnation has not received the notifications of an earlier one.
         myself.send_message(AuditMessage::Gathered)?;
         myself.send_message(AuditMessage::Tend)?;
         myself.send_interval(TEND_EVERY, || AuditMessage::Tend);
@@ -251,13 +256,13 @@ impl Actor for AuditJournal {
         _event: SupervisionEvent,
         _state: &mut AuditState,
     ) -> std::result::Result<(), ActorProcessingErr> {
-        // It has no children; the default would stop it at any event.
+        // The journal has no children. The default would stop the actor at any event.
         Ok(())
     }
 }
 
 impl AuditState {
-    /// Starts the next batch; or looks again in a while, if one is under way.
+    /// Starts the next batch. If one is in flight, sets a timer to check it later.
     fn write_next(&mut self, myself: &ActorRef<AuditMessage>) {
         if self.under_way == 0 {
             self.start_batch(myself);
@@ -287,7 +292,7 @@ impl AuditState {
         });
     }
 
-    /// Has the database tended, unless it still is.
+    /// Runs the database maintenance, unless it is running.
     fn tend(&mut self, myself: &ActorRef<AuditMessage>) {
         if self.tends {
             return;
@@ -297,7 +302,7 @@ impl AuditState {
         tokio::spawn(async move {
             match store.tend_audit().await {
                 Ok(Some(months)) => metrics::gauge!("hygeia_audit_months_ahead").set(months),
-                // There is nothing to be made ready, or another node does it.
+                // There is nothing to prepare, or another node prepares it.
                 Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "the audit's tables could not be tended; it is tried again")
@@ -308,7 +313,7 @@ impl AuditState {
     }
 }
 
-/// Says that a task has ended, even if it panics.
+/// Reports the end of a task, even if it panics.
 struct Ended(ActorRef<AuditMessage>, fn() -> AuditMessage);
 
 impl Drop for Ended {
@@ -317,7 +322,7 @@ impl Drop for Ended {
     }
 }
 
-/// One batch, and the word to everyone who waits for it.
+/// Writes one batch, and replies to its recorders.
 async fn write(args: AuditArgs, batch: Vec<Waiting>) {
     let begun = args.clock.mono();
     let (mut entries, mut recorders) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
@@ -334,7 +339,7 @@ async fn write(args: AuditArgs, batch: Vec<Waiting>) {
         tracing::error!(entries = recorders.len(), %error, "accesses were not recorded; their requests are refused");
     }
     for told in recorders {
-        // Whoever has gone away need not be told.
+        // A recorder that has gone away needs no reply.
         let _ = told.send(result.as_ref().map_err(|_| unavailable()).copied());
     }
 }

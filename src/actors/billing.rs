@@ -1,4 +1,4 @@
-//! Billing accounts: the handle the edges speak to, and what the sharded core needs to know of them.
+//! Billing accounts: the handle that the edges use, and the `Entity` implementation for the sharded core.
 
 use std::sync::Arc;
 
@@ -12,22 +12,23 @@ use crate::domain::ids::{AccountId, CommandId, Kind, PatientId};
 use crate::error::Result;
 use crate::store::{self, AccountAppend, AccountStore, AppendOutcome, AuditBatch};
 
-/// Speaks to the accounts of the whole cluster. Cloning is cheap.
+/// Sends requests to the accounts of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
 pub struct BillingHandle {
     asker: Asker<Accounts>,
 }
 
 impl BillingHandle {
-    /// Asks by `asker`.
+    /// Creates a handle that sends its requests through `asker`.
     pub fn new(asker: Asker<Accounts>) -> Self {
         BillingHandle { asker }
     }
 
-    /// Opens the account of `patient`, or answers with the one there is.
+    /// Opens the account of `patient`, or returns the existing one.
     ///
     /// # Errors
-    /// `Overloaded`, `Unavailable`, `DeadlineExceeded`: nothing was done. `OutcomeUnknown`: repeat.
+    /// `Overloaded`, `Unavailable` or `DeadlineExceeded`: nothing was done. `OutcomeUnknown`: repeat the
+    /// call.
     pub async fn open(
         &self,
         ctx: &RequestContext,
@@ -40,16 +41,16 @@ impl BillingHandle {
         self.asker.write(ctx, patient.0, command).await
     }
 
-    /// The account of `patient`.
+    /// Returns the account of `patient`.
     ///
     /// # Errors
-    /// `NotFound`: there is none (yet); else as `open`, without `OutcomeUnknown`.
+    /// `NotFound` if there is no account (yet); otherwise as `open`, without `OutcomeUnknown`.
     pub async fn account(&self, ctx: &RequestContext, patient: PatientId) -> Result<Arc<Account>> {
         self.asker.read(ctx, patient.0).await
     }
 }
 
-/// The kind. An account is found by its patient's id: a patient has at most one.
+/// The kind of accounts. An account has the id of its patient, because a patient has at most one.
 pub struct Accounts;
 
 impl Entity for Accounts {
@@ -96,7 +97,7 @@ impl Entity for Accounts {
         id: Uuid,
         _command: Option<CommandId>,
     ) -> store::Result<Loaded<Self>> {
-        // Opening is idempotent by the patient's id: no command has to be looked up.
+        // Opening is idempotent by patient id, so no command has to be looked up.
         Ok(Loaded { state: store.load_account(PatientId(id)).await?, applied: None })
     }
 

@@ -1,20 +1,21 @@
-//! The billing relay: every patient created gets exactly one account.
+//! The billing relay: every registered patient gets exactly one account.
 //!
 //! Registrations without an account are rows of the outbox. The relay takes them in rounds, opens each
-//! account through the billing region and marks the row. Supervised by the node; it keeps nothing that
-//! a restart would miss. One relay of the cluster is at work, under a lease; others stand by.
+//! account through the billing region and marks the row. Supervised by the node; it keeps no state that a
+//! restart would miss. One relay of the cluster is active, under a lease; the others stand by.
 //!
 //! Invariants:
-//! - At least once: a row is marked only after its account is open. Opening is idempotent by patient
-//!   id, so a row that comes twice has no second effect.
-//! - One round at a time, as a task that reports back; `handle` never waits. A round that dies is
+//! - At least once: a row is marked only after its account is open. Opening is idempotent by patient id, so a
+//!   repeated row has no second effect.
+//! - One round runs at a time, as a task that reports back; `handle` never awaits. A round that dies is
 //!   noticed and counts as a failure. A round dies with its actor.
-//! - A row that cannot be read is parked for a while and concerns nobody else.
-//! - A row that fails waits by itself (`row_backoff_*`) and does not keep others from their accounts;
-//!   when nothing works, the whole relay pauses (`pause_*`). One that fails again and again is parked (`park_*`):
-//!   the store does not give it out for a while, so that any number of them leaves room for others.
-//! - The lease spares double work. Nothing relies on it: two relays open the same account once.
-//! - Messages are hints: with every nudge lost, the poll still finds each row.
+//! - A row that cannot be read is parked for a while and does not delay other rows.
+//! - A row that fails is retried on its own schedule (`row_backoff_*`) and does not delay other rows. When
+//!   nothing works, the whole relay pauses (`pause_*`). A row that fails repeatedly is parked (`park_*`): the
+//!   store does not return it for a while, so any number of failing rows leaves room for others.
+//! - The lease avoids duplicate work; it is not a fence. If two relays open the same account, it is opened
+//!   once.
+//! - Messages are hints: if every nudge is lost, the poll still finds each row.
 
 mod backlog;
 mod round;
@@ -46,36 +47,36 @@ pub const NAME: &str = "billing-relay";
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How often the outbox is read when nobody nudges, in milliseconds.
+    /// Interval between reads of the outbox without a nudge, in milliseconds.
     pub poll_ms: u64,
-    /// The pause between the beginnings of two rounds while registrations keep coming, in milliseconds. Zero:
-    /// none.
+    /// Pause between the starts of two rounds while registrations keep coming, in milliseconds. Zero means no
+    /// pause.
     pub gather_ms: u64,
-    /// How long the lease holds from its taking or its last renewal, in milliseconds.
+    /// How long the lease lasts after it was taken or last renewed, in milliseconds.
     pub lease_ttl_ms: u64,
-    /// How many due rows a round takes at most.
+    /// Maximum number of due rows per round.
     pub batch_rows_max: u32,
-    /// How many accounts are being opened at the same time at most.
+    /// Maximum number of accounts being opened at the same time.
     pub concurrency_max: usize,
-    /// How long opening one account may take, in milliseconds.
+    /// Timeout for opening one account, in milliseconds.
     pub open_timeout_ms: u64,
-    /// How long one call of the store may take, in milliseconds.
+    /// Timeout of one store call, in milliseconds.
     pub store_timeout_ms: u64,
-    /// The shortest pause when nothing works, in milliseconds; it doubles with each further failure.
+    /// Shortest pause when nothing works, in milliseconds. Doubles with each further failure.
     pub pause_min_ms: u64,
-    /// The longest such pause, in milliseconds.
+    /// Longest pause when nothing works, in milliseconds.
     pub pause_max_ms: u64,
-    /// How long a row that failed waits, in milliseconds; it doubles with each further failure.
+    /// Shortest wait before a failed row is retried, in milliseconds. Doubles with each further failure.
     pub row_backoff_min_ms: u64,
-    /// The longest such wait, in milliseconds.
+    /// Longest wait before a failed row is retried, in milliseconds.
     pub row_backoff_max_ms: u64,
-    /// How many failing rows are remembered at most; further ones are parked at their first failure.
+    /// Maximum number of failing rows kept in memory. Further rows are parked at their first failure.
     pub failing_rows_max: usize,
-    /// How often a row fails before it is parked, while others get through.
+    /// Number of failures after which a row is parked, while other rows succeed.
     pub park_after_failures: u32,
-    /// How long a row is parked for the first time, in milliseconds; it doubles with each further time.
+    /// How long a row is parked the first time, in milliseconds. Doubles with each further time.
     pub park_min_ms: u64,
-    /// The longest such time, in milliseconds.
+    /// Longest time that a row is parked, in milliseconds.
     pub park_max_ms: u64,
 }
 
@@ -102,7 +103,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         const DAY_MS: u64 = 86_400_000;
         let checks = [
@@ -137,77 +138,77 @@ impl Settings {
     }
 }
 
-/// The relay's messages.
+/// The messages of the relay.
 #[derive(Debug, ractor_cluster::RactorMessage)]
 pub enum BillingRelayMessage {
-    /// From the journal, after a commit with a registration. Any number of them cause one round.
+    /// From the journal, after a commit with a registration. Any number of nudges cause one round.
     Nudge,
-    /// From the relay's own timers: the safety net, and the end of a pause.
+    /// From the relay's own timers: the periodic poll, and the end of a pause.
     Tick,
     /// From the relay's own timer: the pause between two rounds is over.
     Gathered,
-    /// From the task that watches the round; `None` if the round died.
+    /// From the task that watches the round. `None` if the round died.
     RoundEnded(Option<Report>),
-    /// From the relay's own timer: the lease is to be taken or renewed.
+    /// From the relay's own timer: take or renew the lease.
     LeaseTick,
-    /// From the link, by the relay that was at work: it has released its lease. May be lost.
+    /// From the relay that was active, over the link: it has released its lease. The message may get lost.
     LeaseReleased,
-    /// From the relay's own task.
+    /// From the relay's own task: a statement about the lease has ended.
     Leased(LeaseAnswer),
-    /// From the relay's own task: the lease is given up, or will run out.
+    /// From the relay's own task: the lease is released, or will expire.
     Released,
-    /// From the node when it stops: no further round begins; the reply comes when none is running and the
-    /// lease is given up.
+    /// From the node when it stops: no further round begins. The reply comes when no round runs and the lease
+    /// is released.
     Drain(RpcReplyPort<()>),
 }
 
-/// What the database said of the lease.
+/// The result of a statement about the lease.
 #[derive(Debug)]
 pub struct LeaseAnswer(Answer);
 
-/// What the relay works with. A supervisor keeps a clone to start it again.
+/// What the relay needs from the node. A supervisor keeps a clone to restart the relay.
 #[derive(Clone)]
 pub struct Args {
-    /// Where the registrations wait.
+    /// The outbox, with the registrations that wait for an account.
     pub store: Arc<dyn OutboxStore>,
-    /// What opens the accounts.
+    /// Opens the accounts.
     pub accounts: Arc<dyn OpenAccounts>,
-    /// For deadlines and waits.
+    /// The clock, for deadlines and waits.
     pub clock: Arc<dyn Clock>,
-    /// Where the relay says how it is.
+    /// Where the relay reports its health.
     pub health: Health,
-    /// Where the lease is.
+    /// The store of the lease.
     pub leases: Arc<dyn LeaseStore>,
-    /// Who holds the lease: `node-name#boot-id`.
+    /// The owner of the lease: `node-name#boot-id`.
     pub owner: Arc<str>,
-    /// The nodes in sight.
+    /// The reachable nodes.
     pub members: Members,
-    /// Called when the lease was given up for another node.
+    /// Called after the lease was given up for another node.
     pub released: ReleasedHook,
-    /// Its limits.
+    /// The limits of the relay.
     pub settings: Settings,
 }
 
-/// The relay.
+/// The actor.
 #[derive(Default)]
 pub struct BillingRelay;
 
-/// What the relay keeps while it lives.
+/// The state of one incarnation.
 pub struct State {
     args: Args,
     backlog: Backlog,
-    /// Rows that this actor has parked and not seen billed since.
+    /// Rows that this incarnation has parked and that were not billed since.
     parked: usize,
-    /// Watches the round in flight, which ends with it.
+    /// Watches the running round, which ends with it.
     round: Option<AbortOnDropHandle<()>>,
-    /// A nudge came during the round: the outbox may hold what the round has not read.
+    /// A nudge came during the round, so the outbox may hold rows that the round has not read.
     nudged: bool,
     pace: Pace,
     lease: SliceLease,
     tasks: Tasks,
     releasing: bool,
     draining: bool,
-    /// Who waits for the end of the drain.
+    /// The callers that wait for the end of the drain.
     drained: Vec<RpcReplyPort<()>>,
 }
 
@@ -218,7 +219,7 @@ impl Actor for BillingRelay {
 
     async fn pre_start(&self, myself: ActorRef<Self::Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         args.health.report(NAME, Status::Explained("the outbox has not been read yet".into()));
-        // There from the start, so that a rate sees the first one.
+        // Register the counter at zero, so that a rate includes the first event.
         let _ = metrics::counter!("hygeia_outbox_unreadable_total", "reader" => NAME);
         // The timers end with the actor.
         myself.send_interval(args.settings.lease_tick(), || BillingRelayMessage::LeaseTick);
@@ -286,7 +287,7 @@ impl Actor for BillingRelay {
         Ok(())
     }
 
-    /// The relay has no children; whatever ends elsewhere does not end it.
+    /// The relay has no children. The default would stop the actor at any event.
     async fn handle_supervisor_evt(
         &self,
         _myself: ActorRef<Self::Msg>,
@@ -322,7 +323,7 @@ impl State {
         let round = AbortOnDropHandle::new(tokio::spawn(round::run(self.args.clone(), plan)));
         self.round = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let report = round.await.ok();
-            // Without the actor nobody is left to tell.
+            // If the actor has ended, the report is not needed.
             let _ = myself.cast(BillingRelayMessage::RoundEnded(report));
         })));
     }
@@ -336,7 +337,7 @@ impl State {
         let newly = report.map_or(0, |r| r.parked_first);
         self.parked = (self.parked + newly).saturating_sub(report.map_or(0, |r| r.unparked));
         self.tell(report);
-        // A full window may hide more rows. Without progress the next tick is soon enough.
+        // A full window may hide more rows. Without progress, the next tick is soon enough.
         let further = parks > 0 || self.backlog.failing_rows() > failing_before;
         let more = report.is_some_and(|r| r.full && (further || !r.billed.is_empty()));
         if more {
@@ -380,7 +381,8 @@ impl State {
         }
     }
 
-    /// Once nothing is in hand the lease is given up, so that others need not wait.
+    /// Ends a drain. Once nothing is in progress, releases the lease, so that other nodes need not wait for
+    /// it to expire.
     fn end_drain(&mut self, myself: &ActorRef<BillingRelayMessage>) {
         if !self.draining || self.round.is_some() || self.lease.is_asking() || self.releasing {
             return;
@@ -399,7 +401,7 @@ impl State {
         }
     }
 
-    /// Health, metrics, and one log line for what a row's own line does not tell.
+    /// Reports health and metrics, and logs what the log lines of single rows do not say.
     fn tell(&self, report: Option<&Report>) {
         let status = match report {
             None => Some("a round of the relay died"),
@@ -424,7 +426,7 @@ impl State {
             metrics::counter!("hygeia_billing_relay_failed_total", "code" => code.as_str()).increment(1);
         }
         if let Some(window) = &report.window {
-            // As far as the window reaches; the outbox's own gauge has the whole depth.
+            // Counts only the rows of the window. The outbox's own gauge has the full depth.
             let waiting = window.len().saturating_sub(report.billed.len());
             metrics::gauge!("hygeia_billing_relay_waiting_rows").set(waiting as f64);
         }

@@ -1,5 +1,5 @@
-//! What the sharded core needs to know of a kind of entity: patients and accounts share one region,
-//! one shard and one journal, and differ in this trait alone.
+//! The interface between the sharded core and a kind of entity. Patients and accounts use the same region,
+//! shard and journal; the trait `Entity` holds all their differences.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,145 +17,148 @@ use crate::store::{self, AppendOutcome, AuditBatch};
 
 /// A kind of sharded, durable entity.
 pub trait Entity: Sized + Send + Sync + 'static {
-    /// Its name.
+    /// The kind.
     const KIND: Kind;
-    /// What the shard keeps in memory of one entity.
+    /// The state of one entity that a shard keeps in memory.
     type State: Clone + Send + Sync + 'static;
-    /// A wish to change one entity.
+    /// A request to change one entity.
     type Command: Clone + Send + Sync + 'static;
-    /// What a caller is answered.
+    /// The answer to a caller.
     type Answer: Clone + Send + Sync + 'static;
-    /// What is written to the database.
+    /// The data written to the database for one change.
     type Append: Send + Sync + 'static;
-    /// A question about many entities, answered by the database.
+    /// A query about many entities, answered by the database.
     type Query: Send + Sync + 'static;
-    /// Its answer.
+    /// The answer to a query.
     type QueryAnswer: Send + Sync + 'static;
-    /// The store's trait that this kind needs.
+    /// The store trait that this kind needs.
     type Store: Send + Sync + ?Sized + 'static;
 
-    /// The command's name in logs.
+    /// Returns the command's name for logs.
     fn command_name(command: &Self::Command) -> &'static str;
 
-    /// What a reader is answered.
+    /// Returns the answer to a read.
     ///
     /// # Errors
-    /// There is nothing to read.
+    /// `Refused::NotFound` if the entity does not exist.
     fn read(state: &Self::State) -> Result<Self::Answer, Refused>;
 
-    /// What a command comes to, by the pure rules.
+    /// Decides a command by the pure rules.
     fn decide(id: Uuid, state: &Self::State, write: &Write<Self>, stamp: &Stamp) -> Decision<Self>;
 
-    /// The state that a command may be decided on without reading it first, since only that one would let
-    /// it through: a registration presumes that there is nothing. The store must refuse the append with
-    /// `Conflict` if the state is another.
+    /// Returns the only state on which the command could succeed, if there is just one: a registration
+    /// presumes that the entity does not exist. The shard may decide on it without a read. The store must
+    /// refuse the append with `Conflict` if the actual state is another.
     fn presumed(command: &Self::Command) -> Option<Self::State>;
 
-    /// The state and the answer once `append` is durable.
+    /// Returns the state and the answer after `append` is durable.
     fn committed(append: &Self::Append) -> (Self::State, Self::Answer);
 
-    /// Whether an answer to a change holds whatever becomes of an earlier try of it that may still be under way. It does
-    /// where the command is known to have been carried out, and not where it was found to change nothing.
+    /// Returns whether an answer to a write stays correct even if an earlier attempt at the same command is
+    /// still in progress. It does if the command is known to have been carried out. It does not if the
+    /// command was found to change nothing.
     fn is_settled(_answer: &Self::Answer) -> bool {
         true
     }
 
-    /// Whether a state is worth a place in memory. The absence of an entity is not: anyone could fill
-    /// the memory with absences.
+    /// Returns whether the shard should keep the state in memory. The absence of an entity should not be
+    /// kept, because any caller could fill the memory with absences.
     fn worth_keeping(state: &Self::State) -> bool;
 
-    /// Reads one entity, and what became of `command` if one is given.
+    /// Reads one entity and, if `command` is given, the result of that command.
     fn load(
         store: &Self::Store,
         id: Uuid,
         command: Option<CommandId>,
     ) -> impl Future<Output = store::Result<Loaded<Self>>> + Send;
 
-    /// Notes that the hop `trace` commits `append`: what follows from the commit goes on from there.
+    /// Records that the trace context `trace` commits `append`, so that traces of its consequences continue
+    /// from there.
     fn committed_by(_append: &mut Self::Append, _trace: &TraceContext) {}
 
-    /// What the audit keeps of `append`; none of what is no access to a patient's record.
+    /// Returns the audit entry of `append`, or `None` if it is not an access to a patient's record.
     fn access(_append: &Self::Append) -> Option<Access> {
         None
     }
 
-    /// Commits a batch in one transaction, together with `audit`, which holds the accesses of all of it.
+    /// Commits a batch in one transaction, together with `audit`, which holds the accesses of the whole
+    /// batch.
     fn commit(
         store: &Self::Store,
         batch: &[Self::Append],
         audit: Option<&AuditBatch>,
     ) -> impl Future<Output = store::Result<Vec<AppendOutcome>>> + Send;
 
-    /// Answers a question about many entities.
+    /// Answers a query about many entities.
     fn query(
         store: &Self::Store,
         query: &Self::Query,
     ) -> impl Future<Output = store::Result<Self::QueryAnswer>> + Send;
 }
 
-/// A command with what is recorded of its sender.
+/// A command with the properties of its request.
 pub struct Write<E: Entity> {
-    /// What is wanted.
+    /// The command.
     pub command: E::Command,
-    /// Under what conditions.
+    /// The conditions under which the command may be carried out.
     pub conditions: Conditions,
-    /// The intention: the same id never acts twice.
+    /// The id of the command. Attempts with the same id take effect once.
     pub command_id: CommandId,
-    /// Who wants it.
+    /// The caller.
     pub caller: Caller,
-    /// The hop that wants it. The hop that commits it is recorded in its place (`Entity::committed_by`).
+    /// The trace context of the request. The one of the commit replaces it (`Entity::committed_by`).
     pub traceparent: Box<str>,
-    /// Whether an earlier try may have been carried out: then the database is asked first.
+    /// Whether an earlier attempt may have been carried out. If so, the database is read first.
     pub maybe_done: bool,
 }
 
-/// What a decision takes from outside of the rules.
+/// The inputs of a decision that come from outside the rules.
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp {
     /// The time of the event.
     pub now: Timestamp,
-    /// The id of the event, drawn for it.
+    /// The id of the event, newly generated.
     pub event_id: EventId,
-    /// The shard that decides.
+    /// The shard that makes the decision.
     pub shard: ShardNo,
-    /// The epoch it decides under.
+    /// The epoch under which the shard decides.
     pub epoch: Epoch,
 }
 
-/// What the rules say.
+/// The result of a decision.
 pub enum Decision<E: Entity> {
-    /// Write this, then answer.
+    /// Write this append, then answer.
     Append(E::Append),
-    /// Nothing is to be done; answer this.
+    /// Nothing is to be written; answer this.
     Answer(E::Answer),
-    /// No.
+    /// Refuse the command.
     Refuse(Refused),
 }
 
 /// An entity as read from the database.
 pub struct Loaded<E: Entity> {
-    /// Its state.
+    /// The state of the entity.
     pub state: E::State,
-    /// What became of the command asked for, if it was carried out.
+    /// The result of the command that was looked up, if it was carried out.
     pub applied: Option<Applied<E::Answer>>,
 }
 
 /// A change that was carried out.
 #[derive(Clone)]
 pub struct Applied<A> {
-    /// What was answered, or would have been.
+    /// The answer that the change got, or would have got.
     pub answer: A,
-    /// What the request said, if its caller may repeat it under a key.
+    /// The fingerprint of the request, if it had an idempotency key.
     pub fingerprint: Option<Fingerprint>,
-    /// When it was decided.
+    /// The time of the decision.
     pub at: Timestamp,
 }
 
 impl<A> Applied<A> {
-    /// What to say at `now` to who asks for it again under `conditions`.
+    /// Returns the answer at `now` to a repeated request with `conditions`.
     ///
     /// # Errors
-    /// The key stands for another request, or is too old.
+    /// `KeyReused` if the key belongs to another request, `KeyExpired` if the change is too old.
     pub fn again(self, conditions: &Conditions, now: Timestamp) -> Result<A, Refused> {
         match repetition(conditions.fingerprint, self.fingerprint, self.at, now) {
             Repetition::Same => Ok(self.answer),
@@ -165,28 +168,29 @@ impl<A> Applied<A> {
     }
 }
 
-/// A refusal by the rules: final, and nothing was done.
+/// A refusal by the rules. It is final, and nothing was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// There is no such entity.
+    /// The entity does not exist.
     NotFound,
-    /// The id is taken.
+    /// The id is already in use.
     IdTaken,
-    /// The e-mail address is taken.
+    /// The e-mail address is already in use.
     EmailTaken,
-    /// It is restricted, and the caller may not see it.
+    /// The record is restricted, and the caller may not see it.
     Restricted,
-    /// The entity has another version than the caller expects.
+    /// The version of the entity is not one that the caller expects.
     OtherVersion,
     /// Another request was carried out under the same key.
     KeyReused,
-    /// A request was carried out under the same key, too long ago to be answered again.
+    /// A request was carried out under the same key, too long ago to repeat its answer.
     KeyExpired,
 }
 
 impl Refused {
-    /// Whether it holds whatever becomes of an earlier try of the same command that may still be under way. It does where
-    /// the id or the command id is taken: what still arrives is refused for that too.
+    /// Returns whether the refusal stays correct even if an earlier attempt at the same command is still in
+    /// progress. It does if the id or the command id is in use, because the earlier attempt will be refused
+    /// for the same reason.
     pub const fn is_settled(self) -> bool {
         matches!(self, Refused::IdTaken | Refused::KeyReused | Refused::KeyExpired)
     }
@@ -195,28 +199,28 @@ impl Refused {
 /// Why a request has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// The rules say no.
+    /// The rules refuse the request.
     Refused(Refused),
-    /// Too many wait. Nothing was done.
+    /// Too many requests are waiting. Nothing was done.
     Busy,
-    /// The deadline passed before it was begun. Nothing was done.
+    /// The deadline passed before the work began. Nothing was done.
     Expired,
-    /// This shard is not served here now. Nothing was done; ask again: the owner of its lease
-    /// (`node-name#boot-id`), if whoever says so knows another one.
+    /// This shard is not served here now. Nothing was done, and the caller may retry. Carries the owner of
+    /// the lease (`node-name#boot-id`), if the node that answers knows another owner.
     NotServing(Option<Arc<str>>),
-    /// No live node has the role that would serve it. Nothing was done; one may come back.
+    /// No live node has the role that serves this request. Nothing was done. Such a node may come back.
     NoNode(NodeRole),
-    /// The node that was asked does not know this kind of request: it runs another version. Nothing was
-    /// done.
+    /// The node that was asked does not know this kind of request, because it runs another version. Nothing
+    /// was done.
     Unsupported,
     /// The database could not be read or written. Nothing was done.
     Unavailable,
-    /// The commit's outcome is not known. Asking again with `maybe_done` is safe.
+    /// The outcome of the commit is not known. A retry with `maybe_done` is safe.
     Unknown,
 }
 
 impl Failure {
-    /// The name in logs and metrics.
+    /// Returns the name for logs and metrics.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Failure::Refused(Refused::NotFound) => "not_found",
@@ -237,11 +241,11 @@ impl Failure {
     }
 }
 
-/// What is asked of one entity.
+/// An operation on one entity.
 pub enum Op<E: Entity> {
-    /// Its state as of now.
+    /// Read the current state.
     Read,
-    /// A change.
+    /// Change the entity.
     Write(Write<E>),
 }
 
@@ -268,7 +272,7 @@ impl<E: Entity> Clone for Op<E> {
 }
 
 impl<E: Entity> Op<E> {
-    /// The name in logs.
+    /// Returns the name for logs.
     pub fn name(&self) -> &'static str {
         match self {
             Op::Read => "Read",
@@ -277,8 +281,8 @@ impl<E: Entity> Op<E> {
     }
 }
 
-/// Whether and until when a shard is held, as the holder may believe it.
+/// The lease of a shard, as its holder sees it.
 pub trait LeaseView {
-    /// Whether the lease holds at this moment, by the holder's own clock, with the margin taken off.
+    /// Returns whether the lease holds at `now`, by the holder's own clock and less the margin.
     fn holds(&self, now: MonoTime) -> bool;
 }

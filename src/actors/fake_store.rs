@@ -1,5 +1,5 @@
-//! A database in memory for tests of the actors that move events: outbox, lease and projection, with
-//! faults on order.
+//! A database in memory for tests of the actors that move events: outbox, lease and projection, with injected
+//! faults.
 
 mod topic_log;
 
@@ -25,16 +25,16 @@ use crate::store::{
     Result, Taken, TakenLease, TopicLog, UnreadableRow, Wanted,
 };
 
-/// How a call ends instead of as it should.
+/// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Nothing is done.
     Unavailable,
-    /// Nothing is done, but who knows.
+    /// Nothing is done, but the caller gets an unknown outcome.
     UnknownNotDone,
-    /// It is done, but who knows.
+    /// The work is done, but the caller gets an unknown outcome.
     UnknownDone,
-    /// The calling task dies.
+    /// The calling task panics.
     Panic,
 }
 
@@ -51,7 +51,7 @@ struct Lease {
 struct State {
     events: BTreeMap<i64, (OutboxEvent, Option<String>)>,
     lease: Lease,
-    /// How often somebody tried to take the lease.
+    /// The number of attempts to take the lease.
     takes: usize,
     versions: HashMap<PatientId, (i64, Option<Date>)>,
     by_type: HashMap<EventType, i64>,
@@ -63,7 +63,8 @@ struct State {
     parked: HashMap<PatientId, ParkRow>,
     log: Option<TopicLog>,
     anchors: BTreeMap<i32, LogAnchor>,
-    /// How far the replay has come, since when events are due, and whose turn came before.
+    /// The last place of the replay, the time from which events are replayed, and the patients replayed out
+    /// of turn.
     replay: Option<(PatientId, i64)>,
     replay_since: i64,
     replayed: HashSet<PatientId>,
@@ -82,7 +83,7 @@ impl State {
         self.log.as_ref().is_some_and(|log| log.no == log_no && !log.replay_done)
     }
 
-    /// Puts an event back, unless it waits already or is not due.
+    /// Puts an event back into the outbox, unless it is waiting there already or is too old for the replay.
     fn put_back(&mut self, seq: i64) -> u64 {
         let since = self.replay_since;
         let Some((event, published)) = self.events.get_mut(&seq) else { return 0 };
@@ -97,7 +98,7 @@ impl State {
     }
 }
 
-/// See above.
+/// The store; see the module.
 #[derive(Default)]
 pub(super) struct FakeStore {
     state: Mutex<State>,
@@ -108,32 +109,32 @@ impl FakeStore {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The next calls of `call` end like this.
+    /// Makes the next calls of `call` fail like this.
     pub(super) fn order(&self, call: &'static str, faults: &[Fault]) {
         self.lock().faults.entry(call).or_default().extend(faults);
     }
 
-    /// The event at `seq` cannot be read any more.
+    /// Makes the event at `seq` unreadable.
     pub(super) fn spoil(&self, seq: i64) {
         self.lock().spoiled.insert(seq);
     }
 
-    /// From now on each call that puts back events takes this long.
+    /// Makes each later call that puts events back take this long.
     pub(super) fn slow_put_back(&self, takes: Duration) {
         self.lock().put_back_takes = takes;
     }
 
-    /// How often somebody tried to take the lease, with success or without.
+    /// Returns the number of attempts to take the lease, successful or not.
     pub(super) fn takes(&self) -> usize {
         self.lock().takes
     }
 
-    /// How many faults were ordered and have not happened.
+    /// Returns the number of injected faults that have not happened yet.
     pub(super) fn faults_left(&self) -> usize {
         self.lock().faults.values().map(VecDeque::len).sum()
     }
 
-    /// Does `work` unless a fault is due.
+    /// Runs `work`, unless a fault is due.
     fn attempt<T>(&self, call: &'static str, work: impl FnOnce(&mut State) -> T) -> Result<T> {
         let mut state = self.lock();
         match state.faults.get_mut(call).and_then(VecDeque::pop_front) {
@@ -154,7 +155,7 @@ impl FakeStore {
         assert!(self.lock().events.insert(seq, (event, None)).is_none(), "seq {seq} is taken");
     }
 
-    /// Commits `events` with rising numbers.
+    /// Commits `events` with ascending sequence numbers.
     pub(super) fn commit_all(&self, events: impl IntoIterator<Item = RecordedEvent>) {
         let mut state = self.lock();
         let first = state.events.keys().next_back().map_or(1, |last| last + 1);
@@ -165,7 +166,7 @@ impl FakeStore {
         }
     }
 
-    /// Another log of this cluster takes the place of the one in use, and needs no replay.
+    /// Replaces the log in use by another log of this cluster, which needs no replay.
     pub(super) fn begin(&self, cluster: &str) {
         let mut state = self.lock();
         let no = state.log.as_ref().map_or(0, |log| log.no) + 1;
@@ -174,7 +175,7 @@ impl FakeStore {
         state.anchors.clear();
     }
 
-    /// The log of `kafka` is in use, if none was.
+    /// Puts the log of `kafka` in use, if none was.
     pub(super) async fn know(&self, kafka: &dyn Broker) {
         let cluster = kafka.cluster_id().await.expect("a cluster");
         let topic = kafka.names().topic.to_string();
@@ -185,37 +186,37 @@ impl FakeStore {
         }
     }
 
-    /// The log in use.
+    /// Returns the log in use.
     pub(super) fn log(&self) -> Option<TopicLog> {
         self.lock().log.clone()
     }
 
-    /// How many rows are parked.
+    /// Returns the number of parked rows.
     pub(super) fn parked(&self) -> usize {
         self.lock().parked.len()
     }
 
-    /// Every event can be read.
+    /// Makes every event readable again.
     pub(super) fn mend(&self) {
         self.lock().spoiled.clear();
     }
 
-    /// Events not marked as published.
+    /// Returns the number of events that are not marked as published.
     pub(super) fn unpublished_count(&self) -> usize {
         self.lock().events.values().filter(|(_, broker)| broker.is_none()).count()
     }
 
-    /// The version that was last counted of `patient`.
+    /// Returns the last counted version of `patient`.
     pub(super) fn counted_version(&self, patient: PatientId) -> i64 {
         self.lock().versions.get(&patient).map_or(0, |v| v.0)
     }
 
-    /// How many events were counted.
+    /// Returns the number of counted events.
     pub(super) fn counted(&self) -> i64 {
         self.lock().by_type.values().sum()
     }
 
-    /// How many events of one type were counted.
+    /// Returns the number of counted events of one type.
     pub(super) fn counted_of(&self, event_type: EventType) -> i64 {
         self.lock().by_type.get(&event_type).copied().unwrap_or(0)
     }
@@ -442,18 +443,18 @@ impl ProjectionStore for FakeStore {
     }
 }
 
-/// The id of the `n`th patient.
+/// Returns the id of the `n`th patient.
 pub(super) fn patient(n: usize) -> PatientId {
     PatientId(Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0000 + n as u128))
 }
 
-/// The event of patient `n` that leads to `version`: a registration, then updates.
+/// Returns the event of patient `n` that leads to `version`: a registration, then updates.
 pub(super) fn event(n: usize, version: i64) -> RecordedEvent {
     let event_type = if version == 1 { EventType::Created } else { EventType::Updated };
     event_of(n, version, event_type)
 }
 
-/// The event of patient `n` that leads to `version`.
+/// Returns the event of patient `n` of the given type that leads to `version`.
 pub(super) fn event_of(n: usize, version: i64, event_type: EventType) -> RecordedEvent {
     let at = crate::clock::SystemClock.now();
     let details = PatientDetails {
@@ -475,7 +476,7 @@ pub(super) fn event_of(n: usize, version: i64, event_type: EventType) -> Recorde
     }
 }
 
-/// Awaits a condition.
+/// Waits until the condition holds.
 pub(super) async fn until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + crate::kafka::testing::PATIENCE;
     while !condition() {

@@ -1,18 +1,19 @@
-//! The journal: gathers the appends of all shards of one kind on this node into transactions (group
-//! commit). Child of the node's supervisor.
+//! The journal: gathers the appends of all shards of one kind on this node into transactions (group commit).
+//! Child of the node's supervisor.
 //!
-//! While a transaction is in flight, appends gather; what has gathered goes into the next one. So an
-//! idle system waits for nothing and a busy one writes large batches. Several transactions may be in
-//! flight. A further one starts when enough appends have gathered, or when one of them has waited for longer
-//! than a commit normally takes: then the transactions in flight may be stuck.
+//! While a transaction is in flight, appends gather for the next one. So an idle system adds no wait, and a
+//! busy one writes large batches. Several transactions may be in flight. A further one starts when enough
+//! appends have gathered, or when one of them has waited longer than a commit normally takes, because the
+//! transactions in flight may be stuck.
 //!
 //! Invariants:
-//! - Every append ends in exactly one `Appended` to its shard, whatever dies: see `AppendTicket`.
-//! - No append waits for a transaction that hangs, while a further one may start.
-//! - An append whose deadline has passed before its transaction began is not begun.
-//! - The journal never awaits in `handle`.
-//! - Nobody is told of a commit before it is durable; nudges follow the commit.
-//! - What is committed is audited by the same transaction, or is not committed.
+//! - Every append ends in exactly one `Appended` to its shard, even if an actor or a task dies: see
+//!   `AppendTicket`.
+//! - No append waits for a transaction that hangs, as long as a further one may start.
+//! - An append whose deadline passes before its transaction begins is not begun.
+//! - `handle` never awaits.
+//! - A commit is reported only after it is durable. Nudges follow the commit.
+//! - A change and its audit entry commit in the same transaction, or neither does.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,49 +30,49 @@ use crate::context::{Hop, TraceContext};
 use crate::domain::time::{Clock, MonoTime};
 use crate::store::{self, AppendOutcome};
 
-/// The bounds of a journal.
+/// The limits of a journal.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Appends that may wait for a transaction; beyond it they fail as unavailable.
+    /// Appends that may wait for a transaction. Further ones end as `NotCommitted::Full`.
     pub queue_rows_max: usize,
-    /// Rows of one transaction.
+    /// The maximum number of rows per transaction.
     pub batch_rows_max: usize,
-    /// Rows that must have gathered before a further transaction starts beside one in flight.
+    /// The number of waiting rows that starts a further transaction beside one in flight.
     pub batch_rows_min: usize,
-    /// How long a row waits at most for others to gather.
+    /// The longest time that a row waits for others to gather.
     pub batch_wait: Duration,
-    /// Transactions in flight.
+    /// The maximum number of transactions in flight.
     pub transactions_max: usize,
 }
 
 /// Why an append was not committed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotCommitted {
-    /// The queue was full. It was not begun.
+    /// The queue was full. The append was not begun.
     Full,
-    /// Its deadline passed in the queue. It was not begun.
+    /// The deadline passed in the queue. The append was not begun.
     Late,
-    /// What the database says.
+    /// The store returned this error.
     Store(store::Error),
 }
 
-/// How an append ended.
+/// The result of an append.
 pub type AppendResult = std::result::Result<AppendOutcome, NotCommitted>;
 
 /// An append on its way to the database.
 pub struct JournalEntry<E: Entity> {
-    /// What is written.
+    /// The data to write.
     pub append: E::Append,
-    /// Past it the transaction is not begun.
+    /// The time after which the transaction is not begun.
     pub deadline: MonoTime,
-    /// When the shard sent it.
+    /// The time at which the shard sent the append.
     pub sent_at: MonoTime,
-    /// Who is told how it ended.
+    /// Reports the result to the shard.
     pub ticket: AppendTicket<E>,
 }
 
-/// The duty to tell a shard how an append ended. Dropped without having been told, by a dying journal
-/// or a panicking task, it says that the outcome is unknown: so no shard waits for ever.
+/// The obligation to report the result of an append to its shard. A ticket that is dropped unused, by a dying
+/// journal or a panicking task, reports an unknown outcome, so that no shard waits for ever.
 pub struct AppendTicket<E: Entity> {
     id: Uuid,
     trace: TraceContext,
@@ -80,7 +81,7 @@ pub struct AppendTicket<E: Entity> {
 }
 
 impl<E: Entity> AppendTicket<E> {
-    /// The duty to tell `shard` of the append for entity `id`, which the hop `trace` wants.
+    /// Creates the ticket for an append of entity `id` by `shard`, as a child of the trace context `trace`.
     pub fn new(
         id: Uuid,
         trace: TraceContext,
@@ -90,12 +91,12 @@ impl<E: Entity> AppendTicket<E> {
         AppendTicket { id, trace: trace.child(), clock, shard: Some(shard) }
     }
 
-    /// The hop of the append.
+    /// Returns the trace context of the append.
     pub fn trace(&self) -> &TraceContext {
         &self.trace
     }
 
-    /// Tells it.
+    /// Reports the result to the shard.
     pub fn end(mut self, result: AppendResult) {
         self.tell(result);
     }
@@ -103,7 +104,7 @@ impl<E: Entity> AppendTicket<E> {
     fn tell(&mut self, result: AppendResult) {
         if let Some(shard) = self.shard.take() {
             let ended = Ended { id: self.id, trace: self.trace, sent_at: self.clock.mono(), result };
-            // A shard that is gone has a successor with a new epoch, which asks the database.
+            // A shard that has ended is replaced by one with a new epoch, which reads the database.
             let _ = shard.send_message(ShardMessage::Appended(Box::new(ended)));
         }
     }
@@ -115,34 +116,34 @@ impl<E: Entity> Drop for AppendTicket<E> {
     }
 }
 
-/// What a journal is told.
+/// The messages of a journal.
 pub enum JournalMessage<E: Entity> {
-    /// By a shard: answered by `Appended`.
+    /// From a shard: answered with `Appended`.
     Append(Box<JournalEntry<E>>),
-    /// By the journal's own task: a transaction has ended.
+    /// From the journal's own task: a transaction has ended.
     TransactionEnded,
-    /// By the journal's own timer: the first row that waits may have waited for long enough.
+    /// From the journal's own timer: the oldest waiting row may have waited long enough.
     Gathered,
-    /// By the node at its stop: answered when nothing waits and nothing is in flight.
+    /// From the node when it stops: answered when nothing waits and nothing is in flight.
     Flush(RpcReplyPort<()>),
 }
 
 impl<E: Entity> ractor::Message for JournalMessage<E> {}
 
-/// Called after each commit of at least one row: a hint that spares its receiver a poll.
+/// Called after each commit of at least one row. A hint that saves its receiver a poll.
 pub type Nudge = Arc<dyn Fn() + Send + Sync>;
 
-/// What a journal needs.
+/// What a journal needs from the node.
 pub struct JournalArgs<E: Entity> {
     /// The database.
     pub store: Arc<E::Store>,
-    /// The clocks.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// The bounds.
+    /// The limits of the journal.
     pub limits: Limits,
-    /// Who is nudged after a commit.
+    /// Called after a commit.
     pub nudges: Vec<Nudge>,
-    /// The chains that the audit of what is committed goes to; none where nothing is audited.
+    /// The chains for the audit entries of commits; `None` where nothing is audited.
     pub audit: Option<Chains>,
 }
 
@@ -172,13 +173,13 @@ pub struct JournalState<E: Entity> {
     args: JournalArgs<E>,
     queue: VecDeque<JournalEntry<E>>,
     in_flight: usize,
-    /// Whether `Gathered` is on its way.
+    /// Whether a `Gathered` message is due.
     timed: bool,
     flushing: Vec<RpcReplyPort<()>>,
     meters: Meters,
 }
 
-/// What is in the journal now.
+/// The load of the journal now.
 struct Meters {
     waiting_rows: Gauge,
     transactions: Gauge,
@@ -280,7 +281,7 @@ impl<E: Entity> JournalState<E> {
         }
     }
 
-    /// How much longer the first row may wait for others; none if it has waited for long enough.
+    /// Returns how much longer the first row may wait for others, or `None` if it has waited long enough.
     fn left_to_gather(&self) -> Option<Duration> {
         let first = self.queue.front()?;
         let waited = self.args.clock.mono().since(first.sent_at);
@@ -301,7 +302,7 @@ impl<E: Entity> JournalState<E> {
         self.meters.transactions.set(self.in_flight as f64);
     }
 
-    /// The oldest entries that are still wanted.
+    /// Takes the oldest entries from the queue, and ends those whose deadline has passed.
     fn next_batch(&mut self) -> Vec<JournalEntry<E>> {
         let now = self.args.clock.mono();
         let mut batch = Vec::with_capacity(self.queue.len().min(self.args.limits.batch_rows_max));
@@ -318,7 +319,7 @@ impl<E: Entity> JournalState<E> {
     }
 }
 
-/// Counts a transaction out, even if its task panics.
+/// Reports the end of a transaction, even if its task panics.
 struct TransactionGuard<E: Entity>(ActorRef<JournalMessage<E>>);
 
 impl<E: Entity> Drop for TransactionGuard<E> {
@@ -327,7 +328,7 @@ impl<E: Entity> Drop for TransactionGuard<E> {
     }
 }
 
-/// One transaction, and the word to everyone concerned.
+/// Runs one transaction, and reports the results to the shards and the nudges.
 async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
     let begun = args.clock.mono();
     let (mut appends, mut waiting) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
@@ -372,7 +373,7 @@ async fn commit<E: Entity>(args: JournalArgs<E>, batch: Vec<JournalEntry<E>>) {
     }
 }
 
-/// Commits the batch together with what the audit keeps of it. Without that, nothing is committed.
+/// Commits the batch together with its audit entries. Without them, nothing is committed.
 async fn commit_audited<E: Entity>(
     args: &JournalArgs<E>,
     appends: &[E::Append],

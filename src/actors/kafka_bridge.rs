@@ -1,28 +1,30 @@
-//! The Kafka bridge: takes events from the outbox to the topic. Child of the node's supervisor; it keeps
-//! nothing that a restart would miss. One bridge of the cluster is active, under a lease; others stand by.
+//! The Kafka bridge: publishes events from the outbox to the topic. Child of the node's supervisor; it keeps
+//! no state that a restart would miss. One bridge of the cluster is active, under a lease; the others stand
+//! by.
 //!
-//! **Order.** For each patient, the first appearances of events in the log are in the order of versions.
-//! The window hands an event to the producer only when every earlier event of that patient is either marked
-//! as published in the outbox, hence was acknowledged, or was acknowledged to this bridge itself. So at
-//! the moment an event can first enter the log, all earlier ones are in it, whatever becomes of requests:
-//! retries, timeouts, a replaced producer, a restart, or two bridges that both think they hold the lease.
-//! Those may repeat an event, even after a later one (a request of a producer that was given up); readers
-//! know a repeat by its version. Nothing here relies on idempotence or on the lease: the one makes repeats
-//! rare, the other spares double work. The price: events of one patient go at one per round trip.
+//! **Order.** For each patient, events first appear in the log in the order of their versions. The window
+//! hands an event to the producer only after every earlier event of that patient was acknowledged, either to
+//! this bridge or, as its mark in the outbox shows, to an earlier one. So when an event can first enter the
+//! log, all earlier ones are in it, despite retries, timeouts, a replaced producer, a restart, or two bridges
+//! that both believe they hold the lease. These may repeat an event, even after a later one (a request of an
+//! abandoned producer); readers recognize a repeat by its version. The order relies neither on idempotence,
+//! which makes repeats rare, nor on the lease, which avoids duplicate work. The cost is that each patient's
+//! events take one round trip each.
 //!
 //! **Speed.** Reading, publishing and marking overlap, over different patients: see `window`.
 //!
 //! Other invariants:
-//! - Nothing is published before it is known which log the topic has, and before what earlier logs had and
-//!   analytics has not counted is put back. A new log is filled by a replay: see `log` and `store::TopicLogStore`.
-//! - Whether the topic has another log is looked at every `log_check_ms`, after the broker was away, and when an
-//!   event gets an offset that the log had before. Then nothing is published until it is known.
-//! - A row is marked only after its event was acknowledged, and only under the log that it was published to.
-//! - A row that cannot be read, or fails again and again, is parked for a while. It holds back its own patient's
-//!   later rows and nobody else's.
-//! - `handle` never awaits: every call of the store or the broker is a task that reports back, or that is
-//!   noticed when it dies. Failed calls are made again at the next tick.
-//! - Messages are hints: with every nudge lost, the tick still finds each row.
+//! - Nothing is published until the bridge knows the topic's log, and has put back the events of earlier logs
+//!   that analytics has not counted. A replay fills a new log: see `log` and `store::TopicLogStore`.
+//! - The bridge checks whether the topic has another log every `log_check_ms`, after the broker was
+//!   unavailable, and when an event gets an offset that the log had before. If it has, nothing is published
+//!   until the new log is known.
+//! - A row is marked only after its event was acknowledged, and only under the log to which it was published.
+//! - A row that cannot be read, or that fails repeatedly, is parked for a while. It holds back the later rows
+//!   of its own patient and no others.
+//! - `handle` never awaits. Every call of the store or the broker is a task that reports back; the death of a
+//!   task is noticed. Failed calls are repeated at the next tick.
+//! - Messages are hints: if every nudge is lost, the tick still finds each row.
 
 mod log;
 mod state;
@@ -60,48 +62,49 @@ const PART: &str = "bridge";
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// How often the outbox is read when nobody nudges, and failed calls are made again, in milliseconds.
+    /// Interval between reads of the outbox without a nudge, and between retries of failed calls, in
+    /// milliseconds.
     pub poll_ms: u64,
-    /// The pause between two reads of the outbox while events keep coming, in milliseconds: what gathers
-    /// meanwhile goes in one read, one batch and one mark. Zero: none.
+    /// Pause between two reads of the outbox while events keep coming, in milliseconds. Events that gather
+    /// meanwhile share one read, one batch and one mark. Zero means no pause.
     pub gather_ms: u64,
-    /// How long the lease holds from its taking or its last renewal, in milliseconds.
+    /// How long the lease lasts after it was taken or last renewed, in milliseconds.
     pub lease_ttl_ms: u64,
-    /// How often the outbox's depth is measured, in milliseconds.
+    /// Interval between measurements of the outbox's depth, in milliseconds.
     pub depth_poll_ms: u64,
-    /// How long one call of the store may take, in milliseconds.
+    /// Timeout of one store call, in milliseconds.
     pub store_timeout_ms: u64,
-    /// Rows in hand at most: waiting, at the producer, or delivered and not yet marked.
+    /// Maximum number of rows in hand: waiting, at the producer, or delivered but not yet marked.
     pub window_rows_max: usize,
-    /// Rows of one read at most.
+    /// Maximum number of rows per read.
     pub read_rows_max: usize,
-    /// Rows of one batch for the producer at most.
+    /// Maximum number of rows per batch for the producer.
     pub batch_rows_max: usize,
-    /// Batches at the producer at most.
+    /// Maximum number of batches at the producer.
     pub batches_max: usize,
-    /// Rows marked as published at once at most.
+    /// Maximum number of rows marked as published in one call.
     pub mark_rows_max: usize,
-    /// How long a row rests after its first failure, in milliseconds; it doubles with each further one.
+    /// How long a row rests after its first failure, in milliseconds. Doubles with each further failure.
     pub retry_min_ms: u64,
-    /// The longest such rest, in milliseconds.
+    /// Longest rest after a failure, in milliseconds.
     pub retry_max_ms: u64,
     /// How long a graceful stop waits for what is in flight, in milliseconds.
     pub drain_timeout_ms: u64,
-    /// How often it is checked that the topic still has the log that is known, in milliseconds.
+    /// Interval between checks that the topic still has the known log, in milliseconds.
     pub log_check_ms: u64,
-    /// Which events a new log gets again. At the embedded broker always `uncounted`.
+    /// Which events are published again to a new log. Always `uncounted` with the embedded broker.
     pub replay: ReplayOf,
-    /// How often a row fails before it is parked, while others get through.
+    /// Number of failures after which a row is parked, while other rows succeed.
     pub park_after_failures: u32,
-    /// How long a row is parked for the first time, in milliseconds; it doubles with each further time.
+    /// How long a row is parked the first time, in milliseconds. Doubles with each further time.
     pub park_min_ms: u64,
-    /// The longest such time, in milliseconds.
+    /// Longest time that a row is parked, in milliseconds.
     pub park_max_ms: u64,
-    /// How long an event may wait for Kafka before health says so, in milliseconds.
+    /// How long an event may wait for Kafka before health reports it, in milliseconds.
     pub waiting_max_ms: u64,
 }
 
-/// Which events a new log of the topic gets again.
+/// Which events are published again to a new log of the topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReplayOf {
@@ -109,7 +112,7 @@ pub enum ReplayOf {
     Everything,
     /// The events within the topic's retention, which is what the lost log would hold.
     Retention,
-    /// Only what analytics has not counted.
+    /// Only the events that analytics has not counted.
     Uncounted,
 }
 
@@ -140,7 +143,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The keys whose values are not allowed, each with what is.
+    /// Returns the keys whose values are not allowed, each with the allowed values.
     pub fn problems(&self) -> Vec<(&'static str, String)> {
         const DAY_MS: u64 = 86_400_000;
         let checks = [
@@ -200,34 +203,34 @@ impl Settings {
     }
 }
 
-/// What the bridge is told.
+/// The messages of the bridge.
 #[derive(RactorMessage)]
 pub enum BridgeMessage {
-    /// By the journal, after a commit: there are new events. May be lost.
+    /// From the journal, after a commit: there are new events. The message may get lost.
     Nudge,
-    /// By the node at its stop: no event is taken up any more. Answered when nothing is in flight and the
-    /// lease is given up (true), or when the time for it is up (false).
+    /// From the node when it stops: no further event is read or published. Answered with `true` when nothing
+    /// is in flight and the lease is released, or with `false` when the time for that has run out.
     Drain(RpcReplyPort<bool>),
-    /// By the link, from the bridge that was active: it has released its lease. May be lost.
+    /// From the bridge that was active, over the link: it has released its lease. The message may get lost.
     LeaseReleased,
-    /// By the bridge's own clock.
+    /// From the bridge's own timer.
     Tick,
-    /// By the bridge's own timer: the pause between two reads is over.
+    /// From the bridge's own timer: the pause between two reads is over.
     Gathered,
-    /// By the bridge's own tasks.
+    /// From the bridge's own tasks.
     Report(Report),
 }
 
-/// What a task of the bridge reports.
+/// The report of a task of the bridge.
 pub struct Report(Outcome);
 
 enum Outcome {
     Lease(Answer),
     LeaseDue,
     Prepared(Result<Box<Identified>, String>),
-    /// What a look at the log brought: why it seems to be another one, if it does.
+    /// The result of a check of the log. Carries the reason if the topic seems to have another log.
     Checked(Result<Option<String>, String>),
-    /// For the log of this number.
+    /// Carries the number of the log.
     Read(i64, store::Result<Found>),
     Published {
         batch: u64,
@@ -235,9 +238,9 @@ enum Outcome {
         sent: Vec<Sent>,
     },
     Rested(u64),
-    /// For the log of this number: whether it is still in use.
+    /// Carries the number of the log, and whether it is still in use.
     Marked(i64, store::Result<bool>),
-    /// For the log of this number.
+    /// Carries the number of the log.
     Parked(i64, store::Result<()>),
     Measured(Option<OutboxDepth>),
     Probed,
@@ -245,31 +248,31 @@ enum Outcome {
     DrainTimeout,
 }
 
-/// The highest offset known of each partition.
+/// The highest known offset of each partition.
 type Tops = HashMap<i32, i64>;
 
-/// What the bridge needs.
+/// What the bridge needs from the node.
 #[derive(Clone)]
 pub struct KafkaBridgeArgs {
-    /// Where the events are.
+    /// The outbox.
     pub outbox: Arc<dyn OutboxStore>,
-    /// Where it stands which log the topic has.
+    /// The store of the topic's logs.
     pub logs: Arc<dyn TopicLogStore>,
-    /// Where the lease is.
+    /// The store of the lease.
     pub leases: Arc<dyn LeaseStore>,
-    /// Where the events go.
+    /// The broker to which events are published.
     pub broker: Arc<dyn Broker>,
-    /// Where the bridge says how it is, as the part `bridge`.
+    /// Where the bridge reports its health, as the part `bridge`.
     pub health: Health,
-    /// The clocks.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// Who holds the lease: `node-name#boot-id`.
+    /// The owner of the lease: `node-name#boot-id`.
     pub owner: Arc<str>,
-    /// The nodes in sight.
+    /// The reachable nodes.
     pub members: Members,
-    /// Called when the lease was given up for another node.
+    /// Called after the lease was given up for another node.
     pub released: ReleasedHook,
-    /// The limits.
+    /// The limits of the bridge.
     pub settings: Settings,
 }
 
@@ -316,7 +319,7 @@ impl Actor for KafkaBridge {
         _event: SupervisionEvent,
         _state: &mut BridgeState,
     ) -> Result<(), ActorProcessingErr> {
-        // The bridge has no children; the default would stop it at any event.
+        // The bridge has no children. The default would stop the actor at any event.
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Patients: the handle the edges speak to, and what the sharded core needs to know of them.
+//! Patients: the handle that the edges use, and the `Entity` implementation for the sharded core.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ use crate::domain::sight::Seen;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AppendOutcome, AuditBatch, PatientAppend, PatientStore};
 
-/// Speaks to the patients of the whole cluster. Cloning is cheap.
+/// Sends requests to the patients of the whole cluster. Cloning is cheap.
 #[derive(Clone)]
 pub struct PatientHandle {
     asker: Asker<Patients>,
 }
 
 impl PatientHandle {
-    /// Asks by `asker`.
+    /// Creates a handle that sends its requests through `asker`.
     pub fn new(asker: Asker<Patients>) -> Self {
         PatientHandle { asker }
     }
@@ -36,10 +36,12 @@ impl PatientHandle {
     /// Registers a patient under `id`.
     ///
     /// # Errors
-    /// `AlreadyExists`: the id or the e-mail address is taken. Else as every change: `KeyReused`, `KeyExpired`: the
-    /// command id stands for another request, or for one of long ago. `Forbidden`: the record is restricted, and the
-    /// caller may not see it. `Overloaded`, `Unavailable` and `DeadlineExceeded`: nothing was done.
-    /// `OutcomeUnknown`: repeat under the same command id.
+    /// `AlreadyExists` if the id or the e-mail address is in use. Every change may also return:
+    ///
+    /// - `KeyReused` or `KeyExpired`: the command id belongs to another request, or to one of long ago.
+    /// - `Forbidden`: the record is restricted, and the caller may not see it.
+    /// - `Overloaded`, `Unavailable` or `DeadlineExceeded`: nothing was done.
+    /// - `OutcomeUnknown`: repeat the request under the same command id.
     pub async fn register(
         &self,
         ctx: &RequestContext,
@@ -53,8 +55,8 @@ impl PatientHandle {
     /// Replaces the details.
     ///
     /// # Errors
-    /// `NotFound`; `PreconditionFailed`: the record has none of the expected versions; `AlreadyExists`: the e-mail
-    /// address is taken; else as `register`.
+    /// `NotFound`; `PreconditionFailed` if the record has none of the expected versions; `AlreadyExists` if
+    /// the e-mail address is in use; otherwise as `register`.
     pub async fn update(
         &self,
         ctx: &RequestContext,
@@ -79,10 +81,10 @@ impl PatientHandle {
         self.change(ctx, id, PatientCommand::Patch(patch), conditions).await
     }
 
-    /// Marks the record restricted, or no longer so. It is not shown.
+    /// Marks the record as restricted, or removes the mark. Does not return the record.
     ///
     /// # Errors
-    /// `NotFound`; else as `register`.
+    /// `NotFound`; otherwise as `register`.
     pub async fn restrict(
         &self,
         ctx: &RequestContext,
@@ -93,7 +95,7 @@ impl PatientHandle {
         Ok(Changed { what: (), recorded: reply.made.is_recorded(None) })
     }
 
-    /// Ends the record. It is not shown.
+    /// Deletes the record. Does not return it.
     ///
     /// # Errors
     /// As `update`, without `AlreadyExists`.
@@ -108,8 +110,9 @@ impl PatientHandle {
         Ok(Changed { what: (), recorded: reply.made.is_recorded(keyed) })
     }
 
-    /// Carries `command` out and shows what it left behind. The shard has judged whether the caller may see the record
-    /// before it changed anything. What an earlier request made under the same key is judged by the record as it is now.
+    /// Carries out `command` and returns the resulting record. The shard checks that the caller may see the
+    /// record before it changes anything. If an earlier request under the same key made the change, access is
+    /// checked against the current record instead.
     async fn change(
         &self,
         ctx: &RequestContext,
@@ -130,17 +133,17 @@ impl PatientHandle {
         Ok(Changed { what, recorded: made.is_recorded(keyed) })
     }
 
-    /// The record as of now: never older than any answer given before this call.
+    /// Returns the current record, never an older one than any answer given before this call.
     ///
     /// # Errors
-    /// `NotFound`; `Forbidden`: it is restricted, and the caller may not see it; else as `register`, without
-    /// `OutcomeUnknown`.
+    /// `NotFound`; `Forbidden` if the record is restricted and the caller may not see it; otherwise as
+    /// `register`, without `OutcomeUnknown`.
     pub async fn get(&self, ctx: &RequestContext, id: PatientId) -> Result<Seen<Arc<Patient>>> {
         let patient = self.asker.read(ctx, id.0).await?.patient;
         Seen::now(patient, &ctx.caller).map_err(|_| restricted())
     }
 
-    /// A page of living patients, none of them restricted.
+    /// Returns a page of patients that are neither deleted nor restricted.
     ///
     /// # Errors
     /// As `get`, without `NotFound` and `Forbidden`.
@@ -158,10 +161,11 @@ impl PatientHandle {
         }
     }
 
-    /// The versions of `id` after `after`, the oldest first, whether the record has ended or not.
+    /// Returns the versions of `id` after version `after`, oldest first. Works for deleted records too.
     ///
     /// # Errors
-    /// As `get`; `NotFound`: there never was such a record. A record without such versions has an empty page.
+    /// As `get`, but `NotFound` only if the record never existed. If there are no later versions, the page is
+    /// empty.
     pub async fn history(
         &self,
         ctx: &RequestContext,
@@ -173,8 +177,8 @@ impl PatientHandle {
         self.as_newest(ctx, id, entries).await
     }
 
-    /// `what` of the record `id`, judged by its newest version. That is asked for after `what` was read, so that a mark
-    /// that was acknowledged before the request holds.
+    /// Returns `what` of the record `id` if the caller may see the newest version. The newest version is read
+    /// after `what`, so that a restriction acknowledged before this request takes effect.
     async fn as_newest<T>(&self, ctx: &RequestContext, id: PatientId, what: T) -> Result<Seen<T>> {
         let newest = match self.asker.read(ctx, id.0).await {
             Ok(reply) => reply.patient,
@@ -187,7 +191,8 @@ impl PatientHandle {
         Seen::of_record(&newest, what, &ctx.caller).map_err(|_| restricted())
     }
 
-    /// The end of an ended record. Few have more than a page of versions; the deadline of the request bounds it.
+    /// Returns the last version of a deleted record. Few records have more than one page of versions, and the
+    /// request's deadline limits the loop.
     async fn end_of(&self, ctx: &RequestContext, id: PatientId) -> Result<Option<HistoryEntry>> {
         let mut last: Option<HistoryEntry> = None;
         loop {
@@ -213,10 +218,11 @@ impl PatientHandle {
     }
 }
 
-/// Versions read at a time while the end of a record is looked for.
+/// Versions per page while the last version is looked up.
 const VERSIONS_MAX: u32 = 200;
 
-/// The change was made: to say that nothing was done would be wrong.
+/// Converts an error that comes after the change was made, because an error that means "nothing was done"
+/// would be wrong.
 fn made_but_not_shown(error: Error) -> Error {
     match error.code {
         ErrorCode::Forbidden => error,
@@ -231,29 +237,29 @@ fn another_answer() -> Error {
     Error::new(ErrorCode::Internal, "The answer is one to another question")
 }
 
-/// What a change came to.
+/// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changed<T> {
-    /// What it left behind.
+    /// The record or other value that the change resulted in.
     pub what: T,
-    /// A transaction of this request has recorded the access. If none has, the edge records it.
+    /// Whether a transaction of this request has recorded the access. If not, the edge records it.
     pub recorded: bool,
 }
 
 /// When a change was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Made {
-    /// By this request, or nothing was asked to be changed.
+    /// By this request. Also used for reads.
     Now,
-    /// Before, under the same command id.
+    /// By an earlier attempt or request with the same command id.
     Before,
-    /// Never: the record was as the change wants it.
+    /// Never, because the record was already as requested.
     Nothing,
 }
 
 impl Made {
-    /// Whether a transaction of this request has recorded the access. What was made before under a key may have been
-    /// made by an earlier request; without one it was made by an earlier try of this request.
+    /// Returns whether a transaction of this request has recorded the access. A change made before under a
+    /// key may come from an earlier request; without a key it comes from an earlier attempt of this request.
     const fn is_recorded(self, keyed: Option<Fingerprint>) -> bool {
         match self {
             Made::Now => true,
@@ -263,12 +269,12 @@ impl Made {
     }
 }
 
-/// The answer of a shard to a read or a change of one patient. It stays within the actors: an edge gets `Seen`.
+/// A shard's answer to a read or change of one patient. It stays inside the actors; an edge gets `Seen`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatientReply {
-    /// The record as it is, or as the change left it.
+    /// The current record, or the record after the change.
     pub(in crate::actors) patient: Arc<Patient>,
-    /// Of a change: when it was made.
+    /// When the change was made; `Now` for a read.
     pub(in crate::actors) made: Made,
 }
 
@@ -278,27 +284,27 @@ impl From<Arc<Patient>> for PatientReply {
     }
 }
 
-/// The kind.
+/// The kind of patients.
 pub struct Patients;
 
-/// A question about many patients, or many versions of one.
+/// A query about many patients, or about many versions of one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PatientQuery {
-    /// A page of living patients.
+    /// A page of patients that are not deleted.
     Search(PatientSearch),
-    /// A page of the versions of one.
+    /// A page of the versions of one patient.
     History {
-        /// Whose.
+        /// The patient.
         id: PatientId,
-        /// Versions after this one.
+        /// Return only versions after this one.
         after: Version,
-        /// The most rows.
+        /// The maximum number of rows.
         limit_rows: u32,
     },
 }
 
 impl PatientQuery {
-    /// The most rows of the answer.
+    /// Returns the maximum number of rows of the answer.
     pub const fn limit_rows(&self) -> u32 {
         match self {
             PatientQuery::Search(search) => search.limit_rows,
@@ -452,14 +458,15 @@ impl Entity for Patients {
     }
 }
 
-/// Why the glass was broken for `append`, if it was: for a change of a restricted record, and for taking the mark off.
+/// Returns the caller's break-glass reason, if `append` needed one: for a change of a restricted record, and
+/// for removing the restriction.
 fn reason(append: &PatientAppend) -> Option<Box<str>> {
     let marked = append.recorded.event.patient().restricted;
     let needed = if append.action == Action::PatientRestrict { !marked } else { marked };
     append.caller.break_glass.as_deref().filter(|_| needed).map(Into::into)
 }
 
-/// The unique form of the address that `event` frees, if it frees one.
+/// Returns the unique form of the e-mail address that `event` frees, if any.
 fn released_email_key(before: &PatientState, event: &PatientEvent) -> Option<String> {
     let PatientState::Active(patient) = before else { return None };
     let old = patient.details.email_key();

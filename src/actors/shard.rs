@@ -1,7 +1,7 @@
 //! A shard: the one actor that decides for the entities hashed to it. Child of its `Region`.
 //!
-//! Invariants: it never awaits in `handle`; all rules of order and of leases are in `core`. Reads of
-//! the database run in tasks of their own, whose end, however it comes, is told to the shard.
+//! Invariants: `handle` never awaits. All rules about order and leases are in `core`. Reads of the database
+//! run in tasks of their own, and each task reports its end to the shard, even if it panics.
 
 mod core;
 
@@ -23,77 +23,77 @@ use crate::domain::ids::{CommandId, EventId, ShardNo};
 use crate::domain::time::{Clock, MonoTime, Timestamp};
 use crate::store;
 
-/// The bounds of one shard.
+/// The limits of one shard.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Entities kept in memory with nothing under way; the least recently used go first.
+    /// Entities kept in memory with nothing in progress. The least recently used are evicted first.
     pub hot_entities_max: usize,
-    /// Entities with a load or an append under way; beyond it requests are answered `Busy`.
+    /// Entities with a load or an append in progress. Further requests are answered with `Busy`.
     pub active_entities_max: usize,
-    /// Requests that may wait for one entity; beyond it they are answered `Busy`.
+    /// Requests that may wait for one entity. Further ones are answered with `Busy`.
     pub entity_queue_max: usize,
     /// How long one read of the database may take.
     pub load_timeout: Duration,
 }
 
-/// A question to one entity, on its way from the directory to the shard.
+/// A request for one entity, on its way from the directory to the shard.
 pub struct Ask<E: Entity> {
-    /// Which entity.
+    /// The entity.
     pub id: Uuid,
-    /// What is asked.
+    /// The operation.
     pub op: Op<E>,
-    /// The last hop.
+    /// The trace context of the last hop.
     pub trace: TraceContext,
-    /// When the caller no longer waits.
+    /// The time after which the caller no longer waits.
     pub deadline: MonoTime,
-    /// When the last hop sent it.
+    /// The time at which the last hop sent the request.
     pub sent_at: MonoTime,
-    /// Who asks.
+    /// The caller.
     pub caller: Caller,
-    /// Where the answer goes. Dropped unanswered if an actor on the way dies.
+    /// The handle for the answer. Dropped without an answer if an actor on the way dies.
     pub reply: ReplyTo<E::Answer>,
 }
 
-/// What a shard is told.
+/// The messages of a shard.
 pub enum ShardMessage<E: Entity> {
-    /// By the region: answered on `reply` as soon as it can be.
+    /// From the region: answered on `reply` as soon as possible.
     Ask(Box<Ask<E>>),
-    /// By the shard's own task: a read of the database has ended.
+    /// From the shard's own task: a read of the database has ended.
     Loaded(Box<Ended<store::Result<Loaded<E>>>>),
-    /// By the journal: an append has ended.
+    /// From the journal: an append has ended.
     Appended(Box<Ended<AppendResult>>),
-    /// By the region: the lease is held under its next epoch.
+    /// From the region: the lease is held under its next epoch.
     Refenced(HeldLease),
-    /// By the region: the lease is lost or is to be given up. The shard stops itself when what is
-    /// being committed has ended.
+    /// From the region: the lease is lost or is to be given up. The shard stops itself when its commits in
+    /// progress have ended.
     StopServing,
 }
 
 impl<E: Entity> ractor::Message for ShardMessage<E> {}
 
-/// How something ended that a shard had begun.
+/// The end of a load or an append that the shard started.
 pub struct Ended<R> {
-    /// Of which entity.
+    /// The entity.
     pub id: Uuid,
-    /// The hop of it.
+    /// The trace context of the load or append.
     pub trace: TraceContext,
-    /// When it was told.
+    /// The time at which this message was sent.
     pub sent_at: MonoTime,
-    /// How it ended.
+    /// The result.
     pub result: R,
 }
 
-/// What a shard needs of the node.
+/// What a shard needs from the node.
 pub struct ShardEnv<E: Entity> {
     /// The database.
     pub store: Arc<E::Store>,
-    /// The clocks.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
     /// The node's journal of this kind.
     pub journal: Address<JournalMessage<E>>,
-    /// The region.
+    /// The shard's region.
     pub region: ActorRef<RegionMessage<E>>,
-    /// The bounds.
+    /// The limits of the shard.
     pub limits: Limits,
 }
 
@@ -111,11 +111,11 @@ impl<E: Entity> Clone for ShardEnv<E> {
 
 /// The arguments of one incarnation.
 pub struct ShardArgs<E: Entity> {
-    /// Which shard.
+    /// The number of the shard.
     pub shard: ShardNo,
-    /// The lease it serves under.
+    /// The lease under which the shard serves.
     pub lease: HeldLease,
-    /// What it needs.
+    /// What the shard needs from the node.
     pub env: ShardEnv<E>,
 }
 
@@ -128,7 +128,7 @@ impl<E: Entity> Default for Shard<E> {
     }
 }
 
-/// Where an answer goes.
+/// The handle for an answer.
 type Ticket<E> = ReplyTo<<E as Entity>::Answer>;
 
 /// The state of one incarnation.
@@ -249,7 +249,7 @@ impl<E: Entity> ShardState<E> {
         .log();
     }
 
-    /// Tells the core of an end, and logs it.
+    /// Passes the end of a load or an append to the core, and logs it.
     fn note<R>(
         &mut self,
         message: &'static str,
@@ -270,7 +270,7 @@ impl<E: Entity> ShardState<E> {
         .log();
     }
 
-    /// What the message just handled came to: its own effects are the last ones.
+    /// Returns the outcome of the message just handled, for the log. Its effects are the last ones.
     fn outcome(&self) -> &'static str {
         match self.core.last_effect() {
             Some(Effect::Reply(_, Ok(_))) => "ok",
@@ -292,7 +292,7 @@ impl<E: Entity> ShardState<E> {
                     let ticket = AppendTicket::new(id, trace, Arc::clone(&self.env.clock), myself.clone());
                     E::committed_by(&mut append, ticket.trace());
                     let entry = JournalEntry { append, deadline, sent_at: self.env.clock.mono(), ticket };
-                    // If no journal is there, the ticket is dropped and says so to this shard.
+                    // If no journal is running, the ticket is dropped, which reports that to this shard.
                     self.env.journal.cast(JournalMessage::Append(Box::new(entry)));
                 }
                 Effect::Refence => {
@@ -327,8 +327,8 @@ impl<E: Entity> ShardState<E> {
     }
 }
 
-/// Tells the shard how a read ended, even if the task panics: a read without an end would keep its
-/// entity waiting for ever.
+/// Reports the end of a read to the shard, even if the task panics. Without a report the entity would wait
+/// for ever.
 struct LoadReport<E: Entity> {
     id: Uuid,
     trace: TraceContext,

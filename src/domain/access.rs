@@ -1,34 +1,34 @@
-//! Who asks, and who may do what: callers, roles, and the one table of roles and actions.
+//! Callers, roles, and the one table of which role may perform which action.
 //!
-//! Every route and every remote procedure that needs a caller names its `Action`; the edges ask
-//! `Action::permits` and nothing else. The match in `Action::row` is exhaustive: an action without a row
-//! does not compile, and neither does a route without an action.
+//! Every route and every remote procedure that needs a caller names its `Action`. The edges check permissions
+//! with `Action::permits` alone. The match in `Action::row` is exhaustive: an action without a row does not
+//! compile, and neither does a route without an action.
 
 use std::sync::Arc;
 
-/// What a user is. One role each; what it may do, `Action` says.
+/// The role of a user. Each user has one; `Action` defines what it permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Runs the system: users, the cluster, and the records but for those marked restricted.
+    /// Administers users and the cluster; reads and writes records that are not restricted.
     Admin,
     /// Treats patients: reads and writes records.
     Clinician,
     /// Receives patients: registers, reads and corrects records.
     FrontDesk,
-    /// Charges patients: accounts, and of the records the names.
+    /// Charges patients: reads and opens accounts, and sees only the names in records.
     Billing,
-    /// Counts patients: analytics alone.
+    /// Reads analytics only.
     Analyst,
-    /// Looks at who did what: the access audit alone.
+    /// Reads the access log only.
     Auditor,
 }
 
 impl Role {
-    /// All roles, for messages that say what is allowed.
+    /// All roles, for messages that list the allowed ones.
     pub const ALL: &'static [Role] =
         &[Role::Admin, Role::Clinician, Role::FrontDesk, Role::Billing, Role::Analyst, Role::Auditor];
 
-    /// The name in tokens, in the database, between nodes and on the command line.
+    /// Returns the name used in tokens, in the database, between nodes and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Role::Admin => "ADMIN",
@@ -40,18 +40,18 @@ impl Role {
         }
     }
 
-    /// The role of that name, if there is one. A name that is not known here is no role at all: a node of
-    /// an older version refuses what a newer role asks.
+    /// Returns the role of that name, or `None` if the name is unknown. So a node of an older version refuses
+    /// requests of a newer role.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|role| role.as_str() == name)
     }
 
-    /// Whether this role may see a restricted record by saying why.
+    /// Returns whether this role may see a restricted record if the caller gives a reason.
     pub const fn breaks_glass(self) -> bool {
         matches!(self, Role::Clinician)
     }
 
-    /// How much of a record this role is shown.
+    /// Returns how much of a record this role is shown.
     pub const fn sees(self) -> View {
         match self {
             Role::Billing => View::NameOnly,
@@ -63,65 +63,66 @@ impl Role {
 /// How much of a patient's record is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// All of it.
+    /// The whole record.
     Whole,
-    /// The id and the name.
+    /// Only the id and the name.
     NameOnly,
 }
 
-/// What a caller may want to do. Routes and remote procedures map to these.
+/// An action that a caller may request. Routes and remote procedures map to these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// See many records.
+    /// List or search records.
     PatientList,
-    /// See one record.
+    /// Read one record.
     PatientRead,
-    /// Make a record.
+    /// Register a patient.
     PatientRegister,
     /// Change a record.
     PatientUpdate,
-    /// End a record.
+    /// Delete a record.
     PatientDelete,
-    /// Mark a record restricted, or no longer so.
+    /// Mark a record as restricted, or remove the mark.
     PatientRestrict,
-    /// See a patient's account.
+    /// Read a patient's account.
     AccountRead,
     /// Open a patient's account.
     AccountOpen,
-    /// See the counts.
+    /// Read the counts.
     AnalyticsRead,
-    /// See how the cluster is.
+    /// Read the status of the cluster.
     ClusterRead,
-    /// See who may log in.
+    /// List the users.
     UserList,
-    /// Let somebody log in.
+    /// Create a user.
     UserCreate,
     /// Change a user's role, or disable a user.
     UserChange,
     /// Change one's own password.
     OwnPassword,
-    /// Ask whether one's own token holds.
+    /// Check one's own token.
     OwnToken,
-    /// See who accessed what.
+    /// Read the access log.
     AuditRead,
     /// End one's own sessions.
     OwnSessions,
-    /// See how a record came to be what it is.
+    /// Read the earlier versions of a record.
     PatientHistory,
-    /// Move old rows of the audit into a file. A command of the program, and not a request: no role may.
+    /// Move old rows of the access log into a file. This is a command of the program and not a request, so no
+    /// role may.
     AuditArchive,
 }
 
-/// What is said of an action.
+/// A row of the table of actions.
 struct Row {
-    /// The name in the audit.
+    /// The name in the access log.
     name: &'static str,
-    /// The number in the audit. Never changes, and is never used again.
+    /// The number in the access log. Never changes, and is never reused.
     code: u8,
-    /// Who may.
+    /// The roles that may perform the action.
     roles: &'static [Role],
-    /// Whether it touches what is known of a patient, or who may see it: then each time is audited, and not
-    /// the denials alone.
+    /// Whether each use is audited, because the action concerns patient data or access to it. Denials are
+    /// audited in any case.
     audited: bool,
 }
 
@@ -149,7 +150,7 @@ impl Action {
         Action::AuditArchive,
     ];
 
-    /// The table.
+    /// Returns the action's row of the table.
     const fn row(self) -> Row {
         use Role::{Admin, Analyst, Auditor, Billing, Clinician, FrontDesk};
         const fn row(name: &'static str, code: u8, roles: &'static [Role], audited: bool) -> Row {
@@ -178,52 +179,53 @@ impl Action {
         }
     }
 
-    /// The name in the audit and in the interface.
+    /// Returns the name in the access log and in the API.
     pub const fn as_str(self) -> &'static str {
         self.row().name
     }
 
-    /// The number in the audit. Never changes.
+    /// Returns the number in the access log. It never changes.
     pub const fn code(self) -> u8 {
         self.row().code
     }
 
-    /// The action of that number.
+    /// Returns the action of that number, if there is one.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.code() == code)
     }
 
-    /// The action of that name.
+    /// Returns the action of that name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.as_str() == name)
     }
 
-    /// Whether a caller of `role` may.
+    /// Returns whether a caller of `role` may perform the action.
     pub fn permits(self, role: Role) -> bool {
         self.row().roles.contains(&role)
     }
 
-    /// Whether each time is audited; a denial is in any case.
+    /// Returns whether each use is audited. Denials are audited in any case.
     pub const fn is_audited(self) -> bool {
         self.row().audited
     }
 }
 
-/// The named caller behind a request: recorded with every event it causes.
+/// The named caller of a request, recorded with every event that the request causes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The user's e-mail address, or the name of a part of the system acting by itself (`system:billing-relay`).
+    /// The user's e-mail address, or the name of a part of the system that acts by itself
+    /// (`system:billing-relay`).
     pub subject: Arc<str>,
-    /// What the caller may do.
+    /// The role, which defines what the caller may do.
     pub role: Role,
-    /// From which address the request came, as the edge saw it. None for a part of the system.
+    /// The client address, as the edge saw it. `None` for a part of the system.
     pub from: Option<std::net::IpAddr>,
-    /// Why the caller needs to see a restricted record, in the caller's words, up to 500 characters. It opens nothing
-    /// for a role that does not break the glass: see `sees_restricted`.
+    /// The reason for access to restricted records, in the caller's words, up to 500 characters. It has no
+    /// effect unless the role may break the glass: see `sees_restricted`.
     pub break_glass: Option<Arc<str>>,
 }
 
-/// Never prints the subject, nor where it is, nor why.
+/// Never prints the subject, the address or the reason.
 impl std::fmt::Debug for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Caller").field("role", &self.role).finish_non_exhaustive()
@@ -231,12 +233,13 @@ impl std::fmt::Debug for Caller {
 }
 
 impl Caller {
-    /// A part of the system that acts by itself, such as a relay.
+    /// Returns the caller for a part of the system that acts by itself, such as a relay.
     pub fn system(part: &str) -> Self {
         Caller { subject: format!("system:{part}").into(), role: Role::Admin, from: None, break_glass: None }
     }
 
-    /// Whether this caller sees and changes restricted records: the role may break the glass, and a reason is given.
+    /// Returns whether this caller may see and change restricted records: the role may break the glass, and a
+    /// reason is given.
     pub const fn sees_restricted(&self) -> bool {
         self.role.breaks_glass() && self.break_glass.is_some()
     }
@@ -286,7 +289,7 @@ mod tests {
         assert_eq!(codes.len(), Action::ALL.len());
     }
 
-    /// Every cell, written down a second time: a change of the table is a change of this text.
+    /// Every cell of the table, repeated here, so that a change of the table must change this text too.
     #[test]
     fn the_table_is_what_was_agreed() {
         let agreed = "

@@ -1,28 +1,28 @@
-//! A patient's billing account. The ledger will be its events; so far an account is opened and stays.
+//! A patient's billing account. The ledger will be its events; so far an account is only opened.
 
 use std::sync::Arc;
 
 use super::ids::{AccountId, PatientId};
 use super::time::Timestamp;
 
-/// An account as it stands.
+/// The current state of an account.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Account {
     /// The account's own id.
     pub id: AccountId,
-    /// Whose account it is. Unique: a patient has at most one.
+    /// The patient. Unique, because a patient has at most one account.
     pub patient_id: PatientId,
     /// The holder's name when the account was opened.
     pub name: Box<str>,
     /// The holder's e-mail address when the account was opened.
     pub email: Box<str>,
-    /// Whether it may be charged.
+    /// Whether the account may be charged.
     pub status: AccountStatus,
-    /// When it was opened.
+    /// When the account was opened.
     pub opened_at: Timestamp,
 }
 
-/// Never prints the holder's name and address.
+/// Never prints the holder's name and e-mail address.
 impl std::fmt::Debug for Account {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Account")
@@ -43,23 +43,23 @@ impl AccountStatus {
     /// Every status.
     pub const ALL: [AccountStatus; 1] = [AccountStatus::Active];
 
-    /// The published name.
+    /// Returns the published name.
     pub const fn as_str(self) -> &'static str {
         match self {
             AccountStatus::Active => "ACTIVE",
         }
     }
 
-    /// The status of that name.
+    /// Returns the status of that name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 }
 
-/// What a caller wants done.
+/// The command to open an account.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OpenAccount {
-    /// The id the account gets if it is new.
+    /// The id that a new account gets.
     pub account_id: AccountId,
     /// The holder's name.
     pub name: Box<str>,
@@ -73,10 +73,10 @@ impl std::fmt::Debug for OpenAccount {
     }
 }
 
-/// Opening an account that exists is no error and changes nothing: `Err` holds the account as it is.
+/// Returns the account to open. Opening an account that exists changes nothing.
 ///
 /// # Errors
-/// The account that exists already.
+/// Returns the existing account, if there is one. This is not a failure.
 pub fn decide(
     patient_id: PatientId,
     state: Option<&Arc<Account>>,

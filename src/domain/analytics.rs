@@ -1,4 +1,4 @@
-//! What is counted of the events, and how the counts read.
+//! The counts of events, and the summary computed from them.
 
 use ::time::Date;
 
@@ -6,36 +6,36 @@ use super::event::EventType;
 use super::ids::{PatientId, Version};
 use super::time::Timestamp;
 
-/// What the projection needs of a published event.
+/// The data of a published event that the projection needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// Whom it concerns.
+    /// The patient.
     pub patient_id: PatientId,
-    /// The patient's version after it: what makes a repeat known as one.
+    /// The patient's version after the event, by which a repeat is recognized.
     pub version: Version,
-    /// What happened.
+    /// The type of the event.
     pub event_type: EventType,
-    /// When it happened; a registration counts on this UTC day.
+    /// When the event was decided. A registration counts on this UTC day.
     pub at: Timestamp,
-    /// The date of birth after it. None for a deletion.
+    /// The date of birth after the event. `None` for a deletion.
     pub date_of_birth: Option<Date>,
 }
 
-/// The counts as they are stored, before they are put into bands.
+/// The stored counts, before they are grouped into age bands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// How many events of each type have been counted, each once.
+    /// The number of events of each type.
     pub by_event_type: Vec<(EventType, i64)>,
-    /// Registrations on each day asked for that had any, oldest first.
+    /// Registrations per requested day, oldest first. Days without registrations are left out.
     pub registrations: Vec<(Date, i64)>,
-    /// Living patients.
+    /// The number of patients that are not deleted.
     pub living: i64,
-    /// Living patients who were born on each day asked for or before it, the earliest day first.
+    /// For each requested day, earliest first, the number of such patients born on or before it.
     pub born_by: Vec<(Date, i64)>,
 }
 
-/// The ages that are counted together: the first and last year of age of a band, both included. Each band begins where
-/// the one before it ends, and the first begins with birth.
+/// The age bands: name, first and last year of age, both included. Each band begins where the previous one
+/// ends, and the first begins at birth.
 pub const AGE_BANDS: [(&str, i32, i32); 6] = [
     ("0-17", 0, 17),
     ("18-34", 18, 34),
@@ -45,43 +45,43 @@ pub const AGE_BANDS: [(&str, i32, i32); 6] = [
     ("80+", 80, i32::MAX),
 ];
 
-/// How many days `registrationsByDay` covers, today included.
+/// The number of days that `registrationsByDay` covers, today included.
 pub const REGISTRATION_DAYS: i64 = 30;
 
-/// The summary as it is shown.
+/// The summary shown to callers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    /// Created less deleted.
+    /// Registrations minus deletions.
     pub total_patients: i64,
-    /// Every type, zeros included.
+    /// Events of every type, zeros included.
     pub by_event_type: Vec<(EventType, i64)>,
-    /// Every one of the last `REGISTRATION_DAYS` days, zeros included, oldest first.
+    /// Registrations on each of the last `REGISTRATION_DAYS` days, zeros included, oldest first.
     pub registrations_by_day: Vec<(Date, i64)>,
-    /// Every band of `AGE_BANDS`, zeros included.
+    /// Patients in every band of `AGE_BANDS`, zeros included.
     pub age_bands: Vec<(&'static str, i64)>,
 }
 
-/// Completed years between `birth` and `today`, as people count them: a birthday on 29 February is
-/// kept on 1 March in a common year. Never negative.
+/// Returns the completed years between `birth` and `today`. A birthday on 29 February counts as 1 March in a
+/// common year. Never negative.
 pub fn age_on(birth: Date, today: Date) -> i32 {
     let had_birthday = (u8::from(today.month()), today.day()) >= (u8::from(birth.month()), birth.day());
     (today.year() - birth.year() - i32::from(!had_birthday)).max(0)
 }
 
-/// The last date of birth of those who are at least `age` years old on `today`.
+/// Returns the latest date of birth of a person who is at least `age` years old on `today`.
 pub fn latest_birth(age: i32, today: Date) -> Date {
     let in_year = |day| Date::from_calendar_date(today.year() - age, today.month(), day);
-    // On 29 February those are as old who were born on the 28th of a common year.
+    // If `today` is 29 February and the year of birth is a common year, the latest date is the 28th.
     in_year(today.day()).or_else(|_| in_year(today.day() - 1)).unwrap_or(Date::MIN)
 }
 
-/// The days that `Counts::born_by` is asked for on `today`: for each band of `AGE_BANDS` but the first, the last date
-/// of birth of those who are old enough for it.
+/// Returns the days for which `Counts::born_by` is requested on `today`: for each band of `AGE_BANDS` except
+/// the first, the latest date of birth that is old enough for it.
 pub fn band_births(today: Date) -> Vec<Date> {
     AGE_BANDS.iter().skip(1).map(|(_, from, _)| latest_birth(*from, today)).collect()
 }
 
-/// The summary of `counts` on `today`, asked for with the days of `band_births(today)`.
+/// Returns the summary of `counts` on `today`. The counts must be for the days of `band_births(today)`.
 pub fn summarize(counts: &Counts, today: Date) -> Summary {
     let count_of =
         |event_type| counts.by_event_type.iter().find(|(t, _)| *t == event_type).map_or(0, |(_, n)| *n);
@@ -152,7 +152,7 @@ mod tests {
             by_event_type: vec![(EventType::Created, 5), (EventType::Deleted, 2)],
             registrations: vec![(date!(2026 - 03 - 01), 9), (date!(2026 - 03 - 02), 1), (today, 4)],
             living: 3,
-            // One is 18 today, one will be tomorrow, and one was born in 1940.
+            // One patient turns 18 today, one turns 18 tomorrow, and one was born in 1940.
             born_by: band_births(today).into_iter().zip([2, 1, 1, 1, 1]).collect(),
         };
         let summary = summarize(&counts, today);

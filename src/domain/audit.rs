@@ -1,5 +1,5 @@
-//! An access, as the audit keeps it: who did what, to whose record, when, from where, in which trace, and
-//! what came of it.
+//! An entry of the access log: which caller did what to which record, when, from where, in which trace, and
+//! with which outcome.
 
 use std::fmt;
 
@@ -8,21 +8,21 @@ use super::email::EMAIL_MAX_CHARS;
 use super::ids::{EventId, PatientId, Version};
 use super::time::Timestamp;
 
-/// What came of an access.
+/// The outcome of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
-    /// It was done, or shown.
+    /// The action was carried out, or the record was shown.
     Done,
-    /// The caller may not.
+    /// The caller has no permission.
     Denied,
-    /// The rules said no: not there, taken, not valid.
+    /// The rules refused the request: not found, already in use, or invalid.
     Refused,
-    /// It could not be done; nothing was.
+    /// The request failed, and nothing was done.
     Failed,
-    /// Whether it was done is not known.
+    /// The outcome is not known.
     Unknown,
-    /// A change went to the database, in the same transaction as this entry. It was done if its event is there;
-    /// if not, another entry tells what the caller was answered.
+    /// A change was written in the same transaction as this entry. It was made if its event is in the
+    /// database. If not, another entry records what the caller was answered.
     Submitted,
 }
 
@@ -37,11 +37,11 @@ impl Outcome {
         Outcome::Submitted,
     ];
 
-    /// Those that the interface shows. An entry that was submitted is shown as what came of it.
+    /// The outcomes that the API shows. A submitted entry is shown with its actual outcome.
     pub const SHOWN: [Outcome; 5] =
         [Outcome::Done, Outcome::Denied, Outcome::Refused, Outcome::Failed, Outcome::Unknown];
 
-    /// The name in the interface.
+    /// Returns the name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Outcome::Done => "DONE",
@@ -53,12 +53,12 @@ impl Outcome {
         }
     }
 
-    /// The outcome of that name.
+    /// Returns the outcome of that name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.as_str() == name)
     }
 
-    /// The number in the audit. Never changes.
+    /// Returns the number in the access log. It never changes.
     pub const fn code(self) -> u8 {
         match self {
             Outcome::Done => 1,
@@ -70,40 +70,40 @@ impl Outcome {
         }
     }
 
-    /// The outcome of that number.
+    /// Returns the outcome of that number, if there is one.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|outcome| outcome.code() == code)
     }
 }
 
-/// The change that a `Submitted` entry stands for.
+/// The change to which a `Submitted` entry belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Change {
-    /// Its event.
+    /// The event of the change.
     pub event: EventId,
-    /// The version that the patient has after it.
+    /// The version of the patient after the change.
     pub version: Version,
 }
 
-/// The most characters that are kept of a search.
+/// The maximum number of characters kept of a search.
 const SEARCH_MAX_CHARS: usize = 1000;
 
-/// What an access was about, beside whose records.
+/// Details of an access, besides the patients.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Detail {
-    /// The user who was made or changed, by the e-mail address.
+    /// The e-mail address of the user who was created or changed.
     pub account: Option<Box<str>>,
-    /// The role that the user was to have, or has now.
+    /// The requested or current role of that user.
     pub role: Option<Role>,
-    /// Whether the user was to be kept out, or is now.
+    /// Whether that user was to be disabled, or is now.
     pub disabled: Option<bool>,
     /// Whether the record was to be restricted, or is now.
     pub restricted: Option<bool>,
-    /// What was searched for: the parameters of the request.
+    /// The search parameters of the request.
     pub search: Option<Box<str>>,
 }
 
-/// Never prints who was changed, nor what was searched for.
+/// Never prints the changed user or the search.
 impl fmt::Debug for Detail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Detail(..)")
@@ -111,18 +111,20 @@ impl fmt::Debug for Detail {
 }
 
 impl Detail {
-    /// About the user of `email`, of which no more is kept than an address may have.
+    /// Returns the detail for the user with this e-mail address, cut to the length of the longest valid
+    /// address.
     pub fn of_account(email: &str) -> Self {
         let account: String = email.chars().take(EMAIL_MAX_CHARS).collect();
         Detail { account: Some(account.into()), ..Detail::default() }
     }
 
-    /// About the mark of a record.
+    /// Returns the detail for a change of a record's restriction.
     pub fn of_mark(restricted: bool) -> Self {
         Detail { restricted: Some(restricted), ..Detail::default() }
     }
 
-    /// A search with these parameters, but for those that only say which part of the list is asked for.
+    /// Returns the detail for a search with these parameters. Leaves out the parameters that only select a
+    /// page.
     pub fn of_search(parameters: &[(String, String)]) -> Self {
         let kept = parameters.iter().filter(|(name, _)| !matches!(name.as_str(), "limit" | "cursor"));
         let text = kept.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join("&");
@@ -135,27 +137,27 @@ impl Detail {
 /// One access.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Access {
-    /// When it was decided or answered.
+    /// When the access was decided or answered.
     pub at: Timestamp,
-    /// What was wanted.
+    /// The requested action.
     pub action: Action,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Outcome,
-    /// Who wanted it, and from where.
+    /// The caller, with its address.
     pub caller: Caller,
-    /// Whose records: one, those of a list, or none.
+    /// The patients whose records were accessed: one, those of a list, or none.
     pub patients: Vec<PatientId>,
     /// The trace of the request.
     pub trace_id: u128,
-    /// Why, of a break-glass access, in the caller's words.
+    /// The reason of a break-glass access, in the caller's words.
     pub reason: Option<Box<str>>,
-    /// Of a `Submitted` change.
+    /// The change, for a `Submitted` entry.
     pub change: Option<Change>,
-    /// What it was about, if there is more to say.
+    /// Further details, if there are any.
     pub detail: Option<Box<Detail>>,
 }
 
-/// Never prints who, nor why.
+/// Never prints the caller or the reason.
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Access")

@@ -1,4 +1,4 @@
-//! Which parts of the system a node runs, and which node should hold a shard.
+//! The roles of nodes, and the placement of shards on nodes.
 
 use super::ids::{Kind, ShardNo};
 
@@ -18,15 +18,15 @@ use super::ids::{Kind, ShardNo};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum NodeRole {
-    /// HTTP, and the way into the cluster.
+    /// Serves HTTP; clients enter the cluster here.
     Front,
-    /// Patients.
+    /// Serves patients.
     Patient,
-    /// Billing accounts, and gRPC.
+    /// Serves billing accounts, and gRPC.
     Billing,
-    /// From the outbox to Kafka.
+    /// Publishes events from the outbox to Kafka.
     Bridge,
-    /// From Kafka to the counts.
+    /// Counts the events in Kafka.
     Analytics,
 }
 
@@ -35,7 +35,7 @@ impl NodeRole {
     pub const ALL: [NodeRole; 5] =
         [NodeRole::Front, NodeRole::Patient, NodeRole::Billing, NodeRole::Bridge, NodeRole::Analytics];
 
-    /// The name in settings, in logs and between nodes. Never changes.
+    /// Returns the name in settings, in logs and between nodes. It never changes.
     pub const fn as_str(self) -> &'static str {
         match self {
             NodeRole::Front => "front",
@@ -46,12 +46,12 @@ impl NodeRole {
         }
     }
 
-    /// The role of that name.
+    /// Returns the role of that name, if there is one.
     pub fn from_name(name: &str) -> Option<Self> {
         NodeRole::ALL.into_iter().find(|role| role.as_str() == name)
     }
 
-    /// The role whose nodes hold the shards of `kind`.
+    /// Returns the role whose nodes hold the shards of `kind`.
     pub const fn serving(kind: Kind) -> Self {
         match kind {
             Kind::Patient => NodeRole::Patient,
@@ -61,9 +61,9 @@ impl NodeRole {
     }
 }
 
-/// Which of `names` should hold a shard: the one with the highest weight (Thaler and Ravishankar,
-/// "Using name-based mappings to increase hit rates", 1998: rendezvous hashing). So a node that comes or
-/// goes moves only the shards that it gains or leaves. `None` if there are no names.
+/// Returns which of `names` should hold a shard: the one with the highest weight. This is rendezvous hashing
+/// (Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998). A node that joins or
+/// leaves moves only the shards that it gains or loses. Returns `None` if there are no names.
 pub fn placed_on<'a>(
     kind: Kind,
     shard: ShardNo,
@@ -72,8 +72,9 @@ pub fn placed_on<'a>(
     names.into_iter().max_by_key(|name| (weight(kind, shard, name), *name))
 }
 
-/// FNV-1a over kind, shard and name, then the finalizer of `SplitMix64`, so that names which differ in one
-/// digit differ in all bits. Every node of a cluster must compute the same: never changed.
+/// Returns the weight of a node for a shard: FNV-1a over kind, shard and name, then the finalizer of
+/// `SplitMix64`, so that names that differ in one digit differ in all bits. Never change this function,
+/// because every node of a cluster must compute the same weights.
 fn weight(kind: Kind, shard: ShardNo, name: &str) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;

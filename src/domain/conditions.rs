@@ -1,43 +1,43 @@
-//! Under what conditions a change is wanted, and what becomes of one that is asked for a second time.
+//! The conditions of a change, and the treatment of repeated requests.
 
 use super::ids::{Fingerprint, Version};
 use super::time::Timestamp;
 
-/// For how long the first answer to a change is given again to whoever repeats it under the same key.
+/// How long a request repeated under the same key gets the first answer, in hours.
 pub const KEY_LIFETIME_HOURS: i64 = 24;
 
 const HOUR_US: i64 = 3_600_000_000;
 
-/// What a caller asks of a change beside the change itself.
+/// The conditions that a caller sets for a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
-    /// The versions one of which the record must have (RFC 9110, section 13.1.1); none: any will do.
-    /// No version at all is a condition that no record meets.
+    /// The versions of which the record must have one (RFC 9110, section 13.1.1). `None` allows any version.
+    /// An empty list is a condition that no record meets.
     pub expected: Option<Box<[Version]>>,
-    /// Of a change that its caller may repeat under the same command id: what the request said.
+    /// The fingerprint of a request that its caller may repeat under the same command id.
     pub fingerprint: Option<Fingerprint>,
 }
 
 impl Conditions {
-    /// Whether a record of this version meets what is expected.
+    /// Returns whether a record of this version meets the expected versions.
     pub fn meet(&self, version: Version) -> bool {
         self.expected.as_ref().is_none_or(|versions| versions.contains(&version))
     }
 }
 
-/// How a request stands to a change that was made under its command id.
+/// How a request relates to an earlier change under the same command id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repetition {
-    /// It is the same request: it is answered as it was then.
+    /// The same request, which gets the same answer.
     Same,
-    /// Another request was made under this key.
+    /// Another request than the one made under this key.
     Another,
-    /// The change is older than keys live.
+    /// The change is older than the lifetime of keys.
     Expired,
 }
 
-/// How a request with the fingerprint `asked` stands at `now` to the change that was made `at` under its
-/// command id, and recorded with the fingerprint `recorded`.
+/// Returns how a request with the fingerprint `asked` relates, at `now`, to the change with the same command
+/// id. That change was made `at` and recorded with the fingerprint `recorded`.
 pub fn repetition(
     asked: Option<Fingerprint>,
     recorded: Option<Fingerprint>,
@@ -45,7 +45,7 @@ pub fn repetition(
     now: Timestamp,
 ) -> Repetition {
     match asked {
-        // The try of a request that had no answer: nobody else has its command id.
+        // A retry of a request that got no answer. No other request has its command id.
         None => Repetition::Same,
         Some(_) if now.0.saturating_sub(at.0) >= KEY_LIFETIME_HOURS * HOUR_US => Repetition::Expired,
         Some(_) if asked == recorded => Repetition::Same,

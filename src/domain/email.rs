@@ -1,14 +1,14 @@
-//! E-mail addresses: which there are, and the one form of those that name the same mailbox.
+//! E-mail addresses: their validation, and the one form of addresses of the same mailbox.
 
 use super::idna;
 use super::text::{is_bidi_control, nfc, trimmed};
 
-/// The most characters an e-mail address may have (RFC 5321, 4.5.3.1.3: a path of 256 octets with
+/// The maximum number of characters of an e-mail address (RFC 5321, 4.5.3.1.3: a path of 256 octets including
 /// its angle brackets).
 pub const EMAIL_MAX_CHARS: usize = 254;
-/// The same in bytes, of which the standard speaks: a domain may have other letters than those of ASCII.
+/// The same limit in bytes, which is the unit of the standard. A domain may have non-ASCII letters.
 pub const EMAIL_MAX_BYTES: usize = EMAIL_MAX_CHARS;
-/// The most bytes before the `@` (RFC 5321, 4.5.3.1.1).
+/// The maximum number of bytes before the `@` (RFC 5321, 4.5.3.1.1).
 const LOCAL_MAX_BYTES: usize = 64;
 
 const REQUIRED: &str = "Email is required";
@@ -20,8 +20,8 @@ const LOCAL_ASCII: &str =
 const DOMAIN: &str = "Email should have a valid domain behind the @";
 const SOUGHT: &str = "Should be 1 to 254 characters, none of them a control character";
 
-/// The form of an e-mail address by which addresses are told apart: lower case, the domain in A-labels. No control
-/// character is in it, so that every database can hold it.
+/// The form of an e-mail address by which addresses are compared: lower case, with the domain in A-labels. It
+/// contains no control character, so every database can store it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EmailKey(Box<str>);
 
@@ -41,20 +41,21 @@ impl std::ops::Deref for EmailKey {
 }
 
 impl EmailKey {
-    /// The key of what a caller looks for. It need not be an address: what is none is found nowhere.
+    /// Returns the key of a search text. The text need not be a valid address; an invalid one matches
+    /// nothing.
     ///
     /// # Errors
-    /// What is wrong with it: it is blank, too long, or holds a control character.
+    /// A message if the text is blank, too long, or contains a control character.
     pub fn sought(text: &str) -> Result<Self, &'static str> {
         let text = trimmed(text);
         check_sought(text)?;
         Ok(EmailKey(email_key(text).into()))
     }
 
-    /// The key of whatever somebody logs in with: nobody's, where it is blank or too long.
+    /// Returns the key of a login name. A blank or too long name matches no user.
     ///
     /// # Errors
-    /// A control character is in it.
+    /// A message if the text contains a control character.
     pub fn of_any_length(text: &str) -> Result<Self, &'static str> {
         let text = trimmed(text);
         if text.contains(char::is_control) {
@@ -63,7 +64,8 @@ impl EmailKey {
         Ok(EmailKey(email_key(text).into()))
     }
 
-    /// A place in the order of keys: of a key the key itself, also of one from before there were these rules.
+    /// Returns a position in the order of keys. A key gives itself, even one stored before these rules
+    /// existed.
     ///
     /// # Errors
     /// As `sought`.
@@ -93,11 +95,12 @@ impl std::fmt::Debug for EmailAddress {
 }
 
 impl EmailAddress {
-    /// The address that `text` is, apart from what surrounds it unseen: a dot-atom of ASCII characters (RFC 5321,
-    /// section 4.1.2), `@`, and the name of a host as IDNA 2008 has it. Neither quoted names nor numeric addresses.
+    /// Parses `text` as an address, without invisible characters at its ends: a dot-atom of ASCII characters
+    /// (RFC 5321, section 4.1.2), `@`, and a host name according to IDNA 2008. Quoted names and numeric
+    /// addresses are not allowed.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A message that says what is wrong.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let given = nfc(trimmed(text));
         if given.is_empty() {
@@ -124,28 +127,28 @@ impl EmailAddress {
         Ok(EmailAddress { key: EmailKey(key.into()), given: given.into() })
     }
 
-    /// As it was given, in Form C.
+    /// Returns the address as given, in Normalization Form C.
     pub fn given(&self) -> &str {
         &self.given
     }
 
-    /// By which it is told apart.
+    /// Returns the form by which the address is compared.
     pub fn key(&self) -> &EmailKey {
         &self.key
     }
 }
 
-/// The form of an address that is stored already, under which it is unique: `EmailAddress::key`, or lower case for
-/// addresses that were taken before there were these rules.
+/// Returns the unique form of a stored address: `EmailAddress::key`, or the lower-case form for addresses
+/// stored before these rules existed.
 pub fn email_key(address: &str) -> String {
     if address.is_ascii() {
-        // No rule changes more of an address in ASCII than its case.
+        // The rules change nothing but the case of an ASCII address.
         return address.to_ascii_lowercase();
     }
     EmailAddress::parse(address).map_or_else(|_| address.to_lowercase(), |address| address.key.0.into())
 }
 
-/// RFC 5322, section 3.2.3.
+/// Returns whether `text` is a dot-atom (RFC 5322, section 3.2.3).
 fn is_dot_atom(text: &str) -> bool {
     let atext = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&b);
     text.split('.').all(|atom| !atom.is_empty() && atom.bytes().all(atext))

@@ -1,4 +1,4 @@
-//! An event with everything that is recorded of it: the row of the journal, the outbox and the history.
+//! An event with all its recorded data, as in the journal, the outbox and the history.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use super::time::Timestamp;
 /// An event of a patient, as it is committed and as it is read back.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RecordedEvent {
-    /// Unique over all events; drawn when the event was decided.
+    /// Unique over all events; generated when the event was decided.
     pub event_id: EventId,
-    /// The intention it carries out.
+    /// The command that caused the event.
     pub command_id: CommandId,
-    /// What happened.
+    /// The event, with the record after it.
     pub event: PatientEvent,
-    /// When it was decided.
+    /// When the event was decided.
     pub at: Timestamp,
-    /// Who caused it: a user's e-mail address, or a part of the system.
+    /// The caller that caused the event: a user's e-mail address, or a part of the system.
     pub subject: Arc<str>,
     /// The W3C `traceparent` of the request that caused it.
     pub traceparent: Box<str>,
-    /// What the request said, if its caller may repeat it under a key.
+    /// The fingerprint of the request, if it had an idempotency key.
     pub fingerprint: Option<Fingerprint>,
 }
 
@@ -40,39 +40,39 @@ impl fmt::Debug for RecordedEvent {
 }
 
 impl RecordedEvent {
-    /// The patient concerned.
+    /// Returns the patient.
     pub fn patient_id(&self) -> PatientId {
         self.event.patient().id
     }
 
-    /// The version the patient has after it.
+    /// Returns the version of the patient after the event.
     pub fn version(&self) -> Version {
         self.event.version()
     }
 
-    /// The type as the outside knows it.
+    /// Returns the published type.
     pub fn event_type(&self) -> EventType {
         EventType::of(&self.event)
     }
 }
 
-/// An event that waits in the outbox, with its place in the order of commits.
+/// An event in the outbox, with its position in the order of commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxEvent {
-    /// Rises with the versions of one patient. An order, never a cursor: a smaller number may be
-    /// committed later than a larger one of another patient.
+    /// Increases with the versions of one patient. Use it as an order and never as a cursor: a smaller number
+    /// may be committed later than a larger number of another patient.
     pub seq: i64,
     /// The patient's shard.
     pub shard: ShardNo,
     /// The event.
     pub recorded: RecordedEvent,
-    /// An earlier log had the event already; it is published again.
+    /// Whether an earlier log had the event already, so that it is published again.
     pub replay: bool,
-    /// How often it was parked: it failed, and others went on without it.
+    /// How often the event was parked after failures.
     pub parks: u32,
 }
 
-/// The type of an event, as published.
+/// The published type of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventType {
     /// `PATIENT_CREATED`
@@ -84,10 +84,10 @@ pub enum EventType {
 }
 
 impl EventType {
-    /// All types, in the order of a life.
+    /// All types, in the order of a record's life.
     pub const ALL: [EventType; 3] = [EventType::Created, EventType::Updated, EventType::Deleted];
 
-    /// The type of `event`.
+    /// Returns the type of `event`.
     pub fn of(event: &PatientEvent) -> Self {
         match event {
             PatientEvent::Registered(_) => EventType::Created,
@@ -96,7 +96,7 @@ impl EventType {
         }
     }
 
-    /// The event of this type that carries `patient`.
+    /// Returns the event of this type that carries `patient`.
     pub fn event(self, patient: Arc<Patient>) -> PatientEvent {
         match self {
             EventType::Created => PatientEvent::Registered(patient),
@@ -105,7 +105,7 @@ impl EventType {
         }
     }
 
-    /// The published name.
+    /// Returns the published name.
     pub const fn as_str(self) -> &'static str {
         match self {
             EventType::Created => "PATIENT_CREATED",
@@ -114,12 +114,12 @@ impl EventType {
         }
     }
 
-    /// The type of that published name.
+    /// Returns the type with that published name, if there is one.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.as_str() == name)
     }
 
-    /// The number in the database. Never changes.
+    /// Returns the number in the database. It never changes.
     pub const fn code(self) -> i16 {
         match self {
             EventType::Created => 1,
@@ -128,7 +128,7 @@ impl EventType {
         }
     }
 
-    /// The type of that number.
+    /// Returns the type of that number, if there is one.
     pub fn from_code(code: i16) -> Option<Self> {
         Self::ALL.into_iter().find(|t| t.code() == code)
     }

@@ -1,8 +1,9 @@
-//! Host names as IDNA 2008 has them (RFC 5890 to 5894): one canonical form of what names the same host.
+//! Host names according to IDNA 2008 (RFC 5890 to 5894), reduced to one canonical form per host.
 //!
-//! The mapping and the shape of labels are the `idna` crate's (UTS 46), which is more lenient than IDNA 2008: it maps
-//! or ignores characters that the standard disallows, and two names that look alike would be one. So the derived
-//! property of every character (RFC 5892, section 3) and its context rules (appendix A) are checked here.
+//! The `idna` crate does the mapping and checks the shape of labels (UTS 46). It is more lenient than IDNA
+//! 2008: it maps or ignores characters that the standard disallows, so two names that look alike would become
+//! one. This module therefore checks the derived property of every character (RFC 5892, section 3) and its
+//! context rules (appendix A).
 
 use icu_properties::props::{
     DefaultIgnorableCodePoint, GeneralCategory, HangulSyllableType, NoncharacterCodePoint, Script,
@@ -13,10 +14,10 @@ use idna::uts46::{DnsLength, Hyphens, Uts46};
 use unicase::UniCase;
 use unicode_normalization::UnicodeNormalization;
 
-/// `domain` in A-labels and lower case; `None` if it is no name of a host. Letters may be written large (RFC 5895,
-/// section 2); apart from that every character must be one that IDNA 2008 permits.
+/// Returns `domain` in A-labels and lower case, or `None` if it is not a host name. Upper-case letters are
+/// allowed (RFC 5895, section 2). Apart from that, IDNA 2008 must permit every character.
 pub(super) fn canonical(domain: &str) -> Option<String> {
-    // Letter by letter: a final sigma is a character of its own.
+    // Lower-case each character by itself, because a final sigma is a distinct character.
     let lower: String = domain.chars().flat_map(char::to_lowercase).nfc().collect();
     if !lower.split('.').all(is_permitted) {
         return None;
@@ -31,19 +32,20 @@ pub(super) fn canonical(domain: &str) -> Option<String> {
     Some(ascii.into_owned())
 }
 
-/// Whether the last label is a number: such a name would be taken for an address (WHATWG URL, section 3.5).
+/// Returns whether the last label is a number, because such a name would be parsed as an address (WHATWG URL,
+/// section 3.5).
 fn ends_in_number(ascii: &str) -> bool {
     let last = ascii.rsplit('.').next().unwrap_or_default();
     let hex = last.strip_prefix("0x").is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
     hex || last.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Whether IDNA 2008 permits every character of `label` where it stands.
+/// Returns whether IDNA 2008 permits every character of `label` at its position.
 fn is_permitted(label: &str) -> bool {
     let all: Vec<char> = label.chars().collect();
     (0..all.len()).all(|at| match property(all[at]) {
         Property::Valid => true,
-        // The rules of joiners are checked with the shape of the label.
+        // `uts46` checks the rules of joiners together with the shape of the label.
         Property::ContextJ => true,
         Property::ContextO => in_context(&all, at),
         Property::Disallowed => false,
@@ -58,7 +60,7 @@ enum Property {
     Disallowed,
 }
 
-/// The derived property of `c` (RFC 5892, section 3).
+/// Returns the derived property of `c` (RFC 5892, section 3).
 fn property(c: char) -> Property {
     match c {
         '-' | '0'..='9' | 'a'..='z' => return Property::Valid,
@@ -70,7 +72,7 @@ fn property(c: char) -> Property {
             return Property::Disallowed;
         }
         '\u{200C}' | '\u{200D}' => return Property::ContextJ,
-        // Blocks of what is ignored (section 2.4).
+        // Ignorable blocks (section 2.4).
         '\u{20D0}'..='\u{20FF}' | '\u{1D100}'..='\u{1D1FF}' | '\u{1D200}'..='\u{1D24F}' => {
             return Property::Disallowed;
         }
@@ -99,13 +101,13 @@ fn property(c: char) -> Property {
     }
 }
 
-/// Whether `c` stays itself under NFKC and case folding (section 2.2).
+/// Returns whether NFKC and case folding leave `c` unchanged (section 2.2).
 fn is_stable(c: char) -> bool {
     let compatible: String = std::iter::once(c).nfkc().collect();
     UniCase::unicode(compatible).to_folded_case().nfkc().eq([c])
 }
 
-/// The rules for characters that are permitted in a context alone (RFC 5892, appendix A.3 to A.9).
+/// Checks the rules for characters that are permitted only in some contexts (RFC 5892, appendix A.3 to A.9).
 fn in_context(label: &[char], at: usize) -> bool {
     let script = |c: char| CodePointMapData::<Script>::new().get(c);
     let before = at.checked_sub(1).map(|at| label[at]);

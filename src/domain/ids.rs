@@ -1,4 +1,4 @@
-//! Identifiers, and where an entity lives: the hash that maps an id to its shard.
+//! Identifiers, and the hash that maps an entity's id to its shard.
 
 use std::fmt;
 
@@ -25,35 +25,35 @@ macro_rules! uuid_id {
 }
 
 uuid_id! {
-    /// One patient, for as long as the record exists and after its deletion.
+    /// The id of a patient. It stays the patient's own after a deletion.
     PatientId
 }
 uuid_id! {
-    /// One billing account. A patient has at most one.
+    /// The id of a billing account. A patient has at most one account.
     AccountId
 }
 uuid_id! {
-    /// One event, unique over all patients: the CloudEvents `id`.
+    /// The id of an event, unique over all patients: the CloudEvents `id`.
     EventId
 }
 uuid_id! {
-    /// One intention of a caller. The same command id never acts twice on a patient, so a caller who
-    /// does not know how the first try ended may safely try again.
+    /// The id of a command. Commands with the same id take effect on a patient at most once, so a caller that
+    /// does not know the outcome of the first attempt may retry safely.
     CommandId
 }
 
 uuid_id! {
-    /// One login and all tokens that follow from it.
+    /// The id of a login, shared by all tokens that follow from it.
     SessionId
 }
 
 uuid_id! {
-    /// What a request said, as a hash: tells two requests under one key apart.
+    /// A hash of a request, which distinguishes two requests with the same key.
     Fingerprint
 }
 
 impl PatientId {
-    /// The shard, out of `shards`, that owns this patient.
+    /// Returns the shard, out of `shards`, that owns this patient.
     pub fn shard(self, shards: u16) -> ShardNo {
         shard_of(self.0, shards)
     }
@@ -65,8 +65,8 @@ pub type ShardNo = u16;
 /// The version of an entity: 1 after its first event, one more after each further event.
 pub type Version = i64;
 
-/// The fencing number of a lease. Each taking of a lease makes it larger; a commit under an older
-/// epoch is refused by the database (Kleppmann, "How to do distributed locking", 2016).
+/// The fencing number of a lease. Each taking of a lease increases it, and the database refuses a commit
+/// under an older epoch (Kleppmann, "How to do distributed locking", 2016).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(pub i64);
 
@@ -76,19 +76,20 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// What kinds of entity are sharded over regions.
+/// The kinds of entity that are sharded over regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     /// Patients: `domain::patient`.
     Patient,
     /// Billing accounts: `domain::account`.
     Billing,
-    /// Slices of the outbox: who publishes them to Kafka.
+    /// Slices of the outbox. Their holders publish to Kafka (`BRIDGE_SLICE`) and open accounts
+    /// (`RELAY_SLICE`).
     Outbox,
 }
 
 impl Kind {
-    /// The name in the database, in logs and in metrics. Never changes.
+    /// Returns the name in the database, in logs and in metrics. It never changes.
     pub const fn as_str(self) -> &'static str {
         match self {
             Kind::Patient => "patient",
@@ -98,12 +99,13 @@ impl Kind {
     }
 }
 
-/// The shard of `id` out of `shards`, by a hash of fixed specification: FNV-1a with 64 bits over the
-/// sixteen bytes in network order (draft-eastlake-fnv), then the finalizer of MurmurHash3 so that the
-/// low bits depend on every input bit, then the remainder. A change of this function would move every
-/// entity, so `golden_shards` pins it.
+/// Returns the shard of `id` out of `shards`. The hash has a fixed specification: 64-bit FNV-1a over the
+/// sixteen bytes in network order (draft-eastlake-fnv), then the finalizer of MurmurHash3, so that the low
+/// bits depend on every input bit, then the remainder. A change of this function would move every entity, so
+/// `golden_shards` pins it.
 ///
-/// `shards` must not be zero.
+/// # Panics
+/// Panics if `shards` is zero.
 pub fn shard_of(id: Uuid, shards: u16) -> ShardNo {
     const OFFSET_BASIS: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;

@@ -1,4 +1,4 @@
-//! A patient's record: what may be done to it and what it is afterwards.
+//! A patient's record: the commands on it, and its state after them.
 
 use std::sync::Arc;
 
@@ -10,37 +10,37 @@ use super::email::email_key;
 use super::ids::{PatientId, Version};
 use super::time::Timestamp;
 
-/// A living record, as of `version`.
+/// A record that is not deleted, as of `version`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Patient {
-    /// Who this is.
+    /// The id of the patient.
     pub id: PatientId,
     /// 1 after registration, one more after each change.
     pub version: Version,
-    /// When the record was made: the order of lists.
+    /// When the record was created. The default order of lists.
     pub created_at: Timestamp,
-    /// Whether it is marked restricted: shown to and changed by those who break the glass.
+    /// Whether the record is restricted. Only callers that break the glass may see or change it.
     pub restricted: bool,
-    /// What the clinic knows.
+    /// The data that the clinic keeps.
     pub details: PatientDetails,
 }
 
-/// What the clinic knows of a patient. Valid by construction: see `validate`.
+/// The data that the clinic keeps about a patient. Valid by construction: see `validate`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PatientDetails {
     /// Full name, 1 to 100 characters.
     pub name: Box<str>,
-    /// E-mail address as given. Unique over living patients by its `email_key`.
+    /// E-mail address as given. Its `email_key` is unique among patients that are not deleted.
     pub email: Box<str>,
     /// Postal address.
     pub address: Box<str>,
-    /// Not in the future when it was given.
+    /// Not in the future at the time it was given.
     pub date_of_birth: Date,
-    /// The day the clinic took the patient on, as the clinic says it.
+    /// The day on which the clinic registered the patient, as stated by the clinic.
     pub registered_date: Date,
 }
 
-/// Never prints what it holds: a record may end up in an error or an assertion of a caller.
+/// Never prints its content, because a record may end up in a caller's error or assertion.
 impl std::fmt::Debug for PatientDetails {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("PatientDetails(..)")
@@ -48,13 +48,13 @@ impl std::fmt::Debug for PatientDetails {
 }
 
 impl PatientDetails {
-    /// The form of the e-mail address under which it is unique.
+    /// Returns the unique form of the e-mail address.
     pub fn email_key(&self) -> String {
         email_key(&self.email)
     }
 }
 
-/// A change of the details; `registered_date` stays as it is if it is not given.
+/// A change of all details. `registered_date` stays unchanged if it is not given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatientChange {
     /// The new name.
@@ -69,7 +69,7 @@ pub struct PatientChange {
     pub registered_date: Option<Date>,
 }
 
-/// A change of some of the details; what is not given stays as it is.
+/// A change of some details. Fields that are not given stay unchanged.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PatientPatch {
     /// The new name.
@@ -91,96 +91,98 @@ impl std::fmt::Debug for PatientPatch {
     }
 }
 
-/// What a caller wants done.
+/// A command on a patient's record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PatientCommand {
-    /// Make the record.
+    /// Create the record.
     Register(PatientDetails),
     /// Replace the details.
     Update(PatientChange),
     /// Replace some of the details.
     Patch(PatientPatch),
-    /// Mark the record restricted, or no longer so.
+    /// Mark the record as restricted, or remove the mark.
     Restrict(bool),
-    /// End the record. Its id is never used again; its e-mail address is free again.
+    /// Delete the record. Its id is never reused; its e-mail address becomes free.
     Delete,
 }
 
 impl PatientCommand {
-    /// Whether only those who may see a record may do this to it.
+    /// Returns whether the command on a restricted record needs a caller that may see the record.
     pub const fn needs_sight(&self) -> bool {
         matches!(self, PatientCommand::Update(_) | PatientCommand::Patch(_) | PatientCommand::Delete)
     }
 }
 
-/// What happened. Each event carries the record as it is after it (for a deletion: as it was before),
-/// so that any version can be shown without replay.
+/// An event of a patient's record. Each event carries the record after it (a deletion carries the last
+/// details), so any version can be shown without replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PatientEvent {
-    /// The record was made.
+    /// The record was created.
     Registered(Arc<Patient>),
     /// The details were replaced.
     Updated(Arc<Patient>),
-    /// The record was ended; `version` of the patient is that of the deletion.
+    /// The record was deleted. The `version` of the patient is that of the deletion.
     Deleted(Arc<Patient>),
 }
 
 impl PatientEvent {
-    /// The record the event carries.
+    /// Returns the record that the event carries.
     pub fn patient(&self) -> &Arc<Patient> {
         match self {
             PatientEvent::Registered(p) | PatientEvent::Updated(p) | PatientEvent::Deleted(p) => p,
         }
     }
 
-    /// The version the patient has after this event.
+    /// Returns the version of the patient after this event.
     pub fn version(&self) -> Version {
         self.patient().version
     }
 }
 
-/// What is known of an id.
+/// The state of an id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PatientState {
-    /// Nothing was ever registered under it.
+    /// No patient was ever registered under the id.
     Absent,
-    /// A living record.
+    /// A record that is not deleted.
     Active(Arc<Patient>),
-    /// There was a record; it ended at this version.
+    /// The record was deleted, with this version.
     Deleted(Version),
 }
 
 /// Why a command was refused by the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// No living record has this id.
+    /// No record with this id exists, or it is deleted.
     NotFound,
-    /// The id is taken, by a living or an ended record.
+    /// The id is in use, by an existing or a deleted record.
     AlreadyExists,
     /// The record is restricted, and the caller may not see it.
     Restricted,
-    /// The record has another version than the caller expects.
+    /// The version of the record is not one that the caller expects.
     OtherVersion,
 }
 
-/// What the rules make of a command.
+/// The result of a command that the rules allow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decided {
-    /// This happens.
+    /// The command causes this event.
     Event(PatientEvent),
-    /// The record is as the command wants it already: nothing happens, and no version is made.
+    /// The record is already as requested. There is no event and no new version.
     Unchanged(Arc<Patient>),
 }
 
-/// What `command` of the caller `by` does to `state` at `now` under `conditions`, or why it may not.
-/// Whether there is a record comes first, then whether the caller may see it, and last whether it is as expected
-/// (RFC 9110, section 13.2.1): a refusal says nothing of a record that the caller may not see. The mark may be set
-/// unseen. Whoever takes it off says why, whatever the role, because the record can be read from then on. Conditions are
-/// judged whether or not the command would change anything. That the e-mail address is free is decided by the store at
-/// commit, since it concerns all patients.
+/// Decides `command` of the caller `by` on `state` at `now`, under `conditions`.
+///
+/// The checks run in this order: whether the record exists, whether the caller may see it, whether its
+/// version is as expected (RFC 9110, section 13.2.1). So a refusal reveals nothing about a record that the
+/// caller may not see. Setting the restriction does not require seeing the record. Removing it requires a
+/// reason from any role, because the record becomes readable. The conditions are checked even if the command
+/// would change nothing. The store checks at commit that the e-mail address is free, because that concerns
+/// all patients.
 ///
 /// # Errors
-/// The refusal of the rules; nothing has happened then.
+/// The refusal of the rules. Nothing has happened then.
 pub fn decide(
     id: PatientId,
     state: &PatientState,
@@ -244,7 +246,7 @@ fn patched(old: &PatientDetails, patch: &PatientPatch) -> PatientDetails {
     }
 }
 
-/// The state after `event`.
+/// Returns the state after `event`.
 pub fn evolve(event: &PatientEvent) -> PatientState {
     match event {
         PatientEvent::Registered(patient) | PatientEvent::Updated(patient) => {
@@ -262,7 +264,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::domain::access::Role;
 
-    /// A record of version 3.
+    /// Returns a record of version 3.
     pub(crate) fn record(restricted: bool) -> Arc<Patient> {
         Arc::new(Patient {
             id: PatientId(Uuid::nil()),
@@ -324,13 +326,13 @@ pub(crate) mod tests {
                 }
             }
         }
-        // Who may not see it is not told whether its version is as expected either.
+        // A caller who may not see the record does not learn whether its version is as expected.
         let stale = Conditions { expected: Some([1].into()), ..Conditions::default() };
         let state = PatientState::Active(record(true));
         let told = |reason| decided(&caller(Role::Clinician, reason), &update("x"), &state, &stale);
         assert_eq!(told(None), Err(Refusal::Restricted));
         assert_eq!(told(Some("unconscious")), Err(Refusal::OtherVersion));
-        // A change keeps the mark, and the mark changes nothing else.
+        // A change keeps the restriction, and changing the restriction changes nothing else.
         let changed = by(&caller(Role::Clinician, Some("unconscious")), &update("Ada King"), true);
         let Ok(Decided::Event(changed)) = changed else { panic!("{changed:?}") };
         assert!(changed.patient().restricted && changed.version() == 4);
@@ -376,7 +378,7 @@ pub(crate) mod tests {
             let ended = decided(&admin, &command, &PatientState::Deleted(4), &Conditions::default());
             assert_eq!(ended, Err(Refusal::NotFound), "{command:?}");
         }
-        // One letter is a change, and so is its case.
+        // A changed letter is a change, and so is a changed case.
         let state = PatientState::Active(record(false));
         for patch in [
             PatientPatch { name: Some("ada".into()), ..PatientPatch::default() },

@@ -1,4 +1,4 @@
-//! Which living patients a list shows, in what order, and where a page of it begins.
+//! Lists of patients: their filters, their orders, and where a page begins.
 
 use std::sync::Arc;
 
@@ -10,30 +10,31 @@ use super::patient::{Patient, PatientEvent};
 use super::text::search_key;
 use super::time::Timestamp;
 
-/// What a list shows.
+/// Which patients a list shows. Deleted patients are never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Filter {
-    /// Every living patient.
+    /// Every patient.
     All,
-    /// Whose name or e-mail address begins with this, in the form of `search_key`. The order is that of what
-    /// begins with it: the name, or else the address.
+    /// Patients whose name or e-mail address begins with this text, in the form of `search_key`. Each patient
+    /// is sorted by the field that begins with it: the name, or otherwise the address.
     Begins(Box<str>),
-    /// Whose name begins with this, in the form of `search_key`: for callers who are shown names alone.
+    /// Patients whose name begins with this text, in the form of `search_key`. For callers that are shown
+    /// only names.
     NameBegins(Box<str>),
-    /// Who has this e-mail address, in its unique form.
+    /// The patient with this e-mail address, in its unique form.
     Email(Box<str>),
-    /// Who was born after the one day and before the other.
+    /// Patients born after one day and before another.
     Born {
-        /// Not on this day, and not before.
+        /// Born later than this day.
         after: Option<Date>,
-        /// Not on this day, and not after.
+        /// Born earlier than this day.
         before: Option<Date>,
     },
-    /// Whom the clinic took on after this day.
+    /// Patients whose registered date is later than this day.
     RegisteredAfter(Date),
 }
 
-/// Never prints what is looked for: it is a part of a record.
+/// Never prints the search text, because it is part of a record.
 impl std::fmt::Debug for Filter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -47,29 +48,29 @@ impl std::fmt::Debug for Filter {
     }
 }
 
-/// What a list is sorted by; the id decides between equals.
+/// The sort order of a list. The id decides between equal keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
-    /// When the record was made.
+    /// By the time the record was created.
     Created,
-    /// The name, in the form of `search_key`; of `Filter::Begins` what begins with it.
+    /// By the name, in the form of `search_key`. With `Filter::Begins`, by the field that matches.
     Name,
-    /// The date of birth.
+    /// By date of birth.
     Born,
-    /// The registered date.
+    /// By registered date.
     Registered,
 }
 
-/// A place in an order: after the patient with this key and id.
+/// A position in an order: after the patient with this key and id.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Place {
-    /// What the order goes by.
+    /// The sort key.
     pub key: Key,
     /// Decides between equal keys.
     pub id: PatientId,
 }
 
-/// Never prints the key: it is a part of a record.
+/// Never prints the key, because it is part of a record.
 impl std::fmt::Debug for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Place").field("id", &self.id).finish_non_exhaustive()
@@ -83,7 +84,7 @@ impl std::fmt::Debug for Key {
     }
 }
 
-/// What an order goes by.
+/// A sort key.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Key {
     /// `Sort::Created`
@@ -94,32 +95,32 @@ pub enum Key {
     Day(Date),
 }
 
-/// A page of a list, asked for.
+/// A request for a page of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatientSearch {
-    /// Which patients.
+    /// Which patients to show.
     pub filter: Filter,
-    /// In what order. Every filter goes with the orders of `Filter::sorts` alone.
+    /// The sort order. It must be one of `Filter::sorts`.
     pub sort: Sort,
-    /// The other way round.
+    /// Whether the order is reversed.
     pub descending: bool,
-    /// Where the page begins.
+    /// The position after which the page begins.
     pub after: Option<Place>,
-    /// The most patients on it.
+    /// The maximum number of patients on the page.
     pub limit_rows: u32,
 }
 
 /// A page of a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PatientPage<P = Patient> {
-    /// In order, as many as there are up to the limit, unless `resume` says that there may be more.
+    /// The patients in order. Fewer than the limit if there are no more, or if `resume` is set.
     pub patients: Vec<P>,
-    /// The search was ended before the page was full: it goes on after this place.
+    /// Set if the search ended before the page was full. The search continues after this position.
     pub resume: Option<Place>,
 }
 
 impl Filter {
-    /// The orders in which an index has what the filter shows, the usual one first.
+    /// Returns the orders in which an index provides the filter's patients, the default first.
     pub const fn sorts(&self) -> &'static [Sort] {
         match self {
             Filter::All | Filter::Email(_) => &[Sort::Created, Sort::Name, Sort::Born, Sort::Registered],
@@ -131,12 +132,12 @@ impl Filter {
 }
 
 impl PatientSearch {
-    /// All living patients, the oldest record first.
+    /// Returns the search for all patients, oldest record first.
     pub const fn all(after: Option<Place>, limit_rows: u32) -> Self {
         PatientSearch { filter: Filter::All, sort: Sort::Created, descending: false, after, limit_rows }
     }
 
-    /// Where `patient` stands in the order.
+    /// Returns the position of `patient` in the order.
     pub fn place_of(&self, patient: &Patient) -> Place {
         let details = &patient.details;
         let key = match (self.sort, &self.filter) {
@@ -153,14 +154,14 @@ impl PatientSearch {
     }
 }
 
-/// One version of a record, and how it came about.
+/// One version of a record, and its cause.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HistoryEntry {
-    /// What happened, with the record after it.
+    /// The event, with the record after it.
     pub event: PatientEvent,
-    /// When it was decided.
+    /// When the event was decided.
     pub at: Timestamp,
-    /// Who caused it.
+    /// The caller that caused the event.
     pub subject: Arc<str>,
 }
 
@@ -181,12 +182,12 @@ impl From<RecordedEvent> for HistoryEntry {
 }
 
 impl HistoryEntry {
-    /// The version that the record has after it.
+    /// Returns the version of the record after the event.
     pub fn version(&self) -> Version {
         self.event.version()
     }
 
-    /// The type of what happened.
+    /// Returns the type of the event.
     pub fn event_type(&self) -> EventType {
         EventType::of(&self.event)
     }

@@ -1,17 +1,18 @@
-//! What a secret may be that keys a hash or a cipher: long enough, and nothing that is guessed first.
+//! Rules for secrets that key a hash or a cipher: long enough, and not easy to guess.
 
 use super::text;
 
-/// The fewest bytes of a secret: those of the hash that it keys (RFC 7518, section 3.2).
+/// The minimum number of bytes of a secret: the output size of the hash that it keys (RFC 7518, section 3.2).
 pub const SECRET_BYTES_MIN: usize = 32;
 
-/// The fewest different characters, pairs of neighbours, and steps from one character to the next. 16 random bytes in
-/// hexadecimal have 14, 29 and 20 of them; a word that is repeated, a row of blanks or an alphabet has fewer.
+/// The minimum numbers of distinct characters, distinct pairs of neighbours, and distinct steps from one
+/// character to the next. 16 random bytes in hexadecimal have 14, 29 and 20 of them. A repeated word, a row
+/// of blanks or an alphabet has fewer.
 const CHARACTERS_MIN: usize = 8;
 const PAIRS_MIN: usize = 16;
 const STEPS_MIN: usize = 8;
 
-/// What is wrong with a secret that was not drawn at random, for the person who set it; `None` if nothing is.
+/// Returns a message for the operator if the secret does not look random, or `None` if it does.
 pub fn weakness(secret: &str) -> Option<&'static str> {
     const TOO_REGULAR: &str = "it repeats itself, or runs through an alphabet, and would be guessed: `openssl rand -base64 48` makes a secret";
     let pairs = || secret.as_bytes().iter().zip(secret.as_bytes().iter().skip(1));
@@ -26,8 +27,8 @@ fn distinct(values: impl Iterator<Item = i32>) -> usize {
     values.collect::<std::collections::BTreeSet<_>>().len()
 }
 
-/// What is wrong with the ends of a secret; `None` if nothing is. What cannot be seen there came by accident, and
-/// another program would leave it out.
+/// Returns a message if the secret begins or ends with an invisible character, else `None`. Such a character
+/// is there by accident, and another program would strip it.
 pub fn stray_ends(secret: &str) -> Option<&'static str> {
     let unseen = |c: char| c.is_control() || text::is_invisible(c);
     let ends = [secret.chars().next(), secret.chars().next_back()];

@@ -1,5 +1,6 @@
-//! What a caller may see of a record. Whether a record is restricted is judged here and in `patient::decide`, and
-//! nowhere else: the handles of the actors give records out as `Seen`, and an edge makes answers of nothing else.
+//! Access to restricted records. Only this module and `patient::decide` check whether a caller may see a
+//! restricted record. The handles of the actors return records as `Seen`, and the edges build their answers
+//! from nothing else.
 
 use std::sync::Arc;
 
@@ -10,16 +11,16 @@ use super::patient::Patient;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Restricted;
 
-/// What it took to see a record.
+/// What was needed to see a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Glass {
-    /// Nothing: the record is not restricted.
+    /// Nothing, because the record is not restricted.
     Whole,
-    /// The caller's reason, which is to be audited: the record is restricted.
+    /// The caller's reason, because the record is restricted. The access must be audited.
     Broken,
 }
 
-/// A record, or something of its past, that the caller who asked for it may see. Only the functions here make one.
+/// A record, or data of its history, that the caller may see. Only the functions here create one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen<T> {
     what: T,
@@ -27,8 +28,9 @@ pub struct Seen<T> {
 }
 
 impl<T> Seen<T> {
-    /// `what` is known of the record whose newest version is `newest`, be it that of its end. Earlier versions are
-    /// judged by the newest one too: who may not see a restricted record sees none of its past.
+    /// Wraps `what`, which belongs to the record whose newest version is `newest`, even if that version is
+    /// its deletion. The newest version decides for earlier versions too: a caller who may not see a
+    /// restricted record sees none of its history.
     ///
     /// # Errors
     /// The record is restricted, and `caller` may not see it.
@@ -40,14 +42,14 @@ impl<T> Seen<T> {
         }
     }
 
-    /// What is seen, and what it took.
+    /// Returns the data, and what was needed to see it.
     pub fn open(self) -> (T, Glass) {
         (self.what, self.glass)
     }
 }
 
 impl Seen<Arc<Patient>> {
-    /// `patient`, as it is now.
+    /// Wraps `patient`, the current version of a record.
     ///
     /// # Errors
     /// As `of_record`.
@@ -58,7 +60,7 @@ impl Seen<Arc<Patient>> {
 }
 
 impl Seen<Patient> {
-    /// `patient` as a list shows it: no list shows a restricted record to anybody.
+    /// Wraps `patient` for a list. Returns `None` for a restricted record, because lists never show one.
     pub fn listed(patient: Patient) -> Option<Self> {
         (!patient.restricted).then_some(Seen { what: patient, glass: Glass::Whole })
     }
@@ -82,7 +84,7 @@ mod tests {
                 let restricted = Seen::now(record(true), &caller).map(Seen::open);
                 let expected = if breaks { Ok((record(true), Glass::Broken)) } else { Err(Restricted) };
                 assert_eq!(restricted, expected, "{role:?} {reason:?}");
-                // The past is judged by the present.
+                // The newest version decides for the history.
                 let past = |newest: bool| Seen::of_record(&record(newest), (), &caller).is_ok();
                 assert_eq!((past(true), past(false)), (breaks, true), "{role:?} {reason:?}");
             }

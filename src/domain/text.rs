@@ -1,5 +1,6 @@
-//! Text as people write it: one form for what looks the same, a form to find it by, and what no name may
-//! hold. Which characters are which is read from the Unicode Character Database (`icu_properties`).
+//! Text as people write it: one form for text that looks the same, a form for searching, and the characters
+//! that names must not contain. Character properties come from the Unicode Character Database
+//! (`icu_properties`).
 
 use icu_properties::props::{
     DefaultIgnorableCodePoint, GeneralCategory, Ideographic, JoiningType, PrependedConcatenationMark,
@@ -9,20 +10,21 @@ use unicase::UniCase;
 use unicode_normalization::char::{canonical_combining_class, is_combining_mark};
 use unicode_normalization::{UnicodeNormalization, is_nfc};
 
-/// The largest code point, a noncharacter that no name holds: it stands behind every text.
+/// The largest code point, a noncharacter that no name contains. It sorts after every text.
 pub const LAST: char = char::MAX;
 
-/// The canonical combining class of a virama: it joins two consonants.
+/// The canonical combining class of a virama, which joins two consonants.
 const VIRAMA: u8 = 9;
 
-/// `text` in Normalization Form C (Unicode Standard Annex 15): what looks the same is stored the same.
+/// Returns `text` in Normalization Form C (Unicode Standard Annex 15), so that text that looks the same is
+/// stored the same.
 pub fn nfc(text: &str) -> String {
     if is_nfc(text) { text.to_owned() } else { text.nfc().collect() }
 }
 
-/// The form of a name by which it is found and sorted: its full case folding (The Unicode Standard, section
-/// 3.13.3, D145) in Form C, without characters that nobody sees. Folding goes letter by letter, so that the key
-/// of the beginning of a name is the beginning of its key.
+/// Returns the form of a name used for searching and sorting: its full case folding (The Unicode Standard,
+/// section 3.13.3, D145) in Form C, without invisible characters. Folding works character by character, so
+/// the key of a name's beginning is the beginning of the name's key.
 pub fn search_key(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -31,7 +33,7 @@ pub fn search_key(text: &str) -> String {
     UniCase::unicode(seen).to_folded_case().nfc().collect()
 }
 
-/// `text` without what cannot be seen at its ends.
+/// Returns `text` without invisible characters at its ends.
 pub fn trimmed(text: &str) -> &str {
     let mut text = text.trim_start_matches(is_invisible);
     while let Some(last) = text.chars().next_back().filter(|c| is_invisible(*c)) {
@@ -44,13 +46,13 @@ pub fn trimmed(text: &str) -> &str {
     text
 }
 
-/// Whether nothing of `text` can be seen.
+/// Returns whether `text` contains nothing visible.
 pub fn is_blank(text: &str) -> bool {
     text.chars().all(|c| is_invisible(c) || is_combining_mark(c))
 }
 
-/// Whether `c` cannot be seen: white space, what is ignored where it is not known (`Default_Ignorable_Code_Point`),
-/// format controls that do not show, and the Braille pattern without dots.
+/// Returns whether `c` is invisible: white space, `Default_Ignorable_Code_Point`, invisible format controls,
+/// and the Braille pattern without dots.
 pub fn is_invisible(c: char) -> bool {
     if c.is_ascii() {
         return c.is_whitespace();
@@ -62,12 +64,13 @@ pub fn is_invisible(c: char) -> bool {
     c.is_whitespace() || c == '\u{2800}' || is_default_ignorable(c) || format()
 }
 
-/// Whether `text` holds characters, other than white space and those that `allowed` names, that cannot be seen and
-/// that no script needs where they stand: they make names differ that look the same. Scripts need joiners beside
-/// a virama and between letters that join, and selectors of a variant behind an ideograph or a Mongolian letter.
+/// Returns whether `text` contains invisible characters that no script needs at their position, because they
+/// make names differ that look the same. White space and characters that `allowed` accepts do not count.
+/// Scripts need joiners beside a virama and between joining letters, and variation selectors after an
+/// ideograph or a Mongolian letter.
 pub fn has_hidden(text: &str, allowed: impl Fn(char) -> bool) -> bool {
     let mut chars = text.chars().peekable();
-    // The letter that marks and joiners belong to, and the character before.
+    // The letter to which marks and joiners belong, and the previous character.
     let (mut base, mut before) = ('\0', '\0');
     while let Some(c) = chars.next() {
         let next = chars.peek().copied().unwrap_or('\0');
@@ -88,7 +91,7 @@ pub fn has_hidden(text: &str, allowed: impl Fn(char) -> bool) -> bool {
     false
 }
 
-/// Whether `c` shapes the character before it: a joiner behind a virama, or the selector of a variant.
+/// Returns whether `c` shapes the character before it: a joiner after a virama, or a variation selector.
 fn shapes(before: char, c: char) -> bool {
     match c {
         '\u{200C}' | '\u{200D}' => is_virama(before),
@@ -104,7 +107,7 @@ fn is_default_ignorable(c: char) -> bool {
     CodePointSetData::new::<DefaultIgnorableCodePoint>().contains(c)
 }
 
-/// Zero width joiner and non-joiner.
+/// Returns whether `c` is the zero width joiner or non-joiner.
 fn is_joiner(c: char) -> bool {
     matches!(c, '\u{200C}' | '\u{200D}')
 }
@@ -113,14 +116,14 @@ fn is_virama(c: char) -> bool {
     canonical_combining_class(c) == VIRAMA
 }
 
-/// Whether the shape of `c` depends on the letters beside it, as in Arabic.
+/// Returns whether the shape of `c` depends on the adjacent letters, as in Arabic.
 fn joins(c: char) -> bool {
     let joining = CodePointMapData::<JoiningType>::new().get(c);
     [JoiningType::DualJoining, JoiningType::LeftJoining, JoiningType::RightJoining].contains(&joining)
 }
 
-/// The least text that is larger than every text that begins with `prefix`, in the order of code points;
-/// none if there is no such text.
+/// Returns the least text that is larger than every text with the prefix `prefix`, in code point order.
+/// Returns `None` if there is no such text.
 pub fn prefix_end(prefix: &str) -> Option<String> {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
@@ -132,13 +135,13 @@ pub fn prefix_end(prefix: &str) -> Option<String> {
     None
 }
 
-/// Whether `c` steers the direction of text: the property `Bidi_Control` (Unicode Standard Annex 9). With them
-/// a name can be made to look like another.
+/// Returns whether `c` controls the direction of text: the property `Bidi_Control` (Unicode Standard Annex
+/// 9). Such characters can make a name look like another one.
 pub fn is_bidi_control(c: char) -> bool {
     matches!(c, '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Whether `c` will never be a character (The Unicode Standard, section 23.7).
+/// Returns whether `c` is a noncharacter (The Unicode Standard, section 23.7).
 pub fn is_noncharacter(c: char) -> bool {
     matches!(c, '\u{FDD0}'..='\u{FDEF}') || u32::from(c) & 0xFFFE == 0xFFFE
 }

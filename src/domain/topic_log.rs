@@ -1,46 +1,47 @@
-//! Whether a topic still has the log that is known, or another one under the same name.
+//! Detects whether a topic still has the known log, or another log under the same name.
 //!
-//! A topic that was deleted and made again, and a broker that lost its volume, show a new log under the old
-//! cluster id and topic name. The client library does not tell the topic's id, and an id would not tell of a log
-//! that lost its end. So a log is known by what it holds: the last event known to be in each partition. A
-//! partition that ends before that event, or has another message in its place, is not the partition that is known.
+//! A topic that was deleted and recreated, or a broker that lost its volume, shows a new log under the old
+//! cluster id and topic name. The client library does not report the topic's id, and an id would not reveal a
+//! log that lost its end. So a log is identified by its content: the last event known to be in each
+//! partition. If a partition ends before that event, or has another message in its place, the log is another
+//! one.
 
 use super::ids::EventId;
 
-/// An event, or at least a message, known to be in a partition.
+/// A message, usually of an event, that is known to be in a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogAnchor {
     /// The partition.
     pub partition: i32,
     /// The offset of the message.
     pub offset: i64,
-    /// The event that it tells of; `None` if only its presence is known.
+    /// The event in the message; `None` if only the presence of the message is known.
     pub event_id: Option<EventId>,
 }
 
-/// What was seen of a partition.
+/// The offsets of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartitionSight {
     /// The partition.
     pub partition: i32,
-    /// The oldest offset that it still holds.
+    /// The oldest offset that the partition still holds.
     pub low: i64,
     /// The offset that the next message will get.
     pub high: i64,
 }
 
-/// A message that was looked at.
+/// A message that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageSight {
     /// The partition.
     pub partition: i32,
     /// The offset.
     pub offset: i64,
-    /// The event that it tells of, if it tells of one.
+    /// The event in the message, if it holds one.
     pub event_id: Option<EventId>,
 }
 
-/// The anchors whose messages have to be looked at: those that the partition should still hold.
+/// Returns the anchors whose messages must be read: those that the partitions should still hold.
 pub fn worth_reading(anchors: &[LogAnchor], partitions: &[PartitionSight]) -> Vec<LogAnchor> {
     let holds = |anchor: &&LogAnchor| {
         let sight = partitions.iter().find(|p| p.partition == anchor.partition);
@@ -49,8 +50,8 @@ pub fn worth_reading(anchors: &[LogAnchor], partitions: &[PartitionSight]) -> Ve
     anchors.iter().filter(holds).copied().collect()
 }
 
-/// Why this is another log than the one that the anchors are of; `None` if nothing says so. An anchor that
-/// retention or compaction has removed says nothing.
+/// Returns the reason why this is another log than that of the anchors, or `None` if there is no sign of it.
+/// An anchor that retention or compaction has removed is no sign.
 pub fn departure(
     anchors: &[LogAnchor],
     partitions: &[PartitionSight],
@@ -100,11 +101,11 @@ mod tests {
         ];
         assert_eq!(departure(&anchors, &grown, &found), None);
         assert_eq!(departure(&[], &grown, &[]), None, "nothing is known of a log that is new to us");
-        // Retention has removed what was there: that is no sign of another log.
+        // Retention has removed the anchored messages, which is no sign of another log.
         let trimmed = [from_to(0, 10, 12), from_to(1, 8, 8)];
         assert_eq!(worth_reading(&anchors, &trimmed), []);
         assert_eq!(departure(&anchors, &trimmed, &[]), None);
-        // Compaction has: the message there is not found.
+        // Compaction has removed the messages, so they are not found.
         assert_eq!(departure(&anchors, &grown, &[]), None);
     }
 
@@ -121,7 +122,7 @@ mod tests {
         assert!(reason(&[from_to(0, 0, 9)], event(1)).expect("shorter").contains("ends before offset 9"));
         assert!(reason(&[from_to(0, 0, 0)], event(1)).is_some());
         assert!(reason(&[from_to(1, 0, 40)], event(1)).expect("fewer").contains("partition 0 is gone"));
-        // What only the offsets of a reader tell.
+        // Anchors that only the offsets of a reader provide.
         assert!(departure(&[at(0, 9, None)], &[from_to(0, 0, 9)], &[]).is_some());
         assert_eq!(departure(&[at(0, 9, None)], &longer, &[]), None);
     }

@@ -1,5 +1,4 @@
-//! Turning what a caller typed into details that hold: every rule of a field, with the message a
-//! caller is shown.
+//! Validation of the fields that a caller sends: every rule of a field, with the message shown to the caller.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +11,15 @@ use super::ids::PatientId;
 use super::patient::{PatientChange, PatientDetails, PatientPatch};
 use super::text::{has_hidden, is_bidi_control, is_blank, is_noncharacter, nfc, trimmed};
 
-/// The most characters a name may have.
+/// The maximum number of characters of a name.
 pub const NAME_MAX_CHARS: usize = 100;
-/// The most characters an address may have.
+/// The maximum number of characters of an address.
 pub const ADDRESS_MAX_CHARS: usize = 500;
 
-/// What is wrong, by the field's name as the caller knows it.
+/// The error messages, by the field name that the caller knows.
 pub type FieldErrors = BTreeMap<&'static str, &'static str>;
 
-/// The fields as a caller gave them; a missing one is `None`.
+/// The fields as the caller sent them. A missing field is `None`.
 #[derive(Clone, Default)]
 pub struct PatientInput<'a> {
     /// `name`
@@ -35,10 +34,10 @@ pub struct PatientInput<'a> {
     pub registered_date: Option<&'a str>,
 }
 
-/// The details of a patient to register, on the day `today`.
+/// Validates the details of a patient to register, on the day `today`.
 ///
 /// # Errors
-/// Every field that does not hold, with its message.
+/// Every invalid field, with its message.
 pub fn registration(input: &PatientInput<'_>, today: Date) -> Result<PatientDetails, FieldErrors> {
     let mut errors = FieldErrors::new();
     let common = common(input, today, &mut errors);
@@ -55,10 +54,10 @@ pub fn registration(input: &PatientInput<'_>, today: Date) -> Result<PatientDeta
     }
 }
 
-/// The change of a patient, on the day `today`; the registered date may be left out.
+/// Validates a change of a patient, on the day `today`. The registered date is optional.
 ///
 /// # Errors
-/// Every field that does not hold, with its message.
+/// Every invalid field, with its message.
 pub fn change(input: &PatientInput<'_>, today: Date) -> Result<PatientChange, FieldErrors> {
     let mut errors = FieldErrors::new();
     let common = common(input, today, &mut errors);
@@ -75,10 +74,11 @@ pub fn change(input: &PatientInput<'_>, today: Date) -> Result<PatientChange, Fi
     }
 }
 
-/// The change of what is given of a patient, on the day `today`; what is not given stays.
+/// Validates a change of some fields of a patient, on the day `today`. Fields that are not given stay
+/// unchanged.
 ///
 /// # Errors
-/// Every field that does not hold, with its message.
+/// Every invalid field, with its message.
 pub fn patch(input: &PatientInput<'_>, today: Date) -> Result<PatientPatch, FieldErrors> {
     let mut errors = FieldErrors::new();
     let patch = PatientPatch {
@@ -91,7 +91,7 @@ pub fn patch(input: &PatientInput<'_>, today: Date) -> Result<PatientPatch, Fiel
     if errors.is_empty() { Ok(patch) } else { Err(errors) }
 }
 
-/// What a caller gave to open an account; what it left out is empty.
+/// The fields that a caller sent to open an account. A missing field is empty.
 #[derive(Clone, Copy)]
 pub struct AccountInput<'a> {
     /// `patientId`
@@ -105,7 +105,7 @@ pub struct AccountInput<'a> {
 /// The holder of an account to open. Valid by construction.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AccountHolder {
-    /// Whose account it will be.
+    /// The patient who gets the account.
     pub patient_id: PatientId,
     /// 1 to `NAME_MAX_CHARS` characters.
     pub name: Box<str>,
@@ -113,17 +113,17 @@ pub struct AccountHolder {
     pub email: Box<str>,
 }
 
-/// Never prints what it holds.
+/// Never prints its content.
 impl std::fmt::Debug for AccountHolder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("AccountHolder(..)")
     }
 }
 
-/// The holder of an account to open.
+/// Validates the holder of an account to open.
 ///
 /// # Errors
-/// Every field that does not hold, with its message.
+/// Every invalid field, with its message.
 pub fn account(input: &AccountInput<'_>) -> Result<AccountHolder, FieldErrors> {
     let mut errors = FieldErrors::new();
     let patient_id = uuid(input.patient_id, &mut errors);
@@ -135,7 +135,7 @@ pub fn account(input: &AccountInput<'_>) -> Result<AccountHolder, FieldErrors> {
     }
 }
 
-/// A UUID in its usual form of 36 characters (RFC 9562, section 4).
+/// Parses a UUID in its usual form of 36 characters (RFC 9562, section 4).
 fn uuid(value: &str, errors: &mut FieldErrors) -> Option<PatientId> {
     let value = value.trim();
     let parsed = (value.len() == 36).then(|| Uuid::try_parse(value).ok()).flatten();
@@ -180,14 +180,14 @@ fn common(input: &PatientInput<'_>, today: Date, errors: &mut FieldErrors) -> Op
     Some(Common { name: name?, email: email?, address: address?, date_of_birth: date_of_birth? })
 }
 
-/// What is said of a text that does not hold.
+/// The error messages of a text field.
 struct Words {
     field: &'static str,
     required: &'static str,
     too_long: &'static str,
     control: &'static str,
     hidden: &'static str,
-    /// None: it may hold marks of direction.
+    /// `None` if the field may contain direction controls.
     bidi: Option<&'static str>,
 }
 
@@ -215,10 +215,11 @@ fn address(value: Option<&str>, errors: &mut FieldErrors) -> Option<Box<str>> {
     text(value, &words, ADDRESS_MAX_CHARS, errors)
 }
 
-/// A text in Normalization Form C in which something can be seen, and which is not too long. What cannot be seen is
-/// trimmed, and refused inside unless a script needs it. So are control characters (PostgreSQL has no NUL in a
-/// text, and no terminal should be steered by a name), noncharacters and marks of direction. A line break and marks
-/// of direction are fine in an address alone.
+/// Validates a text and returns it in Normalization Form C. It must contain something visible and must not be
+/// too long. Invisible characters are trimmed at the ends, and refused inside unless a script needs them.
+/// Control characters are refused, because PostgreSQL cannot store NUL in a text, and a name must not control
+/// a terminal. Noncharacters are refused too. Line breaks and direction controls are allowed only in an
+/// address.
 fn text(value: Option<&str>, words: &Words, max_chars: usize, errors: &mut FieldErrors) -> Option<Box<str>> {
     let value = nfc(trimmed(value.unwrap_or_default()));
     let breaks_line = |c: char| matches!(c, '\n' | '\u{2028}' | '\u{2029}');
@@ -271,7 +272,7 @@ fn birth(value: Option<&str>, today: Date, errors: &mut FieldErrors) -> Option<D
     None
 }
 
-/// What is said of a date that does not hold.
+/// The error messages of a date field.
 struct DateWords {
     field: &'static str,
     required: &'static str,
@@ -291,19 +292,19 @@ fn date(value: Option<&str>, words: &DateWords, errors: &mut FieldErrors) -> Opt
     None
 }
 
-/// Why a text is no date.
+/// Why a text is not a date.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BadDate {
-    /// It is not written as one.
+    /// The text does not have the form of a date.
     Form,
-    /// It is written as one, and the calendar has no such day: 2023-02-29.
+    /// The text has the form of a date, but the calendar has no such day: 2023-02-29.
     NoSuchDay,
 }
 
-/// A calendar date of the form `YYYY-MM-DD` (RFC 3339 `full-date`), and nothing else.
+/// Parses a calendar date of the form `YYYY-MM-DD` (RFC 3339 `full-date`), and nothing else.
 ///
 /// # Errors
-/// Why it is none.
+/// Why the text is not a date.
 pub fn parse_date(text: &str) -> Result<Date, BadDate> {
     let formed = text.len() == 10
         && text
@@ -316,7 +317,7 @@ pub fn parse_date(text: &str) -> Result<Date, BadDate> {
     Date::parse(text, format_description!("[year]-[month]-[day]")).map_err(|_| BadDate::NoSuchDay)
 }
 
-/// `date` as `YYYY-MM-DD`.
+/// Formats `date` as `YYYY-MM-DD`.
 pub fn format_date(date: Date) -> String {
     format!("{:04}-{:02}-{:02}", date.year(), u8::from(date.month()), date.day())
 }
@@ -357,7 +358,7 @@ mod tests {
         assert_eq!(&*details.address, "1 \u{200f}Way", "an address may be in two directions");
         input.name = Some("\u{200b}\u{202e}Zoe\u{ad}");
         assert_eq!(&*registration(&input, TODAY).expect("valid").name, "Zoe", "what nobody sees is trimmed");
-        // As many characters as may be, once they are put together.
+        // Exactly the maximum number of characters after normalization.
         let name = "e\u{301}".repeat(NAME_MAX_CHARS);
         input.name = Some(&name);
         assert_eq!(registration(&input, TODAY).expect("valid").name.chars().count(), NAME_MAX_CHARS);
@@ -383,7 +384,7 @@ mod tests {
     fn each_rule_has_its_message() {
         let long_name = "x".repeat(101);
         let long_address = "x".repeat(501);
-        // Fewer characters than bytes.
+        // Fewer characters than the limit, but more bytes.
         let wide_email = format!("ada@{}.example", "\u{fc}".repeat(130));
         let long_email = format!("{}@example.com", "x".repeat(250));
         type Edit<'a> = Box<dyn Fn(&mut PatientInput<'a>) + 'a>;

@@ -1,21 +1,21 @@
-//! For how long the oldest event that is not counted has waited.
+//! How long the oldest uncounted event has waited.
 //!
-//! The topic does not say when a message was decided, and the number of messages says nothing of time. So the ends of
-//! the partitions are remembered each time they are looked at. An end that the offsets have reached was counted in full;
-//! the first one that they have not reached tells for how long something has been waiting. While nothing can be known,
-//! the wait grows.
+//! Kafka's offsets carry no decision times, and the number of messages says nothing about time. So the end
+//! offsets of the partitions are remembered at each look. If the committed offsets have reached the ends of a
+//! look, everything present at that look is counted. The first look whose ends they have not reached shows
+//! how long an event has been waiting. While nothing can be determined, the age grows.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::domain::time::MonoTime;
 
-/// How many looks are remembered; beyond that, every second one is forgotten.
+/// The maximum number of looks in memory. Beyond it, every second one is dropped.
 const LOOKS_MAX: usize = 128;
 
-/// What is remembered.
+/// The looks at the topic that are not fully counted yet.
 pub(super) struct Progress {
-    /// All that was there at this time is counted.
+    /// Everything in the topic at this time is counted.
     counted_at: MonoTime,
     log_no: i64,
     looks: VecDeque<Look>,
@@ -23,17 +23,18 @@ pub(super) struct Progress {
 
 struct Look {
     at: MonoTime,
-    /// Per partition, the offset behind its last message.
+    /// The end offset of each partition, one past its last message.
     ends: Vec<(i32, i64)>,
 }
 
 impl Progress {
-    /// From now on.
+    /// Starts with the assumption that everything is counted at `now`.
     pub(super) fn begin(now: MonoTime) -> Self {
         Progress { counted_at: now, log_no: 0, looks: VecDeque::new() }
     }
 
-    /// The partitions ended there, and the next offset to be counted is `next`.
+    /// Records a look at the topic. `ends` holds the end offset of each partition; `next` returns the next
+    /// offset to count.
     pub(super) fn saw(
         &mut self,
         at: MonoTime,
@@ -42,7 +43,7 @@ impl Progress {
         next: impl Fn(i32) -> i64,
     ) {
         if self.log_no != log_no {
-            // Offsets of another log say nothing of this one.
+            // Offsets of another log do not apply to this one.
             self.log_no = log_no;
             self.looks.clear();
         }
@@ -63,7 +64,7 @@ impl Progress {
         }
     }
 
-    /// For how long something has waited, or may have.
+    /// Returns how long an event has waited, or may have waited.
     pub(super) fn age(&self, now: MonoTime) -> Duration {
         now.since(self.counted_at)
     }
@@ -88,10 +89,10 @@ mod tests {
             Duration::from_secs(10),
             "partition 1 waits since a time after 10 s"
         );
-        // More comes and more is counted: what came first is, what came last is not.
+        // More events arrive and more are counted: the first ones are counted, the last one is not.
         progress.saw(at(30), 1, vec![(0, 9), (1, 4)], |partition| if partition == 0 { 9 } else { 3 });
         assert_eq!(progress.age(at(30)), Duration::from_secs(10));
-        // Nothing can be known for a while.
+        // Nothing can be determined for a while.
         assert_eq!(progress.age(at(90)), Duration::from_secs(70));
         progress.saw(at(90), 1, vec![(0, 9), (1, 4)], |partition| if partition == 0 { 9 } else { 4 });
         assert_eq!(progress.age(at(90)), Duration::ZERO);

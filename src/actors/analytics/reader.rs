@@ -1,8 +1,8 @@
-//! The reader: joins the group, counts what it is given, and goes on until the consumer ends.
+//! The reader: joins the consumer group and counts the messages of its partitions, until the consumer ends.
 //!
-//! One batch at a time: read it, put aside what is no event of ours, count the rest together with the offsets.
-//! If the database refuses, the batch is held and counted again; counting twice has no effect. If its
-//! outcome is unknown, the database is asked where it stands, and reading goes on from there.
+//! It handles one batch at a time: reads it, sends foreign messages to the dead letter topic, and counts the
+//! rest in one transaction with the offsets. If the database refuses, the batch is kept and retried; counting
+//! twice has no effect. If the outcome is unknown, reading continues at the offsets in the database.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::kafka::{
 };
 use crate::store::{self, PartitionOffset, ProjectionSource};
 
-/// Reads until the consumer ends, or the topic has another log; answers why.
+/// Reads until the consumer ends or the topic has another log. Returns the reason.
 pub(super) async fn run(args: AnalyticsArgs, lag: Arc<Lag>) -> String {
     let (log_no, source) = log_in_use(&args).await;
     let consumer = match args.broker.consumer().await {
@@ -39,7 +39,7 @@ pub(super) async fn run(args: AnalyticsArgs, lag: Arc<Lag>) -> String {
     }
 }
 
-/// The log in use, once the topic looks like it.
+/// Waits until the topic matches the log in use. Returns that log's number and source.
 async fn log_in_use(args: &AnalyticsArgs) -> (i64, ProjectionSource) {
     let pause = Duration::from_millis(args.settings.idle_ms / 5).max(Duration::from_millis(1));
     loop {
@@ -66,14 +66,14 @@ async fn looked_at(args: &AnalyticsArgs) -> Result<(i64, ProjectionSource), Stri
 struct Reader {
     args: AnalyticsArgs,
     lag: Arc<Lag>,
-    /// The log that is read, and when it was last known to be in use.
+    /// The log that is read, and the last time it was known to be in use.
     log_no: i64,
     log_seen_at: MonoTime,
     source: ProjectionSource,
     consumer: Box<dyn Consumer>,
     backoff: Backoff,
     assignment: Option<Assignment>,
-    /// The next offset of each partition read.
+    /// The next offset of each partition that is read.
     expected: BTreeMap<i32, i64>,
 }
 
@@ -111,7 +111,7 @@ impl Reader {
         self.args.health.report(NAME, status);
     }
 
-    /// Ends the reader if the bridge has begun another log; asks at most once per `every`.
+    /// Ends the reader if the bridge has begun another log. Asks at most once per `every`.
     async fn look_at_log(&mut self, every: Duration) -> kafka::Result<()> {
         let now = self.args.clock.mono();
         if now.since(self.log_seen_at) < every {
@@ -122,19 +122,19 @@ impl Reader {
             Ok(Some(log)) if log.no != self.log_no => {
                 Err(kafka::Error::Ended(format!("the topic has a new log, number {}", log.no)))
             }
-            // While the database does not answer nothing is counted anyway.
+            // While the database does not answer, nothing is counted anyway.
             _ => Ok(()),
         }
     }
 
     async fn look_at_link(&self) {
         if matches!(self.args.broker.link(), Link::Away(_)) {
-            // What comes of it stands in the link.
+            // The link holds the result.
             let _ = self.args.broker.probe().await;
         }
     }
 
-    /// Begins to read where the database stands.
+    /// Starts reading at the offsets in the database.
     async fn position(&mut self) -> kafka::Result<()> {
         let Some(assignment) = self.assignment.clone() else { return Ok(()) };
         let positions = self.positions(&assignment).await?;
@@ -142,15 +142,15 @@ impl Reader {
             self.expected = positions.iter().map(|p| (p.partition, p.next_offset)).collect();
             tracing::info!(partitions = assignment.partitions.len(), "analytics reads its partitions");
         } else {
-            // Another assignment is on its way, or this one could not be taken and is asked for again.
+            // Another assignment is coming, or this one could not be started and will be assigned again.
             self.assignment = None;
         }
         Ok(())
     }
 
-    /// Where the database stands, as soon as that is a place to begin at. Behind the end of the topic there is none: the
-    /// topic has lost its end, or has another log. The group is not left meanwhile: whoever joined it again and again
-    /// would have the others share their partitions anew each time.
+    /// Returns the offsets in the database, once reading can start there. It cannot start beyond the end of
+    /// the topic: the topic has lost its end, or has another log. The reader stays in the group meanwhile,
+    /// because every rejoin would make the other members rebalance.
     async fn positions(&mut self, assignment: &Assignment) -> kafka::Result<Vec<Position>> {
         let (mut failures, mut told) = (0, false);
         loop {
@@ -214,7 +214,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Publishes what cannot be read, until the broker has it.
+    /// Publishes dead letters, until the broker has acknowledged all of them.
     async fn put_aside(&self, mut letters: Vec<Outgoing>) {
         let mut failures = 0;
         while !letters.is_empty() {
@@ -235,8 +235,8 @@ impl Reader {
         }
     }
 
-    /// Counts, in one transaction with the offsets, until the database has done it. False if it is not
-    /// known whether it has: then reading goes on from where the database stands.
+    /// Counts the observations in one transaction with the offsets, until the database has done it. Returns
+    /// `false` if the outcome is unknown; reading then continues at the offsets in the database.
     async fn apply(&mut self, messages: &[Incoming], observations: &[Observation]) -> kafka::Result<bool> {
         let next: BTreeMap<i32, i64> = messages.iter().map(|m| (m.partition, m.offset + 1)).collect();
         let offsets: Vec<_> = next
@@ -288,8 +288,8 @@ impl Reader {
         }
     }
 
-    /// Says if the broker has dropped messages before they were read: that breaks the count. Ends the reader if a
-    /// partition goes back, as only another log does.
+    /// Reports messages that the broker dropped before they were read, because they are missing from the
+    /// count. Ends the reader if a partition goes back, because only another log does that.
     fn note_gaps(&mut self, messages: &[Incoming]) -> kafka::Result<()> {
         for message in messages {
             let Incoming { partition, offset, .. } = *message;
@@ -312,7 +312,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Waits after a failure, and tells it.
+    /// Reports a failure to health, and waits before the retry.
     async fn wait(&self, failures: &mut u32, reason: &str) {
         *failures = failures.saturating_add(1);
         self.tell_health(Some(reason.to_owned()));
@@ -324,7 +324,7 @@ impl Reader {
     }
 }
 
-/// What is wrong with `positions`, if some lie behind the end of the topic. A line of the log says so the first time.
+/// Returns what is wrong with `positions`, if some lie beyond the end of the topic. Logs it the first time.
 fn beyond(positions: &[Position], sights: &[PartitionSight], told: &mut bool) -> Option<String> {
     let end = |partition| sights.iter().find(|s| s.partition == partition).map_or(0, |s| s.high);
     let beyond: Vec<_> = positions.iter().filter(|p| p.next_offset > end(p.partition)).collect();
@@ -345,7 +345,7 @@ fn beyond(positions: &[Position], sights: &[PartitionSight], told: &mut bool) ->
     ))
 }
 
-/// The messages of a batch that are no events of ours.
+/// The messages of a batch that are not our events.
 #[derive(Default)]
 struct Foreign {
     messages: u64,
@@ -361,7 +361,7 @@ impl Foreign {
         *self.reasons.entry(reason.to_string()).or_default() += 1;
     }
 
-    /// One line and the counts, whatever many they are.
+    /// Logs one line and adds to the metrics, however many messages there are.
     fn tell(&self, kept: bool) {
         let Some((partition, offset)) = self.first else { return };
         let reasons: Vec<_> =
@@ -389,7 +389,7 @@ impl Foreign {
     }
 }
 
-/// Says of events that will not be counted: the topic has lost them, and nobody can know their types.
+/// Reports events that will never be counted, because the topic has lost them and their types are unknown.
 fn note_given_up(events: u64) {
     if events > 0 {
         metrics::counter!("hygeia_analytics_missed_total").increment(events);

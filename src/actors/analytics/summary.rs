@@ -1,4 +1,4 @@
-//! Reading a summary: the counts, and how many events are still on their way to them.
+//! Reads a summary: the counts, and the number of events that are not counted yet.
 
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -16,12 +16,12 @@ use crate::domain::time::MonoTime;
 use crate::kafka::Link;
 use crate::store::ProjectionSource;
 
-/// How many events are not counted yet. One question at a time; those who wait for it share its answer
-/// if it was asked after they came, so that nobody is told what was true before.
+/// The number of events that are not counted yet. One measurement runs at a time. Callers that wait for it
+/// share a result only if its measurement began after they came, so no caller gets an outdated result.
 pub(super) struct Lag {
     last: Mutex<Option<(MonoTime, u64)>>,
     limit: Duration,
-    /// Of this log, nothing that an earlier one took waits to be put back any more.
+    /// The number of the log for which no event of an earlier log still has to be put back.
     put_back: AtomicI64,
     progress: std::sync::Mutex<Progress>,
 }
@@ -36,12 +36,13 @@ impl Lag {
         }
     }
 
-    /// For how long the oldest event of the topic that is not counted has waited, or may have, as of the last look.
+    /// Returns how long the oldest uncounted event of the topic has waited, or may have waited, as of the
+    /// last look.
     pub(super) fn age(&self, args: &AnalyticsArgs) -> Duration {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).age(args.clock.mono())
     }
 
-    /// What health says if that is too long.
+    /// Returns the reason for health if the age exceeds the limit.
     pub(super) fn waits(&self, args: &AnalyticsArgs) -> Option<String> {
         let max_ms = args.settings.waiting_max_ms;
         (self.age(args) > Duration::from_millis(max_ms)).then(|| {
@@ -49,7 +50,7 @@ impl Lag {
         })
     }
 
-    /// The lag, or `None` if it cannot be known within the limit.
+    /// Returns the lag, or `None` if it cannot be determined within the limit.
     pub(super) async fn events(&self, args: &AnalyticsArgs) -> Option<u64> {
         tokio::time::timeout(self.limit, self.ask_or_recall(args)).await.ok().flatten()
     }
@@ -68,9 +69,10 @@ impl Lag {
         Some(events)
     }
 
-    /// What waits in the outbox and what lies in the topic behind the offsets. Asked in the order in which
-    /// events pass, so that one on its way may be seen twice but is not missed. What was lost with an
-    /// earlier log is on no way until it is put back: until then nothing is known.
+    /// Adds the events in the outbox and the messages of the topic behind the offsets. They are read in the
+    /// order in which events pass, so that a moving event may be counted twice but is never missed. Returns
+    /// `None` while events that were lost with an earlier log are not put back yet, because nothing counts
+    /// them until then.
     async fn ask(&self, args: &AnalyticsArgs) -> Option<u64> {
         if matches!(args.broker.link(), Link::Away(_)) {
             return None;
@@ -87,8 +89,8 @@ impl Lag {
         let looked = args.clock.mono();
         let offsets = args.projections.offsets(&source).await.ok()?;
         let next = |partition| offsets.iter().find(|o| o.partition == partition).map(|o| o.next_offset);
-        // An offset beyond the end is one of a log that is lost: what this one holds is not counted, and nobody knows
-        // how much of it.
+        // An offset beyond the end belongs to a lost log. Then the number of uncounted messages in this log
+        // is unknown.
         let unread = watermarks.iter().map(|w| {
             let next = next(w.partition).map_or(w.low, |next| next.max(w.low));
             u64::try_from(w.high - next).ok()
@@ -102,10 +104,11 @@ impl Lag {
     }
 }
 
-/// The log whose offsets count, and its number.
+/// Returns the number and the source of the log whose offsets count.
 ///
 /// # Errors
-/// Why it is not known: the broker or the database is away, or the bridge has not said which log this broker has.
+/// The reason if the log is unknown: the broker or the database is unavailable, or the bridge has not
+/// recorded the log of this broker yet.
 pub(super) async fn source(args: &AnalyticsArgs) -> Result<(i64, ProjectionSource), String> {
     let cluster = args.broker.cluster_id().await.map_err(|e| e.to_string())?;
     let names = args.broker.names();
@@ -117,7 +120,7 @@ pub(super) async fn source(args: &AnalyticsArgs) -> Result<(i64, ProjectionSourc
     Ok((log.no, ProjectionSource { group, broker: log.name, topic }))
 }
 
-/// The summary, by `deadline`.
+/// Reads the summary, by `deadline`.
 pub(super) async fn read(
     args: &AnalyticsArgs,
     lag: &Lag,
@@ -130,8 +133,8 @@ pub(super) async fn read(
     let as_of = args.clock.now();
     let today = as_of.date();
     let first_day = today - Days::days(REGISTRATION_DAYS - 1);
-    // The lag is worth a part of the time only: without it the summary is still one. It is asked first, so
-    // that the counts have everything that it does not speak of.
+    // The lag gets only part of the time, because a summary is useful without it. It is read first, so that
+    // every event outside the lag is in the counts.
     let lag_events = tokio::time::timeout(left / 2, lag.events(args)).await.ok().flatten();
     let left = deadline.since(args.clock.mono());
     let counts = tokio::time::timeout(left, args.projections.counts(first_day, &band_births(today)))

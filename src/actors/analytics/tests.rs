@@ -1,5 +1,5 @@
-//! Analytics between a broker that speaks the real protocol and a database in memory, which refuses any
-//! event that would leave a gap in the versions of its patient.
+//! Analytics between a broker with the real protocol and a database in memory. The database rejects any event
+//! that would leave a gap in the versions of its patient.
 
 use super::*;
 use crate::actors::fake_store::{FakeStore, Fault, event, event_of, patient, until};
@@ -58,7 +58,7 @@ impl Running {
         self.handle.summary(&context(Duration::from_secs(10))).await
     }
 
-    /// Ends it as a crash does.
+    /// Ends analytics as a crash does.
     async fn kill(self) {
         self.actor.kill();
         self.actor.wait(Some(PATIENCE)).await.expect("dead");
@@ -87,7 +87,7 @@ async fn publish(kafka: &Kafka, messages: &[Outgoing]) {
     assert!(deliveries.iter().all(kafka::Delivery::is_delivered), "{deliveries:?}");
 }
 
-/// What a life of `versions` of each patient looks like on the wire, repeats and nonsense included.
+/// Publishes `versions` of each patient, including repeats and unreadable messages.
 async fn publish_lives(kafka: &Kafka, patients: usize, versions: i64) {
     kafka.cluster_id().await.expect("topics");
     for version in 1..=versions {
@@ -135,12 +135,12 @@ async fn repeats_count_once_and_nonsense_goes_to_the_dead_letters() {
 #[tokio::test]
 async fn messages_that_are_not_ours_may_be_skipped_and_are_told_in_one_line() {
     let told = Lines::default();
-    // The runtime of this test has this one thread: its subscriber hears the actor.
+    // The runtime of this test has only this thread, so its subscriber receives the actor's lines.
     let _listening = listen(tracing_subscriber::fmt().with_writer(told.clone()).finish());
     let kafka = Kafka::connect(&embedded("foreign")).expect("connect");
     kafka.cluster_id().await.expect("topics");
     let mut foreign: Vec<_> = (0..500).map(|n| message(&kafka, &event(n, 1))).collect();
-    // As another system writes them: without a key.
+    // Another system writes messages without a key.
     foreign.iter_mut().for_each(|message| message.key = None);
     publish(&kafka, &foreign).await;
     publish_lives_of(&kafka, 3, 1).await;
@@ -151,9 +151,9 @@ async fn messages_that_are_not_ours_may_be_skipped_and_are_told_in_one_line() {
     analytics.ready().await;
     let text = told.text();
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("no events of ours")).collect();
-    // One for each batch, of which there are a few.
+    // One line per batch, and there are a few batches.
     assert!((1..=20).contains(&lines.len()) && lines[0].contains("the key is not patientId: "), "{lines:?}");
-    // The first dead letter is one that was published just now.
+    // The first dead letter is the one published just now.
     let last = Outgoing { topic: kafka.names().dead_letter_topic, ..poison(&kafka, "last") };
     publish(&kafka, std::slice::from_ref(&last)).await;
     let is_last = |m: &kafka::Incoming| m.key == Some(b"last".to_vec());
@@ -317,7 +317,7 @@ async fn events_that_wait_too_long_to_be_counted_are_told() {
     let settings = Settings { waiting_max_ms: 1_000, lag_poll_ms: 50, ..quick() };
     let analytics = Running::start(&store, &kafka, settings).await;
     analytics.ready().await;
-    // The broker answers, takes what is published, and gives nothing to read.
+    // The broker answers and accepts messages, but returns nothing to readers.
     kafka.serve_nothing();
     publish_lives_of(&kafka, 5, 1).await;
     let told =
@@ -329,7 +329,7 @@ async fn events_that_wait_too_long_to_be_counted_are_told() {
     analytics.ready().await;
 }
 
-/// A log of `kafka` takes the place of the one in use.
+/// Replaces the log in use by a log of `kafka`.
 async fn begin(store: &FakeStore, kafka: &Kafka) {
     let next = NextLog {
         after: store.log().map_or(0, |log| log.no),
@@ -351,7 +351,7 @@ async fn a_new_log_is_read_from_its_beginning_and_counts_nothing_twice() {
     let first = Running::start(&store, &kafka, quick()).await;
     until("counted", || store.counted() == 40).await;
     first.kill().await;
-    // The next log has more than the one before, and everything in it lies elsewhere.
+    // The new log has more events than the old one, at other offsets.
     let next = Kafka::connect(&settings).expect("connect");
     for version in 1..=3 {
         publish_lives_of(&next, 40, version).await;
@@ -363,7 +363,7 @@ async fn a_new_log_is_read_from_its_beginning_and_counts_nothing_twice() {
     begin(&store, &next).await;
     until("all counted", || store.counted() == 120).await;
     analytics.ready().await;
-    // Another one begins while it is read.
+    // Another log begins while this one is being read.
     begin(&store, &next).await;
     publish_lives_of(&next, 40, 4).await;
     until("all counted", || store.counted() == 160).await;

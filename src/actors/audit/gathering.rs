@@ -1,7 +1,7 @@
-//! What the edges of a node have recorded and no batch has yet.
+//! The accesses that the edges of a node have recorded and that are in no batch yet.
 //!
-//! Edges add to it themselves, under a lock held for a moment, and tell the journal when there is something to
-//! begin with: a message to the actor for each batch, and not for each access.
+//! Edges add to this queue themselves, under a lock held for a moment. They notify the journal only if it
+//! does not know of waiting accesses, so the actor gets one message per batch and not one per access.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -11,13 +11,13 @@ use tokio::sync::oneshot;
 use crate::domain::audit::Access;
 use crate::error::{Error, ErrorCode, Result};
 
-/// An access on its way. Dropped without a word, it tells its recorder by that.
+/// An access on its way to the database. If it is dropped, its recorder sees the reply channel close.
 pub(super) struct Waiting {
     pub(super) access: Access,
     pub(super) told: oneshot::Sender<Result<()>>,
 }
 
-/// The accesses that wait for a batch. No more than `queue_max` do; who comes then is refused.
+/// The accesses that wait for a batch. At most `queue_max` wait; further ones are refused.
 pub struct Gathering {
     queue_max: usize,
     queue: Mutex<Queue>,
@@ -26,20 +26,20 @@ pub struct Gathering {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
-    /// The journal has been told, or is at work and will look again.
+    /// Whether the journal was notified, or is writing and will check the queue again.
     journal_knows: bool,
 }
 
 impl Gathering {
-    /// With room for `queue_max`.
+    /// Creates a queue with room for `queue_max` accesses.
     pub fn new(queue_max: usize) -> Self {
         Gathering { queue_max, queue: Mutex::default() }
     }
 
-    /// Adds one. Whether the journal is to be told.
+    /// Adds an access. Returns whether the caller must notify the journal.
     ///
     /// # Errors
-    /// `Overloaded`: too many wait.
+    /// `Overloaded` if too many accesses wait.
     pub(super) fn add(&self, waiting: Waiting) -> Result<bool> {
         let mut queue = self.queue();
         if queue.waiting.len() >= self.queue_max {
@@ -51,7 +51,8 @@ impl Gathering {
         Ok(!std::mem::replace(&mut queue.journal_knows, true))
     }
 
-    /// Up to `most` of them, the oldest first. If there are none, the next one is told of.
+    /// Takes up to `most` accesses, oldest first. If the queue is empty, the next `add` asks its caller to
+    /// notify the journal.
     pub(super) fn take(&self, most: usize) -> Vec<Waiting> {
         let mut queue = self.queue();
         queue.journal_knows = !queue.waiting.is_empty();
@@ -59,7 +60,7 @@ impl Gathering {
         queue.waiting.drain(..size).collect()
     }
 
-    /// Gives them all up: there is no journal.
+    /// Drops all waiting accesses, because no journal is running.
     pub(super) fn abandon(&self) {
         let abandoned = std::mem::take(&mut *self.queue());
         drop(abandoned);

@@ -1,4 +1,4 @@
-//! Reading the audit: who did what, page by page, the newest first.
+//! Reads the access log, page by page, newest entries first.
 
 use std::sync::Arc;
 
@@ -12,57 +12,57 @@ use crate::domain::time::Timestamp;
 use crate::error::{Error, ErrorCode, Result};
 use crate::store::{self, AuditBatch, AuditPosition, AuditSearch, AuditStore};
 
-/// Batches asked for at once.
+/// The maximum number of batches per search of the store.
 const BATCHES_PAGE: u32 = 16;
-/// How often they are asked for, for one page: a page may be shorter than wished and still have a next one.
+/// The maximum number of searches per page. A page may be shorter than requested and still have a next page.
 const ROUNDS_MAX: usize = 32;
-/// How much younger than its entries a batch may be, in microseconds: no request lives longer.
+/// How much later than its entries a batch may be sealed, in microseconds: no request lives longer.
 const BATCH_LAG_US: i64 = 600_000_000;
 
-/// What is looked for. All of what is given must fit.
+/// A search of the access log. Entries must match every field that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditQuery {
-    /// Whose record.
+    /// The patient whose record was accessed.
     pub patient: Option<PatientId>,
-    /// Who.
+    /// The subject of the caller.
     pub subject: Option<String>,
-    /// What was wanted.
+    /// The requested action.
     pub action: Option<Action>,
-    /// What came of it.
+    /// The outcome.
     pub outcome: Option<Outcome>,
-    /// At this moment or later.
+    /// At this time or later.
     pub from: Option<Timestamp>,
-    /// Before this moment.
+    /// Before this time.
     pub until: Option<Timestamp>,
 }
 
-/// An entry's place, for ever the same.
+/// The position of an entry, which never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditPlace {
-    /// When its batch was sealed.
+    /// The time at which the entry's batch was sealed.
     pub sealed_at: Timestamp,
-    /// Its batch's chain.
+    /// The chain of the batch.
     pub chain: Uuid,
-    /// Its batch's place in the chain.
+    /// The position of the batch in its chain.
     pub seq: i64,
-    /// Its place in the batch.
+    /// The position of the entry in its batch.
     pub index: u32,
 }
 
-/// A page.
+/// A page of entries.
 #[derive(Clone, Debug, Default)]
 pub struct AuditPage {
-    /// What was found, each with its place.
+    /// The matching entries, each with its position.
     pub entries: Vec<(AuditPlace, Access)>,
-    /// Where the next page goes on, if there may be more.
+    /// The position after which the next page continues, if there may be more.
     pub next: Option<AuditPlace>,
 }
 
-/// Reads the audit. Cloning is cheap.
+/// Reads the access log. Cloning is cheap.
 #[derive(Clone)]
 pub struct AuditReader {
     store: Arc<dyn AuditStore>,
-    /// Rows that none of them has sealed are not shown.
+    /// Rows that none of these keys has sealed are not shown.
     keys: Option<Keys>,
 }
 
@@ -77,9 +77,9 @@ impl AuditQuery {
 
     /// Returns the search for the batches from `position` on, and where to continue when it finds no more.
     ///
-    /// Of the batches that were sealed later than `PROMPT_US` after `until`, only the late ones can match. They are
-    /// searched for by their term: between an entry and the latest batch that may hold it there can be a hundred
-    /// thousand batches.
+    /// Of the batches that were sealed later than `PROMPT_US` after `until`, only the late ones can match. They
+    /// are searched for by their term, because there can be a hundred thousand batches between an entry and the
+    /// latest batch that may hold it.
     fn next_search(&self, position: AuditPosition) -> (AuditSearch, Option<AuditPosition>) {
         let from = self.from.unwrap_or(Timestamp(i64::MIN));
         let search = AuditSearch { terms: self.terms(), from, until: position, limit_rows: BATCHES_PAGE };
@@ -105,15 +105,17 @@ impl AuditQuery {
 }
 
 impl AuditReader {
-    /// Reads what is in `store` and sealed with one of `keys`: nothing without any.
+    /// Creates a reader of the rows in `store` that are sealed with one of `keys`. Without keys, reading
+    /// fails.
     pub fn new(store: Arc<dyn AuditStore>, keys: Option<Keys>) -> Self {
         AuditReader { store, keys }
     }
 
-    /// What fits `query`, after `after`, at most `limit` entries.
+    /// Returns at most `limit` entries that match `query` and follow `after`.
     ///
     /// # Errors
-    /// `Unavailable`: the database cannot say, or there is no secret. `Internal`: a row cannot be read.
+    /// `Unavailable` if the database cannot be read or there is no secret. `Internal` if a row cannot be
+    /// decoded.
     pub async fn page(
         &self,
         query: &AuditQuery,
@@ -152,15 +154,15 @@ impl AuditReader {
                 page.next = None;
                 return Ok(page);
             };
-            // All of this place has been looked at: whatever follows is older.
+            // Everything at this position was read; all that follows is older.
             page.next = Some(AuditPlace { sealed_at: at, chain, seq, index: 0 });
             position = AuditPosition { at, chain, seq: seq.saturating_sub(1) };
         }
         Ok(page)
     }
 
-    /// The entries of `batch` that fit, the newest first. A change that was submitted and did not come about is
-    /// none: another entry tells what its caller was answered.
+    /// Returns the matching entries of `batch`, newest first. Leaves out a change that was submitted but not
+    /// made, because another entry records the answer to its caller.
     async fn found(&self, query: &AuditQuery, batch: &AuditBatch) -> Result<Vec<(AuditPlace, Access)>> {
         let content = read(&batch.body, batch.at).map_err(|error| {
             tracing::error!(chain = %batch.chain, seq = batch.seq, %error, "a row of the audit cannot be read");
@@ -194,8 +196,8 @@ impl AuditReader {
     }
 }
 
-/// Whether `batch` is as it was written. If not, it was changed, put in, or sealed with a secret that this node does
-/// not have.
+/// Returns whether the seal of `batch` is valid. If not, the row was changed, inserted, or sealed with a
+/// secret that this node does not have.
 fn is_sealed(keys: &Keys, batch: &AuditBatch) -> bool {
     let sealed = keys.have_sealed(batch);
     if !sealed {
@@ -205,7 +207,7 @@ fn is_sealed(keys: &Keys, batch: &AuditBatch) -> bool {
     sealed
 }
 
-/// Whether `place` comes after `other` in the order of pages.
+/// Returns whether `place` comes after `other` in the order of pages.
 fn is_after(place: AuditPlace, other: AuditPlace) -> bool {
     let key = |place: AuditPlace| (place.sealed_at, place.chain, place.seq, place.index);
     key(place) < key(other)

@@ -1,4 +1,4 @@
-//! The journal over a database that answers when it is told to.
+//! The journal over a database that answers on command.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,16 +20,16 @@ use crate::store::{AuditBatch, AuditFound, AuditHead, AuditSearch};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A database of which each append waits for a permit.
+/// A database in which each append waits for a permit.
 struct Gate {
     permits: Semaphore,
-    /// Appends that have come, and of those, the ones that are still there.
+    /// The number of appends that arrived, and how many of them are still waiting.
     came: Semaphore,
     there: AtomicUsize,
     there_most: AtomicUsize,
     refuses: AtomicUsize,
     rows: Mutex<Vec<AuditBatch>>,
-    /// How often it was tended. Every second time fails.
+    /// How often the maintenance ran. Every second run fails.
     tended: AtomicUsize,
 }
 
@@ -75,13 +75,13 @@ impl AuditStore for Gate {
 }
 
 impl Gate {
-    /// Waits until one more append has come.
+    /// Waits until one more append has arrived.
     async fn visited(&self) {
         let came = tokio::time::timeout(PATIENCE, self.came.acquire()).await;
         came.expect("in time").expect("open").forget();
     }
 
-    /// The accesses of each row, by their numbers.
+    /// Returns the numbers of the accesses in each row.
     fn rows(&self) -> Vec<Vec<u128>> {
         let rows = self.rows.lock().unwrap();
         let entries = |row: &AuditBatch| read(&row.body, row.at).expect("ours").entries;
@@ -99,7 +99,7 @@ struct Stage {
 
 impl Stage {
     async fn set(queue_max: usize, batch_max: usize) -> Stage {
-        // Longer than any test: a batch is taken for stuck in none but the one that says so.
+        // Longer than any test, so that no batch counts as stuck, except in the test of that.
         let batch_wait_ms = 60_000;
         Stage::with(Settings { queue_max, batch_max, batch_wait_ms, ..Settings::default() }).await
     }
@@ -185,7 +185,7 @@ async fn who_records_is_told_when_it_is_durable_and_what_comes_meanwhile_goes_to
         assert_eq!(told(recording).await, Ok(()));
     }
     assert_eq!(stage.gate.rows(), [vec![1], vec![2, 3, 4]]);
-    // Idle again, it is told of the next one.
+    // An idle journal is notified of the next access.
     let last = stage.record(5).await;
     stage.gate.permits.add_permits(1);
     assert_eq!(told(last).await, Ok(()));
@@ -213,7 +213,7 @@ async fn none_of_many_is_left_behind_and_one_batch_is_written_at_a_time() {
     assert_eq!(stage.gate.there_most.load(Ordering::SeqCst), 1);
 }
 
-/// Nothing that is read waits for a batch that does not come back, and there are never more than the store writes.
+/// A batch that hangs delays no other, and no more batches are in flight than the store allows.
 #[tokio::test]
 async fn a_batch_that_hangs_holds_up_no_other() {
     let stage = Stage::with(Settings { batch_wait_ms: 1, ..Settings::default() }).await;
@@ -285,7 +285,8 @@ async fn what_has_gathered_when_a_journal_ends_is_written_by_the_next_one() {
     assert_eq!(told(after).await, Ok(()));
 }
 
-/// At the start and whenever the timer says so; also while a batch is under way, and though it fails at times.
+/// The maintenance runs at the start and at each timer message, also while a batch is in flight and after a
+/// failure.
 #[tokio::test]
 async fn the_database_is_tended_again_and_again() {
     let stage = Stage::set(100, 100).await;

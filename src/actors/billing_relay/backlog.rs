@@ -1,12 +1,12 @@
-//! What the relay remembers between two rounds: which rows failed and when each is due again, and
-//! whether the relay as a whole pauses. No I/O, no clock: `now` comes in.
+//! The relay's memory between two rounds: the failed rows, when each is due again, and whether the
+//! whole relay pauses. No I/O and no clock; the caller passes `now`.
 //!
 //! Invariants:
-//! - A failing row never keeps others out: the window read from the outbox is wider by the rows that
-//!   are remembered, and what was never tried comes first.
-//! - A row is forgotten when it leaves the window: someone billed it, or it is parked.
-//! - At most `failing_rows_max` rows are remembered. A row beyond that is parked at its first failure, or it would
-//!   be tried before the others in every round.
+//! - A failing row never keeps other rows out. The window read from the outbox is extended by the number of
+//!   remembered rows, and rows that were never tried come first.
+//! - A row is forgotten when it leaves the window, because it was billed or parked.
+//! - At most `failing_rows_max` rows are remembered. A row beyond that is parked at its first failure,
+//!   because otherwise it would be tried before others in every round.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -15,21 +15,21 @@ use super::Settings;
 use super::round::Report;
 use crate::domain::time::MonoTime;
 
-/// What the next round is to do.
+/// The plan of the next round.
 pub(super) struct Plan {
-    /// How many rows to read.
+    /// The number of rows to read.
     pub(super) limit_rows: u32,
-    /// Rows among them that failed and are due for another try.
+    /// Rows that failed and are due for a retry.
     pub(super) due: HashSet<i64>,
-    /// Rows among them that failed and are not due yet.
+    /// Rows that failed and are not due yet.
     pub(super) not_due: HashSet<i64>,
     /// Due rows that are parked if they fail once more, unless nothing works.
     pub(super) last_try: HashSet<i64>,
-    /// How many further failing rows can be remembered.
+    /// The number of further failing rows that can be remembered.
     pub(super) memory_rows: usize,
 }
 
-/// How often something failed in a row, and when to try it again.
+/// The number of consecutive failures, and the time of the next attempt.
 #[derive(Clone, Copy)]
 struct Retry {
     tries: u32,
@@ -37,8 +37,8 @@ struct Retry {
 }
 
 impl Retry {
-    /// One more failure at `now`: twice the wait of the last, the later half of it at random, so that
-    /// relays that failed together do not come back together.
+    /// Returns the retry after one more failure at `now`. The wait doubles each time, and its second half is
+    /// random, so that relays that failed together do not retry together.
     fn after(last: Option<&Retry>, now: MonoTime, (min_ms, max_ms): (u64, u64)) -> Retry {
         let tries = last.map_or(0, |r| r.tries).saturating_add(1);
         let full_ms = min_ms.max(1).saturating_mul(1 << (tries - 1).min(20)).min(max_ms.max(1));
@@ -54,7 +54,7 @@ pub(super) struct Backlog {
 }
 
 impl Backlog {
-    /// The next round, or `None` while the relay pauses.
+    /// Returns the plan of the next round, or `None` while the relay pauses.
     pub(super) fn plan(&self, settings: &Settings, now: MonoTime) -> Option<Plan> {
         if self.resume_in(now).is_some() {
             return None;
@@ -72,17 +72,17 @@ impl Backlog {
         })
     }
 
-    /// How long the relay still pauses, if it does.
+    /// Returns how long the relay still pauses, if it does.
     pub(super) fn resume_in(&self, now: MonoTime) -> Option<Duration> {
         self.pause.map(|pause| pause.due.since(now)).filter(|left| !left.is_zero())
     }
 
-    /// How many rows failed and are still in the outbox.
+    /// Returns the number of rows that failed and are still in the outbox.
     pub(super) fn failing_rows(&self) -> usize {
         self.rows.len()
     }
 
-    /// Learns from a round; `None` is one that died.
+    /// Records the result of a round. `None` means that the round died.
     pub(super) fn round_ended(&mut self, settings: &Settings, report: Option<&Report>, now: MonoTime) {
         let pause_ms = (settings.pause_min_ms, settings.pause_max_ms);
         let row_ms = (settings.row_backoff_min_ms, settings.row_backoff_max_ms);

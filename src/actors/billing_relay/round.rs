@@ -1,8 +1,8 @@
-//! One round of the relay: read a window of the outbox, open the accounts, note those that were
-//! opened. Runs as a task of its own; every wait in it is bounded, so it always ends.
+//! One round of the relay: reads a window of the outbox, opens the accounts, and marks the rows. Runs in a
+//! task of its own; every wait in it is bounded, so it always ends.
 //!
-//! A crash anywhere leaves rows unmarked: they come again, and opening an account twice is opening it
-//! once. That is the whole of the delivery guarantee.
+//! A crash at any point leaves rows unmarked, so they are read again, and opening an account twice has no
+//! second effect. The delivery guarantee depends on nothing else.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
@@ -22,33 +22,33 @@ use crate::domain::time::Timestamp;
 use crate::error::ErrorCode;
 use crate::store::{self, ParkRow, Queue, UnreadableRow};
 
-/// How long past its own deadline an open may take to say so.
+/// How long after its own deadline a call to open an account may take to return.
 const OPEN_GRACE: Duration = Duration::from_millis(250);
 
-/// What a round did.
+/// The result of a round.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The rows that were read; `None` if the store did not answer.
     pub(super) window: Option<HashSet<i64>>,
-    /// Rows that are parked now: they cannot be read, or failed again and again.
+    /// Rows that are now parked, because they cannot be read or failed repeatedly.
     pub(super) parked: HashSet<i64>,
-    /// How many of those were parked for the first time.
+    /// The number of those that were parked for the first time.
     pub(super) parked_first: usize,
-    /// How many rows are billed that were parked before.
+    /// The number of billed rows that had been parked before.
     pub(super) unparked: usize,
-    /// Whether as many rows were found as were asked for: there may be more.
+    /// Whether as many rows were found as were requested, so there may be more.
     pub(super) full: bool,
-    /// Rows whose account is open and that are marked so.
+    /// Rows whose account is open and that are marked as billed.
     pub(super) billed: Vec<i64>,
     /// Rows whose account could not be opened.
     pub(super) failed: Vec<(i64, ErrorCode)>,
-    /// What the store said when it failed.
+    /// The error of the store, if it failed.
     pub(super) store_failure: Option<store::Error>,
 }
 
 impl Report {
-    /// Whether the failures tell of a part that is away rather than of single rows: then the relay
-    /// pauses, instead of asking once per row.
+    /// Returns whether the failures indicate an outage rather than a problem of single rows. The relay then
+    /// pauses, instead of making one attempt per row.
     pub(super) fn nothing_works(&self) -> bool {
         self.store_failure.is_some()
             || (self.billed.is_empty() && self.failed.iter().any(|(_, code)| is_outage(*code)))
@@ -78,7 +78,8 @@ pub(super) async fn run(args: Args, plan: Plan) -> Report {
     if let Err(error) = park(&args, &mut report, unreadable(&found.unreadable)).await {
         return Report { store_failure: Some(error), ..report };
     }
-    // What failed before comes last and has its own share, so that neither kind starves the other.
+    // Rows that failed before come last and have a share of their own, so that neither group starves the
+    // other.
     let batch = args.settings.batch_rows_max.max(1) as usize;
     let (known, fresh): (Vec<_>, Vec<_>) = window
         .iter()
@@ -103,7 +104,7 @@ pub(super) async fn run(args: Args, plan: Plan) -> Report {
     }
 }
 
-/// A row to be parked: which, whose, how often it was parked before, and why.
+/// A row to park: its sequence number, its patient, how often it was parked before, and the reason.
 type Parking = (i64, PatientId, u32, &'static str);
 
 fn unreadable(rows: &[UnreadableRow]) -> Vec<Parking> {
@@ -117,7 +118,8 @@ fn unreadable(rows: &[UnreadableRow]) -> Vec<Parking> {
     rows.iter().map(|row| (row.seq, row.patient_id, row.parks, "unreadable")).collect()
 }
 
-/// The rows that failed too often, unless it is because nothing works; and those that cannot be remembered.
+/// Returns the rows to park: rows that failed too often, unless nothing works, and rows that cannot be
+/// remembered.
 fn hopeless(plan: &Plan, report: &Report, window: &[OutboxEvent]) -> Vec<Parking> {
     let outage = report.nothing_works();
     let failed: HashMap<i64, ErrorCode> = report.failed.iter().copied().collect();
@@ -136,7 +138,6 @@ fn hopeless(plan: &Plan, report: &Report, window: &[OutboxEvent]) -> Vec<Parking
     rows
 }
 
-/// Parks these rows.
 async fn park(args: &Args, report: &mut Report, rows: Vec<Parking>) -> store::Result<()> {
     if rows.is_empty() {
         return Ok(());
@@ -159,8 +160,8 @@ async fn park(args: &Args, report: &mut Report, rows: Vec<Parking>) -> store::Re
     Ok(())
 }
 
-/// Opens the accounts of `rows`, at most `concurrency_max` at a time. When as many as that failed as by
-/// an outage and none worked, the rest is left for a later round.
+/// Opens the accounts of `rows`, at most `concurrency_max` at a time, and returns the rows that succeeded.
+/// After `concurrency_max` outage failures without a success, the remaining rows are left for a later round.
 async fn open_all(
     args: &Args,
     mut rows: impl Iterator<Item = &OutboxEvent>,
@@ -188,8 +189,8 @@ async fn open_all(
     }
 }
 
-/// Opens one account. A panic on the way concerns this row alone: it must not end the round, or one
-/// row would block the rest for ever.
+/// Opens one account. A panic is caught and counts as a failure of this row, because otherwise one row could
+/// end every round and block the others for ever.
 async fn open(args: &Args, event: &OutboxEvent) -> (i64, Result<(), ErrorCode>) {
     let budget = Duration::from_millis(args.settings.open_timeout_ms);
     let recorded = &event.recorded;
@@ -200,7 +201,7 @@ async fn open(args: &Args, event: &OutboxEvent) -> (i64, Result<(), ErrorCode>) 
         trace: TraceContext::parse(&recorded.traceparent)
             .map_or_else(TraceContext::root, |cause| cause.child()),
         deadline: began.plus(budget),
-        // The same on every try, since it is the same intention.
+        // Every attempt has the same command id, because it is the same command.
         command_id: CommandId(recorded.event_id.0),
         caller: Caller::system(NAME),
     };
@@ -226,7 +227,7 @@ async fn open(args: &Args, event: &OutboxEvent) -> (i64, Result<(), ErrorCode>) 
     (event.seq, outcome)
 }
 
-/// A store call that may take `store_timeout_ms`.
+/// Runs a store call with the timeout `store_timeout_ms`.
 async fn bounded<T>(args: &Args, call: impl Future<Output = store::Result<T>>) -> store::Result<T> {
     let limit = Duration::from_millis(args.settings.store_timeout_ms);
     timeout(limit, call).await.unwrap_or_else(|_| {

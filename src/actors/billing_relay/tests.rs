@@ -1,4 +1,4 @@
-//! The relay over fakes that fail, hang and count what they are asked.
+//! The relay over fakes that fail, hang, and count their calls.
 
 mod parked;
 
@@ -23,7 +23,7 @@ use crate::domain::topic_log::LogAnchor;
 use crate::error::{Error, ErrorCode};
 use crate::store::{self, OutboxDepth, OutboxRead, OutboxRows, ParkRow, PutBack, Queue, UnreadableRow};
 
-/// How long a condition is awaited before a test fails. Generous: machines are busy.
+/// The longest wait for a condition before a test fails. Generous, because machines are busy.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
 const SPAN: u64 = 0xb7ad_6b71_6920_3331;
@@ -155,7 +155,7 @@ impl OutboxStore for FakeStore {
     }
 }
 
-/// How an open of one patient ends.
+/// The result of opening one patient's account.
 #[derive(Clone, Copy)]
 enum Fate {
     Refuse(ErrorCode),
@@ -219,7 +219,7 @@ impl OpenAccounts for FakeAccounts {
     }
 }
 
-/// Waits so short that the tests are quick; a poll so long that only nudges count, unless changed.
+/// Returns settings with waits so short that the tests are quick.
 fn quick() -> Settings {
     Settings {
         poll_ms: 10,
@@ -364,7 +364,7 @@ async fn poison_rows_do_not_keep_others_from_their_accounts() {
     let fates =
         [Fate::Refuse(ErrorCode::Internal), Fate::Refuse(ErrorCode::OutcomeUnknown), Fate::Panic, Fate::Hang];
     for fate in fates {
-        // More poison than a batch holds, and all of it older than the good rows.
+        // More failing rows than a batch holds, all of them older than the good rows.
         let (store, accounts) = (FakeStore::with(1..=20), Arc::new(FakeAccounts::default()));
         accounts.doom(1..=20, fate);
         let settings = Settings { batch_rows_max: 4, concurrency_max: 4, ..quick() };

@@ -105,7 +105,7 @@ impl TopicLogStore for FakeStore {
     }
 }
 
-/// A log of which nothing is known.
+/// Returns a placeholder log, with no name and a finished replay.
 pub(super) fn unknown() -> TopicLog {
     TopicLog {
         no: 1,

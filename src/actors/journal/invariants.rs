@@ -1,4 +1,4 @@
-//! The invariants of the journal: a store that commits when the test says so, and a shard that only listens.
+//! The invariants of the journal, with a store that commits on command and a shard that only records results.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,15 +12,15 @@ use crate::clock::SystemClock;
 use crate::domain::ids::{CommandId, Kind};
 use crate::store::AuditBatch;
 
-/// Rows that are numbers.
+/// An entity whose rows are numbers.
 struct Row;
 
-/// A store whose transactions wait, and answer as ordered.
+/// A store whose transactions wait for a permit and return the prepared answers.
 struct Paused {
-    /// One permit lets one transaction go on.
+    /// One permit lets one transaction continue.
     go: Semaphore,
     begun: Mutex<Vec<Vec<u64>>>,
-    /// The answers to transactions, the first to be given last; if there is none, every row is committed.
+    /// The answers to transactions, in reverse order. If there is none, every row is committed.
     answers: Mutex<Vec<store::Result<Vec<AppendOutcome>>>>,
 }
 
@@ -78,7 +78,7 @@ impl Entity for Row {
     }
 }
 
-/// Passes on how each append ended.
+/// Passes on the result of each append.
 struct Listener;
 
 type Told = (u64, AppendResult);
@@ -160,7 +160,7 @@ impl Rig {
         rows.into_iter().for_each(|row| self.append_until(row, FAR));
     }
 
-    /// Awaits that so many transactions were begun since the start; answers with all of them.
+    /// Waits until `count` transactions have begun since the start. Returns all of them.
     async fn begun(&self, count: usize) -> Vec<Vec<u64>> {
         let there = async {
             loop {
@@ -188,16 +188,17 @@ async fn what_gathers_goes_into_batches_of_bounded_size_and_number() {
     let mut rig = Rig::new().await;
     rig.append([1]);
     assert_eq!(rig.begun(1).await, [[1]], "an idle journal waits for nothing");
-    // With the first in flight, the second transaction takes what has gathered, and nothing starts a third.
+    // While the first is in flight, the second transaction takes the gathered rows, and nothing starts a
+    // third.
     rig.append([2, 3]);
     assert_eq!(rig.begun(2).await, [vec![1], vec![2, 3]]);
     rig.append([4, 5, 6, 7, 8, 9]);
-    // One too many for the queue.
+    // One row more than the queue holds.
     rig.append([10]);
     assert_eq!(rig.ended().await, (10, Err(NotCommitted::Full)));
     assert_eq!(rig.store.begun.lock().unwrap().len(), 2, "two transactions at most");
     rig.go(1);
-    // The third takes the oldest, as many as a batch holds.
+    // The third takes the oldest rows, as many as a batch holds.
     assert_eq!(rig.begun(3).await[2], [4, 5, 6]);
     rig.go(9);
     let mut committed = Vec::new();
@@ -276,7 +277,7 @@ async fn a_flush_ends_when_nothing_waits_and_nothing_is_in_flight() {
     rig.append([2]);
     rig.go(1);
     assert_eq!(rig.ended().await.0, 1);
-    // The second is begun after the first; while it is in flight, the flush goes on.
+    // The second transaction begins after the first. While it is in flight, the flush waits.
     rig.begun(2).await;
     tokio::task::yield_now().await;
     assert!(flushed.try_recv().is_err(), "a row is still in flight");
@@ -291,7 +292,7 @@ async fn a_journal_that_dies_says_that_nobody_knows() {
     rig.append([1]);
     rig.begun(1).await;
     rig.append([2]);
-    // Rows that wait die with the journal; those in flight have their own task.
+    // Rows that wait die with the journal. Rows in flight have a task of their own.
     rig.journal.kill();
     let (row, result) = rig.ended().await;
     let is_unknown = matches!(result, Err(NotCommitted::Store(store::Error::Unknown(_))));

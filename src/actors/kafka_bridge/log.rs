@@ -1,4 +1,5 @@
-//! Which log the topic has, and the beginning of a new one. Only the bridge begins one.
+//! Identifies the topic's log, and begins a new one if the topic has another log. Only the bridge begins
+//! logs.
 
 use std::time::Duration;
 
@@ -9,17 +10,17 @@ use crate::domain::time::Timestamp;
 use crate::domain::topic_log::LogAnchor;
 use crate::store::{NextLog, Replay, TopicLog};
 
-/// How long after a first sign of another log it is looked at again. A partition whose leader has just changed may
-/// seem shorter than it is for a moment.
+/// The pause between a first sign of another log and the second check, because a partition whose leader has
+/// just changed may seem shorter than it is.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
-/// The log in use, and what is known to be in it.
+/// The log in use, and the anchors known to be in it.
 pub(super) struct Identified {
     pub(super) log: TopicLog,
     pub(super) anchors: Vec<LogAnchor>,
 }
 
-/// The log that the topic has now. If it is not the one that is known, a new one begins.
+/// Returns the log that the topic has now. If it is not the known log, begins a new one.
 pub(super) async fn identify(args: &KafkaBridgeArgs) -> Result<Identified, String> {
     let limit = args.settings.store_timeout();
     let cluster = args.broker.cluster_id().await.map_err(|e| e.to_string())?;
@@ -67,7 +68,7 @@ fn tell(log: &TopicLog, first: bool) {
     );
 }
 
-/// The anchors of the log `no`; or as an error within, why the topic has another log.
+/// Returns the anchors of the log `no`. The inner error is the reason why the topic has another log.
 async fn confirmed_departure(
     args: &KafkaBridgeArgs,
     no: i64,
@@ -85,7 +86,8 @@ async fn anchors_of(args: &KafkaBridgeArgs, no: i64) -> Result<Vec<LogAnchor>, S
     within(args.settings.store_timeout(), args.logs.log_anchors(no)).await.map_err(|e| e.to_string())
 }
 
-/// One look at the topic: what is known to be in the log `no`, and why the topic has another one, if it seems so.
+/// Checks the topic once. Returns the anchors of the log `no`, and the reason if the topic seems to have
+/// another log.
 pub(super) async fn departure(
     args: &KafkaBridgeArgs,
     no: i64,
@@ -95,7 +97,7 @@ pub(super) async fn departure(
     Ok((anchors, reason))
 }
 
-/// What a new log has to be told.
+/// Returns the replay that a new log needs.
 async fn replay(args: &KafkaBridgeArgs) -> Replay {
     let always = Replay::Since(Timestamp(i64::MIN));
     match args.settings.replay {

@@ -1,4 +1,5 @@
-//! What one incarnation of the bridge knows, and what it starts and learns. Nothing here waits.
+//! The state of one incarnation of the bridge, the tasks it starts and the results it handles. Nothing here
+//! waits.
 
 mod rows;
 mod topic;
@@ -19,34 +20,34 @@ use crate::health::Status;
 use crate::kafka::Link;
 use crate::store::{self, TopicLog};
 
-/// For how many ticks the embedded broker may be full before health says so.
+/// The number of ticks for which the embedded broker may be full before health reports it.
 const FULL_TICKS: u32 = 3;
 
 enum Role {
-    /// Without the lease; and why, if the database did not answer.
+    /// The bridge does not hold the lease. Carries the reason if the database did not answer.
     Standby(Option<String>),
-    /// With the lease; and what is missing to begin.
+    /// The bridge holds the lease. Carries the reason why it cannot publish yet.
     Preparing(Option<String>),
-    /// Publishing, while the lease holds.
+    /// The bridge publishes, while the lease holds.
     Active,
-    /// Takes up nothing any more; who waits for the end of it.
+    /// The bridge starts nothing new. Carries the callers that wait for the end of the drain.
     Draining(Vec<RpcReplyPort<bool>>),
 }
 
 /// The state of one incarnation.
 pub struct BridgeState {
     args: KafkaBridgeArgs,
-    /// The log that events are published to. Known before the first is.
+    /// The log to which events are published. Known before the first event is published.
     log: Option<TopicLog>,
-    /// What it is known to hold.
+    /// The highest known offset of each partition of the log.
     tops: Arc<Tops>,
     checking: bool,
     checked_at: Option<MonoTime>,
-    /// The last read took all there was.
+    /// Whether the last read returned all rows there were.
     caught_up: bool,
     window: Window,
     parked_events: u64,
-    /// When the oldest event that waits was decided, as last measured.
+    /// When the oldest waiting event was decided, as last measured.
     oldest_at: Option<Timestamp>,
     role: Role,
     lease: SliceLease,
@@ -54,21 +55,21 @@ pub struct BridgeState {
     preparing: bool,
     probing: bool,
     measured_at: Option<MonoTime>,
-    /// There may be rows that were not read yet.
+    /// Whether there may be unread rows.
     unread: bool,
     pace: Pace,
-    /// Marking, or parking, failed: not again before the next tick.
+    /// Whether marking, or parking, has failed since the last tick. The next attempt waits for the tick.
     mark_paused: bool,
     park_paused: bool,
     releasing: bool,
-    /// What the store last refused to do, if it did.
+    /// The last error of the store, unless a call has succeeded since.
     store_error: Option<String>,
     full_ticks: u32,
 }
 
 impl BridgeState {
     pub(super) fn new(args: KafkaBridgeArgs) -> Self {
-        // There from the start, so that a rate sees the first one.
+        // Register the counter at zero, so that a rate includes the first event.
         let _ = metrics::counter!("hygeia_outbox_unreadable_total", "reader" => NAME);
         BridgeState {
             log: None,
@@ -152,7 +153,7 @@ impl BridgeState {
         }
     }
 
-    /// What a call of the store brought; and whether the store works is noted.
+    /// Records whether a store call succeeded, and returns its value.
     fn heed<T>(&mut self, result: store::Result<T>) -> Option<T> {
         match result {
             Ok(value) => {
@@ -218,7 +219,7 @@ impl BridgeState {
         self.tell_health();
     }
 
-    /// Starts whatever can be started.
+    /// Starts every task that can be started.
     pub(super) fn pump(&mut self, myself: &ActorRef<BridgeMessage>) {
         self.mark(myself);
         self.park(myself);
@@ -258,7 +259,7 @@ impl BridgeState {
         self.probing = true;
         let broker = Arc::clone(&self.args.broker);
         self.run(myself, Outcome::Probed, async move {
-            // What comes of it stands in the link.
+            // The link holds the result.
             let _ = broker.probe().await;
             Outcome::Probed
         });
@@ -320,7 +321,7 @@ impl BridgeState {
         self.args.health.report(PART, status);
     }
 
-    /// What an operator should know of although the broker answers.
+    /// Returns the problem that health should report although the broker answers.
     fn burden(&self) -> Option<String> {
         let TopicLog { no, replay_done, .. } = self.log.as_ref()?;
         if !replay_done {
@@ -336,7 +337,7 @@ impl BridgeState {
         let waited_us = self.oldest_at.map_or(0, |oldest| self.args.clock.now().0.saturating_sub(oldest.0));
         let waits = (u64::try_from(waited_us).unwrap_or(0) > max_ms.saturating_mul(1_000))
             .then(|| format!("events wait for Kafka for longer than bridge.waiting_max_ms, {max_ms} ms"));
-        // Those that are parked wait by themselves.
+        // A parked event that waits is expected, so it is not reported as late.
         parked.or(waits)
     }
 }

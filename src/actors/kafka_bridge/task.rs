@@ -1,4 +1,4 @@
-//! What the bridge does outside of its mailbox: one call of the store or the broker each, bounded in time.
+//! The tasks of the bridge. Every call of the store or the broker has a time limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +13,16 @@ use crate::domain::time::Clock;
 use crate::kafka::{Delivery, wire};
 use crate::store::{self, OutboxDepth, OutboxRead, OutboxRows, OutboxStore, Queue};
 
-/// How many rows one call that puts back events looks at: few enough for the ordinary limit in time, and
-/// for others to have their turn at the database in between.
+/// Rows per call that puts events back: few enough for the normal time limit, and for other transactions to
+/// run in between.
 const PUT_BACK_ROWS: u32 = 2_000;
-/// How many rows of the outbox one call looks at for patients whose turn in the replay has not come.
+/// Rows of the outbox per call that looks for patients that the replay has not reached.
 const WAITING_ROWS: u32 = 512;
-/// How many events one step of a replay looks at. Less than one read takes, so that new events are read with them.
+/// Events per step of a replay. Fewer than one read returns, so that new events are read together with them.
 const REPLAY_ROWS: u32 = 1_000;
 
-/// Learns which log this is, and puts back into the outbox what only forgotten ones held and analytics has not
-/// counted. Nothing is published before all of that is done.
+/// Identifies the log, and puts back into the outbox the events that only earlier logs held and that
+/// analytics has not counted. Nothing is published before all of this is done.
 pub(super) async fn prepare(args: KafkaBridgeArgs) -> Result<Identified, String> {
     let identified = log::identify(&args).await?;
     put_back(&*args.outbox, &identified.log.name, args.settings.store_timeout())
@@ -31,7 +31,7 @@ pub(super) async fn prepare(args: KafkaBridgeArgs) -> Result<Identified, String>
     Ok(identified)
 }
 
-/// Goes once through all that brokers have taken. What was done stays done if a call fails.
+/// Goes once through all published events. If a call fails, the work of earlier calls stays done.
 async fn put_back(outbox: &dyn OutboxStore, log: &str, limit: Duration) -> store::Result<()> {
     let mut events = 0;
     let mut after = None;
@@ -53,33 +53,33 @@ async fn put_back(outbox: &dyn OutboxStore, log: &str, limit: Duration) -> store
     Ok(())
 }
 
-/// A read of the outbox.
+/// The parameters of a read of the outbox.
 pub(super) struct Reading {
-    /// The log in use.
+    /// The number of the log in use.
     pub(super) log_no: i64,
-    /// Its replay is not done.
+    /// Whether the replay of the log is still running.
     pub(super) replaying: bool,
-    /// The read before took all there was: the replay may add to it.
+    /// Whether the previous read returned all rows, so that the replay may add more.
     pub(super) caught_up: bool,
-    /// The rows in hand.
+    /// The sequence numbers of the rows in hand.
     pub(super) known: Vec<i64>,
-    /// How many further ones.
+    /// The maximum number of further rows.
     pub(super) rows_max: u32,
 }
 
-/// What a read of the outbox brought.
+/// The result of a read of the outbox.
 #[derive(Default)]
 pub(super) struct Found {
     /// The rows.
     pub(super) rows: OutboxRows,
-    /// The replay has put back all it has to.
+    /// Whether the replay has put back every event.
     pub(super) replay_done: bool,
-    /// Rows may be there at once that this read could not see.
+    /// Whether there may be further rows that this read could not see.
     pub(super) more: bool,
 }
 
-/// Reads the outbox; while a log is replayed, after one step of that. New events come first: a step adds nothing
-/// while a read leaves rows behind, and who has a new event does not wait for their turn.
+/// Reads the outbox. During a replay, first runs one step of the replay. New events have priority: a step
+/// adds nothing while a read leaves rows behind, and a patient with a new event is replayed out of turn.
 pub(super) async fn read(args: KafkaBridgeArgs, reading: Reading) -> store::Result<Found> {
     let (limit, now) = (args.settings.store_timeout(), args.clock.now());
     let Reading { log_no, replaying, caught_up, known, rows_max } = reading;
@@ -91,7 +91,7 @@ pub(super) async fn read(args: KafkaBridgeArgs, reading: Reading) -> store::Resu
             let step = within(limit, args.logs.replay_next(log_no, REPLAY_ROWS)).await?;
             found.replay_done = step.done;
         }
-        // The replay goes on without a tick.
+        // The replay continues without a tick.
         found.more |= !found.replay_done;
     }
     let replay_of = (replaying && !found.replay_done).then_some(log_no);
@@ -100,7 +100,7 @@ pub(super) async fn read(args: KafkaBridgeArgs, reading: Reading) -> store::Resu
     Ok(found)
 }
 
-/// Publishes `rows` to the log `log_no`; answers for each what became of it.
+/// Publishes `rows` to the log `log_no`. Returns the result of each row.
 pub(super) async fn publish(args: KafkaBridgeArgs, log_no: i64, rows: Arc<Vec<OutboxEvent>>) -> Vec<Sent> {
     let (clock, topic) = (&args.clock, args.broker.names().topic);
     let (began, now) = (clock.mono(), clock.now());
@@ -156,7 +156,7 @@ fn count(deliveries: &[Delivery], took: Duration) {
     }
 }
 
-/// Reads the outbox's gauges; `None` if the database does not answer.
+/// Measures the outbox and sets its gauges. Returns `None` if the database does not answer.
 pub(super) async fn depth(
     outbox: Arc<dyn OutboxStore>,
     clock: Arc<dyn Clock>,
@@ -188,7 +188,7 @@ mod tests {
         store.mark_published(&seqs, 1, &[]).await.expect("marked");
         store.begin("new");
         store.mark_published(&seqs[..100], 2, &[]).await.expect("marked");
-        // Five calls, which together take longer than one may.
+        // Five calls, which together take longer than the limit of one.
         store.slow_put_back(Duration::from_millis(450));
         put_back(&store, "new", Duration::from_secs(2)).await.expect("each call is in time");
         assert_eq!(store.unpublished_count(), 8_900);

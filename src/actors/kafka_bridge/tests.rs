@@ -1,4 +1,4 @@
-//! The bridge between a database in memory and a broker that speaks the real protocol.
+//! The bridge between a database in memory and a broker with the real protocol.
 
 mod new_log;
 
@@ -89,19 +89,19 @@ impl Bridge {
         settled
     }
 
-    /// Ends it as a crash does: nothing is drained.
+    /// Ends the bridge as a crash does, without a drain.
     async fn kill(&self) {
         self.actor.kill();
         self.actor.wait(Some(PATIENCE)).await.expect("dead");
     }
 }
 
-/// `versions` events of each of `patients`, interleaved.
+/// Returns `versions` events of each of `patients`, interleaved.
 fn workload(patients: usize, versions: i64) -> impl Iterator<Item = crate::domain::event::RecordedEvent> {
     (1..=versions).flat_map(move |version| (0..patients).map(move |n| event(n, version)))
 }
 
-/// Per patient, the versions in the order in which they first appear.
+/// Returns the versions of each patient in the order in which they first appear.
 fn first_appearances(log: &[Incoming]) -> HashMap<crate::domain::ids::PatientId, Vec<i64>> {
     let mut seen: HashMap<_, Vec<i64>> = HashMap::new();
     for message in log {
@@ -191,7 +191,8 @@ async fn refusals_of_broker_and_store_change_no_order_and_lose_nothing() {
     assert_complete_and_in_order(&kafka, 30, 10).await;
 }
 
-/// A broker whose producer loses, delays and repeats messages at random, and may forget to say so.
+/// A broker whose producer loses, delays and repeats messages at random, and may report a delivered one as
+/// failed.
 struct Unruly {
     kafka: Kafka,
     rng: Mutex<fastrand::Rng>,
@@ -214,7 +215,7 @@ impl Publisher for Unruly {
         let fate: Vec<u8> = batch.iter().map(|_| self.rng.lock().expect("rng").u8(..10)).collect();
         let sent: Vec<_> = batch.iter().zip(&fate).filter(|(_, f)| **f > 1).map(|(m, _)| m.clone()).collect();
         assert!(self.kafka.publisher().publish(&sent).await.iter().all(Delivery::is_delivered));
-        // 0 and 1 were not sent, 2 was and is said not to be.
+        // 0 and 1 were not sent; 2 was sent but is reported as failed.
         let failed = || Delivery::Failed("as ordered".into());
         let tell = |f: &u8| if *f > 2 { Delivery::Delivered(None) } else { failed() };
         fate.iter().map(tell).collect()
@@ -273,7 +274,7 @@ async fn with_an_unruly_producer_crashes_and_two_bridges_the_order_holds() {
     let unruly = Arc::new(Unruly { kafka: kafka.clone(), rng: Mutex::new(rng.fork()) });
     let store = Arc::new(FakeStore::default());
     store.commit_all(workload(20, 12));
-    // Both think that the lease is theirs: each start is another owner, and the fake lets the second in.
+    // Both bridges believe they hold the lease: each start is another owner, and the fake admits the second.
     let mut bridges = Vec::new();
     for n in 0..6 {
         let settings = Settings { lease_ttl_ms: 30, poll_ms: 10, ..quick() };
@@ -366,7 +367,8 @@ async fn a_bridge_that_dies_is_replaced_when_its_lease_runs_out() {
     let killed = Instant::now();
     second.ready().await;
     println!("taken over after {:?}", killed.elapsed());
-    // Its time to live and a tick, on a machine that may be busy; what else would wake it comes after a minute.
+    // The time to live and a tick, plus some time for a busy machine. Any other wake-up comes only after a
+    // minute.
     assert!(killed.elapsed() < Duration::from_millis(1_500 + 500 + 3_000), "{:?}", killed.elapsed());
     store.commit_all((0..5).map(|n| event(n, 2)));
     second.actor.cast(BridgeMessage::Nudge).expect("alive");
@@ -451,7 +453,8 @@ async fn a_broker_that_is_away_at_the_start_is_explained() {
 async fn rows_that_cannot_be_read_hold_back_their_patients_alone() {
     let kafka = Kafka::connect(&embedded("unreadable")).expect("connect");
     let store = Arc::new(FakeStore::default());
-    // Of patients 0 to 19 one row each, all but the last unreadable: many more than a read takes.
+    // Patients 0 to 19 have one row each, and all but the last are unreadable: many more than one read
+    // returns.
     store.commit_all(workload(20, 1));
     (1..=19).for_each(|seq| store.spoil(seq));
     store.commit_all((2..=3).flat_map(|version| (0..30).map(move |n| event(n, version))));
@@ -459,7 +462,7 @@ async fn rows_that_cannot_be_read_hold_back_their_patients_alone() {
     let narrow =
         Settings { window_rows_max: 8, read_rows_max: 4, park_min_ms: hour, park_max_ms: hour, ..quick() };
     let bridge = Bridge::start(&store, Arc::new(kafka.clone()), "a", narrow).await;
-    // What waits: 19 patients with three rows each.
+    // 19 patients with three rows each are still waiting.
     until("the others are published", || store.unpublished_count() == 57).await;
     until("told", || bridge.explains("19 events of the outbox are parked")).await;
     assert!(bridge.health.snapshot().0, "the node serves on");

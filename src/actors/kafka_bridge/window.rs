@@ -1,5 +1,5 @@
-//! The rows of the outbox that the bridge has in hand, and what may be done with them next: a state
-//! machine without I/O.
+//! The rows of the outbox that the bridge has in hand, and what may be done with them next. A state machine
+//! without I/O.
 //!
 //! ```text
 //! read ─► waiting ─► at the producer ─► delivered ─► marked
@@ -10,11 +10,11 @@
 //! Invariants:
 //! - For each patient at most one row is at the producer or resting (`busy`), and it is the first of that
 //!   patient's rows in hand. This alone keeps the order: see `kafka_bridge`.
-//! - A row in hand is never admitted a second time (`known`), until it is marked.
-//! - At most `window_rows` rows are in hand. A row that fails again and again is parked, so that such rows never
-//!   keep others out: its patient's rows leave the window, and the store gives none of them out for a while.
-//! - While rows are on their way to being parked nothing is read, and a read from before does not count: it could
-//!   have later rows of their patients.
+//! - A row in hand is not admitted a second time (`known`) until it is marked.
+//! - At most `window_rows` rows are in hand. A row that fails repeatedly is parked, so that such rows never
+//!   keep others out: its patient's rows leave the window, and the store returns none of them for a while.
+//! - While rows are being parked, nothing is read. The result of a read that began before is dropped, because
+//!   it may hold later rows of their patients.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -25,38 +25,38 @@ use crate::domain::topic_log::LogAnchor;
 use crate::kafka::Place;
 use crate::store::UnreadableRow;
 
-/// Why a row is parked that cannot be read.
+/// The reason for parking a row that cannot be read.
 pub(super) const UNREADABLE: &str = "unreadable";
 
-/// The bounds of the window.
+/// The limits of the window.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Rows in hand.
+    /// Maximum number of rows in hand.
     pub(super) window_rows: usize,
-    /// Rows of one read.
+    /// Maximum number of rows per read.
     pub(super) read_rows: usize,
-    /// Rows of one batch for the producer.
+    /// Maximum number of rows per batch for the producer.
     pub(super) batch_rows: usize,
-    /// Batches at the producer.
+    /// Maximum number of batches at the producer.
     pub(super) batches: usize,
-    /// Rows marked at once.
+    /// Maximum number of rows marked in one call.
     pub(super) mark_rows: usize,
-    /// How often a row fails before it is parked.
+    /// Number of failures after which a row is parked.
     pub(super) park_after: u32,
 }
 
-/// What became of a row at the producer.
+/// The result of a row at the producer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sent {
-    /// It is in the log, and where if that is known.
+    /// The row is in the log, at this place if it is known.
     Delivered(Option<Place>),
-    /// The broker does not take this row.
+    /// The broker refuses this row.
     Refused,
-    /// It failed.
+    /// The row was not acknowledged.
     Failed,
 }
 
-/// A row that is delivered and not marked yet.
+/// A row that is delivered but not yet marked.
 #[derive(Clone, Copy)]
 struct Delivered {
     seq: i64,
@@ -64,52 +64,52 @@ struct Delivered {
     place: Option<Place>,
 }
 
-/// How a row fails.
+/// The failures of a row.
 #[derive(Clone, Copy)]
 struct Failing {
     times: u32,
-    /// What `Window::delivered_rows` was at its first failure.
+    /// The value of `Window::delivered_rows` at the first failure.
     delivered_before: u64,
 }
 
-/// A row to be parked.
+/// A row to park.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Parking {
-    /// The row.
+    /// The sequence number of the row.
     pub(super) seq: i64,
-    /// Whose it is.
+    /// The patient of the row.
     pub(super) patient_id: PatientId,
-    /// How often it was parked before.
+    /// How often the row was parked before.
     pub(super) parks: u32,
-    /// Why.
+    /// The reason.
     pub(super) reason: &'static str,
 }
 
-/// Rows to be marked, and the last of them in each partition.
+/// Rows to mark, and the last of them in each partition.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mark {
-    /// The rows.
+    /// The sequence numbers of the rows.
     pub(super) seqs: Vec<i64>,
-    /// Where the log has the last of them.
+    /// The place of the last row in each partition.
     pub(super) anchors: Vec<LogAnchor>,
 }
 
-/// See above.
+/// The window; see the module.
 pub(super) struct Window {
     limits: Limits,
     known: HashSet<i64>,
     busy: HashSet<PatientId>,
-    /// In the order of `seq` for each patient.
+    /// Rows that are not at the producer, ordered by `seq` for each patient.
     waiting: VecDeque<OutboxEvent>,
     at_producer: HashMap<u64, Arc<Vec<OutboxEvent>>>,
     resting: HashMap<u64, Vec<OutboxEvent>>,
-    /// The rows in hand that have failed.
+    /// The failures of rows in hand, by sequence number.
     failures: HashMap<i64, Failing>,
     delivered: VecDeque<Delivered>,
-    /// How many rows were ever delivered.
+    /// The number of rows delivered since the start.
     delivered_rows: u64,
     marking: Vec<Delivered>,
-    /// Rows to be parked, and how many of them, from the first on, are being parked.
+    /// Rows to park. The first `parking_now` of them are being parked.
     parking: Vec<Parking>,
     parking_now: usize,
     reading: Reading,
@@ -120,25 +120,25 @@ pub(super) struct Window {
 enum Reading {
     No,
     Yes,
-    /// The rows that come were forgotten before they came.
+    /// A read is in progress, but its rows will be dropped.
     InVain,
 }
 
-/// What to read next.
+/// The parameters of the next read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Read {
-    /// The rows in hand.
+    /// The sequence numbers of the rows in hand.
     pub(super) known: Vec<i64>,
-    /// How many further ones.
+    /// The maximum number of further rows.
     pub(super) rows_max: usize,
 }
 
-/// Rows that failed and have to wait.
+/// Failed rows that wait before a retry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rest {
-    /// What `Window::wake` is told.
+    /// The argument for `Window::wake`.
     pub(super) id: u64,
-    /// How often the worst of them has failed.
+    /// The highest number of failures of any of the rows.
     pub(super) failures: u32,
 }
 
@@ -162,7 +162,7 @@ impl Window {
         }
     }
 
-    /// A window with nothing in hand, that does not know what this one has at the producer.
+    /// Returns an empty window that ignores the batches which this window has at the producer.
     pub(super) fn renewed(&self) -> Window {
         Window { batches_taken: self.batches_taken, ..Window::new(self.limits) }
     }
@@ -171,17 +171,17 @@ impl Window {
         self.limits.window_rows.saturating_sub(self.known.len())
     }
 
-    /// Whether there is room for a worthwhile read and none is under way.
+    /// Returns whether there is enough room for a read and no read is in progress.
     pub(super) fn may_read(&self) -> bool {
         let room = self.room();
         let worthwhile = self.limits.read_rows.min(self.limits.window_rows).div_ceil(2);
-        // Rows that keep failing take room for long: they must not keep the others from being read.
+        // Rows that keep failing occupy room for long. They must not keep other rows from being read.
         let stuck = self.waiting.is_empty() && self.at_producer.is_empty();
         let free = self.reading == Reading::No && self.parking.is_empty();
         free && room > 0 && (room >= worthwhile || stuck)
     }
 
-    /// The next read, if there may be one.
+    /// Begins the next read, if one may begin.
     pub(super) fn begin_read(&mut self) -> Option<Read> {
         if !self.may_read() {
             return None;
@@ -192,7 +192,7 @@ impl Window {
         Some(Read { known, rows_max: room.min(self.limits.read_rows) })
     }
 
-    /// The read has ended with these rows, in the order of `seq`, and with these that cannot be read; none if it
+    /// Ends the read with these rows, ordered by `seq`, and these unreadable ones. Both are empty if the read
     /// failed.
     pub(super) fn end_read(&mut self, rows: Vec<OutboxEvent>, unreadable: &[UnreadableRow]) {
         if std::mem::replace(&mut self.reading, Reading::No) == Reading::InVain {
@@ -211,7 +211,7 @@ impl Window {
         }
     }
 
-    /// The next batch for the producer: the first rows in hand of patients that are not busy.
+    /// Takes the next batch for the producer: the first rows in hand of patients that are not busy.
     pub(super) fn take(&mut self) -> Option<(u64, Arc<Vec<OutboxEvent>>)> {
         if self.at_producer.len() >= self.limits.batches {
             return None;
@@ -239,13 +239,13 @@ impl Window {
         Some((self.batches_taken, batch))
     }
 
-    /// Whether a batch is at the producer, as far as this window knows.
+    /// Returns whether this window has the batch at the producer.
     pub(super) fn is_at_producer(&self, batch: u64) -> bool {
         self.at_producer.contains_key(&batch)
     }
 
-    /// A batch has come back: what became of its rows, in order; rows beyond `sent` failed. Those that failed
-    /// rest until they are woken, or, with `may_park`, are parked if it seems that they will fail again.
+    /// Records the results of a batch, in the order of its rows; rows beyond `sent` failed. Failed rows rest
+    /// until they are woken. With `may_park`, rows that are likely to fail again are parked instead.
     pub(super) fn settle(&mut self, batch: u64, sent: &[Sent], may_park: bool) -> Option<Rest> {
         let rows = self.at_producer.remove(&batch)?;
         let sent = |index: usize| sent.get(index).copied().unwrap_or(Sent::Failed);
@@ -291,8 +291,9 @@ impl Window {
         failing.times
     }
 
-    /// Whether a row that has just failed is better left alone: it failed often enough, and this says something of
-    /// the row, since others got through meanwhile or since it keeps others from being tried.
+    /// Returns whether a row that has just failed should be parked. It must have failed often enough, and the
+    /// failures must be specific to the row: the broker refused it, other rows succeeded meanwhile, or it was
+    /// parked before. A row is also parked if no room is left to try others.
     fn is_hopeless(&self, row: &OutboxEvent, refused: bool) -> bool {
         let Some(failing) = self.failures.get(&row.seq) else { return false };
         let often = failing.times >= self.limits.park_after || row.parks > 0;
@@ -300,7 +301,7 @@ impl Window {
         often && (refused || alone || row.parks > 0 || self.room() == 0)
     }
 
-    /// The rest is over.
+    /// Ends a rest: its rows wait for the producer again.
     pub(super) fn wake(&mut self, rest: u64) {
         for row in self.resting.remove(&rest).into_iter().flatten().rev() {
             self.busy.remove(&row.recorded.patient_id());
@@ -308,7 +309,7 @@ impl Window {
         }
     }
 
-    /// The rows to be marked next, if none are being marked.
+    /// Returns the rows to mark next, unless rows are being marked.
     pub(super) fn begin_mark(&mut self) -> Option<Mark> {
         if !self.marking.is_empty() || self.delivered.is_empty() {
             return None;
@@ -328,11 +329,11 @@ impl Window {
         Some(Mark { seqs, anchors: anchors.into_values().collect() })
     }
 
-    /// The marking has ended; if it failed, the rows have to be marked again.
+    /// Ends the marking. If it failed, the rows must be marked again.
     pub(super) fn end_mark(&mut self, marked: bool) {
         for row in std::mem::take(&mut self.marking) {
             if marked {
-                // A read under way has left the row out, since it was known when the read began.
+                // A read in progress has left the row out, because it was known when the read began.
                 self.known.remove(&row.seq);
             } else {
                 self.delivered.push_front(row);
@@ -340,7 +341,7 @@ impl Window {
         }
     }
 
-    /// The rows to be parked next, if none are being parked.
+    /// Returns the rows to park next, unless rows are being parked.
     pub(super) fn begin_park(&mut self) -> Option<Vec<Parking>> {
         if self.parking_now > 0 || self.parking.is_empty() {
             return None;
@@ -349,7 +350,7 @@ impl Window {
         Some(self.parking.clone())
     }
 
-    /// The parking has ended; if it failed, the rows have to be parked again.
+    /// Ends the parking. If it failed, the rows must be parked again.
     pub(super) fn end_park(&mut self, parked: bool) {
         let rows = std::mem::take(&mut self.parking_now);
         if !parked {
@@ -358,7 +359,7 @@ impl Window {
         let mut patients = HashSet::new();
         for row in self.parking.drain(..rows) {
             self.failures.remove(&row.seq);
-            // A row that could not be read was never in hand, and earlier ones of its patient may be.
+            // An unreadable row was never in hand. Earlier rows of its patient may be, and they stay.
             if self.known.remove(&row.seq) {
                 self.busy.remove(&row.patient_id);
                 patients.insert(row.patient_id);
@@ -377,7 +378,7 @@ impl Window {
         }
     }
 
-    /// Forgets what was read and is not at the producer. What is there may still be settled.
+    /// Drops the rows that wait, rest, or still have to be parked. Rows at the producer may still be settled.
     pub(super) fn forget(&mut self) {
         if self.reading == Reading::Yes {
             self.reading = Reading::InVain;
@@ -398,12 +399,12 @@ impl Window {
         }
     }
 
-    /// Whether nothing is at the producer and nothing has to be marked.
+    /// Returns whether nothing is at the producer and nothing has to be marked.
     pub(super) fn is_settled(&self) -> bool {
         self.at_producer.is_empty() && self.delivered.is_empty() && self.marking.is_empty()
     }
 
-    /// Rows in hand.
+    /// Returns the number of rows in hand.
     pub(super) fn len(&self) -> usize {
         self.known.len()
     }

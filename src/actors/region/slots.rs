@@ -1,4 +1,4 @@
-//! What a region knows about each of its shards. This is bookkeeping without I/O; the region acts on it.
+//! The region's bookkeeping for each of its shards, without I/O. The region acts on it.
 //!
 //! The normal life of a shard here: wanted, serving, stopping, then its lease is releasing, then absent. A
 //! shard is given up when it belongs elsewhere, and may come back at any of these points.

@@ -1,4 +1,4 @@
-//! What a region reports about its shards to a status request.
+//! The status of a region and its shards, as reported to a status request.
 
 use std::sync::Arc;
 

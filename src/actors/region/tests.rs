@@ -1,4 +1,4 @@
-//! Region, shards, journal and directory together, over a store in memory that fails on demand.
+//! Region, shards, journal and directory together, over a store in memory with injected faults.
 
 mod believed;
 mod cluster;
@@ -38,7 +38,7 @@ use crate::error::ErrorCode;
 use crate::health::Health;
 use crate::store::{self, AppendOutcome, LeaseStore};
 
-/// A sum that can be added to; the command 666 panics in the shard, 0 is refused.
+/// A number to which commands add. Command 666 panics in the shard; command 0 is refused.
 pub(super) struct Sum;
 
 pub(super) struct SumAppend {
@@ -55,13 +55,13 @@ pub(super) struct SumStore {
     sums: Mutex<HashMap<Uuid, i64>>,
     done: Mutex<HashSet<CommandId>>,
     epochs: Mutex<HashMap<ShardNo, (i64, String)>>,
-    /// The next commit happens, and its answer is lost.
+    /// The next commit is carried out, but its answer is lost.
     lose_answer: AtomicBool,
     /// As `lose_answer`, for every commit.
     lose_answers: AtomicBool,
-    /// The next commit's task panics before anything happened.
+    /// The task of the next commit panics before it does anything.
     panic: AtomicBool,
-    /// Nothing can be read.
+    /// Every read fails.
     away: AtomicBool,
     /// Commits wait for `go`.
     hold: AtomicBool,
@@ -71,7 +71,7 @@ pub(super) struct SumStore {
     /// No lease can be taken.
     refuse_leases: AtomicBool,
     leases_refused: AtomicU32,
-    /// The next statement that takes or renews leases is never answered.
+    /// The next statement that takes leases, or renews them, is never answered.
     hang_taking: AtomicBool,
     hang_renewal: AtomicBool,
 }
@@ -160,7 +160,7 @@ impl Entity for Sum {
 }
 
 impl SumStore {
-    /// From now on commits of `shard` are accepted under `epoch` alone.
+    /// Makes the store accept commits of `shard` only under `epoch`.
     pub(super) fn set_epoch(&self, shard: ShardNo, epoch: i64, owner: &str) {
         self.epochs.lock().unwrap().insert(shard, (epoch, owner.to_owned()));
     }
@@ -190,7 +190,7 @@ struct Rig {
 const SHARDS: u16 = 4;
 
 async fn rig(limits: shard::Limits, journal_queue_rows_max: usize) -> Rig {
-    // Longer than any of these tests: no further transaction starts for few changes.
+    // Longer than any of these tests, so that a few changes never start a further transaction.
     rig_with(limits, journal_queue_rows_max, Duration::from_secs(60)).await
 }
 
@@ -311,7 +311,7 @@ async fn a_panicking_commit_is_answered_and_repeated() {
 async fn a_panic_in_a_shard_restarts_it_and_loses_nothing() {
     let rig = rig(ROOMY, 100).await;
     assert_eq!(rig.asker.write(&ctx(5_000), ID, 5).await, Ok(5));
-    // The poisonous command kills the shard at every try, until its time is up.
+    // The poisonous command kills the shard at every attempt, until its deadline passes.
     let killer = ctx(30);
     assert_eq!(rig.asker.write(&killer, ID, 666).await.map_err(|e| e.code), Err(ErrorCode::OutcomeUnknown));
     assert_eq!(rig.asker.read(&ctx(5_000), ID).await, Ok(5));
@@ -362,7 +362,7 @@ async fn another_owner_is_noticed_and_nothing_is_answered_from_memory() {
     for (_, owner) in rig.store.epochs.lock().unwrap().values_mut() {
         *owner = "other#1".into();
     }
-    // The next renewal tells; from then on the shard is asked for in vain.
+    // The next renewal reports the loss. From then on the shard is requested in vain.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while rig.asker.read(&ctx(40), ID).await.is_ok() {
         assert!(tokio::time::Instant::now() < deadline, "still answering from memory");
@@ -384,7 +384,7 @@ async fn full_queues_are_said_to_be_full() {
         tokio::spawn(async move { asker.write(&ctx(5_000), id, 1).await.map_err(|e| e.code) })
     };
     let mut answers: FuturesUnordered<_> = (0..4).map(|_| ask(ID)).collect();
-    // One commits, one waits; the other two are turned away while the commit is held.
+    // One request commits and one waits. The other two are refused while the commit is held.
     for _ in 0..2 {
         let turned_away = answers.next().await.expect("an answer").expect("no panic");
         assert_eq!(turned_away, Err(ErrorCode::Overloaded));
@@ -411,14 +411,14 @@ async fn a_full_journal_turns_away_and_what_waits_too_long_in_it_is_not_begun() 
     while rig.store.held.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
-    // One is being committed; of the next two, one fills the queue and the other is turned away.
+    // One write is being committed. Of the next two, one fills the queue and the other is refused.
     let mut two: FuturesUnordered<_> = [ask(2, 300), ask(3, 300)].into_iter().collect();
     assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::Overloaded));
     assert_eq!(two.next().await.expect("an answer").expect("no panic"), Err(ErrorCode::OutcomeUnknown));
     rig.store.hold.store(false, Ordering::SeqCst);
     rig.store.go.notify_waiters();
     assert_eq!(first.await.expect("no panic"), Ok(1));
-    // The one that waited too long was never begun.
+    // The write that waited too long was never begun.
     assert_eq!(rig.asker.read(&ctx(5_000), Uuid::from_u128(2)).await, Ok(0));
     assert_eq!(rig.asker.read(&ctx(5_000), Uuid::from_u128(3)).await, Ok(0));
     assert_eq!(rig.store.commits.load(Ordering::SeqCst), 1);
@@ -433,7 +433,7 @@ async fn draining_ends_what_was_begun_and_releases_the_leases() {
         let asker = rig.asker.clone();
         tokio::spawn(async move { asker.write(&ctx(5_000), ID, 2).await })
     };
-    // Only a commit under way is ended; so wait until it is.
+    // A drain completes only commits in progress, so wait until the commit is.
     let (reply, drained) = tokio::sync::oneshot::channel();
     let begun = async { while rig.asker.read(&ctx(10), ID).await.is_ok() {} };
     tokio::time::timeout(Duration::from_secs(10), begun).await.expect("the write was not begun");

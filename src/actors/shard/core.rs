@@ -1,23 +1,25 @@
-//! The heart of a shard: a state machine without I/O. Requests, loads and commit results go in;
-//! replies, loads and appends come out as `Effect`s, in order.
+//! The core of a shard: a state machine without I/O. Requests, loads and commit results go in. Replies, loads
+//! and appends come out as `Effect`s, in order.
 //!
-//! Invariants, held by the seeded test beside this file:
-//! 1. Every request is answered exactly once, by the time its load or append has ended.
-//! 2. An entity has at most one load or append under way. While it has, everything else for it waits
-//!    in its bounded queue, reads too: a list may already have shown what is being committed, so the
-//!    state before it must not be shown any more.
-//! 3. State in memory is what the last commit known here made of it. Only a commit known to be durable
-//!    changes it; a commit of unknown outcome forgets it.
-//! 4. Memory is shown, and commands are decided, only if the lease holds after the state was read:
-//!    then nobody else can have changed the entity since it was loaded.
-//! 5. After an unknown outcome the entity is loaded only under a new epoch. Taking it waits for a
-//!    transaction that is still running, and fences one that is still on its way; no row lock could do
-//!    the latter. Until then the shard begins no commit: a steady stream of commits, each of which holds
-//!    the lease row, would keep the new epoch away.
-//! 6. Memory is kept over a new epoch only if that is the next one. Every taking of a lease raises its epoch
-//!    by one, whoever takes it, so nobody else had the shard in between. Any other epoch ends this
-//!    incarnation: what is in memory, what is being loaded and what a commit under way leads to may all be
-//!    older than another owner's change. The next incarnation begins with nothing.
+//! Invariants, checked by the seeded test beside this file:
+//! 1. Every request is answered exactly once, at the latest when nothing is in progress for its entity any
+//!    more.
+//! 2. An entity has at most one load or append in progress. Meanwhile all other requests for the entity wait
+//!    in its bounded queue, reads included: a list may already have shown what is being committed, so the
+//!    older state must not be shown any more.
+//! 3. The state in memory is the state after the last commit that this shard knows of. Only a commit known to
+//!    be durable changes it; a commit of unknown outcome removes it.
+//! 4. An answer that depends on the state is sent only if the lease holds after the state was read. Then no
+//!    other node can have changed the entity since it was loaded. An append is not checked here, because the
+//!    commit checks its epoch.
+//! 5. After an unknown outcome the entity is loaded only under a new epoch. Taking the epoch waits for a
+//!    transaction that is still running, and fences one that has not reached the database yet; a row lock
+//!    could not do the latter. Until then the shard begins no commit, because each commit holds the lease
+//!    row, and a steady stream of commits would keep the new epoch from being taken.
+//! 6. The state in memory survives a new epoch only if that epoch is the next one. Every taking of a lease
+//!    raises its epoch by one, so no other node had the shard in between. Any other epoch ends this
+//!    incarnation: its memory, its loads and the results of its commits may be older than another owner's
+//!    change. The next incarnation starts empty.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -32,33 +34,33 @@ use crate::domain::ids::{CommandId, Epoch, EventId, ShardNo};
 use crate::domain::time::{MonoTime, Timestamp};
 use crate::store::{self, AppendOutcome};
 
-/// What the core may ask of the world while it works: clocks, ids and the lease.
+/// The environment of the core: clocks, ids and the lease.
 pub(super) trait World {
-    /// Civil time, for events.
+    /// Returns civil time, for events.
     fn now(&self) -> Timestamp;
-    /// Boot time, for leases and deadlines.
+    /// Returns boot time, for leases and deadlines.
     fn mono(&self) -> MonoTime;
-    /// A new event id.
+    /// Returns a new event id.
     fn event_id(&self) -> EventId;
-    /// The lease of this shard.
+    /// Returns the lease of this shard.
     fn lease(&self) -> &dyn LeaseView;
 }
 
-/// A request with the place its answer goes to.
+/// A request with the handle for its answer.
 pub(super) struct Request<E: Entity, T> {
-    /// Which entity.
+    /// The entity.
     pub(super) id: Uuid,
-    /// What is asked.
+    /// The operation.
     pub(super) op: Op<E>,
-    /// Past it the work is not begun.
+    /// The time after which the work is not begun.
     pub(super) deadline: MonoTime,
-    /// The hop that asks.
+    /// The trace context of the request.
     pub(super) trace: TraceContext,
-    /// Where the answer goes.
+    /// The handle for the answer.
     pub(super) ticket: T,
 }
 
-/// What the world has to do.
+/// An action that the shard actor carries out for the core.
 pub(super) enum Effect<E: Entity, T> {
     /// Answer a request.
     Reply(T, Result<E::Answer, Failure>),
@@ -66,38 +68,39 @@ pub(super) enum Effect<E: Entity, T> {
     Load { id: Uuid, command: Option<CommandId>, trace: TraceContext },
     /// Write, unless `deadline` has passed before it is begun; then call `appended`.
     Append { id: Uuid, append: E::Append, deadline: MonoTime, trace: TraceContext },
-    /// Raise the lease's epoch, then call `refenced`.
+    /// Raise the epoch of the lease, then call `refenced`.
     Refence,
-    /// The lease is lost; the region has to know.
+    /// Tell the region that the lease is lost.
     Lost,
 }
 
-/// One entity with something under way.
+/// An entity with a load or an append in progress.
 struct Active<E: Entity, T> {
     phase: Phase<E, T>,
     waiting: VecDeque<Request<E, T>>,
 }
 
 enum Phase<E: Entity, T> {
-    /// The database is being read; `command` is looked up for the first in the queue.
+    /// The database is being read, and `command` is looked up for the first request in the queue.
     Loading,
-    /// Waiting for a new epoch. The state, if it is known; else the database is read then.
+    /// The shard waits for a new epoch. Holds the state if it is known; otherwise the database is read
+    /// afterwards.
     Held(Option<E::State>),
-    /// A commit is under way.
+    /// A commit is in progress.
     Appending(Box<Appending<E, T>>),
 }
 
 struct Appending<E: Entity, T> {
     request: Request<E, T>,
-    /// The state the decision was made on: what holds if the append is refused. None if it was only
-    /// presumed.
+    /// The state on which the decision was made, which stays valid if the append is refused. `None` if that
+    /// state was only presumed.
     before: Option<E::State>,
     after: E::State,
     answer: E::Answer,
     epoch: Epoch,
 }
 
-/// One shard's entities.
+/// The entities of one shard.
 pub(super) struct Core<E: Entity, T> {
     shard: ShardNo,
     epoch: Epoch,
@@ -110,7 +113,7 @@ pub(super) struct Core<E: Entity, T> {
 }
 
 impl<E: Entity, T> Core<E, T> {
-    /// A shard that has just got its lease and knows nothing yet.
+    /// Creates the core of a shard that has just got its lease and knows no entity yet.
     pub(super) fn new(shard: ShardNo, epoch: Epoch, limits: Limits) -> Self {
         Core {
             shard,
@@ -124,23 +127,23 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Puts what is to be done since this was last asked, in order, into `effects`, which is empty.
+    /// Moves the effects since the last call, in order, into `effects`, which must be empty.
     pub(super) fn take_effects(&mut self, effects: &mut Vec<Effect<E, T>>) {
         debug_assert!(effects.is_empty(), "effects of the last call were not carried out");
         std::mem::swap(&mut self.effects, effects);
     }
 
-    /// The last effect not yet taken.
+    /// Returns the last effect that was not taken yet.
     pub(super) fn last_effect(&self) -> Option<&Effect<E, T>> {
         self.effects.last()
     }
 
-    /// Whether nothing is under way: a shard that drains may stop then.
+    /// Returns whether nothing is in progress. A draining shard may stop then.
     pub(super) fn is_idle(&self) -> bool {
         self.active.is_empty()
     }
 
-    /// A request arrives.
+    /// Handles a new request.
     pub(super) fn request(&mut self, mut request: Request<E, T>, world: &impl World) {
         if !self.serving {
             return self.fail(request, Failure::NotServing(None));
@@ -172,7 +175,7 @@ impl<E: Entity, T> Core<E, T> {
                 let state = state.clone();
                 self.go_on(id, state, VecDeque::from([request]), world);
             }
-            // If it was carried out under its key before, the commit says `Conflict`.
+            // If the command was carried out before under its key, the commit answers `Conflict`.
             (None, Op::Write(write)) if first_try && E::presumed(&write.command).is_some() => {
                 self.presume(id, request, world);
             }
@@ -180,9 +183,9 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Decides on the state that the command presumes, which spares a read of the database. The commit
-    /// checks it: if it is another one, the append is a conflict and the entity is read after all. Only
-    /// an append may come of a presumption; an answer or a refusal needs the state as it is.
+    /// Decides on the state that the command presumes, which saves a read of the database. The commit checks
+    /// that state: if the state is another, the append is a conflict and the entity is read after all. Only
+    /// an append may follow from a presumed state; an answer or a refusal needs the actual state.
     fn presume(&mut self, id: Uuid, request: Request<E, T>, world: &impl World) {
         let append = match &request.op {
             Op::Write(write) => E::presumed(&write.command).and_then(|state| {
@@ -203,7 +206,7 @@ impl<E: Entity, T> Core<E, T> {
         Stamp { now: world.now(), event_id: world.event_id(), shard: self.shard, epoch: self.epoch }
     }
 
-    /// The database was read.
+    /// Handles the end of a read of the database.
     pub(super) fn loaded(&mut self, id: Uuid, result: store::Result<Loaded<E>>, world: &impl World) {
         let Some(Active { mut waiting, .. }) = self.take_active(id, |p| matches!(p, Phase::Loading)) else {
             return;
@@ -228,7 +231,7 @@ impl<E: Entity, T> Core<E, T> {
         self.go_on(id, loaded.state, waiting, world);
     }
 
-    /// A commit has ended.
+    /// Handles the end of a commit.
     pub(super) fn appended(&mut self, id: Uuid, result: AppendResult, world: &impl World) {
         let Some(Active { phase, waiting }) = self.take_active(id, |p| matches!(p, Phase::Appending(_)))
         else {
@@ -263,7 +266,8 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Nothing came of an append: the state before it holds, and is read if it was only presumed.
+    /// Continues after an append that changed nothing: the state before it is still valid. If that state was
+    /// only presumed, it is read.
     fn go_back(
         &mut self,
         id: Uuid,
@@ -277,8 +281,9 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// The shard has a new epoch: from now on decisions are made under it, and what has waited for it goes on.
-    /// If it is not the next one, another owner may have had the shard: this incarnation ends (invariant 6).
+    /// Handles a new epoch: decisions are made under it from now on, and requests that waited for it
+    /// continue. If the epoch is not the next one, another owner may have had the shard, and this incarnation
+    /// ends (invariant 6).
     pub(super) fn refenced(&mut self, epoch: Epoch, world: &impl World) {
         if epoch.0 != self.epoch.0 + 1 {
             return self.lose();
@@ -302,14 +307,14 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Another owner has the shard, or has had it.
+    /// Stops serving, because another owner has the shard or has had it.
     fn lose(&mut self) {
         self.stop_serving();
         self.effects.push(Effect::Lost);
     }
 
-    /// From now on nothing is served: the lease is lost, or is to be given up. What is being committed
-    /// ends and is answered; `is_idle` tells when.
+    /// Stops serving, because the lease is lost or is to be given up. Commits in progress end and are
+    /// answered; `is_idle` tells when that has happened.
     pub(super) fn stop_serving(&mut self) {
         self.serving = false;
         self.hot.clear();
@@ -323,7 +328,8 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Serves what waits for an entity whose state is `state`, until something has to be awaited.
+    /// Serves the requests that wait for an entity whose state is `state`, until one has to wait for the
+    /// database.
     fn go_on(&mut self, id: Uuid, state: E::State, mut waiting: VecDeque<Request<E, T>>, world: &impl World) {
         if !self.serving {
             return self.fail_all(waiting, Failure::NotServing(None));
@@ -363,7 +369,7 @@ impl<E: Entity, T> Core<E, T> {
     ) {
         self.hot.pop(&id);
         if self.refencing {
-            // Decided anew under the new epoch.
+            // The request is decided again under the new epoch.
             waiting.push_front(request);
             self.active.insert(id, Active { phase: Phase::Held(before), waiting });
             return;
@@ -375,7 +381,8 @@ impl<E: Entity, T> Core<E, T> {
         self.effects.push(Effect::Append { id, append, deadline, trace });
     }
 
-    /// The database knows more than the decision did: read again, and look the command up.
+    /// Reads the entity again and looks the command up, because the database does not hold the state on which
+    /// the decision was made.
     fn look_again(&mut self, id: Uuid, mut request: Request<E, T>, mut waiting: VecDeque<Request<E, T>>) {
         if let Op::Write(write) = &mut request.op {
             write.maybe_done = true;
@@ -384,8 +391,8 @@ impl<E: Entity, T> Core<E, T> {
         self.load(id, waiting);
     }
 
-    /// An append was refused for its epoch. If the epoch has changed under it by our own doing, the
-    /// command is decided again; else another owner has the shard.
+    /// Handles an append that was refused because of its epoch. If this shard has got a newer epoch since,
+    /// the command is decided again. Otherwise another owner has the shard.
     fn fenced(
         &mut self,
         id: Uuid,
@@ -406,7 +413,7 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Forgets the entity until there is a new epoch.
+    /// Removes the entity's state until there is a new epoch.
     fn hold(&mut self, id: Uuid, waiting: VecDeque<Request<E, T>>) {
         if !self.serving {
             return self.fail_all(waiting, Failure::NotServing(None));
@@ -419,13 +426,13 @@ impl<E: Entity, T> Core<E, T> {
         }
     }
 
-    /// Reads the entity; looks up the first waiting command if it may have been carried out.
+    /// Reads the entity. If the first waiting command may have been carried out, also looks that command up.
     fn load(&mut self, id: Uuid, waiting: VecDeque<Request<E, T>>) {
         if !self.serving {
             return self.fail_all(waiting, Failure::NotServing(None));
         }
         let Some(first) = waiting.front() else {
-            // Nobody is left who wants to know.
+            // No request is left.
             self.hot.pop(&id);
             return;
         };
@@ -457,8 +464,8 @@ impl<E: Entity, T> Core<E, T> {
         self.active.remove(&id)
     }
 
-    /// Answers from memory. `holds` says whether the lease held when it was asked *after* the state was
-    /// read: then the answer is as of that moment (invariant 4).
+    /// Answers from memory. `holds` says whether the lease held *after* the state was read, so that the
+    /// answer is correct as of that moment (invariant 4).
     fn reply(&mut self, request: Request<E, T>, outcome: Result<E::Answer, Failure>, holds: bool) {
         let outcome = if holds { outcome } else { Err(Failure::NotServing(None)) };
         self.effects.push(Effect::Reply(request.ticket, outcome));
@@ -475,8 +482,9 @@ impl<E: Entity, T> Core<E, T> {
     }
 }
 
-/// What its caller may repeat under a key may have been carried out before it came: the event table is asked
-/// first, lest a condition be judged that was met then.
+/// Marks a write with an idempotency key as `maybe_done`, because an earlier request with that key may have
+/// been carried out. The event table is then read first; otherwise a condition that held for the earlier
+/// request would be judged again.
 fn keyed_may_be_done<E: Entity, T>(request: &mut Request<E, T>) {
     if let Op::Write(write) = &mut request.op {
         write.maybe_done |= write.conditions.fingerprint.is_some();

@@ -15,7 +15,7 @@ use crate::store::{AuditFound, AuditHead};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-/// The rows, and how many of them searches have returned.
+/// The rows, and how many of them the searches have returned.
 #[derive(Default)]
 struct Rows {
     rows: Mutex<Vec<AuditBatch>>,
@@ -85,7 +85,8 @@ fn access(at: i64) -> Access {
     }
 }
 
-/// Batches of one entry, each given by the times of the entry and of the batch, in seconds.
+/// Creates a reader of batches with one entry each, given by the times of the entry and of its batch in
+/// seconds.
 async fn reader(batches: impl IntoIterator<Item = (i64, i64)>) -> (Arc<Rows>, AuditReader) {
     let (rows, now) = (Arc::new(Rows::default()), Arc::new(Now::default()));
     let every = Duration::from_secs(3_600);
@@ -116,7 +117,8 @@ async fn found(reader: &AuditReader, query: &AuditQuery, limit: usize) -> Vec<i6
 
 #[tokio::test]
 async fn an_entry_that_was_sealed_late_is_found_before_an_end_and_once() {
-    // The entries of 3 and of 10 s were sealed late: within the second that makes no difference, and long after.
+    // The entries of 3 s and 10 s were sealed late: the first within the second, which makes no difference,
+    // the other long after.
     let batches = [(1, 1), (2, 2), (3, 4), (5, 5), (6, 6), (10, 300), (301, 301)];
     let (_, reader) = reader(batches).await;
     for limit in 1..=7 {

@@ -6,7 +6,8 @@ use super::*;
 async fn registrations_that_cannot_be_read_keep_nobody_from_an_account() {
     let (store, accounts) = (FakeStore::with(1..=20), Arc::new(FakeAccounts::default()));
     store.spoiled.lock().unwrap().extend(1..=12);
-    // One tick: what is found behind the unreadable rows is found without another.
+    // The poll interval exceeds the test, so the rows behind the unreadable ones are found without a further
+    // tick.
     let args = args(
         &store,
         &accounts,
@@ -26,7 +27,7 @@ async fn registrations_that_cannot_be_read_keep_nobody_from_an_account() {
 #[tokio::test]
 async fn more_failing_rows_than_are_remembered_keep_nobody_from_an_account() {
     for fate in [Fate::Refuse(ErrorCode::Internal), Fate::Refuse(ErrorCode::OutcomeUnknown)] {
-        // More than the memory and a batch together, and all of it older than the good rows.
+        // More failing rows than fit in memory and a batch together, all of them older than the good rows.
         let (store, accounts) = (FakeStore::with(1..=60), Arc::new(FakeAccounts::default()));
         accounts.doom(1..=60, fate);
         store.add(61..=80);

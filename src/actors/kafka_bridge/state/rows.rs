@@ -1,4 +1,4 @@
-//! What the bridge does with rows of the outbox: reads, publishes, marks and parks them.
+//! The bridge's work on rows of the outbox: reading, publishing, marking and parking.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::store::{self, ParkRow, Queue};
 impl BridgeState {
     pub(super) fn end_read(&mut self, log_no: i64, found: store::Result<Found>) {
         if log_no != self.log_no() {
-            // Of a window that is no more.
+            // The read belongs to a window that was replaced.
             return;
         }
         let Some(Found { rows, replay_done, more }) = self.heed(found) else {
@@ -35,7 +35,7 @@ impl BridgeState {
                 "an event in the outbox cannot be read; it and what follows it for this patient is parked"
             );
         }
-        // Without any of these, the next read would find the same.
+        // Read again at once only if the next read can find something else.
         if more || (rows.full && !(rows.events.is_empty() && rows.unreadable.is_empty())) {
             self.unread = true;
             self.pace.hurry();
@@ -87,7 +87,8 @@ impl BridgeState {
         });
     }
 
-    /// A batch has come back. What was handed over after `floor` was known lies behind that, in the same log.
+    /// Handles the results of a batch. `floor` holds the highest offsets known when the batch was handed
+    /// over. In the same log, the events of the batch have higher offsets.
     pub(super) fn published(
         &mut self,
         myself: &ActorRef<BridgeMessage>,
@@ -106,7 +107,7 @@ impl BridgeState {
             return self.window.forget();
         }
         let pause = self.args.settings.backoff().pause(rest.failures);
-        // A rest that is lost is over.
+        // If the task is lost, the rest ends early.
         self.run(myself, Outcome::Rested(rest.id), async move {
             tokio::time::sleep(pause).await;
             Outcome::Rested(rest.id)

@@ -1,4 +1,4 @@
-//! Which log the topic has: how the bridge learns of it, doubts it, and goes on with another.
+//! The topic's log: how the bridge identifies it, checks it, and continues with another log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::{BridgeState, Role};
 use crate::kafka::Link;
 
 impl BridgeState {
-    /// The number of the log in use; zero before the first.
+    /// Returns the number of the log in use, or zero before the first one.
     pub(super) fn log_no(&self) -> i64 {
         self.log.as_ref().map_or(0, |log| log.no)
     }
@@ -30,7 +30,7 @@ impl BridgeState {
 
     pub(super) fn prepared(&mut self, result: Result<Box<Identified>, String>) {
         self.preparing = false;
-        // In another role by now: when the lease comes back, it is prepared for anew.
+        // If the role has changed, the bridge prepares again when the lease comes back.
         if !matches!(self.role, Role::Preparing(_)) {
             return;
         }
@@ -46,8 +46,8 @@ impl BridgeState {
         self.tell_health();
     }
 
-    /// Goes on with this log. If it is another one than before, nothing that was in hand counts: what was
-    /// delivered and not marked is in the log before at most, and the rows are still in the outbox.
+    /// Continues with this log. If it is another log than before, the window is emptied. Rows that were
+    /// delivered but not marked are at most in the previous log, and they are still in the outbox.
     pub(super) fn take_log(&mut self, Identified { log, anchors }: Identified) {
         if self.log_no() != log.no {
             self.window = self.window.renewed();
@@ -65,14 +65,14 @@ impl BridgeState {
         self.log = Some(log);
     }
 
-    /// Looks whether the topic still has the log, if it is time.
+    /// Checks whether the topic still has the log, if the check is due.
     pub(super) fn check(&mut self, myself: &ActorRef<BridgeMessage>) {
         if self.checking || !matches!(self.role, Role::Active) {
             return;
         }
         let now = self.args.clock.mono();
         if matches!(self.args.broker.link(), Link::Away(_)) {
-            // It may come back as another one: to be checked as soon as it is back.
+            // The broker may come back with another log, so check as soon as it answers.
             self.checked_at = None;
             return;
         }
@@ -104,7 +104,7 @@ impl BridgeState {
         }
     }
 
-    /// The topic seems to have another log: nothing is published until it is known.
+    /// Stops publishing until the topic's log is known, because the topic seems to have another log.
     pub(super) fn doubt(&mut self, myself: &ActorRef<BridgeMessage>, reason: String) {
         if matches!(self.role, Role::Active) {
             self.role = Role::Preparing(Some(format!("the topic seems to have another log: {reason}")));

@@ -4,14 +4,14 @@ use super::*;
 use crate::domain::ids::PatientId;
 use crate::store::TopicLog;
 
-/// A broker that can lose its log: it comes back empty, under the same cluster id and topic name. The bridge
-/// speaks to it as to any other; what it publishes is noted.
+/// A broker that can lose its log: it comes back empty, with the same cluster id and topic name. The bridge
+/// uses it like any other broker. Records the published messages.
 struct Forgetful {
     settings: kafka::Settings,
     current: Mutex<(Kafka, Kafka)>,
-    /// Patients whose events are not taken.
+    /// Patients whose events the broker refuses.
     refused: Mutex<Vec<PatientId>>,
-    /// The header of replays, of each message that was delivered.
+    /// The replay header of each delivered message.
     replays: Mutex<Vec<Option<String>>>,
 }
 
@@ -22,7 +22,7 @@ impl Forgetful {
         Arc::new(Forgetful { settings, current, refused: Mutex::default(), replays: Mutex::default() })
     }
 
-    /// A broker, and a client that does not know that it is in the same process.
+    /// Returns a broker, and a client that does not know that the broker is in the same process.
     fn made(settings: &kafka::Settings) -> (Kafka, Kafka) {
         let broker = Kafka::connect(settings).expect("connect");
         let brokers = broker.bootstrap_servers().to_owned();
@@ -157,7 +157,7 @@ async fn an_offset_that_is_given_twice_is_a_sign_of_another_log() {
     bridge.actor.cast(BridgeMessage::Nudge).expect("alive");
     until("seen", || log_of(&store).no == 2).await;
     until("all marked", || store.unpublished_count() == 0 && log_of(&store).replay_done).await;
-    // What was published before it was seen came first; from there on everything is there, in order.
+    // Events published before the new log was noticed come first. After them, every event is there in order.
     let ends = |log: &[Incoming], n: usize| versions(log, n).ends_with(&[1, 2, 3, 4]);
     let enough = move |log: &[Incoming]| (0..10).all(|n| ends(log, n));
     let log = read_topic(&broker.client(), &broker.names().topic, enough).await;
@@ -166,7 +166,7 @@ async fn an_offset_that_is_given_twice_is_a_sign_of_another_log() {
     }
 }
 
-/// The versions of patient `n`, as the log has them.
+/// Returns the versions of patient `n` in the order of the log.
 fn versions(log: &[Incoming], n: usize) -> Vec<i64> {
     let observed = log.iter().map(|message| wire::decode(message).expect("readable"));
     observed.filter(|o| o.patient_id == patient(n)).map(|o| o.version).collect()
@@ -227,7 +227,7 @@ async fn a_setting_keeps_a_new_log_from_being_filled() {
     store.commit_all(workload(5, 1));
     let bridge = start(&store, &broker, Settings { replay: ReplayOf::Uncounted, ..quick() }).await;
     until("published", || store.unpublished_count() == 0).await;
-    // Analytics has counted all but one.
+    // Analytics has counted all but one event.
     let counted: Vec<_> = (0..4)
         .map(|n| crate::domain::analytics::Observation {
             patient_id: patient(n),
@@ -251,7 +251,7 @@ async fn more_refused_rows_than_the_window_holds_keep_nobody_back() {
     let broker = Forgetful::start("refused");
     let store = Arc::new(FakeStore::default());
     store.commit_all(workload(40, 2));
-    // All of those come first in the outbox, and are five times what the window holds.
+    // All refused events come first in the outbox, and they are five times what the window holds.
     broker.refuse(0..30);
     let narrow = Settings {
         window_rows_max: 6,

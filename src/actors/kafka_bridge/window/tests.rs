@@ -1,4 +1,4 @@
-//! The window alone: its order per patient and its bounds, under any interleaving.
+//! The window alone: its order per patient and its limits, under any interleaving.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +12,7 @@ fn row(seq: i64, of_patient: usize, version: i64) -> OutboxEvent {
     OutboxEvent { seq, shard: 0, recorded: event(of_patient, version), replay: false, parks: 0 }
 }
 
-/// What became of rows of which these were delivered.
+/// Returns the results of rows, given which of them were delivered.
 fn sent(delivered: &[bool]) -> Vec<Sent> {
     delivered.iter().map(|yes| if *yes { Sent::Delivered(None) } else { Sent::Failed }).collect()
 }
@@ -120,8 +120,8 @@ fn what_is_forgotten_can_be_read_again_and_what_is_at_the_producer_stays() {
     assert_eq!(marked(&mut window).map(|m| m.len()), Some(3));
 }
 
-/// A bridge, an outbox and a broker in one loop: rows are committed late and out of order, batches come
-/// back in any order with any failures, marks fail, and now and then everything is forgotten.
+/// A bridge, an outbox and a broker in one loop: rows are committed late and out of order, batches return in
+/// any order with any failures, marks fail, and sometimes the window forgets everything.
 #[test]
 fn any_interleaving_keeps_the_order_and_loses_nothing() {
     for _ in 0..200 {
@@ -165,7 +165,7 @@ fn interleave(rng: &mut fastrand::Rng) {
                 let (batch, rows) = batches.swap_remove(rng.usize(..batches.len()));
                 let delivered: Vec<bool> = rows.iter().map(|_| rng.u8(..4) > 0).collect();
                 for (row, delivered) in rows.iter().zip(&delivered) {
-                    // What failed may be in the log all the same.
+                    // A failed row may still be in the log.
                     if *delivered || rng.bool() {
                         log.push((row.recorded.patient_id(), row.recorded.version()));
                     }
@@ -195,7 +195,7 @@ fn interleave(rng: &mut fastrand::Rng) {
                     window.end_park(done);
                 }
             }
-            // The time of those parked is over.
+            // The parking time of all parked rows has passed.
             11 if rng.u8(..8) == 0 => parked.clear(),
             _ => {}
         }
@@ -215,7 +215,7 @@ fn interleave(rng: &mut fastrand::Rng) {
     }
 }
 
-/// Commits a row whose patient has none uncommitted before it, as the one writer per patient does.
+/// Commits a row whose patient has no earlier uncommitted row, as the one writer per patient does.
 fn commit_one(
     rng: &mut fastrand::Rng,
     uncommitted: &mut Vec<OutboxEvent>,
@@ -228,7 +228,7 @@ fn commit_one(
     outbox.insert(row.seq, row);
 }
 
-/// Fails all that can be taken, until no more can.
+/// Fails every batch that can be taken, until none is left.
 fn fail_all(window: &mut Window, may_park: bool) {
     while let Some((batch, _)) = window.take() {
         if let Some(rest) = window.settle(batch, &[], may_park) {
@@ -274,7 +274,7 @@ fn what_follows_a_parked_row_for_its_patient_leaves_the_window_with_it() {
     let rows = window.begin_park().expect("a row to park");
     assert_eq!(rows, [Parking { seq: 1, patient_id: patient(1), parks: 0, reason: "refused" }]);
     window.end_park(true);
-    // The read was begun before: the store may have given out what follows.
+    // The read began before the parking, so the store may have returned later rows of the patient.
     window.end_read(vec![row(4, 1, 3)], &[]);
     assert!(window.take().is_none());
     assert_eq!(window.len(), 1, "the row that was delivered is to be marked");

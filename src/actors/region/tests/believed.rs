@@ -1,4 +1,4 @@
-//! For how long a region believes that it has its leases, on a clock that only the test moves.
+//! How long a region relies on its leases, by a clock that only the test moves.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ const TTL: Duration = Duration::from_secs(30);
 const MARGIN: Duration = Duration::from_secs(3);
 const ID: Uuid = Uuid::from_u128(7);
 
-/// A clock moved by hand.
+/// A clock set by hand.
 #[derive(Default)]
 struct Hand(AtomicU64);
 
@@ -51,15 +51,15 @@ impl Clock for Hand {
     }
 }
 
-/// Leases in memory. While a statement is under way, time passes.
+/// Leases in memory. Time passes while a statement is in progress.
 struct Slow {
     sums: SumStore,
     clock: Arc<Hand>,
     takes: Duration,
     renewals: AtomicUsize,
-    /// Renewals end with an error, after the same time.
+    /// Whether renewals end with an error, after the same time.
     cut: AtomicBool,
-    /// What the margin and the time to live were that the store was told.
+    /// The times to live that were passed to the store.
     told: Mutex<Vec<Duration>>,
 }
 
@@ -123,7 +123,7 @@ struct Rig {
 }
 
 impl Rig {
-    /// A region that asked for its leases at second 100 and got them `takes` later.
+    /// Creates a region that asked for its leases at second 100 and got them `takes` later.
     async fn new(takes: Duration) -> Self {
         let clock = Arc::new(Hand::default());
         clock.set(100.0);
@@ -158,7 +158,7 @@ impl Rig {
         rig
     }
 
-    /// Whether a read is answered at `second`, rather than left to others.
+    /// Returns whether the region answers a read at `second`.
     async fn serves(&self, second: f64) -> bool {
         self.clock.set(second);
         self.serves_now().await
@@ -183,7 +183,7 @@ impl Rig {
         }
     }
 
-    /// Has the leases renewed at `second`; what was asked has been answered when this ends.
+    /// Renews the leases at `second`, and returns after the store has answered.
     async fn renew(&self, second: f64) {
         let before = self.leases.renewals.load(Ordering::SeqCst);
         self.clock.set(second);
@@ -195,7 +195,7 @@ impl Rig {
 #[tokio::test]
 async fn a_lease_is_believed_from_before_it_was_asked_for_less_the_margin() {
     let rig = Rig::new(Duration::from_secs(5)).await;
-    // Asked for at 100, got at 105: 100 + 30 - 3.
+    // Requested at 100 and received at 105: until 100 + 30 - 3.
     assert!(rig.serves(105.0).await);
     assert!(rig.serves(126.999).await);
     assert!(!rig.serves(127.0).await, "the margin, or the time under way, is counted in");
@@ -206,7 +206,7 @@ async fn a_lease_is_believed_from_before_it_was_asked_for_less_the_margin() {
 async fn a_renewal_is_believed_from_before_it_was_asked_for_less_the_margin() {
     let rig = Rig::new(Duration::from_secs(5)).await;
     rig.renew(110.0).await;
-    // Asked for at 110, answered at 115: until 110 + 30 - 3.
+    // Requested at 110 and answered at 115: until 110 + 30 - 3.
     until("the renewal is noted", async || rig.serves(127.0).await).await;
     assert!(rig.serves(136.999).await);
     assert!(!rig.serves(137.0).await, "the margin, or the time under way, is counted in");
@@ -217,7 +217,7 @@ async fn a_renewal_that_fails_prolongs_nothing() {
     let rig = Rig::new(Duration::from_secs(5)).await;
     rig.leases.cut.store(true, Ordering::SeqCst);
     rig.renew(110.0).await;
-    // The next renewal is begun only when the answer of the first has been noted.
+    // The next renewal begins only after the answer of the first was recorded.
     rig.renew(118.0).await;
     assert!(rig.serves(126.999).await);
     assert!(!rig.serves(127.0).await);
@@ -228,7 +228,7 @@ async fn an_answer_that_comes_late_takes_nothing_back() {
     let rig = Rig::new(Duration::from_secs(5)).await;
     rig.renew(110.0).await;
     until("the renewal is noted", async || rig.serves(127.0).await).await;
-    // One that was asked for earlier is answered now.
+    // A renewal that was requested earlier is answered now.
     let held = vec![TakenLease { shard: 0, epoch: crate::domain::ids::Epoch(1) }];
     let asked_at = MonoTime(101_000_000_000);
     let late = RegionMessage::Renewed { asked_at, held, result: Ok(vec![0]) };

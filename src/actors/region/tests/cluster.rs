@@ -1,5 +1,5 @@
-//! The rig of the tests with several regions: nodes over one table of leases that run out, a directory that
-//! reaches them all, and writers and readers that go on whatever happens.
+//! The rig for tests with several regions: nodes that share one table of expiring leases, a directory that
+//! reaches them all, and writers and readers that run throughout.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -33,8 +33,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 type RegionRef = ActorRef<RegionMessage<Sum>>;
 type Regions = Arc<Mutex<BTreeMap<String, (Arc<str>, RegionRef)>>>;
 
-/// Stands for a directory that reaches all regions: asks where the shard is placed, or where a region has
-/// pointed to.
+/// A substitute for a directory that reaches all regions. It asks the node where the shard is placed, or the
+/// owner that a region has named.
 struct Router;
 
 #[derive(Clone)]
@@ -106,11 +106,11 @@ pub(super) struct Cluster {
     pub(super) leases: Arc<Leases>,
     pub(super) nodes: BTreeMap<String, Node>,
     pub(super) draining: BTreeSet<String>,
-    /// Nodes that have said that they cannot hold leases.
+    /// Nodes that have reported that they cannot hold leases.
     pub(super) unable: Arc<Mutex<BTreeSet<String>>>,
-    /// Nodes that neither see others nor are seen.
+    /// Nodes that cannot reach others and that others cannot reach.
     pub(super) hidden: BTreeSet<String>,
-    /// Nodes that see all others, but the front.
+    /// Nodes that can reach all others except the front. The front cannot reach them either.
     pub(super) blind: BTreeSet<String>,
     pub(super) regions: Regions,
     view: watch::Sender<Arc<View>>,
@@ -166,7 +166,7 @@ impl Cluster {
         }
     }
 
-    /// The view of `me` (`front` is not a node of its own here).
+    /// Returns the view of `me` (`front` is not a node of its own here).
     pub(super) fn view_of(&self, me: &str) -> Arc<View> {
         let seen = |name: &&String| {
             let cut = me == "front" && self.blind.contains(*name);
@@ -259,7 +259,7 @@ impl Cluster {
         self.nodes.insert(name.into(), Node { owner, region, journal, view, health });
         self.publish();
         if self.view_of(name).get("front").is_some() {
-            // It was not able to be of use before it saw the front, and says so now.
+            // The node reported itself as unable before it reached the front. Wait for its new report.
             until("able", async || !self.unable.lock().unwrap().contains(name)).await;
             self.publish();
         }
@@ -275,16 +275,16 @@ impl Cluster {
         node
     }
 
-    /// As SIGKILL does: nothing is handed over.
+    /// Ends a node as SIGKILL does: nothing is handed over.
     pub(super) async fn kill(&mut self, name: &str) {
         let node = self.forget(name);
-        // As if the machine were gone: nothing that it sends arrives any more.
+        // Cut the node off from the database too, as if the machine were gone.
         self.leases.cut.lock().unwrap().insert(node.owner.to_string());
         node.region.kill_and_wait(None).await.expect("dead");
         node.journal.kill_and_wait(None).await.expect("dead");
     }
 
-    /// As SIGTERM does.
+    /// Stops a node as SIGTERM does.
     pub(super) async fn leave(&mut self, name: &str) {
         self.draining.insert(name.into());
         self.publish();
@@ -293,7 +293,7 @@ impl Cluster {
         let node = self.forget(name);
         let kept = async || (0..self.shards).any(|n| self.leases.owner(n).as_deref() == Some(&*node.owner));
         if self.leases.slow.load(Ordering::SeqCst) {
-            // What was not released in time runs out.
+            // Leases that were not released in time expire.
             until("its leases are free", async || !kept().await).await;
         } else {
             assert!(!kept().await, "a lease was kept");
@@ -304,7 +304,7 @@ impl Cluster {
         status_of(&self.nodes[name].region).await.expect("an answer")
     }
 
-    /// The shards that a node serves.
+    /// Returns the shards that a node serves.
     pub(super) async fn served(&self, name: &str) -> Vec<ShardNo> {
         let status = self.status(name).await;
         let serving = status.shards.iter().filter(|shard| shard.state == ShardState::Serving);
@@ -329,19 +329,19 @@ impl Cluster {
                     break;
                 }
                 assert!(Instant::now() < deadline, "{name} has {status:?}");
-                // Whether a region is able has its part in the view.
+                // The view includes whether each region can hold leases.
                 self.publish();
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         }
     }
 
-    /// Asks one region alone for the first entity of a shard.
+    /// Asks one region, and no other, for the first entity of a shard.
     pub(super) async fn ask(&self, name: &str, shard: ShardNo) -> Result<i64, Failure> {
         self.ask_of(name, id_in(shard, self.shards), Op::Read).await
     }
 
-    /// Asks one region alone.
+    /// Sends a request to one region, and no other.
     pub(super) async fn ask_of(&self, name: &str, id: Uuid, op: Op<Sum>) -> Result<i64, Failure> {
         let (reply, answer) = ReplyTo::here();
         let clock = SystemClock;
@@ -355,7 +355,7 @@ impl Cluster {
             reply,
         };
         self.nodes[name].region.send_message(RegionMessage::Ask(Box::new(ask))).expect("alive");
-        // A shard that ends with the question in hand answers nothing.
+        // A shard that ends while it holds the request sends no answer.
         answer.await.unwrap_or(Err(Failure::Unknown))
     }
 }
@@ -367,12 +367,12 @@ pub(super) async fn status_of(region: &RegionRef) -> Option<RegionStatus> {
     }
 }
 
-/// The first id of that shard.
+/// Returns the first id of the shard.
 pub(super) fn id_in(shard: ShardNo, shards: u16) -> Uuid {
     ids_in(shard, shards).next().expect("one of them")
 }
 
-/// The ids of that shard.
+/// Returns the ids of the shard.
 pub(super) fn ids_in(shard: ShardNo, shards: u16) -> impl Iterator<Item = Uuid> {
     (0..).map(Uuid::from_u128).filter(move |id| shard_of(*id, shards) == shard)
 }
@@ -385,10 +385,10 @@ pub(super) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// Writers and readers of one entity per shard, who check what they are told.
+/// Writers and readers of one entity per shard, which check their answers.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
-    /// By shard, how many writes were acknowledged.
+    /// The number of acknowledged writes, by shard.
     pub(super) acknowledged: Vec<Arc<AtomicUsize>>,
     tasks: Vec<tokio::task::JoinHandle<Vec<Duration>>>,
 }
@@ -430,7 +430,7 @@ impl Load {
         Load { stop, acknowledged: all, tasks }
     }
 
-    /// How long each request took, in order.
+    /// Stops the load. Returns how long each request took, in ascending order.
     pub(super) async fn end(self) -> Vec<Duration> {
         self.stop.store(true, Ordering::SeqCst);
         let mut took = Vec::new();
@@ -442,7 +442,7 @@ impl Load {
     }
 }
 
-/// Looks at all regions in turn. Once an epoch was seen served, no smaller one is ever believed again.
+/// Reads the status of all regions in turn. After an epoch was seen serving, no smaller epoch may serve.
 pub(super) fn watch_epochs(regions: Regions) -> (Arc<AtomicBool>, tokio::task::JoinHandle<usize>) {
     let stop = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&stop);

@@ -1,4 +1,4 @@
-//! A commit that hangs, and changes that have nothing to do with it.
+//! A commit that hangs must not delay unrelated changes.
 
 use super::*;
 
@@ -27,7 +27,8 @@ async fn a_commit_that_hangs_holds_up_no_other_change() {
     let hung = write(&rig, 1);
     until_hung(&rig, 1).await;
     rig.store.hold.store(false, Ordering::SeqCst);
-    // Fewer than a further transaction wants: of the same shard as the one that hangs, and of others.
+    // Too few changes to start a further transaction by their number: in the shard of the hung commit, and in
+    // others.
     for n in 2..=6 {
         assert_eq!(write(&rig, n).await.expect("no panic"), Ok(1), "change {n}");
     }
@@ -45,7 +46,7 @@ async fn no_more_transactions_start_than_may_be_in_flight() {
     writes.push(write(&rig, 2));
     until_hung(&rig, 2).await;
     writes.extend((3..=9).map(|n| write(&rig, n)));
-    // Nothing is to happen in this time, so there is no condition to await.
+    // Nothing must happen in this time, so there is no condition to wait for.
     tokio::time::sleep(BATCH_WAIT * 10).await;
     assert_eq!(rig.store.held.load(Ordering::SeqCst), 2, "two may be in flight");
     rig.store.hold.store(false, Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! What a region bounds: lists at the same time, and how long one statement about leases may take.
+//! The limits of a region: concurrent lists, and the duration of one statement about leases.
 
 use super::*;
 
@@ -24,7 +24,7 @@ async fn more_lists_at_once_than_allowed_are_turned_away() {
     assert_eq!(rig.asker.query(&ctx(5_000), || ()).await, Ok(0), "its place is free again");
 }
 
-/// A statement that is never answered must not keep the region from the next one.
+/// A statement that is never answered must not delay the next one for ever.
 #[tokio::test]
 async fn a_statement_about_leases_that_hangs_is_given_up_and_repeated() {
     let rig = rig(ROOMY, 100).await;
@@ -33,7 +33,7 @@ async fn a_statement_about_leases_that_hangs_is_given_up_and_repeated() {
     for (n, hang) in hangs.into_iter().enumerate() {
         hang.store(true, Ordering::SeqCst);
         if n == 0 {
-            // Only who has no lease takes one: the shard dies, and takes its lease anew.
+            // Only a shard without a lease takes one: the shard dies, and takes its lease again.
             let killed = rig.asker.write(&ctx(30), ID, 666).await;
             assert_eq!(killed.map_err(|e| e.code), Err(ErrorCode::OutcomeUnknown));
         }
@@ -43,7 +43,7 @@ async fn a_statement_about_leases_that_hangs_is_given_up_and_repeated() {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), hung).await.expect("a statement hangs");
-        // Longer than a lease: it has run out, unless another statement came after the one that hangs.
+        // Longer than the lease lasts. The lease has expired, unless another statement followed the hung one.
         tokio::time::sleep(Duration::from_millis(600)).await;
         assert_eq!(rig.asker.read(&ctx(10_000), ID).await, Ok(5), "statement {n}");
     }

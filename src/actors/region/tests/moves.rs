@@ -1,4 +1,4 @@
-//! What becomes of shards while nodes come, go, drain, flap and lose sight of each other and of the database.
+//! Shards while nodes join, leave, drain, flap, and lose contact with each other and with the database.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,21 +28,21 @@ async fn whatever_the_nodes_do_each_shard_has_one_owner_and_loses_nothing() {
             _ if !here => cluster.start(name).await,
             0 if others => cluster.kill(name).await,
             1 | 2 if others => cluster.leave(name).await,
-            // A session that ends and comes back.
+            // A session that ends and reconnects.
             3 => {
                 cluster.hidden.insert(name.into());
                 cluster.publish();
                 tokio::time::sleep(Duration::from_millis(rng.u64(..500))).await;
                 cluster.hidden.remove(name);
             }
-            // A way to the database that is cut, for shorter or longer than leases hold.
+            // A lost connection to the database, for shorter or longer than leases last.
             4 => {
                 let owner = cluster.nodes[name].owner.to_string();
                 cluster.leases.cut.lock().unwrap().insert(owner.clone());
                 tokio::time::sleep(Duration::from_millis(rng.u64(..500))).await;
                 cluster.leases.cut.lock().unwrap().remove(&owner);
             }
-            // A node that is cut off from everything, as one that is paused: it must not answer stale.
+            // A node that is cut off from everything, like a paused one. It must not give stale answers.
             5 | 6 if others => {
                 let owner = cluster.nodes[name].owner.to_string();
                 cluster.leases.cut.lock().unwrap().insert(owner.clone());
@@ -134,7 +134,7 @@ async fn orphans_are_taken_when_their_leases_run_out_and_nothing_is_asked_while_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_sees_no_front_leaves_its_shards_to_others_until_one_is_in_sight() {
     let mut cluster = Cluster::new(8, times(300)).await;
-    // No front yet: nothing is taken, so nothing has to be given up again.
+    // No front is reachable yet: nothing is taken, so nothing has to be given up again.
     cluster.hidden.insert("front".into());
     cluster.start("patient-1").await;
     assert!(cluster.status("patient-1").await.shards.is_empty());
@@ -144,7 +144,7 @@ async fn who_sees_no_front_leaves_its_shards_to_others_until_one_is_in_sight() {
     cluster.start("patient-2").await;
     cluster.settled().await;
 
-    // A glance away is shorter than the grace, and changes nothing.
+    // A loss of contact shorter than the grace period changes nothing.
     let epochs = cluster.status("patient-1").await;
     cluster.hidden.insert("patient-1".into());
     cluster.nodes["patient-1"].view.send_replace(cluster.view_of("patient-1"));
@@ -154,7 +154,8 @@ async fn who_sees_no_front_leaves_its_shards_to_others_until_one_is_in_sight() {
     cluster.nodes["patient-1"].view.send_replace(cluster.view_of("patient-1"));
     until("as before", async || cluster.status("patient-1").await == epochs).await;
 
-    // It still reaches the database, and renews; only that it is alone makes it give up.
+    // The node still reaches the database and renews its leases. It gives up only because no front is
+    // reachable.
     cluster.hidden.insert("patient-1".into());
     cluster.publish();
     until("all are served elsewhere", async || cluster.served("patient-2").await.len() == 8).await;
@@ -200,7 +201,7 @@ async fn who_does_not_serve_a_shard_names_the_one_who_does() {
     let second = owner(&cluster, "patient-2");
     assert_eq!(cluster.ask("patient-1", shard).await, Err(Failure::NotServing(second.clone())));
 
-    // Placed on the one, and still held by the other, who does not know yet.
+    // The shard is placed on the first node, but the second node still holds it and has not seen that view.
     let mine = member("patient-1", owner(&cluster, "patient-1").expect("one"), NodeRole::Patient, false);
     let theirs = member("patient-2", second.clone().expect("one"), NodeRole::Patient, true);
     let front = member("front", "front#1".into(), NodeRole::Front, false);

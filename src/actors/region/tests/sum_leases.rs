@@ -1,4 +1,4 @@
-//! Leases that do not run out, beside the sums.
+//! Leases that never expire, in the store of the sums.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What a node may answer from memory: only what nobody else can have changed, whatever becomes of its leases,
-//! of the answers to its renewals, and of the database's clock.
+//! A node may answer from memory only what no other node can have changed. This must hold whatever happens to
+//! its leases, to the answers to its renewals, and to the database's clock.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ fn add(n: i64) -> Op<Sum> {
     })
 }
 
-/// Two nodes, each with the shards that are placed on it.
+/// Creates two nodes, each of which serves the shards placed on it.
 async fn two_nodes(ttl_ms: u64) -> Cluster {
     let mut cluster = Cluster::new(SHARDS, times(ttl_ms)).await;
     cluster.start("patient-1").await;
@@ -37,7 +37,7 @@ async fn two_nodes(ttl_ms: u64) -> Cluster {
 }
 
 impl Cluster {
-    /// From now on the node does not reach the database, or does again.
+    /// Cuts the node off from the database, or reconnects it.
     fn cut(&self, name: &str, is_cut: bool) {
         let (owner, mut cut) = (self.nodes[name].owner.to_string(), self.leases.cut.lock().unwrap());
         match is_cut {
@@ -46,7 +46,7 @@ impl Cluster {
         };
     }
 
-    /// Shows `name` a cluster without `other`, which does not notice.
+    /// Gives `name` a view without `other`. The view of `other` stays unchanged.
     fn hide_from(&mut self, name: &str, other: &str) {
         self.hidden.insert(other.into());
         self.nodes[name].view.send_replace(self.view_of(name));
@@ -62,7 +62,7 @@ async fn what_another_owner_wrote_while_a_new_epoch_was_awaited_is_read() {
     let unknown = ids_in(shard, SHARDS).nth(1).expect("another one");
     assert_eq!(cluster.ask_of("patient-1", remembered, add(1)).await, Ok(1));
 
-    // The answer to a commit is lost, and the shard waits for a new epoch, which is not to be had.
+    // The answer to a commit is lost. The shard waits for a new epoch, which it cannot get.
     cluster.cut("patient-1", true);
     cluster.sums.lose_answer.store(true, Ordering::SeqCst);
     assert_eq!(cluster.ask_of("patient-1", unknown, add(1)).await, Err(Failure::Unknown));
@@ -85,7 +85,7 @@ async fn what_another_owner_wrote_while_a_new_epoch_was_awaited_is_read() {
     cluster.settled().await;
 }
 
-/// A new epoch whose answer was lost is asked for again, and nothing in memory is given up for it.
+/// A new epoch whose answer was lost is requested again, and nothing is dropped from memory because of that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_epoch_whose_answer_was_lost_is_had_all_the_same() {
     let cluster = two_nodes(1_500).await;
@@ -178,8 +178,8 @@ async fn a_step_of_the_databases_clock_backwards_keeps_no_orphan() {
     assert!(after < cluster.times.ttl * 4 / 3, "{after:?}");
 }
 
-/// What a failover costs: the rest of the time to live, and the pause between two looks. Never less, or a holder
-/// might still answer from memory.
+/// A failover takes the rest of the time to live and the pause between two reads of the leases. It never
+/// takes less, because the holder might still answer from memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_orphan_is_taken_a_time_to_live_after_its_last_renewal_and_little_later() {
     let mut cluster = two_nodes(1_500).await;

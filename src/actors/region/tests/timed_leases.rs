@@ -1,4 +1,4 @@
-//! Leases in memory, with a clock of the database's that may step.
+//! Leases in memory, with a database clock that may step.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
@@ -34,25 +34,25 @@ impl Row {
     }
 }
 
-/// Leases in memory; the commits of `SumStore` are fenced by them.
+/// Leases in memory. They fence the commits of `SumStore`.
 pub(super) struct Leases {
     pub(super) sums: Arc<SumStore>,
     pub(super) rows: Mutex<HashMap<ShardNo, Row>>,
-    /// Owners who do not reach the database.
+    /// Owners that cannot reach the database.
     pub(super) cut: Mutex<HashSet<String>>,
-    /// The next renewal of this owner hangs for so long.
+    /// The next renewal of this owner hangs for this long.
     pub(super) hang: Mutex<Option<(String, Duration)>>,
-    /// The next refence happens, and its answer is lost.
+    /// The next re-fence is carried out, but its answer is lost.
     pub(super) lose_refence: AtomicBool,
     pub(super) takes: AtomicUsize,
     pub(super) refences: AtomicUsize,
     pub(super) renewals: AtomicUsize,
     pub(super) largest_release: AtomicUsize,
-    /// For each lease that was taken from a holder that had not released it: how long after its last renewal.
+    /// The time since the last renewal, for each lease that was taken without a release.
     pub(super) takeovers: Mutex<Vec<Duration>>,
     pub(super) slow: AtomicBool,
     began: Instant,
-    /// How far the database's clock has stepped.
+    /// How far the database's clock has stepped, in microseconds.
     stepped_us: AtomicI64,
 }
 
@@ -89,12 +89,12 @@ impl Leases {
         }
     }
 
-    /// The database's wall clock.
+    /// Returns the time of the database's wall clock.
     fn now_us(&self) -> i64 {
         micros(self.began.elapsed()) + self.stepped_us.load(Ordering::SeqCst)
     }
 
-    /// The database's wall clock steps by `seconds`.
+    /// Steps the database's wall clock by `seconds`.
     pub(super) fn step(&self, seconds: i64) {
         self.stepped_us.fetch_add(seconds * 1_000_000, Ordering::SeqCst);
     }

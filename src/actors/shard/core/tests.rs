@@ -1,9 +1,9 @@
-//! The core under every interleaving a seed can draw, beside a model of the database whose history is
+//! The core under any interleaving that a seed can produce, beside a model of the database whose history is
 //! the truth. `HYGEIA_SEED=n` replays one seed.
 //!
-//! Checked: every request is answered exactly once; every answer is true of the database at some moment
-//! between its question and itself (linearizability per patient: the database's commits are the
-//! linearization points); every acknowledged change was committed in that time, exactly once.
+//! Checked: every request is answered exactly once. Every answer is true of the database at some moment
+//! between request and answer (linearizability per patient; the commits are the linearization points). Every
+//! acknowledged change was committed in that time, exactly once.
 
 mod epochs;
 mod tenure;
@@ -31,7 +31,7 @@ use crate::store::PatientAppend;
 
 type Ticket = usize;
 
-/// How long a lease holds.
+/// How long a lease lasts.
 const LEASE: u64 = 50;
 
 /// In microseconds.
@@ -41,18 +41,18 @@ struct SimWorld {
     mono: Cell<u64>,
     lease_until: Cell<u64>,
     ids: Cell<u128>,
-    /// How far civil time has jumped, in microseconds.
+    /// How far civil time has stepped, in microseconds.
     jumped: Cell<i64>,
     flaw: Flaw,
 }
 
-/// What is wrong on purpose, to see it found out.
+/// A deliberate fault, which the check must detect.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flaw {
     None,
-    /// The holder believes in its lease for ever.
+    /// The holder relies on its lease for ever.
     Blind,
-    /// Any new epoch is passed off as the next one, so that the shard keeps its memory.
+    /// Any new epoch is presented as the next one, so that the shard keeps its memory.
     AnyEpochIsNext,
 }
 
@@ -78,11 +78,11 @@ impl World for SimWorld {
     }
 }
 
-/// The database: one lease row, and per patient every state it ever had with the step it came in.
+/// The database: one lease row, and for each patient every state with the step at which it was committed.
 #[derive(Default)]
 struct Db {
     epoch: i64,
-    /// When the lease of this shard runs out. It is believed no longer than this.
+    /// When the lease of this shard expires. The holder relies on it no longer than this.
     lease_until: u64,
     history: BTreeMap<Uuid, Vec<(u64, PatientState)>>,
     events: BTreeMap<Uuid, Vec<(u64, RecordedEvent)>>,
@@ -127,7 +127,7 @@ impl Db {
         Loaded { state: self.state(id), applied }
     }
 
-    /// Whether `fits` held of the patient at some moment from step `from` to step `to`.
+    /// Returns whether `fits` held for the patient at some moment from step `from` to step `to`.
     fn held(&self, id: Uuid, from: u64, to: u64, fits: impl Fn(&PatientState) -> bool) -> bool {
         let history = self.history.get(&id).map(Vec::as_slice).unwrap_or_default();
         let at_start = history.iter().rev().find(|(step, _)| *step <= from);
@@ -148,7 +148,7 @@ enum InFlight {
         done: Option<AppendOutcome>,
         told: bool,
     },
-    /// A new epoch is asked for; then the new lease, and when it runs out.
+    /// A new epoch is requested. When done, holds the epoch and the expiry of the lease.
     Refence {
         done: Option<(Epoch, u64)>,
     },
@@ -159,7 +159,7 @@ struct Question {
     op: Op<Patients>,
     asked: u64,
     answer: Option<(u64, Result<PatientReply, Failure>)>,
-    /// Civil time at the answer.
+    /// Civil time of the answer.
     answered_at: Timestamp,
 }
 
@@ -235,7 +235,7 @@ impl Sim {
             }
             self.collect();
         }
-        // Everything under way ends: then nobody may still be waiting.
+        // Everything in progress ends. After that, no request may still be waiting.
         while !self.in_flight.is_empty() {
             self.step += 1;
             self.progress();
@@ -272,7 +272,7 @@ impl Sim {
         let command = match self.rng.u32(0..9) {
             0..4 => return Op::Read,
             4 => PatientCommand::Patch(PatientPatch {
-                // One in four changes nothing.
+                // One patch in four changes nothing.
                 name: (self.rng.u32(0..4) > 0).then_some(d.name),
                 address: self.rng.bool().then_some(d.address),
                 ..PatientPatch::default()
@@ -303,8 +303,8 @@ impl Sim {
         })
     }
 
-    /// A change under a key that was asked before, asked again by its caller as if for the first time; or
-    /// another one under the same key.
+    /// Returns an earlier keyed change, sent again as if for the first time, or another change under the same
+    /// key.
     fn keyed(&mut self) -> Option<(Uuid, Write<Patients>)> {
         let keyed: Vec<_> = self
             .questions
@@ -325,7 +325,7 @@ impl Sim {
         Some((id, write))
     }
 
-    /// Something in flight goes one step on: the database acts, or the shard is told.
+    /// Advances something in flight by one step: the database acts, or the shard gets the result.
     fn progress(&mut self) {
         if self.in_flight.is_empty() {
             return;
@@ -340,7 +340,7 @@ impl Sim {
                 });
             }
             InFlight::Append { id, told: told @ false, done: None, .. } if lost_answer => {
-                // The shard hears that nothing is known, and the transaction is still on its way.
+                // The shard gets an unknown outcome while the transaction is still on its way.
                 *told = true;
                 let unknown = store::Error::Unknown("drawn".into());
                 let (id, unknown) = (*id, Err(NotCommitted::Store(unknown)));
@@ -382,7 +382,7 @@ impl Sim {
                 self.core.appended(id, result, &self.world);
             }
             InFlight::Refence { done: Some((epoch, until)) } => {
-                // The region hands over epoch and lease in one message.
+                // The region passes epoch and lease in one message.
                 self.world.lease_until.set(until);
                 let next = Epoch(self.core.epoch.0 + 1);
                 let told = if self.world.flaw == Flaw::AnyEpochIsNext { next } else { epoch };
@@ -441,7 +441,7 @@ fn any_interleaving_is_linearizable_and_answered_once() {
     }
 }
 
-/// The check above can fail: a holder that goes on believing in its lease is found out, and so is memory that outlives
+/// The check can fail: it detects a holder that keeps relying on an expired lease, and memory that survives
 /// another owner's tenure.
 #[test]
 fn a_shard_that_ignores_its_lease_or_a_gap_in_its_epochs_is_caught() {

@@ -1,4 +1,4 @@
-//! New epochs, step by step: what is kept over one, what is not, and what waits for it.
+//! New epochs, step by step: what survives one, what does not, and which requests wait for it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::domain::patient::Patient;
 
 type Answer = Result<PatientReply, Failure>;
 
-/// A core with what it has done: the answers by ticket, and what it wants of the world.
+/// A core with its results: the answers by ticket, and the effects that it requests.
 struct Stage {
     core: Core<Patients, Ticket>,
     world: SimWorld,
@@ -71,7 +71,7 @@ impl Stage {
         ticket
     }
 
-    /// Asks for an entity that is not in memory, and loads it.
+    /// Reads an entity that is not in memory, and loads it.
     fn load(&mut self, id: Uuid, version: i64) -> i64 {
         let ticket = self.ask(id, Op::Read);
         self.end_load(id, version);
@@ -88,7 +88,7 @@ impl Stage {
         self.collect();
     }
 
-    /// A change whose commit ends without an outcome: the shard asks for a new epoch.
+    /// Makes a change whose commit ends with an unknown outcome, so that the shard requests a new epoch.
     fn lose_an_answer(&mut self, id: Uuid) {
         self.load(id, 1);
         self.ask(id, change());
@@ -156,7 +156,7 @@ fn an_epoch_that_is_not_the_next_one_ends_what_was_remembered_loaded_and_awaited
         stage.end_load(id(3), 1);
         assert!(stage.is_not_serving(loading), "it may have been read before the other owner's change");
         assert!(stage.lost, "the region is told, for a new incarnation to begin with an empty memory");
-        // The commit was made or not whatever became of the lease; what comes after it is not known.
+        // The result of the commit does not depend on the lease. The state after it is not known.
         stage.end_append(id(4), Ok(AppendOutcome::Committed));
         assert_eq!(stage.version_told(committing), 2);
         assert!(stage.is_not_serving(behind), "{:?}", stage.answers.get(&behind));

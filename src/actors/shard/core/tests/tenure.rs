@@ -1,14 +1,14 @@
-//! Whose the shard is in the simulation: renewals, another owner, new incarnations.
+//! The ownership of the shard in the simulation: renewals, another owner, new incarnations.
 
 use uuid::Uuid;
 
 use super::*;
 
 impl Sim {
-    /// The region renews the lease.
+    /// Renews the lease, as the region does.
     pub(super) fn renew(&mut self) {
         let had = |flight: &InFlight| matches!(flight, InFlight::Refence { done: Some(_) });
-        // Under an epoch that the shard does not know of yet there is nothing to renew for it.
+        // There is nothing to renew while the shard does not know its new epoch.
         if !self.lost && !self.in_flight.iter().any(had) {
             self.db.lease_until = self.world.mono.get() + LEASE;
             self.world.lease_until.set(self.db.lease_until);
@@ -19,13 +19,13 @@ impl Sim {
         self.in_flight.iter().any(|flight| matches!(flight, InFlight::Refence { done: None }))
     }
 
-    /// Another owner takes the shard once the lease has run out, and changes something.
+    /// Lets another owner take the shard after the lease has expired, and change something.
     pub(super) fn other_owner_takes(&mut self) {
         if self.world.mono.get() < self.db.lease_until {
             if !self.awaits_epoch() {
                 return;
             }
-            // The node does not reach the database, and the lease runs out.
+            // The node cannot reach the database, so the lease expires.
             self.world.mono.set(self.db.lease_until);
         }
         self.lost = true;
@@ -66,7 +66,7 @@ impl Sim {
         }
     }
 
-    /// The shard ends as it should, and a new incarnation serves under a new epoch.
+    /// Ends the shard in order, and starts a new incarnation under a new epoch.
     pub(super) fn stop_and_start_again(&mut self) {
         self.core.stop_serving();
         self.collect();
@@ -75,7 +75,7 @@ impl Sim {
             self.progress();
             self.collect();
         }
-        // What is still in flight for the old incarnation has nobody to tell any more.
+        // Results that are still in flight for the old incarnation are not delivered any more.
         for flight in &mut self.in_flight {
             if let InFlight::Append { told, .. } = flight {
                 *told = true;

@@ -1,4 +1,4 @@
-//! Whether every answer is true of the database at some moment between its question and itself.
+//! Checks that every answer is true of the database at some moment between request and answer.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl Sim {
         Ok(())
     }
 
-    /// The events of the question's command, with the steps they came in.
+    /// Returns the events of the question's command, with the steps at which they were committed.
     pub(super) fn events_of(
         &self,
         question: &Question,
@@ -63,10 +63,10 @@ impl Sim {
         let answer = &reply.patient;
         let mine = self.events_of(question, write);
         let [(step, recorded)] = *mine else { return false };
-        // A repeated question may find what its first asking did, before it was asked again.
+        // A repeated request may find the change of its first attempt, made before the repetition.
         let repeated = write.maybe_done || write.conditions.fingerprint.is_some();
         let in_time = *step <= answered && (repeated || *step >= question.asked);
-        // Every answer to one command is the first one, and the change is what was asked for.
+        // Every answer to a command is the first one, and the change is the requested one.
         let same = recorded.event.patient() == answer && recorded.fingerprint == write.conditions.fingerprint;
         let mut before = self.db.events[&question.id].iter().map(|(_, e)| e.event.patient());
         let before = before.rfind(|p| p.version == answer.version - 1);
@@ -81,7 +81,7 @@ impl Sim {
             PatientCommand::Restrict(restricted) => answer.restricted == *restricted,
             PatientCommand::Delete => true,
         };
-        // What was made before the question came is told as that.
+        // A change made before the request is reported as `Made::Before`.
         let told = reply.made == Made::Before || *step >= question.asked;
         in_time && same && as_asked && told
     }
@@ -96,7 +96,7 @@ impl Sim {
         let held =
             |fits: &dyn Fn(&PatientState) -> bool| self.db.held(question.id, question.asked, answered, fits);
         let mine = self.events_of(question, write);
-        // What was done under the key before is told, whatever holds of the patient now.
+        // A change made earlier under the key is reported, whatever the current state of the patient.
         let not_done = !mine.iter().any(|(step, _)| {
             *step < question.asked && (write.maybe_done || write.conditions.fingerprint.is_some())
         });
@@ -112,7 +112,7 @@ impl Sim {
                 not_done && held(&other)
             }
             Refused::EmailTaken => true,
-            // Every caller here may.
+            // Every caller here has access.
             Refused::Restricted => false,
             Refused::KeyReused => mine
                 .iter()
@@ -124,7 +124,8 @@ impl Sim {
     }
 }
 
-/// Whether the command leaves `patient` as it is. Of all that is asked here only patches do: names are never the same.
+/// Returns whether the command leaves `patient` unchanged. Only patches can, because names are never
+/// repeated.
 fn changes_nothing(write: &Write<Patients>, patient: &Patient) -> bool {
     let PatientCommand::Patch(patch) = &write.command else { return false };
     let same = |new: &Option<Box<str>>, old: &str| new.as_deref().is_none_or(|new| new == old);
@@ -133,7 +134,7 @@ fn changes_nothing(write: &Write<Patients>, patient: &Patient) -> bool {
         && same(&patch.address, &patient.details.address)
 }
 
-/// The check is about something: the seeds come to every refusal and to answers given again.
+/// The check has cases: the seeds reach every refusal and every repeated answer.
 #[test]
 fn the_seeds_reach_what_is_checked() {
     let mut reached = BTreeSet::new();
