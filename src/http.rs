@@ -60,6 +60,7 @@ mod shown;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod timer;
 mod users;
 
 use std::future::Future;

@@ -16,7 +16,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinSet;
@@ -25,6 +25,7 @@ use tower::Service;
 
 use super::client_address::Peer;
 use super::seats::{self, Arriving, Room, Seat, Seats};
+use super::timer::SecondLook;
 use super::{Error, Settings};
 
 /// Pause after a failed accept. The usual cause is a lack of file descriptors, and retrying at once would
@@ -183,7 +184,7 @@ fn connected(socket: TcpListener, most: usize) -> Vec<(TcpStream, SocketAddr)> {
 fn protocol(settings: &Settings) -> http1::Builder {
     let mut server = http1::Builder::new();
     server
-        .timer(TokioTimer::new())
+        .timer(SecondLook)
         .header_read_timeout(Duration::from_millis(settings.header_timeout_ms))
         .max_headers(settings.headers_max)
         .max_header_size(settings.header_max_bytes)

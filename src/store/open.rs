@@ -30,7 +30,8 @@ pub struct Settings {
     pub read_connections_max: u32,
     /// How long `open` tries to reach PostgreSQL.
     pub connect_timeout_ms: u64,
-    /// How long a call waits for a free connection or, in SQLite, for its turn to write.
+    /// How long a call waits for a free connection or, in SQLite, for its turn to write. Opening a connection to
+    /// PostgreSQL may take twice as long; it then serves the next call.
     pub acquire_timeout_ms: u64,
     /// How long a statement may run before PostgreSQL cancels it. The caller waits half a second longer for
     /// the answer.

@@ -34,15 +34,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::migrate::Migrator;
-use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgRow};
 use sqlx::query::Query;
-use sqlx::{Connection, FromRow, PgPool, Postgres, Row};
+use sqlx::{Connection, FromRow, Postgres, Row};
 use tokio::time::{Instant, timeout};
 
 use self::connect::Connector;
 use self::fault::{Failure, Intent};
-use self::lanes::Lanes;
+use self::lanes::{Checkout, Lanes};
 use super::open::{AppliedMigration, Schema, Settings, Use, compare_schema, ms};
 use super::trimming::Trimming;
 use super::{AUDIT_BATCHES_MAX, Error, Result, Store};
@@ -52,30 +51,27 @@ static MIGRATOR: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How much longer than `statement_timeout_ms` the client waits for an answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(500);
-/// A connection that has been idle for longer is pinged before use, so that a server restart between two
-/// calls does not make the outcome of the second call unknown.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Connections for leases: one for each kind may wait for a commit in flight while the others renew.
-const LEASE_CONNECTIONS: u32 = 4;
+const LEASE_CONNECTIONS: usize = 4;
 /// Connections for the followers of the commits: bridge, relay and analytics, each with one read and one
 /// write in flight.
-const FOLLOWER_CONNECTIONS: u32 = 6;
+const FOLLOWER_CONNECTIONS: usize = 6;
 /// Connections for the audit of reads. A reply waits until its audit entry is durable, so these writes must
 /// not wait behind anything, not even behind a batch whose journal has died.
 const AUDIT_CONNECTIONS: usize = AUDIT_BATCHES_MAX + 1;
-/// The pause between two attempts to reach the server at start.
+/// The pause between two attempts to reach a server that is being started.
 const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 type PgQuery<'q> = Query<'q, Postgres, PgArguments>;
 
 /// The store, with its connections.
 pub(super) struct PostgresStore {
-    pool: PgPool,
-    leases: PgPool,
+    shared: Lanes,
+    leases: Lanes,
     patient_commits: Lanes,
     account_commits: Lanes,
     audits: Lanes,
-    followers: PgPool,
+    followers: Lanes,
     answer_timeout: Duration,
     trimming: Trimming,
     queues: outbox::Queues,
@@ -91,17 +87,19 @@ impl PostgresStore {
     /// As `super::open`.
     pub(super) async fn open(options: &PgConnectOptions, settings: &Settings, by: Use) -> Result<Self> {
         let connector = Connector::new(options, settings);
+        // A read of the followers passes the rows to leave out as a long array. Only a plan made for the actual
+        // values looks rows up in that array by hash, and the cost of planning is small beside a bulk read.
+        let following = connector.with([("plan_cache_mode", "force_custom_plan")]);
+        let lanes = |connector: &Connector, lanes_max: usize| {
+            Lanes::new(connector.clone(), lanes_max, ms(settings.acquire_timeout_ms))
+        };
         let store = PostgresStore {
-            pool: connector.pool(settings, shared_connections(settings)),
-            leases: connector.pool(settings, LEASE_CONNECTIONS),
-            patient_commits: commits(&connector, settings),
-            account_commits: commits(&connector, settings),
-            audits: Lanes::new(connector.clone(), AUDIT_CONNECTIONS, ms(settings.acquire_timeout_ms)),
-            // A read passes the rows to leave out as a long array. Only a plan made for the actual values
-            // looks rows up in that array by hash, and the cost of planning is small beside a bulk read.
-            followers: connector
-                .with([("plan_cache_mode", "force_custom_plan")])
-                .pool(settings, FOLLOWER_CONNECTIONS),
+            shared: lanes(&connector, shared_connections(settings)),
+            leases: lanes(&connector, LEASE_CONNECTIONS),
+            patient_commits: lanes(&connector, writers(settings)),
+            account_commits: lanes(&connector, writers(settings)),
+            audits: lanes(&connector, AUDIT_CONNECTIONS),
+            followers: lanes(&following, FOLLOWER_CONNECTIONS),
             answer_timeout: ms(settings.statement_timeout_ms) + ANSWER_GRACE,
             trimming: Trimming::new(),
             queues: outbox::Queues::default(),
@@ -132,7 +130,7 @@ impl PostgresStore {
     async fn reach(&self, settings: &Settings) -> Result<()> {
         let deadline = Instant::now() + ms(settings.connect_timeout_ms);
         loop {
-            let Err(error) = checkout(&self.pool).await else { return Ok(()) };
+            let Err(error) = self.shared.warm().await else { return Ok(()) };
             let hopeless = error.is_refusal();
             let error = error.into_error(Intent::Read);
             if hopeless || Instant::now() + CONNECT_PAUSE > deadline {
@@ -140,6 +138,15 @@ impl PostgresStore {
             }
             tokio::time::sleep(CONNECT_PAUSE).await;
         }
+    }
+
+    /// Opens a connection for each purpose. The first change of a shard that this node has just taken over must
+    /// not wait for one.
+    async fn warm(&self) -> std::result::Result<(), Failure> {
+        let commits = [&self.patient_commits, &self.account_commits];
+        let (patients, accounts) = tokio::join!(commits[0].warm(), commits[1].warm());
+        let (leases, audits) = tokio::join!(self.leases.warm(), self.audits.warm());
+        patients.and(accounts).and(leases).and(audits)
     }
 
     async fn schema(&self) -> Result<Schema> {
@@ -155,14 +162,7 @@ impl PostgresStore {
     }
 
     async fn rows_or_failure(&self, query: PgQuery<'_>) -> std::result::Result<Vec<PgRow>, Failure> {
-        self.rows_over(&self.pool, query).await
-    }
-
-    async fn rows_over(&self, pool: &PgPool, query: PgQuery<'_>) -> std::result::Result<Vec<PgRow>, Failure> {
-        let mut checkout = checkout(pool).await?;
-        let result = within(self.answer_timeout, query.fetch_all(&mut *checkout.connection)).await;
-        checkout.settle(&result);
-        result
+        self.shared.rows(self.answer_timeout, query).await
     }
 
     /// Runs a statement that reads.
@@ -177,30 +177,36 @@ impl PostgresStore {
 
     /// As `write`, over the connections for leases.
     async fn write_lease(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
-        self.rows_over(&self.leases, query).await.map_err(|failure| failure.into_error(Intent::Write))
+        self.leases
+            .rows(self.answer_timeout, query)
+            .await
+            .map_err(|failure| failure.into_error(Intent::Write))
     }
 
     /// As `read`, over the connections of the followers.
     async fn follow(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
-        self.rows_over(&self.followers, query).await.map_err(|failure| failure.into_error(Intent::Read))
+        self.followers
+            .rows(self.answer_timeout, query)
+            .await
+            .map_err(|failure| failure.into_error(Intent::Read))
     }
 
     /// As `write`, over the connections of the followers.
     async fn follow_up(&self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
-        self.rows_over(&self.followers, query).await.map_err(|failure| failure.into_error(Intent::Write))
+        self.followers
+            .rows(self.answer_timeout, query)
+            .await
+            .map_err(|failure| failure.into_error(Intent::Write))
     }
 
     /// Runs a statement that changes rows. Returns the number of rows changed.
     async fn change(&self, query: PgQuery<'_>) -> Result<u64> {
-        self.change_over(&self.pool, query).await
+        self.change_over(&self.shared, query).await
     }
 
-    async fn change_over(&self, pool: &PgPool, query: PgQuery<'_>) -> Result<u64> {
-        let failed = |failure: Failure| failure.into_error(Intent::Write);
-        let mut checkout = checkout(pool).await.map_err(failed)?;
-        let result = within(self.answer_timeout, query.execute(&mut *checkout.connection)).await;
-        checkout.settle(&result);
-        Ok(result.map_err(failed)?.rows_affected())
+    async fn change_over(&self, lanes: &Lanes, query: PgQuery<'_>) -> Result<u64> {
+        let changed = lanes.change(self.answer_timeout, query).await;
+        changed.map_err(|failure| failure.into_error(Intent::Write))
     }
 }
 
@@ -210,7 +216,8 @@ impl Store for PostgresStore {
         if self.settings.migrate_on_start {
             migrate(&self.options, &self.settings).await?;
         }
-        self.check().await.map_err(|error| error.at(&self.settings.url_for_logs()))
+        self.check().await.map_err(|error| error.at(&self.settings.url_for_logs()))?;
+        self.warm().await.map_err(|failure| failure.into_error(Intent::Read))
     }
 
     fn writers(&self) -> usize {
@@ -248,7 +255,7 @@ impl Store for PostgresStore {
             self.patient_commits.close(),
             self.account_commits.close(),
             self.audits.close(),
-            self.pool.close(),
+            self.shared.close(),
             self.leases.close(),
             self.followers.close()
         );
@@ -266,21 +273,8 @@ fn writers(settings: &Settings) -> usize {
 }
 
 /// The number of connections for all calls without connections of their own.
-fn shared_connections(settings: &Settings) -> u32 {
-    let commits = u32::try_from(2 * writers(settings)).unwrap_or(u32::MAX);
-    settings.connections_max.saturating_sub(commits).max(1)
-}
-
-/// Creates the connections of one journal.
-fn commits(connector: &Connector, settings: &Settings) -> Lanes {
-    Lanes::new(connector.clone(), writers(settings), ms(settings.acquire_timeout_ms))
-}
-
-async fn checkout(pool: &PgPool) -> std::result::Result<Checkout, Failure> {
-    match pool.acquire().await {
-        Ok(connection) => Ok(Checkout { connection, clean: false }),
-        Err(error) => Err(Failure::NotSent(error)),
-    }
+fn shared_connections(settings: &Settings) -> usize {
+    (settings.connections_max as usize).saturating_sub(2 * writers(settings)).max(1)
 }
 
 /// Runs the migrations on a connection of their own. Waits for another process that migrates.
@@ -331,30 +325,6 @@ fn clone_of(migrator: &Migrator) -> Migrator {
     Migrator { migrations: migrator.migrations.clone(), ..Migrator::DEFAULT }
 }
 
-/// A connection in use. It is closed unless the call ended cleanly: an interrupted statement may still run,
-/// and its answer must not be taken for that of the next call.
-struct Checkout {
-    connection: PoolConnection<Postgres>,
-    clean: bool,
-}
-
-impl Checkout {
-    fn settle<T>(&mut self, result: &std::result::Result<T, Failure>) {
-        self.clean = match result {
-            Ok(_) => true,
-            Err(failure) => failure.leaves_session_clean(),
-        };
-    }
-}
-
-impl Drop for Checkout {
-    fn drop(&mut self) {
-        if !self.clean {
-            self.connection.close_on_drop();
-        }
-    }
-}
-
 async fn within<T>(
     limit: Duration,
     call: impl Future<Output = std::result::Result<T, sqlx::Error>>,
@@ -378,7 +348,7 @@ impl PostgresStore {
     /// statements.
     async fn begin(&self, begin: &'static str, limit: Duration) -> Result<Transaction> {
         let failed = |failure: Failure| failure.into_error(Intent::Read);
-        let checkout = checkout(&self.followers).await.map_err(failed)?;
+        let checkout = self.followers.checkout().await.map_err(failed)?;
         let mut transaction = Transaction { checkout, limit };
         transaction.batch(begin).await.map_err(failed)?;
         Ok(transaction)
@@ -387,13 +357,13 @@ impl PostgresStore {
 
 impl Transaction {
     async fn batch(&mut self, sql: &'static str) -> std::result::Result<(), Failure> {
-        within(self.limit, sqlx::raw_sql(sql).execute(&mut *self.checkout.connection)).await.map(drop)
+        within(self.limit, sqlx::raw_sql(sql).execute(self.checkout.connection())).await.map(drop)
     }
 
     /// Runs one statement. Nothing is committed before `commit`, so a failure means that the transaction is
     /// aborted.
     async fn rows(&mut self, query: PgQuery<'_>) -> Result<Vec<PgRow>> {
-        within(self.limit, query.fetch_all(&mut *self.checkout.connection))
+        within(self.limit, query.fetch_all(self.checkout.connection()))
             .await
             .map_err(|failure| failure.into_error(Intent::Read))
     }

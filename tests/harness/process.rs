@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use serde_json::Value;
 
 /// How long a condition is awaited before the test fails. Generous: machines are busy.
@@ -100,10 +100,14 @@ impl Process {
         Process { child: command.spawn().expect("the binary runs"), runtime, log_path: log_path.to_owned() }
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal. When this returns after `STOP`, no thread of the process runs any more.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("the process can be signalled");
+        if signal == Signal::STOP {
+            let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOWAIT);
+            stopped.expect("the process stops");
+        }
     }
 
     /// The addresses it has written down, if it has.

@@ -1,9 +1,10 @@
-//! A node that stops for longer than its leases hold, while another takes over: what comes out of it when it
-//! goes on is not older than what the other acknowledged, and it acknowledges nothing that is not kept.
+//! A node that stops and goes on. If another took over meanwhile, what comes out of it is not older than what the
+//! other acknowledged, and it acknowledges nothing that is not kept. No client is taken for slow because the node was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode};
 use serde_json::Value;
@@ -265,5 +266,44 @@ async fn a_node_paused_for_longer_than_its_leases_tells_nothing_stale() {
     for id in &ids {
         through_first.read(id).await;
         assert!(through_first.change(id).await, "the first serves again");
+    }
+}
+
+/// Reads until `answers` answers in all have begun, with what was read before in `seen`.
+async fn answered(stream: &mut TcpStream, seen: &mut Vec<u8>, answers: usize) {
+    let status = b"HTTP/1.1 200 OK\r\n";
+    let reading = async {
+        while seen.windows(status.len()).filter(|part| part == status).count() < answers {
+            let read = stream.read_buf(seen).await.expect("no reset");
+            assert_ne!(read, 0, "the connection was closed");
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("an answer in time");
+}
+
+#[tokio::test]
+async fn a_request_that_came_while_the_node_was_stopped_is_not_taken_for_late() {
+    let limit = Duration::from_secs(2);
+    let site = Site::bare().with("HYGEIA__HTTP__HEADER_TIMEOUT_MS", &limit.as_millis().to_string());
+    let node = site.start().await;
+    let address = node.http_url().trim_start_matches("http://").to_owned();
+    let request = format!("GET /health/live HTTP/1.1\r\nhost: {address}\r\n\r\n");
+    let mut connections = Vec::new();
+    for _ in 0..128 {
+        let mut stream = TcpStream::connect(&address).await.expect("the node");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut seen = Vec::new();
+        answered(&mut stream, &mut seen, 1).await;
+        connections.push((stream, seen));
+    }
+    // The node goes on with the limits of all connections run out, and with a request in each of them.
+    node.pause();
+    for (stream, _) in &mut connections {
+        stream.write_all(request.as_bytes()).await.expect("the kernel takes it");
+    }
+    tokio::time::sleep(limit).await;
+    node.resume();
+    for (mut stream, mut seen) in connections {
+        answered(&mut stream, &mut seen, 2).await;
     }
 }

@@ -5,11 +5,11 @@
 //!   `on` or `remote_apply`, whatever the server, the database, the role or the URL say.
 //! - Every wait is bounded, and no statement is logged.
 
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{ConnectOptions, Connection, PgConnection, PgPool};
+use sqlx::postgres::{PgConnectOptions, PgRow};
+use sqlx::{ConnectOptions, PgConnection};
 
-use super::{TRUSTED_IDLE, column};
-use crate::store::open::{Settings, ms};
+use super::column;
+use crate::store::open::Settings;
 use crate::store::{Error, Result};
 
 /// Runs once in each new session. The weaker values (`off`, `local`, `remote_write`) become `on`; the
@@ -72,24 +72,6 @@ impl Connector {
         let mut connection = self.options.connect().await?;
         make_durable(&mut connection).await?;
         Ok(connection)
-    }
-
-    /// Creates a pool of at most `connections_max` sessions, opened on demand.
-    pub(super) fn pool(&self, settings: &Settings, connections_max: u32) -> PgPool {
-        PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(ms(settings.acquire_timeout_ms))
-            .test_before_acquire(false)
-            .after_connect(|connection, _| Box::pin(make_durable(connection)))
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for > TRUSTED_IDLE {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(self.options.clone())
     }
 }
 

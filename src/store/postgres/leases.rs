@@ -187,7 +187,7 @@ impl LeaseStore for PostgresStore {
         // Two owners that take a row that never existed may both insert its first epoch, and the conflict may
         // be found by the other index, which is not the arbiter. The loser was aborted and finds the row when
         // it tries again.
-        let rows = match self.rows_over(&self.leases, take()).await {
+        let rows = match self.leases.rows(self.answer_timeout, take()).await {
             Err(failure) if failure.sql_state().as_deref() == Some("23505") => {
                 self.write_lease(take()).await?
             }
@@ -235,7 +235,7 @@ impl LeaseStore for PostgresStore {
 
     async fn others(&self, kind: Kind, owner: &str) -> Result<Vec<OthersLease>> {
         let query = sqlx::query(OTHERS).bind(kind.as_str()).bind(owner);
-        let rows = self.rows_over(&self.leases, query).await;
+        let rows = self.leases.rows(self.answer_timeout, query).await;
         rows.map_err(|failure| failure.into_error(Intent::Read))?.iter().map(others_lease).collect()
     }
 

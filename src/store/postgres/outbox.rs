@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
 
-use super::{PostgresStore, checkout, column, decode, limit, within};
+use super::{PostgresStore, column, decode, limit, within};
 use crate::domain::event::OutboxEvent;
 use crate::domain::ids::PatientId;
 use crate::domain::time::Timestamp;
@@ -222,8 +222,8 @@ impl PostgresStore {
             return;
         }
         deleted.store(0, Ordering::Relaxed);
-        let Ok(mut checkout) = checkout(&self.followers).await else { return };
-        let vacuum = sqlx::raw_sql(vacuum).execute(&mut *checkout.connection);
+        let Ok(mut checkout) = self.followers.checkout().await else { return };
+        let vacuum = sqlx::raw_sql(vacuum).execute(checkout.connection());
         let result = within(self.answer_timeout, vacuum).await;
         checkout.settle(&result);
     }

@@ -1,6 +1,6 @@
 //! A commit is on the server's disk before it is acknowledged, whoever configures what.
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
 use super::super::lanes::Lanes;
 use super::super::{ANSWER_GRACE, PostgresStore};
@@ -9,10 +9,6 @@ use crate::store::contract::server::{Database, Durability, Postgres};
 use crate::store::{Error, Settings, Store, Use, migrate, open};
 
 const SETTING: &str = "SELECT current_setting('synchronous_commit')";
-
-async fn of_pool(pool: &PgPool) -> String {
-    sqlx::query(SETTING).fetch_one(pool).await.expect("a session").get(0)
-}
 
 async fn of_lanes(lanes: &Lanes) -> String {
     let rows = lanes.rows(ANSWER_GRACE * 20, sqlx::query(SETTING)).await;
@@ -24,10 +20,9 @@ async fn in_every_session(settings: &Settings) -> Vec<String> {
     let options = settings.url.parse().expect("a URL");
     let store = PostgresStore::open(&options, settings, Use::Serve).await.expect("a store");
     let mut found = Vec::new();
-    for pool in [&store.pool, &store.leases, &store.followers] {
-        found.push(of_pool(pool).await);
-    }
-    for lanes in [&store.patient_commits, &store.account_commits, &store.audits] {
+    let serving = [&store.shared, &store.leases, &store.followers];
+    let writing = [&store.patient_commits, &store.account_commits, &store.audits];
+    for lanes in serving.into_iter().chain(writing) {
         found.push(of_lanes(lanes).await);
     }
     store.close().await;
@@ -95,5 +90,19 @@ async fn a_durable_server_needs_no_permission() {
     migrate(&settings).await.expect("a schema");
     let store = open(&settings, Use::Serve).await.expect("a store");
     store.prepare().await.expect("it keeps what it commits");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_prepared_store_has_a_connection_for_each_purpose_that_a_request_may_need() {
+    let database = Postgres::shared_fast().create_database().await;
+    let settings = on_test_server(database.url());
+    migrate(&settings).await.expect("a schema");
+    let store = open(&settings, Use::Serve).await.expect("a store");
+    store.prepare().await.expect("a database in order");
+    let mut other = PgConnection::connect(database.url()).await.expect("a session");
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'hygeia'";
+    let open: i64 = sqlx::query(count).fetch_one(&mut other).await.expect("a count").get(0);
+    assert_eq!(open, 5, "loads and lists, two journals, leases, audit");
     store.close().await;
 }
